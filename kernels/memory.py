@@ -1,0 +1,40 @@
+"""Arrays aligned to cache lines, and scratchpads that are kept between calls.
+
+A 64-byte vector that straddles two cache lines costs two accesses. NumPy aligns to 16 bytes only, so
+kernels allocate their outputs here. A scratchpad (packed source, packed weights, partial sums) is
+needed only during a call; taking it anew each time would have the system clear its pages each time,
+which costs about as much as filling them, so each thread keeps one for each purpose.
+"""
+
+import math
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ALIGNMENT = 64
+
+_local = threading.local()
+
+
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Like ``np.empty``, with the first item at the start of a cache line."""
+    item = np.dtype(dtype)
+    size = math.prod(shape) * item.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(item).reshape(shape)
+
+
+def scratchpad(purpose: str, size: int) -> npt.NDArray[np.float32]:
+    """Temporary flat float32 array of at least ``size`` items, with undefined contents.
+
+    The same memory is handed out again on the next call with this ``purpose`` from this thread, so
+    that nothing in it outlives the kernel that asked.
+    """
+    pads: dict[str, npt.NDArray[np.float32]] = _local.__dict__.setdefault("pads", {})
+    pad = pads.get(purpose)
+    if pad is None or pad.size < size:
+        pad = pads[purpose] = empty((size,))
+    return pad
