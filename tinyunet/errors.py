@@ -1,0 +1,43 @@
+"""What the person at the keyboard can put right: one line on the screen and exit code 2.
+
+Anything else that is raised is a fault of the program, and shows its traceback.
+"""
+
+
+class UserError(ValueError):
+    """A file, an option or a machine is not as it must be; the message is one line that says so."""
+
+
+class AgreedError(UserError):
+    """A :class:`UserError` that every rank raises at the same point, so each can simply leave."""
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """Return ``error`` as a :class:`UserError` of one line, or None if it is a fault of the program.
+
+    An ``OSError`` (no such file, disk full, no permission) is the user's to put right, and so is a
+    lack of memory: both are told with what the system says.
+
+    Parameters
+    ----------
+    error : BaseException
+        Whatever was raised.
+
+    Returns
+    -------
+    UserError or None
+        An :class:`UserError` is returned as it is.
+    """
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return UserError(f"{error.filename}: {reason}" if error.filename else one_line(reason))
+    if isinstance(error, MemoryError):
+        return UserError(f"out of memory: {one_line(str(error)) or 'no more to be had'}")
+    return None
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` with its line breaks and runs of spaces made single spaces."""
+    return " ".join(text.split())

@@ -1,0 +1,62 @@
+"""Writing files so that a reader sees the old one or the whole new one, never a half."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes ``path`` when the block ends well.
+
+    The temporary file lies in the same folder (a rename does not cross file systems) and keeps the
+    ending of the name, which some libraries read. After an error nothing of it is left.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file to make or replace. Its folder must exist.
+
+    Yields
+    ------
+    Path
+        Where to write.
+
+    Raises
+    ------
+    OSError
+        As writing and renaming do; ``filename`` is then ``path``, not the temporary name.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        # A disk that is full raises without a name, and a temporary name would help nobody.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file to make or replace.
+    content : Any
+        What ``json`` can write; NaN and infinities are refused, because JSON has none.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    with atomic(path) as temporary:
+        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
