@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -49,3 +50,13 @@ def parallel_kernel(function: Function) -> Function:
     """Compile a function whose ``prange`` loops are shared among the threads, on its first call."""
     compiled: Function = numba.njit(**_FLAGS, parallel=True)(function)
     return compiled
+
+
+@kernel
+def split_index(index: int, size: int) -> tuple[int, int]:
+    """``divmod(index, size)`` for the index of a ``prange`` loop.
+
+    That index is unsigned, and NumPy's rules make a float of unsigned mixed with signed integers.
+    """
+    signed = numpy.int64(index)
+    return signed // size, signed % size

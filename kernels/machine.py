@@ -177,7 +177,7 @@ def _make_peak(rows: int) -> Callable[..., None]:
         for _ in range(repeats):
             # A step of 0: every row takes the same scalar, so nothing but registers is touched.
             sums = tile_rank1(sums, src, 0, 0, 0, weights, 0, 1, rows, 1)
-        tile_store(sums, dst, 0, LANES, 0, rows, 1)
+        tile_store(sums, dst, 0, 0, LANES, 0, 1, rows, 1)
 
     return peak
 

@@ -14,7 +14,7 @@ outer product, one row for each voxel and one column for each block of 16 output
 ``rows * cols`` sums need ``rows + cols`` loads, so the larger the tile, the less the load ports
 matter; 24 sums leave 8 of AVX-512's 32 registers for the operands. LLVM lowers ``<16 x float>`` to
 two AVX2 or four NEON registers by itself: one source serves all, only the tile's size changes
-(``machine.register_tile``).
+(``machine.tile_vectors``).
 
 Rows and columns are compile-time constants: integers that a factory closes over. Offsets and strides
 count floats from the start of a C-contiguous array. Nothing is bounds-checked.
@@ -23,6 +23,7 @@ Source: Goto and van de Geijn, "Anatomy of high-performance matrix multiplicatio
 Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures" (2018).
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -211,26 +212,43 @@ def tile_fill(typing_context: Any, array: Any, offset: Any, rows: Any, cols: Any
     return tile_type(array, types.intp, rows, cols), codegen
 
 
+def _tile_offsets(builder: Any, start: Any, strides: Any, high: int, wide: int, cols: int) -> Any:
+    """Offsets of a tile's vectors in memory, row by row."""
+    for h in range(high):
+        for w in range(wide):
+            for c in range(cols):
+                at = start
+                for stride, index in zip(strides, (h, w, c), strict=True):
+                    at = builder.add(at, _times(builder, stride, index))
+                yield at
+
+
 @intrinsic(prefer_literal=True)
 def tile_load(
-    typing_context: Any, array: Any, offset: Any, row: Any, col: Any, rows: Any, cols: Any
+    typing_context: Any,
+    array: Any,
+    offset: Any,
+    row: Any,
+    step: Any,
+    col: Any,
+    high: Any,
+    wide: Any,
+    cols: Any,
 ) -> Any:
-    """Tile with ``tile[r, c] = array[offset + r * row + c * col :][:16]``."""
-    R, C = rows.literal_value, cols.literal_value
-    tile_type = Tile(R * C)
+    """Tile with ``tile[(h, w), c] = array[offset + h * row + w * step + c * col :][:16]``."""
+    size = high.literal_value, wide.literal_value, cols.literal_value
+    tile_type = Tile(math.prod(size))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array, start, row, col = args[:4]
-        tile = ir.Constant(ir.ArrayType(_VECTOR, R * C), ir.Undefined)
-        for r in range(R):
-            for c in range(C):
-                at = builder.add(_times(builder, row, r), _times(builder, col, c))
-                at = builder.add(start, at)
-                vector = _load(context, builder, signature.args[0], array, at)
-                tile = builder.insert_value(tile, vector, r * C + c)
+        array, start, *strides = args[:5]
+        tile = ir.Constant(ir.ArrayType(_VECTOR, tile_type.count), ir.Undefined)
+        for i, at in enumerate(_tile_offsets(builder, start, strides, *size)):
+            vector = _load(context, builder, signature.args[0], array, at)
+            tile = builder.insert_value(tile, vector, i)
         return tile
 
-    return tile_type(array, types.intp, types.intp, types.intp, rows, cols), codegen
+    offset = types.intp
+    return tile_type(array, offset, offset, offset, offset, high, wide, cols), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -240,24 +258,24 @@ def tile_store(
     array: Any,
     offset: Any,
     row: Any,
+    step: Any,
     col: Any,
-    rows: Any,
+    high: Any,
+    wide: Any,
     cols: Any,
 ) -> Any:
-    """``array[offset + r * row + c * col :][:16] = tile[r, c]`` for each vector of the tile."""
-    R, C = rows.literal_value, cols.literal_value
+    """``array[offset + h * row + w * step + c * col :][:16] = tile[(h, w), c]``."""
+    size = high.literal_value, wide.literal_value, cols.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, array, start, row, col = args[:5]
-        for r in range(R):
-            for c in range(C):
-                at = builder.add(_times(builder, row, r), _times(builder, col, c))
-                at = builder.add(start, at)
-                vector = builder.extract_value(tile, r * C + c)
-                _store(context, builder, signature.args[1], array, at, vector)
+        tile, array, start, *strides = args[:6]
+        for i, at in enumerate(_tile_offsets(builder, start, strides, *size)):
+            vector = builder.extract_value(tile, i)
+            _store(context, builder, signature.args[1], array, at, vector)
         return context.get_dummy_value()
 
-    return types.void(tile, array, types.intp, types.intp, types.intp, rows, cols), codegen
+    offset = types.intp
+    return types.void(tile, array, offset, offset, offset, offset, high, wide, cols), codegen
 
 
 @intrinsic(prefer_literal=True)

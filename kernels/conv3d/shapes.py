@@ -119,7 +119,7 @@ def geometry(
         )
     axes = [output_size(*axis, padding) for axis in zip(sizes, kernel, strides, strict=True)]
     out, before = zip(*axes, strict=True)
-    return Geometry(MB, IC, OC, *sizes, *out, *kernel, *strides, *before)
+    return Geometry._make((MB, IC, OC, *sizes, *out, *kernel, *strides, *before))
 
 
 def forward_geometry(

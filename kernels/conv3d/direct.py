@@ -1,0 +1,370 @@
+"""Rung ``direct``: sums stay in registers for the whole reduction.
+
+Idea       ``blocked`` loads and stores each sum once for every tap and input channel. Here a tile of
+           24 sums (AVX-512: 24 voxels x 16 output channels, or 12 x 32) stays in registers until it
+           is complete, so memory sees only loads of operands, ``rows + cols`` for ``rows * cols``
+           multiply-adds.
+Loop nest  groups of output channels, od, oh tile | ow tile | icb, kd, kh | kw and ic | register tile
+Memory     ``src`` is packed into blocks of 16 channels with a halo of zeros; a tap's row is then one
+           run of memory, in which (kw, ic) is a single index because voxels are neighbours::
+
+               panel row   | v0: c0..c15 | v1: c0..c15 | v2: c0..c15 | ...
+               voxel 0       [----- kw, ic = 0..47 ----------------]
+               voxel 1                     [----- kw, ic = 0..47 ------ ...
+
+           The first layer's 1 to 4 channels are packed as they are, without padding to 16.
+           ``dst`` is written as ndhwc, straight from the registers: a layout is only strides.
+Traffic    src once to pack, once from the packed panel for each group of output channels; weights of
+           a group stay in the second-level cache; dst once
+Gradients  ``backward_data`` is ``forward`` of ``diff_dst`` with reversed, transposed weights (with a
+           stride, zeros are packed between the voxels of ``diff_dst``). ``backward_weights`` keeps a
+           tile of the weight gradient in registers, (kw, ic) x oc, while it walks over the voxels.
+Numerics   float32; each sum adds kd, kh, kw, ic in order (channel blocks outermost), with one
+           rounding a multiply-add. Partial weight gradients do not depend on the number of threads,
+           so neither does any result.
+Source     Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD
+           architectures" (2018), sections II.C to II.F
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.conv3d.bias import backward_bias
+from kernels.conv3d.shapes import (
+    Array,
+    Geometry,
+    Triple,
+    backward_data_geometry,
+    backward_weights_geometry,
+    forward_geometry,
+)
+from kernels.layout import Floats, blocks, pack_src, pack_weights, unpack_weights
+from kernels.machine import tile_vectors
+from kernels.memory import empty, scratchpad
+from kernels.simd import LANES, tile_fill, tile_load, tile_rank1, tile_store
+
+# Up to this many input channels are packed as they are; more are padded to blocks of 16.
+_FEW_CHANNELS = 4
+# Sums in flight that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
+_LATENCY = 8
+
+
+class TileShape(NamedTuple):
+    """Register tile: ``high * wide`` voxels by ``cols`` blocks of 16 output channels."""
+
+    high: int
+    wide: int
+    cols: int
+
+
+def forward(
+    src: Floats,
+    weights: Floats,
+    bias: Floats | None = None,
+    stride: int | Triple = 1,
+    padding: str = "same",
+) -> Floats:
+    """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
+    g = forward_geometry(src, weights, bias, stride, padding)
+    _check_float32(src)
+    return _convolve(
+        src, weights, bias, g.dst_shape, (g.KD, g.KH, g.KW), (g.SD, g.SH, g.SW), (g.PD, g.PH, g.PW)
+    )
+
+
+def backward_data(
+    diff_dst: Floats,
+    weights: Floats,
+    src_shape: tuple[int, ...],
+    stride: int | Triple = 1,
+    padding: str = "same",
+) -> Floats:
+    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
+    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    _check_float32(diff_dst)
+    before = g.KD - 1 - g.PD, g.KH - 1 - g.PH, g.KW - 1 - g.PW
+    kernel, dilation = (g.KD, g.KH, g.KW), (g.SD, g.SH, g.SW)
+    return _convolve(
+        diff_dst, weights, None, g.src_shape, kernel, (1, 1, 1), before, dilation, adjoint=True
+    )
+
+
+def backward_weights(
+    src: Floats,
+    diff_dst: Floats,
+    kernel: Triple,
+    stride: int | Triple = 1,
+    padding: str = "same",
+) -> tuple[Floats, Floats]:
+    """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
+    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    _check_float32(src)
+    width = _channel_width(g.IC)
+    taps = g.KD * g.KH * g.KW
+    inputs, cols = weight_tile(g.KW, width, blocks(g.OC))
+    groups, ICB = blocks(g.OC) // cols, -(-g.IC // width)
+    panel = _panel("src", ICB, _panel_size(g), width)
+    aligned = _pad_channels(diff_dst)
+
+    # Enough independent chunks of rows to share among threads, whatever the number of threads.
+    chunks = max(1, min(g.OD * g.OH, 16 // (groups * ICB)))
+    partial = scratchpad("partial", chunks * groups * ICB * taps * width * cols * LANES)
+    partial = partial[: chunks * groups * ICB * taps * width * cols * LANES]
+    partial[:] = 0.0
+    accumulate = _make_accumulate(g.KW, inputs, cols, width, g.SW)
+    for n in range(g.MB):
+        pack_src(src[n], panel, (g.PD, g.PH, g.PW), (1, 1, 1))
+        sizes = (g.OD, g.OH, g.OW, g.KD, g.KH, g.SD, g.SH)
+        accumulate(
+            panel.reshape(-1),
+            panel.shape,
+            aligned[n].reshape(-1),
+            partial,
+            sizes,
+            (chunks, groups, ICB),
+        )
+    diff_weights = empty(g.weights_shape)
+    unpack_weights(
+        partial.reshape(chunks, groups, ICB, taps, width, cols * LANES),
+        diff_weights.reshape(g.OC, g.IC, taps),
+    )
+    return diff_weights, backward_bias(diff_dst)
+
+
+def tile_shape(OH: int, OW: int, OCB: int) -> TileShape:
+    """Register tile for an output of ``OH x OW`` voxels and ``OCB`` channel blocks.
+
+    The cheapest by count of cycles: tiles times the larger of multiply-adds, loads and latency. A
+    tile at an edge is moved back inside, so a size that the tile does not divide costs the voxels
+    computed twice.
+    """
+    best, best_cost = TileShape(1, 1, 1), float("inf")
+    for cols in (1, 2, 4):
+        for wide in (24, 12, 8, 6, 4, 3, 2, 1):
+            for high in (1, 2, 3, 4, 6):
+                if OCB % cols or wide > OW or high > OH or high * wide * cols > tile_vectors():
+                    continue
+                rows = high * wide
+                tiles = -(-OH // high) * -(-OW // wide) * (OCB // cols)
+                cost = tiles * max(rows * cols, rows + cols, _LATENCY)
+                if cost < best_cost:
+                    best, best_cost = TileShape(high, wide, cols), cost
+    return best
+
+
+def weight_tile(KW: int, width: int, OCB: int) -> tuple[int, int]:
+    """Input channels and output-channel blocks of the weight-gradient tile, for all ``KW`` taps."""
+    fitting = [
+        (inputs, cols)
+        for cols in (2, 1)
+        for inputs in (16, 8, 4, 3, 2, 1)
+        if OCB % cols == 0 and width % inputs == 0 and KW * inputs * cols <= tile_vectors()
+    ]
+    # More sums first; among equals the squarer tile, which loads less.
+    return max(fitting or [(1, 1)], key=lambda tile: (tile[0] * tile[1], tile[1]))
+
+
+def _convolve(
+    src: Floats,
+    weights: Floats,
+    bias: Floats | None,
+    dst_shape: tuple[int, int, int, int, int],
+    kernel: Triple,
+    stride: Triple,
+    before: Triple,
+    dilation: Triple = (1, 1, 1),
+    adjoint: bool = False,
+) -> Floats:
+    MB, OD, OH, OW, OC = dst_shape
+    OCB, IC = blocks(OC), src.shape[-1]
+    width = _channel_width(IC)
+    ICB = -(-IC // width)
+    tile = tile_shape(OH, OW, OCB)
+    size = (o * s + k - s for o, s, k in zip((OD, OH, OW), stride, kernel, strict=True))
+    panel = _panel("src", ICB, tuple(size), width)
+    taps = kernel[0] * kernel[1] * kernel[2]
+    packed = scratchpad("weights", OCB * LANES * ICB * width * taps)
+    packed = packed[: OCB * LANES * ICB * width * taps]
+    packed_shape = OCB // tile.cols, ICB, taps, width, tile.cols * LANES
+    pack_weights(weights, packed.reshape(packed_shape), adjoint=adjoint)
+    padded_bias = np.zeros(OCB * LANES, np.float32)
+    if bias is not None:
+        padded_bias[:OC] = bias
+
+    # Stores write 16 channels: a tail needs room for its padding lanes, which are then dropped.
+    dst = empty((MB, OD, OH, OW, OCB * LANES))
+    convolve = _make_convolve(*tile, width, stride[2])
+    for n in range(MB):
+        pack_src(src[n], panel, before, dilation)
+        convolve(
+            panel.reshape(-1),
+            panel.shape,
+            packed,
+            padded_bias,
+            dst[n].reshape(-1),
+            dst.shape,
+            kernel,
+            stride,
+        )
+    return dst if OC == OCB * LANES else np.ascontiguousarray(dst[..., :OC])
+
+
+@functools.cache
+def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Callable[..., None]:
+    """Compile the loop nest for one register tile, channel width and stride along a row."""
+    step, rows = width * SW, high * wide
+
+    @parallel_kernel
+    def convolve(
+        panel: Floats,
+        panel_shape: tuple[int, int, int, int, int],
+        weights: Floats,
+        bias: Floats,
+        dst: Floats,
+        dst_shape: tuple[int, int, int, int, int],
+        kernel: Triple,
+        stride: Triple,
+    ) -> None:
+        ICB, PD, PH, PW, _ = panel_shape
+        _, OD, OH, OW, lanes = dst_shape
+        KD, KH, KW = kernel
+        row = PW * width
+        run = KW * width
+        tiles_high = -(-OH // high)
+        for task in prange(lanes // (cols * LANES) * OD * tiles_high):
+            group, rest = split_index(task, OD * tiles_high)
+            od, oh_tile = divmod(rest, tiles_high)
+            # The last tile of a column or row is moved back inside; its voxels are written twice.
+            oh = min(oh_tile * high, OH - high)
+            for ow_tile in range(-(-OW // wide)):
+                ow = min(ow_tile * wide, OW - wide)
+                sums = tile_fill(bias, group * cols * LANES, rows, cols)
+                for icb in range(ICB):
+                    for kd in range(KD):
+                        for kh in range(KH):
+                            d, h = od * stride[0] + kd, oh * stride[1] + kh
+                            x = ((icb * PD + d) * PH + h) * row + ow * step
+                            w = (((group * ICB + icb) * KD + kd) * KH + kh) * run * cols * LANES
+                            for k in range(run):
+                                sums = tile_rank1(
+                                    sums,
+                                    panel,
+                                    x + k,
+                                    row * stride[1],
+                                    step,
+                                    weights,
+                                    w + k * cols * LANES,
+                                    high,
+                                    wide,
+                                    cols,
+                                )
+                first = ((od * OH + oh) * OW + ow) * lanes + group * cols * LANES
+                tile_store(sums, dst, first, OW * lanes, lanes, LANES, high, wide, cols)
+
+    return convolve
+
+
+@functools.cache
+def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Callable[..., None]:
+    """Compile the weight-gradient loops for one register tile, channel width and stride."""
+    step = width * SW
+
+    @parallel_kernel
+    def accumulate(
+        panel: Floats,
+        panel_shape: tuple[int, int, int, int, int],
+        diff_dst: Floats,
+        partial: Floats,
+        sizes: tuple[int, int, int, int, int, int, int],
+        split: Triple,
+    ) -> None:
+        _, PD, PH, PW, _ = panel_shape
+        OD, OH, OW, KD, KH, SD, SH = sizes
+        chunks, groups, ICB = split
+        row = PW * width
+        lanes = groups * cols * LANES
+        # Rows of diff_dst worked on at a time: few enough to stay in cache for all taps.
+        batch = max(1, 2048 // OW)
+        rows = OD * OH
+        for task in prange(chunks * groups * ICB):
+            chunk, rest = split_index(task, groups * ICB)
+            group, icb = divmod(rest, ICB)
+            part = (chunk * groups + group) * ICB + icb
+            end = (chunk + 1) * rows // chunks
+            for start in range(chunk * rows // chunks, end, batch):
+                stop = min(start + batch, end)
+                for tap in range(KD * KH):
+                    kd, kh = divmod(tap, KH)
+                    for ic in range(0, width, inputs):
+                        at = ((part * KD * KH + tap) * KW * width + ic) * cols * LANES
+                        sums = tile_load(
+                            partial, at, width * cols * LANES, cols * LANES, LANES, KW, inputs, cols
+                        )
+                        for r in range(start, stop):
+                            d, h = r // OH * SD + kd, r % OH * SH + kh
+                            x = ((icb * PD + d) * PH + h) * row + ic
+                            y = r * OW * lanes + group * cols * LANES
+                            for ow in range(OW):
+                                sums = tile_rank1(
+                                    sums,
+                                    panel,
+                                    x + ow * step,
+                                    width,
+                                    1,
+                                    diff_dst,
+                                    y + ow * lanes,
+                                    KW,
+                                    inputs,
+                                    cols,
+                                )
+                        tile_store(
+                            sums,
+                            partial,
+                            at,
+                            width * cols * LANES,
+                            cols * LANES,
+                            LANES,
+                            KW,
+                            inputs,
+                            cols,
+                        )
+
+    return accumulate
+
+
+def _channel_width(IC: int) -> int:
+    return IC if IC <= _FEW_CHANNELS else LANES
+
+
+def _panel_size(g: Geometry) -> Triple:
+    return (g.OD - 1) * g.SD + g.KD, (g.OH - 1) * g.SH + g.KH, (g.OW - 1) * g.SW + g.KW
+
+
+def _panel(purpose: str, ICB: int, size: tuple[int, ...], width: int) -> Floats:
+    shape = ICB, *size, width
+    length = int(np.prod(shape))
+    return scratchpad(purpose, length)[:length].reshape(shape)
+
+
+def _pad_channels(array: Floats) -> Floats:
+    """Channels filled up with zeros to blocks of 16; the array itself where nothing is missing."""
+    C = array.shape[-1]
+    if C % LANES == 0:
+        return np.ascontiguousarray(array)
+    padded = empty((*array.shape[:-1], blocks(C) * LANES))
+    padded[..., :C] = array
+    padded[..., C:] = 0.0
+    return padded
+
+
+def _check_float32(array: npt.NDArray[Any]) -> None:
+    if array.dtype != np.float32:
+        raise TypeError(f"this rung takes float32, not {array.dtype}; use naive or plan")
+
+
+__all__ = ["Array", "backward_data", "backward_weights", "forward", "tile_shape", "weight_tile"]

@@ -1,0 +1,256 @@
+"""Memory layouts, and the kernels that change one into another.
+
+Activations
+    ``ndhwc``      offset = (((n*D + d)*H + h)*W + w)*C + c
+    ``nCdhw16c``   offset = ((((n*CB + c//16)*D + d)*H + h)*W + w)*16 + c%16
+
+    With 16 channels the two are the same. With more, ``nCdhw16c`` keeps one vector of channels for
+    each voxel and its neighbour right behind it, where ``ndhwc`` is a stride of C away::
+
+        ndhwc      | voxel 0: c0 ... c15 c16 ... c31 | voxel 1: c0 ... c15 c16 ... c31 | ...
+        nCdhw16c   | voxel 0: c0 ... c15 | voxel 1: c0 ... c15 | ...  then c16 ... c31 of all voxels
+
+Weights
+    ``OIdhw``         offset = (((oc*IC + ic)*KD + kd)*KH + kh)*KW + kw
+    ``OIdhw16i16o``   blocks of 16 x 16 channels; the innermost index is the output channel, so that
+                      one vector load takes the weights of 16 outputs for one input
+
+Channels that do not fill a block are zero in the blocked layouts ("padding lanes"). ``reorder_*``
+changes a layout; ``pack_*`` fills a temporary panel for one kernel call.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.memory import empty
+from kernels.simd import LANES, load, store
+
+Floats = npt.NDArray[np.float32]
+
+
+def blocks(channels: int) -> int:
+    """Blocks of 16 that hold this many channels."""
+    return -(-channels // LANES)
+
+
+def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
+    """Channels last to blocks of 16 channels.
+
+    Parameters
+    ----------
+    src : ndarray, shape=(MB, D, H, W, C), float32
+
+    Returns
+    -------
+    ndarray, shape=(MB, CB, D, H, W, 16), float32
+        With zeros in the lanes past ``C``.
+    """
+    MB, D, H, W, C = src.shape
+    dst = empty((MB, blocks(C), D, H, W, LANES))
+    for n in range(MB):
+        pack_src(src[n], dst[n], (0, 0, 0), (1, 1, 1))
+    return dst
+
+
+def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N802
+    """Blocks of 16 channels to channels last; the lanes past ``channels`` are dropped.
+
+    Parameters
+    ----------
+    src : ndarray, shape=(MB, CB, D, H, W, 16), float32
+    channels : int
+
+    Returns
+    -------
+    ndarray, shape=(MB, D, H, W, channels), float32
+
+    Raises
+    ------
+    ValueError
+        If ``src`` holds another number of channel blocks.
+    """
+    MB, CB, D, H, W, _ = src.shape
+    if blocks(channels) != CB:
+        raise ValueError(
+            f"src has {CB} channel blocks; {channels} channels need {blocks(channels)}"
+        )
+    dst = empty((MB, D, H, W, channels))
+    _unblock(src.reshape(MB, CB, D * H * W, LANES), dst.reshape(MB, D * H * W, channels))
+    return dst
+
+
+def reorder_OIdhw_to_OIdhw16i16o(weights: Floats) -> Floats:  # noqa: N802
+    """Weights to blocks of 16 input by 16 output channels.
+
+    Parameters
+    ----------
+    weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
+
+    Returns
+    -------
+    ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
+        With zeros in the padding lanes.
+    """
+    OC, IC, KD, KH, KW = weights.shape
+    dst = empty((blocks(OC), blocks(IC), KD, KH, KW, LANES, LANES))
+    pack_weights(weights, dst.reshape(blocks(OC), blocks(IC), KD * KH * KW, LANES, LANES))
+    return dst
+
+
+def reorder_OIdhw16i16o_to_OIdhw(weights: Floats, OC: int, IC: int) -> Floats:  # noqa: N802
+    """Blocked weights back to ``(OC, IC, KD, KH, KW)``; the padding lanes are dropped.
+
+    Parameters
+    ----------
+    weights : ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
+    OC, IC : int
+
+    Returns
+    -------
+    ndarray, shape=(OC, IC, KD, KH, KW), float32
+
+    Raises
+    ------
+    ValueError
+        If the weights hold other numbers of blocks.
+    """
+    OCB, ICB, KD, KH, KW, _, _ = weights.shape
+    if (blocks(OC), blocks(IC)) != (OCB, ICB):
+        raise ValueError(
+            f"weights have {OCB} x {ICB} blocks; {OC} x {IC} channels need {blocks(OC)} x {blocks(IC)}"
+        )
+    dst = empty((OC, IC, KD, KH, KW))
+    taps = KD * KH * KW
+    unpack_weights(weights.reshape(1, OCB, ICB, taps, LANES, LANES), dst.reshape(OC, IC, taps))
+    return dst
+
+
+def pack_src(
+    src: Floats, panel: Floats, before: tuple[int, int, int], dilation: tuple[int, int, int]
+) -> None:
+    """Block one image's channels and surround it with zeros, so that no loop needs bounds.
+
+    Parameters
+    ----------
+    src : ndarray, shape=(D, H, W, C), float32
+    panel : ndarray, shape=(CB, PD, PH, PW, width), float32
+        Filled: ``width`` channels in each of ``CB`` blocks (16, or ``C`` itself when there are few).
+    before : (d, h, w)
+        Zeros before the first voxel.
+    dilation : (d, h, w)
+        Distance of neighbours in the panel; zeros lie between.
+    """
+    src = np.ascontiguousarray(src)
+    _pack_src(src.reshape(-1), src.shape, panel.reshape(-1), panel.shape, before, dilation)
+
+
+@parallel_kernel
+def _pack_src(
+    src: Floats,
+    shape: tuple[int, int, int, int],
+    panel: Floats,
+    panel_shape: tuple[int, int, int, int, int],
+    before: tuple[int, int, int],
+    dilation: tuple[int, int, int],
+) -> None:
+    D, H, W, C = shape
+    CB, PD, PH, PW, width = panel_shape
+    for task in prange(CB * PD * PH):
+        block, row = split_index(task, PD * PH)
+        plane, line = row // PH, row % PH
+        d, d_between = divmod(plane - before[0], dilation[0])
+        h, h_between = divmod(line - before[1], dilation[1])
+        dst = ((block * PD + plane) * PH + line) * PW * width
+        for i in range(dst, dst + PW * width):
+            panel[i] = 0.0
+        if d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H:
+            first = ((d * H + h) * W) * C + block * width
+            dst += before[2] * width
+            lanes = min(width, C - block * width)
+            voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1)
+            if lanes == LANES:
+                for w in range(voxels):
+                    store(panel, dst + w * dilation[2] * LANES, load(src, first + w * C))
+            else:
+                for w in range(voxels):
+                    for lane in range(lanes):
+                        panel[dst + w * dilation[2] * width + lane] = src[first + w * C + lane]
+
+
+def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> None:
+    """Block weights by groups of output channels, for one vector load per group and input.
+
+    Parameters
+    ----------
+    weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
+    panel : ndarray, shape=(groups, ICB, KD * KH * KW, width, lanes), float32
+        Filled: ``lanes`` output channels in a group, ``width`` input channels in a block.
+    adjoint : bool
+        Fill it with the weights of the adjoint convolution instead: input and output channels
+        exchanged, taps in reverse. ``backward_data`` is a forward convolution with these.
+    """
+    OC, IC, *kernel = weights.shape
+    taps = int(np.prod(kernel))
+    channels, strides, tap_order = (OC, IC), (IC * taps, taps), (0, 1)
+    if adjoint:
+        channels, strides, tap_order = (IC, OC), (taps, IC * taps), (taps - 1, -1)
+    groups, ICB, _, width, lanes = panel.shape
+    if channels != (groups * lanes, ICB * width):
+        panel[:] = 0.0
+    flat = np.ascontiguousarray(weights).reshape(-1)
+    _pack_weights(flat, channels, strides, tap_order, panel)
+
+
+@parallel_kernel
+def _pack_weights(
+    weights: Floats,
+    channels: tuple[int, int],
+    strides: tuple[int, int],
+    tap_order: tuple[int, int],
+    panel: Floats,
+) -> None:
+    groups, ICB, taps, width, lanes = panel.shape
+    for task in prange(groups * ICB):
+        group, block = split_index(task, ICB)
+        outputs = min(lanes, channels[0] - group * lanes)
+        inputs = min(width, channels[1] - block * width)
+        for i in range(inputs):
+            first = group * lanes * strides[0] + (block * width + i) * strides[1] + tap_order[0]
+            for tap in range(taps):
+                for o in range(outputs):
+                    value = weights[first + o * strides[0] + tap * tap_order[1]]
+                    panel[group, block, tap, i, o] = value
+
+
+@parallel_kernel
+def unpack_weights(partial: Floats, dst: Floats) -> None:
+    """Add up partial weight gradients in a fixed order, and undo `pack_weights`.
+
+    Parameters
+    ----------
+    partial : ndarray, shape=(chunks, groups, ICB, KD * KH * KW, width, lanes), float32
+    dst : ndarray, shape=(OC, IC, KD * KH * KW), float32
+        Filled.
+    """
+    chunks, groups, ICB, taps, width, lanes = partial.shape
+    for task in prange(groups * ICB):
+        group, block = split_index(task, ICB)
+        outputs = min(lanes, dst.shape[0] - group * lanes)
+        inputs = min(width, dst.shape[1] - block * width)
+        for i in range(inputs):
+            for tap in range(taps):
+                for o in range(outputs):
+                    total = partial[0, group, block, tap, i, o]
+                    for chunk in range(1, chunks):
+                        total += partial[chunk, group, block, tap, i, o]
+                    dst[group * lanes + o, block * width + i, tap] = total
+
+
+@parallel_kernel
+def _unblock(src: Floats, dst: Floats) -> None:
+    MB, voxels, channels = dst.shape
+    for task in prange(MB * voxels):
+        n, voxel = split_index(task, voxels)
+        for c in range(channels):
+            dst[n, voxel, c] = src[n, c // LANES, voxel, c % LANES]
