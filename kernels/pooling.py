@@ -1,0 +1,178 @@
+"""Max pooling: the largest item of each window, and where it was.
+
+    dst[n, od, oh, ow, c] = max over kd, kh, kw of src[n, od*KD + kd, oh*KH + kh, ow*KW + kw, c]
+
+The stride is the window, so windows do not overlap; what does not fill a window at the end of an axis
+is left out ("valid"). Of equal items the first one wins, as in TensorFlow, and NaN wins over numbers.
+
+Saves      ``argmax``, one byte an item of ``dst``: the number ``(kd*KH + kh)*KW + kw`` of the tap that
+           won. To find it again, backward would have to read ``src`` and ``dst``, 36 bytes where 1 does.
+Traffic    Forward reads ``src`` once and writes 1.25 / 8 of it (window 2^3); backward the reverse.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.checks import NDHWC, Array, Triple, tensor, triple
+from kernels.compiler import parallel_kernel, prange
+from kernels.memory import empty
+
+_Floats = npt.NDArray[np.float32]
+_Bytes = npt.NDArray[np.uint8]
+
+
+def max_pool_forward(src: Array, size: Sequence[int] = (2, 2, 2)) -> tuple[Array, _Bytes]:
+    """Largest item of each window.
+
+    Parameters
+    ----------
+    src : array, shape (MB, ID, IH, IW, C)
+        float32 or float64.
+    size : (KD, KH, KW)
+        The window, of at most 256 taps.
+
+    Returns
+    -------
+    dst : array, shape (MB, ID // KD, IH // KH, IW // KW, C)
+    argmax : uint8 array, shape of ``dst``
+        Which tap won, for the backward pass.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``src`` is no float volume, or the window has too many taps or does not fit.
+    """
+    src = tensor("src", src, axes=NDHWC)
+    size = _checked_size(size, src.shape)
+    if src.dtype == np.float64:
+        windows = _windows(src, size)
+        windows = windows.reshape(-1, *windows.shape[3:])
+        argmax = windows.argmax(axis=0)
+        return np.take_along_axis(windows, argmax[None], axis=0)[0], argmax.astype(np.uint8)
+    shape = _pooled_shape(src.shape, size)
+    dst, argmax = empty(shape), empty(shape, np.uint8)
+    _make_forward(*size)(src, dst, argmax)
+    return dst, argmax
+
+
+def max_pool_backward(
+    diff_dst: Array, argmax: _Bytes, src_shape: Sequence[int], size: Sequence[int] = (2, 2, 2)
+) -> Array:
+    """Gradient of each window's largest item; all others had no influence.
+
+    Parameters
+    ----------
+    diff_dst : array, shape (MB, ID // KD, IH // KH, IW // KW, C)
+        float32 or float64.
+    argmax : uint8 array, shape of ``diff_dst``
+        From the forward pass.
+    src_shape : (MB, ID, IH, IW, C)
+        Shape of the source.
+    size : (KD, KH, KW)
+        The window.
+
+    Returns
+    -------
+    array, shape ``src_shape``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes or shapes do not fit.
+    """
+    shape = tuple(src_shape)
+    if len(shape) != 5:
+        raise ValueError(f"src_shape must have the axes ({NDHWC}), got {src_shape}")
+    size = _checked_size(size, shape)
+    diff_dst = tensor("diff_dst", diff_dst, shape=_pooled_shape(shape, size))
+    argmax = tensor("argmax", argmax, shape=diff_dst.shape, dtype=np.uint8)
+    whole = all(extent % window == 0 for extent, window in zip(shape[1:4], size, strict=True))
+    if diff_dst.dtype == np.float64:
+        diff_src = np.zeros(shape)
+        taps = np.arange(math.prod(size)).reshape(*size, 1, 1, 1, 1, 1)
+        _windows(diff_src, size)[...] = np.where(argmax == taps, diff_dst, 0.0)
+        return diff_src
+    # What no window covers is not written by the kernel.
+    diff_src = empty(shape) if whole else np.zeros(shape, np.float32)
+    _make_backward(*size)(diff_dst, argmax, diff_src)
+    return diff_src
+
+
+def _checked_size(size: Sequence[int], src_shape: tuple[int, ...]) -> Triple:
+    checked = triple("size", size)
+    if math.prod(checked) > 256:
+        raise ValueError(f"size must have at most 256 taps, got {checked}")
+    if any(window > extent for window, extent in zip(checked, src_shape[1:4], strict=True)):
+        raise ValueError(f"size must fit into the volume {src_shape[1:4]}, got {checked}")
+    return checked
+
+
+def _pooled_shape(shape: tuple[int, ...], size: Triple) -> tuple[int, ...]:
+    return (shape[0], shape[1] // size[0], shape[2] // size[1], shape[3] // size[2], shape[4])
+
+
+def _windows(src: npt.NDArray[Any], size: Triple) -> npt.NDArray[Any]:
+    """View of shape (KD, KH, KW, MB, OD, OH, OW, C)."""
+    KD, KH, KW = size
+    MB, OD, OH, OW, C = _pooled_shape(src.shape, size)
+    cropped = src[:, : OD * KD, : OH * KH, : OW * KW]
+    split = cropped.reshape(MB, OD, KD, OH, KH, OW, KW, C)
+    return split.transpose(2, 4, 6, 0, 1, 3, 5, 7)
+
+
+# --- float32 ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
+    """Kernel for one window; its taps are constants, so the compiler unrolls the loops over them."""
+
+    @parallel_kernel
+    def forward(src: _Floats, dst: _Floats, argmax: _Bytes) -> None:
+        MB, OD, OH, OW, C = dst.shape
+        for row in prange(MB * OD * OH):
+            n, od, oh = row // (OD * OH), row // OH % OD, row % OH
+            for ow in range(OW):
+                for c in range(C):
+                    best = src[n, od * KD, oh * KH, ow * KW, c]
+                    tap = 0
+                    for kd in range(KD):
+                        for kh in range(KH):
+                            for kw in range(KW):
+                                x = src[n, od * KD + kd, oh * KH + kh, ow * KW + kw, c]
+                                # NaN is above every number, and the first NaN stays.
+                                above = (not x <= best) & (best == best)
+                                best = x if above else best
+                                tap = (kd * KH + kh) * KW + kw if above else tap
+                    dst[n, od, oh, ow, c] = best
+                    argmax[n, od, oh, ow, c] = tap
+
+    return forward
+
+
+@functools.cache
+def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
+    @parallel_kernel
+    def backward(diff_dst: _Floats, argmax: _Bytes, diff_src: _Floats) -> None:
+        MB, OD, OH, OW, C = diff_dst.shape
+        zero = np.float32(0)
+        for row in prange(MB * OD * OH):
+            n, od, oh = row // (OD * OH), row // OH % OD, row % OH
+            for kd in range(KD):
+                for kh in range(KH):
+                    for ow in range(OW):
+                        for kw in range(KW):
+                            tap = np.uint8((kd * KH + kh) * KW + kw)
+                            for c in range(C):
+                                diff = diff_dst[n, od, oh, ow, c]
+                                won = argmax[n, od, oh, ow, c] == tap
+                                diff_src[n, od * KD + kd, oh * KH + kh, ow * KW + kw, c] = (
+                                    diff if won else zero
+                                )
+
+    return backward
