@@ -1,0 +1,120 @@
+"""Finding the cases of a BraTS folder as released."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from volumes import head, tumour, write
+
+from tinyunet.data.brats import case_files
+from tinyunet.data.decathlon import DataError, load_case, normalise, read_dataset
+
+SEQUENCES = ("flair", "t1", "t1ce", "t2")
+
+
+def write_case(
+    folder: Path,
+    suffix: str = ".nii.gz",
+    rename: Callable[[str], str] = str,
+    kinds: tuple[str, ...] = (*SEQUENCES, "seg"),
+) -> Path:
+    """Write a case as BraTS does; its labels are 1 non-enhancing, 2 edema, 4 enhancing."""
+    for kind in kinds:
+        if kind == "seg":
+            voxels = np.array([0, 2, 1, 4], np.int16)[tumour()]
+        else:
+            voxels = head()[..., SEQUENCES.index(kind)]
+        write(folder / f"{folder.name}_{rename(kind)}{suffix}", voxels)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("rename", [str.lower, str.upper, str.capitalize])
+def test_order_of_channels_and_classes(
+    suffix: str, rename: Callable[[str], str], tmp_path: Path
+) -> None:
+    write_case(tmp_path / "BraTS20_Training_001", suffix, rename)
+    dataset = read_dataset(tmp_path)
+    assert dataset.modalities == ("FLAIR", "T1w", "t1gd", "T2w")
+    assert dataset.labels[1] == "edema"
+    assert dataset.label_values == (0, 2, 1, 4)
+    image, labels, _ = load_case(dataset.cases[0])
+    assert np.array_equal(image, normalise(head()))
+    assert np.array_equal(labels, tumour())
+
+
+def test_nested_folders_and_other_files(tmp_path: Path) -> None:
+    write_case(tmp_path / "HGG" / "B")
+    write_case(tmp_path / "LGG" / "deep" / "A")
+    write_case(tmp_path / "Validation" / "C", kinds=SEQUENCES)  # has no labels: not trained on
+    (tmp_path / "HGG" / "B" / "._B_flair.nii.gz").write_bytes(b"Mac OS X")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._B_t1.nii.gz").write_bytes(b"Mac OS X")
+    (tmp_path / "survival.csv").write_text("id,age\n")
+    assert [case.name for case in read_dataset(tmp_path).cases] == ["A", "B"]
+
+
+def test_a_linked_case(tmp_path: Path) -> None:
+    write_case(tmp_path / "elsewhere" / "A")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "A").symlink_to(tmp_path / "elsewhere" / "A")
+    assert len(read_dataset(tmp_path / "data").cases) == 1
+
+
+def test_the_folder_of_one_case(tmp_path: Path) -> None:
+    write_case(tmp_path / "A")
+    assert [case.name for case in read_dataset(tmp_path / "A").cases] == ["A"]
+
+
+def test_the_label_file_released_under_another_name(tmp_path: Path) -> None:
+    write_case(tmp_path / "A", kinds=SEQUENCES)
+    write(tmp_path / "A" / "W39_1998.09.19_Segm.nii", tumour(classes=3))
+    assert case_files(tmp_path / "A")[1] == tmp_path / "A" / "W39_1998.09.19_Segm.nii"
+
+
+def test_files_of_a_case_without_labels(tmp_path: Path) -> None:
+    paths, labels = case_files(write_case(tmp_path / "A", kinds=SEQUENCES))
+    assert [path.name for path in paths] == [f"A_{kind}.nii.gz" for kind in SEQUENCES]
+    assert labels is None
+
+
+def test_missing_sequences(tmp_path: Path) -> None:
+    write_case(tmp_path / "A")
+    write_case(tmp_path / "B", kinds=("flair", "t2", "seg"))
+    with pytest.raises(DataError, match=r"B: 2 sequences, no t1, t1ce; expected 4: \*_flair, "):
+        read_dataset(tmp_path)
+
+
+def test_only_labels(tmp_path: Path) -> None:
+    write_case(tmp_path / "A", kinds=("seg",))
+    with pytest.raises(DataError, match="A: 0 sequences, no flair, t1, t1ce, t2;"):
+        read_dataset(tmp_path)
+
+
+def test_a_sequence_twice(tmp_path: Path) -> None:
+    write_case(tmp_path / "A")
+    write_case(tmp_path / "A", ".nii", kinds=("t1",))
+    with pytest.raises(DataError, match=r"A: both A_t1\.nii and A_t1\.nii\.gz; expected one t1"):
+        read_dataset(tmp_path)
+
+
+def test_two_cases_of_one_name(tmp_path: Path) -> None:
+    write_case(tmp_path / "HGG" / "A")
+    write_case(tmp_path / "LGG" / "A")
+    with pytest.raises(DataError, match=r"LGG/A: a case of this name is also in .*HGG/A"):
+        read_dataset(tmp_path)
+
+
+def test_label_3_is_refused(tmp_path: Path) -> None:
+    write_case(tmp_path / "A")
+    write(tmp_path / "A" / "A_seg.nii.gz", tumour())
+    with pytest.raises(
+        DataError, match=r"A_seg\.nii\.gz: holds label 3; expected labels 0, 1, 2, 4"
+    ):
+        load_case(read_dataset(tmp_path).cases[0])
+
+
+def test_no_such_case_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: cannot be listed"):
+        case_files(tmp_path / "nowhere")

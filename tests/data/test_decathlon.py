@@ -1,0 +1,145 @@
+"""Finding the cases of a Medical Segmentation Decathlon folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from volumes import head, tumour, write, write_decathlon
+
+from tinyunet.data import decathlon
+from tinyunet.data.decathlon import DataError, load_case, read_dataset
+
+
+def refused(folder: Path, *words: str) -> None:
+    """Read a bad folder and check that the message is one line that says enough."""
+    with pytest.raises(DataError) as caught:
+        read_dataset(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+class TestRead:
+    """What ``dataset.json`` tells is what comes out."""
+
+    def test_description_and_cases(self, tmp_path: Path) -> None:
+        dataset = read_dataset(write_decathlon(tmp_path))
+        assert dataset.modalities == ("sequence 0", "sequence 1", "sequence 2", "sequence 3")
+        assert dataset.labels == ("background", "edema", "core", "rim")
+        assert dataset.label_values == (0, 1, 2, 3)
+        assert (dataset.in_channels, dataset.classes) == (4, 4)
+        assert [case.name for case in dataset.cases] == ["T_0", "T_1", "T_2"]
+        image, labels, _ = load_case(dataset.cases[1])
+        assert np.array_equal(image, decathlon.normalise(head(seed=1)))
+        assert np.array_equal(labels, tumour(seed=1))
+
+    def test_path_as_text(self, tmp_path: Path) -> None:
+        assert len(read_dataset(str(write_decathlon(tmp_path))).cases) == 3
+
+    def test_one_sequence_two_classes(self, tmp_path: Path) -> None:
+        labels = {"1": "spleen", "0": "background"}
+        write_decathlon(tmp_path, cases=1, channels=1, labels=labels)
+        write(tmp_path / "imagesTr/T_0.nii.gz", head()[..., 0])
+        write(tmp_path / "labelsTr/T_0.nii.gz", tumour(classes=2))
+        dataset = read_dataset(tmp_path)
+        assert (dataset.in_channels, dataset.labels) == (1, ("background", "spleen"))
+        assert load_case(dataset.cases[0])[0].shape == (6, 7, 5, 1)
+
+    def test_more_than_ten_sequences_keep_their_order(self, tmp_path: Path) -> None:
+        dataset = read_dataset(write_decathlon(tmp_path, channels=12))
+        assert dataset.modalities[2] == "sequence 2"
+        assert dataset.modalities[10] == "sequence 10"
+
+    def test_labels_with_a_gap(self, tmp_path: Path) -> None:
+        labels = {"0": "background", "1": "core", "2": "edema", "4": "rim"}
+        write_decathlon(tmp_path, cases=1, labels=labels)
+        write(tmp_path / "labelsTr/T_0.nii.gz", np.array([0, 1, 2, 4], np.uint8)[tumour()])
+        dataset = read_dataset(tmp_path)
+        assert dataset.label_values == (0, 1, 2, 4)
+        assert np.array_equal(load_case(dataset.cases[0])[1], tumour())
+
+    def test_names_of_archives_packed_on_a_mac_are_ignored(self, tmp_path: Path) -> None:
+        write_decathlon(tmp_path)
+        file = tmp_path / "dataset.json"
+        description = json.loads(file.read_text())
+        description["training"].insert(
+            0, {"image": "./imagesTr/._T_0.nii.gz", "label": "./labelsTr/._T_0.nii.gz"}
+        )
+        file.write_text(json.dumps(description))
+        (tmp_path / "imagesTr" / "._T_0.nii.gz").write_bytes(b"Mac OS X")
+        assert len(read_dataset(tmp_path).cases) == 3
+
+    def test_sample(self, sample: Path) -> None:
+        dataset = read_dataset(sample)
+        assert dataset.modalities == ("FLAIR", "T1w", "t1gd", "T2w")
+        assert len(dataset.cases) == 10
+        for case in dataset.cases[:2]:
+            image, labels, geometry = load_case(case)
+            assert image.shape == (66, 78, 63, 4)
+            assert geometry.spacing == (3, 3, 3)
+            assert np.unique(labels).tolist() == [0, 1, 2, 3]
+            # The rim of a tumour lights up in t1gd, edema in FLAIR.
+            assert image[labels == 3, 2].mean() > 1
+            assert image[labels == 1, 0].mean() > 1
+
+
+class TestRefuse:
+    """Each problem of ``dataset.json`` gives one line."""
+
+    def test_no_such_folder(self, tmp_path: Path) -> None:
+        refused(tmp_path / "nowhere", "nowhere: no such folder")
+
+    def test_folder_with_neither(self, tmp_path: Path) -> None:
+        refused(tmp_path, tmp_path.name, "neither a dataset.json nor a labelled BraTS case")
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"modality: 4", b"\xff\xfe\x00", b"\x1f\x8b"])
+    def test_not_json(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "dataset.json").write_bytes(content)
+        refused(tmp_path, "dataset.json: not JSON", "expected")
+
+    def test_not_an_object(self, tmp_path: Path) -> None:
+        (tmp_path / "dataset.json").write_text("[1, 2]")
+        refused(tmp_path, "dataset.json: holds no object")
+
+    def test_dataset_json_is_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "dataset.json").mkdir()
+        refused(tmp_path, "dataset.json: cannot be read (Is a directory)")
+
+    @pytest.mark.parametrize("key", ["modality", "labels", "training"])
+    def test_missing_keys(self, key: str, tmp_path: Path) -> None:
+        refused(write_decathlon(tmp_path, **{key: None}), f'dataset.json: no "{key}"')
+
+    @pytest.mark.parametrize(
+        ("key", "entry", "words"),
+        [
+            ("modality", {}, 'no "modality"'),
+            ("modality", ["FLAIR"], 'no "modality"'),
+            ("modality", {"first": "FLAIR"}, "is no integer"),
+            ("modality", {"0": "FLAIR", "2": "T1w"}, "without a gap"),
+            ("labels", {"1": "edema", "2": "core"}, "numbers 1, 2; expected 0"),
+            ("labels", {"0": "background"}, "numbers 0; expected 0 for the background and others"),
+            ("labels", {"0": "background", "300": "edema"}, "up to 255"),
+            ("labels", {"0": "background", "-1": "edema"}, "expected 0 for the background"),
+            ("labels", {"background": 0}, "is no integer"),
+            ("training", {}, 'no "training"'),
+            ("training", [], '"training" names no case'),
+            ("training", ["./imagesTr/T_0.nii.gz"], "training case"),
+            ("training", [{"image": "./imagesTr/T_0.nii.gz"}], "training case"),
+            ("training", [{"image": "", "label": ""}], "no such file"),
+        ],
+    )
+    def test_bad_entries(self, key: str, entry: Any, words: str, tmp_path: Path) -> None:
+        refused(write_decathlon(tmp_path, **{key: entry}), words)
+
+    @pytest.mark.parametrize("name", ["imagesTr/T_1.nii.gz", "labelsTr/T_1.nii.gz"])
+    def test_entry_that_points_nowhere(self, name: str, tmp_path: Path) -> None:
+        write_decathlon(tmp_path)
+        (tmp_path / name).unlink()
+        refused(tmp_path, f"{name}: no such file", "dataset.json names it")
+
+    def test_case_named_twice(self, tmp_path: Path) -> None:
+        entry = {"image": "imagesTr/T_0.nii.gz", "label": "labelsTr/T_0.nii.gz"}
+        refused(write_decathlon(tmp_path, training=[entry, entry]), "T_0.nii.gz is named twice")

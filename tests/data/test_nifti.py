@@ -1,0 +1,346 @@
+"""Reading and writing one NIfTI file."""
+
+import contextlib
+import gzip
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from volumes import head, oblique, orientations, tumour, write
+
+from tinyunet.data import nifti
+from tinyunet.data.nifti import DataError, Geometry, read_labels, read_volume, save_labels
+
+VALUES = (0, 1, 2, 3)
+
+
+def file_bytes(voxels: NDArray[Any]) -> bytes:
+    content: bytes = nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()
+    return content
+
+
+def refused(path: Path, *words: str, values: tuple[int, ...] | None = None) -> str:
+    """Read a bad file; return the message after checking that it is one line and says enough."""
+    with pytest.raises(DataError) as caught:
+        _ = read_volume(path) if values is None else read_labels(path, values)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (path.name, *words):
+        assert word in message
+    return message
+
+
+class TestOrientation:
+    """To the common frame and back, for every way to store a volume."""
+
+    @pytest.mark.parametrize("affine", list(orientations()))
+    def test_world_position_of_each_voxel_is_kept(
+        self, affine: NDArray[np.float64], tmp_path: Path
+    ) -> None:
+        shape = (3, 4, 5)
+        stored = np.arange(60, dtype=np.int16).reshape(shape)
+        voxels, geometry = read_volume(write(tmp_path / "a.nii", stored, affine))
+
+        assert np.allclose(geometry.canonical_affine[:3, :3], np.diag([1, 1.5, 2]))
+        assert voxels.shape == geometry.canonical_shape
+        assert np.allclose(geometry.spacing, [1, 1.5, 2])
+        for value in (0, 7, 59):
+            there = np.append(np.argwhere(stored == value)[0], 1)
+            here = np.append(np.argwhere(voxels == value)[0], 1)
+            assert np.allclose(affine @ there, geometry.canonical_affine @ here)
+
+    @pytest.mark.parametrize("degrees", [0, 20, 40])
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    def test_saved_labels_lie_over_the_input(
+        self, degrees: float, suffix: str, tmp_path: Path
+    ) -> None:
+        for affine in orientations():
+            turned = oblique(affine, degrees)
+            stored = tumour((3, 4, 5))
+            source = write(tmp_path / f"in{suffix}", stored, turned)
+            labels, geometry = read_labels(source, VALUES)
+            save_labels(tmp_path / f"out{suffix}", labels, geometry)
+
+            back, original = nibabel.load(tmp_path / f"out{suffix}"), nibabel.load(source)
+            assert np.array_equal(back.affine, original.affine)
+            assert np.array_equal(np.asarray(back.dataobj), stored)
+            assert back.get_data_dtype() == np.uint8
+            assert np.array_equal(back.header.get_qform(), original.header.get_qform())
+            assert back.header.get_zooms() == original.header.get_zooms()
+
+    @given(axes=st.permutations(range(3)), signs=st.tuples(*[st.sampled_from([-1, 1])] * 3))
+    def test_back_undoes_there(self, axes: list[int], signs: tuple[int, ...]) -> None:
+        affine = np.eye(4)
+        affine[:3, :3] = np.eye(3)[axes] * np.array(signs)
+        geometry = Geometry(affine, (2, 3, 4), None)
+        voxels = np.arange(48).reshape(2, 3, 4, 2)
+        there = geometry.to_canonical(voxels)
+        assert there.shape[:3] == geometry.canonical_shape
+        assert np.array_equal(geometry.from_canonical(there), voxels)
+
+    def test_only_a_qform(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(tumour(), None)
+        image.set_qform(oblique(np.diag([-2.0, 2, 3, 1])), code=1)
+        nibabel.save(image, tmp_path / "in.nii.gz")
+        labels, geometry = read_labels(tmp_path / "in.nii.gz", VALUES)
+        save_labels(tmp_path / "out.nii.gz", labels, geometry)
+        back, original = (nibabel.load(tmp_path / f"{name}.nii.gz") for name in ("out", "in"))
+        assert np.array_equal(back.affine, original.affine)
+        assert back.header["sform_code"] == 0
+
+    def test_nifti_2_stays_nifti_2(self, tmp_path: Path) -> None:
+        affine = oblique(np.eye(4), 33.3)
+        nibabel.save(nibabel.Nifti2Image(tumour(), affine), tmp_path / "in.nii.gz")
+        labels, geometry = read_labels(tmp_path / "in.nii.gz", VALUES)
+        save_labels(tmp_path / "out.nii.gz", labels, geometry)
+        back = nibabel.load(tmp_path / "out.nii.gz")
+        assert isinstance(back, nibabel.Nifti2Image)
+        assert np.array_equal(back.affine, affine)  # float64: exact only in version 2
+
+    def test_distance_is_in_voxels(self) -> None:
+        one = Geometry(np.diag([2.0, 2, 2, 1]), (4, 4, 4), None)
+        moved = Geometry(np.diag([2.0, 2, 2, 1]), (4, 4, 4), None)
+        moved.affine[0, 3] = 3
+        flipped = Geometry(np.diag([-2.0, 2, 2, 1]), (4, 4, 4), None)
+        flipped.affine[0, 3] = 6  # the same voxels, stored from right to left
+        assert one.distance(one) == 0
+        assert one.distance(moved) == 1.5
+        assert one.distance(flipped) == 0
+
+
+class TestRead:
+    """Values come out as the file means them."""
+
+    def test_values_and_type(self, tmp_path: Path) -> None:
+        image = head()
+        voxels, geometry = read_volume(write(tmp_path / "a.nii.gz", image))
+        assert np.array_equal(voxels, image)
+        assert voxels.dtype == np.int16
+        assert geometry.shape == image.shape[:3]
+
+    def test_scaling_is_applied(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.eye(4))
+        image.header.set_slope_inter(0.5, -1)
+        (tmp_path / "a.nii").write_bytes(image.to_bytes())
+        voxels, _ = read_volume(tmp_path / "a.nii")
+        assert voxels.dtype == np.float64
+        assert np.array_equal(voxels.ravel(), np.arange(8) * 0.5 - 1)
+
+    def test_name_does_not_decide_on_compression(self, tmp_path: Path) -> None:
+        content = file_bytes(head())
+        (tmp_path / "plain.nii.gz").write_bytes(content)
+        (tmp_path / "packed.nii").write_bytes(gzip.compress(content))
+        assert np.array_equal(read_volume(tmp_path / "plain.nii.gz")[0], head())
+        assert np.array_equal(read_volume(tmp_path / "packed.nii")[0], head())
+
+    def test_trailing_axes_of_one_are_dropped(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.nii", head()[..., :1, None])
+        assert read_volume(path)[0].shape == (6, 7, 5)
+
+    def test_big_endian(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(head(), np.eye(4), nibabel.Nifti1Header(endianness=">"))
+        nibabel.save(image, tmp_path / "a.nii")
+        assert np.array_equal(read_volume(tmp_path / "a.nii")[0], head())
+
+
+class TestRefuse:
+    """Each kind of damage gives one line that names the file."""
+
+    def test_missing(self, tmp_path: Path) -> None:
+        refused(tmp_path / "a.nii.gz", "no such file")
+
+    def test_folder(self, tmp_path: Path) -> None:
+        refused(tmp_path, "is a folder")
+
+    def test_empty(self, tmp_path: Path) -> None:
+        (tmp_path / "a.nii").touch()
+        refused(tmp_path / "a.nii", "empty")
+
+    @pytest.mark.parametrize("content", [b"hello", b"\x89PNG" * 200, bytes(1000), b"\x1f\x8b"])
+    def test_not_nifti(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / "a.nii.gz").write_bytes(content)
+        refused(tmp_path / "a.nii.gz", "expected a")
+
+    def test_every_cut_of_a_compressed_file(self, tmp_path: Path) -> None:
+        content = gzip.compress(file_bytes(tumour((3, 2, 2))))
+        for length in range(len(content)):
+            (tmp_path / "a.nii.gz").write_bytes(content[:length])
+            refused(tmp_path / "a.nii.gz", "expected a")
+        (tmp_path / "a.nii.gz").write_bytes(content)
+        read_volume(tmp_path / "a.nii.gz")
+
+    def test_every_cut_of_a_plain_file(self, tmp_path: Path) -> None:
+        content = file_bytes(tumour((3, 2, 2)))
+        for length in range(len(content)):
+            (tmp_path / "a.nii").write_bytes(content[:length])
+            refused(tmp_path / "a.nii")
+        assert "truncated" in refused(tmp_path / "a.nii", "11 of 12 bytes")
+
+    @given(where=st.integers(0, 351), byte=st.integers(0, 255))
+    def test_any_damage_to_the_header_is_a_data_error(
+        self, where: int, byte: int, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        content = bytearray(file_bytes(tumour((3, 2, 2))))
+        content[where] = byte
+        path = tmp_path_factory.mktemp("damaged") / "a.nii"
+        path.write_bytes(content)
+        with contextlib.suppress(DataError):  # anything else fails the test
+            assert np.isfinite(read_volume(path)[0]).all()
+
+    def test_nibabel_prints_nothing_of_its_own(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        content = bytearray(file_bytes(tumour((3, 2, 2))))
+        content[76:80] = np.float32(7).tobytes()  # pixdim[0], which is to be 1 or -1
+        (tmp_path / "a.nii").write_bytes(content)
+        read_volume(tmp_path / "a.nii")
+        assert capfd.readouterr().err == ""
+        assert not nifti.nibabel_logger.disabled
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_not_finite(self, value: float, tmp_path: Path) -> None:
+        image = head().astype(np.float32)
+        image[1, 2, 3, 0] = value
+        refused(write(tmp_path / "a.nii", image), "1 voxels are NaN or infinite")
+
+    def test_singular_affine(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(tumour(), None)
+        image.set_sform(np.diag([1.0, 1, 0, 1]), code=1)
+        nibabel.save(image, tmp_path / "a.nii")
+        refused(tmp_path / "a.nii", "singular")
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 4), (2, 2, 2, 2, 2)])
+    def test_no_volume(self, shape: tuple[int, ...], tmp_path: Path) -> None:
+        refused(write(tmp_path / "a.nii", np.ones(shape, np.int16)), "expected a volume")
+
+    def test_complex(self, tmp_path: Path) -> None:
+        refused(write(tmp_path / "a.nii", np.ones((2, 2, 2), np.complex64)), "complex64")
+
+
+class TestLabels:
+    """Numbers in a file become classes."""
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+    def test_any_number_type(self, dtype: type, tmp_path: Path) -> None:
+        labels, _ = read_labels(write(tmp_path / "a.nii", tumour().astype(dtype)), VALUES)
+        assert labels.dtype == np.uint8
+        assert labels.flags.c_contiguous
+        assert np.array_equal(labels, tumour())
+
+    def test_scaled_integers_are_fine(self, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(np.array([[[0.0, 2, 1, 4]]]), np.eye(4))
+        image.header.set_data_dtype(np.uint8)  # nibabel then chooses a slope of 4 / 255
+        nibabel.save(image, tmp_path / "a.nii")
+        assert np.abs(read_volume(tmp_path / "a.nii")[0] - [0, 2, 1, 4]).max() > 1e-3
+        labels, _ = read_labels(tmp_path / "a.nii", (0, 2, 1, 4))
+        assert labels.ravel().tolist() == [0, 1, 2, 3]
+
+    def test_values_are_mapped_there_and_back(self, tmp_path: Path) -> None:
+        values = (0, 2, 1, 4)
+        stored = np.array(values, np.int16)[tumour()]
+        path = write(tmp_path / "in.nii", stored)
+        labels, geometry = read_labels(path, values)
+        assert np.array_equal(labels, tumour())
+        save_labels(tmp_path / "out.nii", labels, geometry, values)
+        assert np.array_equal(np.asarray(nibabel.load(tmp_path / "out.nii").dataobj), stored)
+
+    @pytest.mark.parametrize("stranger", [4, 7, -1, 300])
+    def test_outside_the_set(self, stranger: int, tmp_path: Path) -> None:
+        labels = tumour().astype(np.int16)
+        labels[1, 1, 1] = stranger
+        path = write(tmp_path / "a.nii", labels)
+        refused(path, f"holds label {stranger};", "expected labels 0, 1, 2, 3", values=VALUES)
+
+    @pytest.mark.parametrize("value", [0.5, 1.02, 2.98])
+    def test_no_integer(self, value: float, tmp_path: Path) -> None:
+        labels = tumour().astype(np.float32)
+        labels[1, 1, 1] = value
+        refused(write(tmp_path / "a.nii", labels), f"{value}", "not an integer", values=VALUES)
+
+    def test_image_in_place_of_labels(self, tmp_path: Path) -> None:
+        refused(write(tmp_path / "a.nii", head()), "4 label volumes", values=VALUES)
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let writing fail in the middle of a file, as on a full disk, through the system's limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestSave:
+    """A file appears whole or not at all."""
+
+    @pytest.fixture
+    def geometry(self, tmp_path: Path) -> Geometry:
+        return read_volume(write(tmp_path / "in.nii", tumour()))[1]
+
+    def test_makes_folders_and_leaves_nothing_else(
+        self, geometry: Geometry, tmp_path: Path
+    ) -> None:
+        save_labels(tmp_path / "a" / "b" / "out.nii.gz", tumour(), geometry)
+        assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["out.nii.gz"]
+
+    def test_equal_labels_give_equal_files(self, geometry: Geometry, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            save_labels(tmp_path / f"{name}.nii.gz", tumour(), geometry)
+        assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
+
+    def test_full_disk_keeps_the_old_file(self, geometry: Geometry, tmp_path: Path) -> None:
+        out = tmp_path / "out" / "out.nii"
+        save_labels(out, tumour(), geometry)
+        before = out.read_bytes()
+        with (
+            largest_file(400),
+            pytest.raises(DataError, match=r"out\.nii: cannot be written \(File too large\)"),
+        ):
+            save_labels(out, tumour(seed=1), geometry)
+        assert out.read_bytes() == before
+        assert list(out.parent.iterdir()) == [out]
+
+    def test_no_space_left(
+        self, geometry: Geometry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(nifti.os, "replace", full)
+        with pytest.raises(DataError, match="No space left on device"):
+            save_labels(tmp_path / "out" / "out.nii", tumour(), geometry)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_interrupt_leaves_nothing(
+        self, geometry: Geometry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(nifti.os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            save_labels(tmp_path / "out" / "out.nii", tumour(), geometry)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_a_file_where_a_folder_should_be(self, geometry: Geometry, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="cannot be written"):
+            save_labels(tmp_path / "in.nii" / "out.nii", tumour(), geometry)
+
+    def test_wrong_arguments(self, geometry: Geometry, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"^labels: shape \(2, 2, 2\); expected"):
+            save_labels(tmp_path / "a.nii", np.zeros((2, 2, 2), np.uint8), geometry)
+        with pytest.raises(ValueError, match=r"^labels: 0 to 3; expected 0 to 1"):
+            save_labels(tmp_path / "a.nii", tumour(), geometry, label_values=(0, 4))
+        with pytest.raises(ValueError, match=r"^labels: -1 to"):
+            save_labels(tmp_path / "a.nii", tumour().astype(np.int8) - 1, geometry)
+        with pytest.raises(ValueError, match=r"^path: .*expected \*\.nii or \*\.nii\.gz"):
+            save_labels(tmp_path / "a.png", tumour(), geometry)

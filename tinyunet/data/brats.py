@@ -1,0 +1,112 @@
+"""BraTS as released: a folder for each case with one file for each sequence."""
+
+import os
+import re
+from pathlib import Path
+
+from tinyunet.data.cases import Case, Dataset
+from tinyunet.data.nifti import DataError
+
+# Channels and classes come in the order of the Decathlon's brain-tumour task, so that a model
+# trained on one can be used on the other.
+MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
+LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+# In the files 1 is necrotic and non-enhancing tumour, 2 edema, 4 enhancing tumour; nothing is 3.
+LABEL_VALUES = (0, 2, 1, 4)
+
+_SEQUENCES = ("flair", "t1", "t1ce", "t2")
+# One case of BraTS 2020 (Training_355) was released with "_Segm".
+_FILE = re.compile(r".+_(flair|t1ce|t1|t2|seg|segm)\.nii(\.gz)?", re.IGNORECASE)
+
+
+def read_brats(path: str | Path) -> Dataset:
+    """Find the labelled cases under a folder, however deep (``HGG/``, ``LGG/``, ...).
+
+    Parameters
+    ----------
+    path
+        Folder with a folder for each case. Files ``*_flair``, ``*_t1``, ``*_t1ce``, ``*_t2`` and
+        ``*_seg`` with ``.nii`` or ``.nii.gz``, in upper or lower case; others are not looked at.
+
+    Returns
+    -------
+    dataset
+        The cases that have labels; those without (BraTS' own validation data) are left out.
+
+    Raises
+    ------
+    DataError
+        No such case, a case with a sequence missing or twice, or two cases of one name.
+    """
+    path = Path(path)
+    found: dict[str, Case] = {}
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        subfolders.sort()
+        if not any(_is_sequence(name) for name in names):
+            continue
+        image_paths, label_path = case_files(folder)
+        if label_path is None:
+            continue
+        name = Path(folder).name
+        if name in found:
+            other = found[name].label_path.parent
+            raise DataError(f"{folder}: a case of this name is also in {other}; expected one")
+        found[name] = Case(name, image_paths, label_path, len(MODALITIES), LABEL_VALUES)
+    if not found:
+        raise DataError(
+            f"{path}: neither a dataset.json nor a labelled BraTS case in it; "
+            "expected folders with *_flair, *_t1, *_t1ce, *_t2 and *_seg as .nii or .nii.gz"
+        )
+    cases = tuple(found[name] for name in sorted(found))
+    return Dataset(path, cases, MODALITIES, LABELS, LABEL_VALUES)
+
+
+def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
+    """Find the files of one case.
+
+    Parameters
+    ----------
+    folder
+        The case's own folder.
+
+    Returns
+    -------
+    image_paths
+        FLAIR, T1w, t1gd, T2w.
+    label_path
+        None if the case has no labels.
+
+    Raises
+    ------
+    DataError
+        The folder cannot be listed, or a sequence is missing or there twice.
+    """
+    folder = Path(folder)
+    files: dict[str, Path] = {}
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+    for name in names:
+        match = _FILE.fullmatch(name)
+        # Archives packed on a Mac hold a "._name" beside each file.
+        if match is None or name.startswith("._"):
+            continue
+        kind = match[1].lower()
+        kind = "seg" if kind == "segm" else kind
+        if kind in files:
+            raise DataError(
+                f"{folder}: both {files[kind].name} and {name}; expected one {kind} file"
+            )
+        files[kind] = folder / name
+    missing = [kind for kind in _SEQUENCES if kind not in files]
+    if missing:
+        raise DataError(
+            f"{folder}: {len(_SEQUENCES) - len(missing)} sequences, no {', '.join(missing)}; "
+            f"expected {len(_SEQUENCES)}: *_flair, *_t1, *_t1ce and *_t2"
+        )
+    return tuple(files[kind] for kind in _SEQUENCES), files.get("seg")
+
+
+def _is_sequence(name: str) -> bool:
+    return _FILE.fullmatch(name) is not None and not name.startswith("._")

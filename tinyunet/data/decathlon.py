@@ -1,0 +1,135 @@
+"""Data sets as folders: a Medical Segmentation Decathlon task, or BraTS as released.
+
+Everything a program needs to go from a folder to arrays can be imported from here.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tinyunet.data.brats import case_files, read_brats
+from tinyunet.data.cases import (
+    Case,
+    Dataset,
+    check_patch_fits,
+    load_case,
+    load_image,
+    normalise,
+    split,
+)
+from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels
+
+__all__ = [
+    "Case",
+    "DataError",
+    "Dataset",
+    "Geometry",
+    "case_files",
+    "check_patch_fits",
+    "load_case",
+    "load_image",
+    "normalise",
+    "read_dataset",
+    "read_labels",
+    "save_labels",
+    "split",
+]
+
+
+def read_dataset(path: str | Path) -> Dataset:
+    """Find the labelled cases of a folder.
+
+    Parameters
+    ----------
+    path
+        A Decathlon task (a folder with ``dataset.json``: its ``modality``, ``labels`` and
+        ``training`` are used, ``test`` is not, as it has no labels), or, without that file, a BraTS
+        folder as :func:`tinyunet.data.brats.read_brats` takes it.
+
+    Returns
+    -------
+    dataset
+        No volume has been read yet, but every file named is there.
+
+    Raises
+    ------
+    DataError
+        There is no such folder, ``dataset.json`` is no such description, or a file is missing.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; expected a Decathlon task or a BraTS folder")
+    file = path / "dataset.json"
+    return _read_decathlon(file) if file.exists() else read_brats(path)
+
+
+def _read_decathlon(file: Path) -> Dataset:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # not JSON, or not even text
+        raise DataError(f"{file}: not JSON ({error}); expected a Decathlon description") from error
+    if not isinstance(description, dict):
+        raise DataError(f"{file}: holds no object; expected modality, labels and training")
+    modalities = _numbered(file, description, "modality")
+    labels = _numbered(file, description, "labels")
+    if list(modalities) != list(range(len(modalities))):
+        raise DataError(f'{file}: "modality" is not numbered 0, 1, 2, ... without a gap')
+    if next(iter(labels)) != 0 or len(labels) < 2 or max(labels) > 255:
+        raise DataError(
+            f'{file}: "labels" has numbers {", ".join(map(str, labels))}; '
+            "expected 0 for the background and others up to 255"
+        )
+    values = tuple(labels)
+    cases: dict[str, Case] = {}
+    for image, label in _training_files(file, description):
+        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        if name in cases:
+            raise DataError(f"{file}: {image.name} is named twice; expected each case once")
+        cases[name] = Case(name, (image,), label, len(modalities), values)
+    return Dataset(
+        path=file.parent,
+        cases=tuple(cases[name] for name in sorted(cases)),
+        modalities=tuple(modalities.values()),
+        labels=tuple(labels.values()),
+        label_values=values,
+    )
+
+
+def _numbered(file: Path, description: dict[str, Any], key: str) -> dict[int, str]:
+    """Return an entry such as ``{"0": "FLAIR", "1": "T1w"}`` with integer keys, sorted."""
+    entry = description.get(key)
+    if not isinstance(entry, dict) or not entry:
+        raise DataError(f'{file}: no "{key}"; expected names by number, as {{"0": ...}}')
+    try:
+        return {int(number): str(entry[number]) for number in sorted(entry, key=int)}
+    except ValueError as error:
+        raise DataError(f'{file}: "{key}" has a key that is no integer ({error})') from error
+
+
+def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path, Path]]:
+    """Return image and label file of each training case, after checking that they are there."""
+    entries = description.get("training")
+    if not isinstance(entries, list):
+        raise DataError(f'{file}: no "training"; expected a list of image and label files')
+    files = []
+    for entry in entries:
+        match entry:
+            case {"image": str(image_name), "label": str(label_name)}:
+                image, label = file.parent / image_name, file.parent / label_name
+            case _:
+                shown = json.dumps(entry)
+                raise DataError(
+                    f'{file}: training case {shown}; expected {{"image": ..., "label": ...}}'
+                )
+        # Archives packed on a Mac hold a "._name" beside each file, and some lists name them.
+        if image.name.startswith("._"):
+            continue
+        for path in (image, label):
+            if not path.is_file():
+                raise DataError(f"{path}: no such file, though {file} names it")
+        files.append((image, label))
+    if not files:
+        raise DataError(f'{file}: "training" names no case; expected one at least')
+    return files

@@ -1,0 +1,326 @@
+"""One NIfTI file: reading it whole with its damage named, a common orientation and back, writing."""
+
+import contextlib
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.imageglobals import logger as nibabel_logger
+from numpy.typing import NDArray
+
+# nibabel has type hints in some places only; what is without is named here once.
+_orientations: Any = nibabel.orientations
+
+# Where a NIfTI header keeps the position of its voxels in space, in both versions of the format.
+_POSITION_FIELDS = (
+    "xyzt_units",
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class DataError(ValueError):
+    """Data of the user's that cannot be used. The message is one line and names the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where the voxels of a file lie in space, and how to bring them into the common frame and back.
+
+    The common frame is nibabel's closest canonical one: axes are permuted and flipped, never
+    resampled, until they run most nearly to the right, to the front and up ("RAS"). An oblique
+    volume thus stays oblique, and the way back is exact.
+
+    Attributes
+    ----------
+    affine
+        From voxel indices as stored in the file to millimetres. shape=(4, 4), float64.
+    shape
+        Size of the volume as stored in the file, without the sequences.
+    header
+        The file's header; its position fields are written again by :func:`save_labels`.
+    """
+
+    affine: NDArray[np.float64]
+    shape: tuple[int, int, int]
+    header: Any
+
+    @property
+    def orientation(self) -> NDArray[np.float64]:
+        """For each stored axis: the canonical axis it becomes; 1, or -1 if flipped. shape=(3, 2)."""
+        orientation: NDArray[np.float64] = _orientations.io_orientation(self.affine)
+        return orientation
+
+    @property
+    def canonical_affine(self) -> NDArray[np.float64]:
+        """From voxel indices in the common frame to millimetres. shape=(4, 4), float64."""
+        affine: NDArray[np.float64] = self.affine @ _orientations.inv_ornt_aff(
+            self.orientation, self.shape
+        )
+        return affine
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Size of the volume in the common frame."""
+        d, h, w = (self.shape[axis] for axis in np.argsort(self.orientation[:, 0]))
+        return d, h, w
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Size of a voxel in millimetres along the axes of the common frame."""
+        d, h, w = np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist()
+        return d, h, w
+
+    def to_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of an array as stored, ``self.shape + (...)``, in the common frame."""
+        view: NDArray[Any] = _orientations.apply_orientation(voxels, self.orientation)
+        return view
+
+    def from_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of an array of the common frame as it would be stored in the file."""
+        back = _orientations.ornt_transform(_orientations.axcodes2ornt("RAS"), self.orientation)
+        view: NDArray[Any] = _orientations.apply_orientation(voxels, back)
+        return view
+
+    def distance(self, other: "Geometry") -> float:
+        """Return how far apart the corners of two volumes of one shape lie at most, in voxels."""
+        d, h, w = self.canonical_shape
+        corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)
+        apart = (self.canonical_affine - other.canonical_affine) @ corners
+        return float(np.linalg.norm(apart[:3], axis=0).max() / min(self.spacing))
+
+
+def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
+    """Read a ``.nii`` or ``.nii.gz`` file whole and bring it into the common frame.
+
+    Parameters
+    ----------
+    path
+        The file; whether it is compressed is seen from its content, not from its name.
+
+    Returns
+    -------
+    voxels
+        shape=(D, H, W) or (D, H, W, C), of the file's own type, or float64 if the file asks for
+        scaling (``scl_slope``, ``scl_inter``), which is applied. Every value is finite.
+    geometry
+        The file's position and orientation.
+
+    Raises
+    ------
+    DataError
+        The file is missing, is not NIfTI, is cut or damaged anywhere (the checksum of a compressed
+        file is verified), has no three-dimensional volume in it, or holds NaN or infinity.
+    """
+    path = Path(path)
+    raw = _read_bytes(path)
+    version_2 = raw[4:8] == b"n+2\0"
+    if not version_2 and raw[344:348] != b"n+1\0":
+        raise DataError(f"{path}: not a NIfTI file; expected a .nii or .nii.gz file")
+    image_class: Any = nibabel.Nifti2Image if version_2 else nibabel.Nifti1Image
+    try:
+        with _quiet_nibabel():
+            image = image_class.from_bytes(raw)
+            shape = _check_shape(path, image.shape)
+            # Looked at first, so that a damaged size is never allocated.
+            promised = math.prod(image.shape) * image.get_data_dtype().itemsize
+            stored = len(raw) - int(image.dataobj.offset)
+            if stored < promised:
+                raise DataError(
+                    f"{path}: truncated, {stored} of {promised} bytes of voxels; "
+                    "expected a whole NIfTI file"
+                )
+            geometry = Geometry(
+                image.affine.astype(np.float64), (shape[0], shape[1], shape[2]), image.header
+            )
+            if not np.isfinite(geometry.orientation).all():
+                raise DataError(f"{path}: the affine is singular; expected three spatial axes")
+            voxels = np.asanyarray(image.dataobj).reshape(shape)
+    except DataError:
+        raise
+    except Exception as error:  # nibabel raises nearly any type on damaged bytes
+        raise DataError(f"{path}: damaged NIfTI file ({_one_line(error)})") from error
+    if voxels.dtype.kind not in "iuf":
+        raise DataError(f"{path}: voxels of type {voxels.dtype}; expected real numbers")
+    bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+    if bad:
+        raise DataError(f"{path}: {bad} voxels are NaN or infinite; expected finite numbers")
+    return geometry.to_canonical(voxels), geometry
+
+
+def read_labels(
+    path: str | Path, label_values: Sequence[int]
+) -> tuple[NDArray[np.uint8], Geometry]:
+    """Read a volume of labels and return the class of each voxel.
+
+    Parameters
+    ----------
+    path
+        The file. Numbers within 0.01 of an integer count as it: scaling rounds.
+    label_values
+        ``label_values[i]`` is the number that stands for class ``i`` in the file.
+
+    Returns
+    -------
+    labels
+        shape=(D, H, W), uint8, C-contiguous, in the common frame.
+    geometry
+        The file's position and orientation.
+
+    Raises
+    ------
+    DataError
+        As :func:`read_volume`; also if the volume has more than three axes, or holds a number that
+        is not an integer or not among ``label_values``.
+    """
+    voxels, geometry = read_volume(path)
+    if voxels.ndim != 3:
+        raise DataError(f"{path}: {voxels.shape[3]} label volumes; expected one")
+    allowed = "labels " + ", ".join(map(str, sorted(label_values)))
+    integers = np.rint(voxels)
+    between = np.abs(voxels - integers) > 0.01
+    if between.any():
+        example = voxels[between][0]
+        raise DataError(f"{path}: label {example:.6g} is not an integer; expected {allowed}")
+    labels = np.zeros(voxels.shape, np.uint8)
+    known = np.zeros(voxels.shape, np.bool_)
+    for index, value in enumerate(label_values):
+        here = integers == value
+        labels[here] = index
+        known |= here
+    if not known.all():
+        strangers = ", ".join(f"{value:.0f}" for value in np.unique(integers[~known])[:5])
+        raise DataError(f"{path}: holds label {strangers}; expected {allowed}")
+    return labels, geometry
+
+
+def save_labels(
+    path: str | Path,
+    labels: NDArray[np.integer[Any]],
+    geometry: Geometry,
+    label_values: Sequence[int] | None = None,
+) -> None:
+    """Write labels as uint8 NIfTI that lies exactly over the file the geometry came from.
+
+    Shape, orientation, affine and units are the input's own. The file appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+        ``*.nii`` or ``*.nii.gz``; folders that are missing are made.
+    labels
+        Class of each voxel in the common frame. shape=geometry.canonical_shape, 0 to 255.
+    geometry
+        Of the image that was segmented.
+    label_values
+        ``label_values[i]`` is written for class ``i``; the class itself if not given.
+
+    Raises
+    ------
+    ValueError
+        The shape is not the geometry's, or a label does not fit.
+    DataError
+        The file cannot be written: full disk, no permission, ...
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"path: {path} is no name of a NIfTI file; expected *.nii or *.nii.gz")
+    if labels.shape != geometry.canonical_shape:
+        raise ValueError(
+            f"labels: shape {labels.shape}; expected the image's own, {geometry.canonical_shape}"
+        )
+    values = np.arange(256) if label_values is None else np.asarray(label_values)
+    if labels.min() < 0 or labels.max() >= len(values):
+        raise ValueError(
+            f"labels: {labels.min()} to {labels.max()}; expected 0 to {len(values) - 1}"
+        )
+    stored = values.astype(np.uint8)[geometry.from_canonical(labels)]
+    version_2 = geometry.header["sizeof_hdr"] == 540
+    image_class: Any = nibabel.Nifti2Image if version_2 else nibabel.Nifti1Image
+    image = image_class(stored, None)
+    for field in _POSITION_FIELDS:
+        image.header[field] = geometry.header[field]
+    image.header["pixdim"][:4] = geometry.header["pixdim"][:4]
+    content = image.to_bytes()
+    # No time stamp: equal labels give equal files.
+    write_atomically(path, gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file through a temporary one beside it, so that it is never seen half written.
+
+    Raises
+    ------
+    DataError
+        The file cannot be written; nothing is left behind, and what was there before still is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or _one_line(error)
+        raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a file, uncompressed, or say in one line why that is not possible."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected a .nii or .nii.gz file")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected a .nii or .nii.gz file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not raw:
+        raise DataError(f"{path}: empty file; expected a .nii or .nii.gz file")
+    if not raw.startswith(_GZIP_MAGIC):
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: truncated or damaged ({_one_line(error)}); expected a whole .nii.gz file"
+        ) from error
+
+
+def _check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape without trailing axes of size one; check that three or four axes are left."""
+    stripped = shape
+    while len(stripped) > 3 and stripped[-1] == 1:
+        stripped = stripped[:-1]
+    if len(stripped) not in (3, 4) or min(stripped) < 1:
+        size = " x ".join(map(str, shape))
+        raise DataError(f"{path}: {size} voxels; expected a volume, or a volume for each sequence")
+    return stripped
+
+
+@contextlib.contextmanager
+def _quiet_nibabel() -> Iterator[None]:
+    """Keep nibabel from printing what it corrects in a header: an error is one line, and ours."""
+    before = nibabel_logger.disabled
+    nibabel_logger.disabled = True
+    try:
+        yield
+    finally:
+        nibabel_logger.disabled = before
+
+
+def _one_line(error: BaseException) -> str:
+    """Return what an exception says, on one line, or its name if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
