@@ -56,3 +56,55 @@ def exp(x: np.float32) -> np.float32:
     p = p * (r * r) + r + _ONE
     bits = np.int32((shifted.view(np.int32) << _MANTISSA_BITS) + _EXPONENT_OF_ONE)
     return _ZERO if x < _LOWEST else p * bits.view(np.float32)
+
+
+# Bits of sqrt(1/2): what is above is one octave up.
+_BITS_OF_ROOT_HALF = np.int32(0x3F3504F3)
+_LOG_POLYNOMIAL = tuple(
+    np.float32(coefficient)
+    for coefficient in (
+        7.0376836292e-2,
+        -1.1514610310e-1,
+        1.1676998740e-1,
+        -1.2420140846e-1,
+        1.4249322787e-1,
+        -1.6668057665e-1,
+        2.0000714765e-1,
+        -2.4999993993e-1,
+        3.3333331174e-1,
+    )
+)
+
+
+@kernel
+def log(x: np.float32) -> np.float32:
+    """Natural logarithm of a normal, finite number above 0, within 1e-7 of it.
+
+    ``x = 2**n * (1 + f)`` with ``sqrt(1/2) <= 1 + f < sqrt(2)``; then ``log x = n ln 2 + log(1 + f)``,
+    ``n`` from the bits of ``x`` and the second term a polynomial. The error is below 1e-7 times the
+    larger of 1 and the result; NaN gives NaN.
+    """
+    bits = np.int32(np.float32(x).view(np.int32) - _BITS_OF_ROOT_HALF)
+    n = np.int32(bits >> _MANTISSA_BITS)
+    mantissa = np.int32(np.float32(x).view(np.int32) - np.int32(n << _MANTISSA_BITS))
+    f = mantissa.view(np.float32) - _ONE
+    p = _LOG_POLYNOMIAL[0]
+    p = p * f + _LOG_POLYNOMIAL[1]
+    p = p * f + _LOG_POLYNOMIAL[2]
+    p = p * f + _LOG_POLYNOMIAL[3]
+    p = p * f + _LOG_POLYNOMIAL[4]
+    p = p * f + _LOG_POLYNOMIAL[5]
+    p = p * f + _LOG_POLYNOMIAL[6]
+    p = p * f + _LOG_POLYNOMIAL[7]
+    p = p * f + _LOG_POLYNOMIAL[8]
+    whole = np.float32(n)
+    p = p * f * (f * f) + whole * _LN2_LOW
+    return (p - _HALF * (f * f) + f) + whole * _LN2_HIGH
+
+
+@kernel
+def log1p(x: np.float32) -> np.float32:
+    """``log(1 + x)`` for ``0 <= x``, within 3e-7 of it, relative, also where ``1 + x`` rounds to 1."""
+    above_one = _ONE + x
+    # What the sum lost, to first order.
+    return log(above_one) + (x - (above_one - _ONE)) / above_one
