@@ -58,5 +58,5 @@ def split_index(index: int, size: int) -> tuple[int, int]:
 
     That index is unsigned, and NumPy's rules make a float of unsigned mixed with signed integers.
     """
-    signed = numpy.int64(index)
+    signed: Any = numpy.int64(index)
     return signed // size, signed % size

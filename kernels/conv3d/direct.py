@@ -27,20 +27,20 @@ Source     Georganas et al., "Anatomy of high-performance deep learning convolut
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kernels.compiler import parallel_kernel, prange, split_index
 from kernels.conv3d.bias import backward_bias
 from kernels.conv3d.shapes import (
-    Array,
-    Geometry,
     Triple,
+    adjoint_before,
     backward_data_geometry,
     backward_weights_geometry,
+    check_float32,
     forward_geometry,
 )
 from kernels.layout import Floats, blocks, pack_src, pack_weights, unpack_weights
@@ -71,10 +71,8 @@ def forward(
 ) -> Floats:
     """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
     g = forward_geometry(src, weights, bias, stride, padding)
-    _check_float32(src)
-    return _convolve(
-        src, weights, bias, g.dst_shape, (g.KD, g.KH, g.KW), (g.SD, g.SH, g.SW), (g.PD, g.PH, g.PW)
-    )
+    check_float32(src)
+    return _convolve(src, weights, bias, g.dst_shape, g.stride, g.before)
 
 
 def backward_data(
@@ -86,11 +84,9 @@ def backward_data(
 ) -> Floats:
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
     g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    _check_float32(diff_dst)
-    before = g.KD - 1 - g.PD, g.KH - 1 - g.PH, g.KW - 1 - g.PW
-    kernel, dilation = (g.KD, g.KH, g.KW), (g.SD, g.SH, g.SW)
+    check_float32(diff_dst)
     return _convolve(
-        diff_dst, weights, None, g.src_shape, kernel, (1, 1, 1), before, dilation, adjoint=True
+        diff_dst, weights, None, g.src_shape, (1, 1, 1), adjoint_before(g), g.stride, adjoint=True
     )
 
 
@@ -103,36 +99,28 @@ def backward_weights(
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
     g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    _check_float32(src)
+    check_float32(src)
     width = _channel_width(g.IC)
-    taps = g.KD * g.KH * g.KW
     inputs, cols = weight_tile(g.KW, width, blocks(g.OC))
     groups, ICB = blocks(g.OC) // cols, -(-g.IC // width)
-    panel = _panel("src", ICB, _panel_size(g), width)
-    aligned = _pad_channels(diff_dst)
-
     # Enough independent chunks of rows to share among threads, whatever the number of threads.
     chunks = max(1, min(g.OD * g.OH, 16 // (groups * ICB)))
-    partial = scratchpad("partial", chunks * groups * ICB * taps * width * cols * LANES)
-    partial = partial[: chunks * groups * ICB * taps * width * cols * LANES]
+    partial = _pad("partial", chunks, groups, ICB, g.KD * g.KH * g.KW, width, cols * LANES)
     partial[:] = 0.0
+    aligned = _fill_channels(diff_dst)
     accumulate = _make_accumulate(g.KW, inputs, cols, width, g.SW)
     for n in range(g.MB):
-        pack_src(src[n], panel, (g.PD, g.PH, g.PW), (1, 1, 1))
-        sizes = (g.OD, g.OH, g.OW, g.KD, g.KH, g.SD, g.SH)
+        panel = _pack(src[n], ICB, g.panel_size, width, g.before, (1, 1, 1))
         accumulate(
             panel.reshape(-1),
             panel.shape,
             aligned[n].reshape(-1),
-            partial,
-            sizes,
+            partial.reshape(-1),
+            (g.OD, g.OH, g.OW, g.KD, g.KH, g.SD, g.SH),
             (chunks, groups, ICB),
         )
     diff_weights = empty(g.weights_shape)
-    unpack_weights(
-        partial.reshape(chunks, groups, ICB, taps, width, cols * LANES),
-        diff_weights.reshape(g.OC, g.IC, taps),
-    )
+    unpack_weights(partial, diff_weights.reshape(g.OC, g.IC, -1))
     return diff_weights, backward_bias(diff_dst)
 
 
@@ -174,41 +162,39 @@ def _convolve(
     weights: Floats,
     bias: Floats | None,
     dst_shape: tuple[int, int, int, int, int],
-    kernel: Triple,
     stride: Triple,
     before: Triple,
     dilation: Triple = (1, 1, 1),
+    *,
     adjoint: bool = False,
 ) -> Floats:
+    """Pack weights and each image, and run the loop nest for the register tile that fits."""
     MB, OD, OH, OW, OC = dst_shape
-    OCB, IC = blocks(OC), src.shape[-1]
-    width = _channel_width(IC)
-    ICB = -(-IC // width)
+    OCB, width = blocks(OC), _channel_width(src.shape[-1])
+    ICB = -(-src.shape[-1] // width)
+    KD, KH, KW = weights.shape[2:]
     tile = tile_shape(OH, OW, OCB)
-    size = (o * s + k - s for o, s, k in zip((OD, OH, OW), stride, kernel, strict=True))
-    panel = _panel("src", ICB, tuple(size), width)
-    taps = kernel[0] * kernel[1] * kernel[2]
-    packed = scratchpad("weights", OCB * LANES * ICB * width * taps)
-    packed = packed[: OCB * LANES * ICB * width * taps]
-    packed_shape = OCB // tile.cols, ICB, taps, width, tile.cols * LANES
-    pack_weights(weights, packed.reshape(packed_shape), adjoint=adjoint)
+    packed = _pad("weights", OCB // tile.cols, ICB, KD * KH * KW, width, tile.cols * LANES)
+    pack_weights(weights, packed, adjoint=adjoint)
     padded_bias = np.zeros(OCB * LANES, np.float32)
     if bias is not None:
         padded_bias[:OC] = bias
 
     # Stores write 16 channels: a tail needs room for its padding lanes, which are then dropped.
     dst = empty((MB, OD, OH, OW, OCB * LANES))
-    convolve = _make_convolve(*tile, width, stride[2])
+    SD, SH, SW = stride
+    size = (OD - 1) * SD + KD, (OH - 1) * SH + KH, (OW - 1) * SW + KW
+    convolve = _make_convolve(*tile, width, SW)
     for n in range(MB):
-        pack_src(src[n], panel, before, dilation)
+        panel = _pack(src[n], ICB, size, width, before, dilation)
         convolve(
             panel.reshape(-1),
             panel.shape,
-            packed,
+            packed.reshape(-1),
             padded_bias,
             dst[n].reshape(-1),
             dst.shape,
-            kernel,
+            (KD, KH, KW),
             stride,
         )
     return dst if OC == OCB * LANES else np.ascontiguousarray(dst[..., :OC])
@@ -341,30 +327,29 @@ def _channel_width(IC: int) -> int:
     return IC if IC <= _FEW_CHANNELS else LANES
 
 
-def _panel_size(g: Geometry) -> Triple:
-    return (g.OD - 1) * g.SD + g.KD, (g.OH - 1) * g.SH + g.KH, (g.OW - 1) * g.SW + g.KW
+def _pad(purpose: str, *shape: int) -> Floats:
+    """Scratchpad of this shape."""
+    size = math.prod(shape)
+    return scratchpad(purpose, size)[:size].reshape(shape)
 
 
-def _panel(purpose: str, ICB: int, size: tuple[int, ...], width: int) -> Floats:
-    shape = ICB, *size, width
-    length = int(np.prod(shape))
-    return scratchpad(purpose, length)[:length].reshape(shape)
+def _pack(
+    src: Floats, ICB: int, size: Triple, width: int, before: Triple, dilation: Triple
+) -> Floats:
+    """One image as a panel; the image itself where it already has that form (1^3 kernels)."""
+    if src.shape == (*size, width) and src.flags.c_contiguous:
+        return src.reshape(1, *src.shape)
+    panel = _pad("src", ICB, *size, width)
+    pack_src(src, panel, before, dilation)
+    return panel
 
 
-def _pad_channels(array: Floats) -> Floats:
+def _fill_channels(array: Floats) -> Floats:
     """Channels filled up with zeros to blocks of 16; the array itself where nothing is missing."""
     C = array.shape[-1]
     if C % LANES == 0:
         return np.ascontiguousarray(array)
-    padded = empty((*array.shape[:-1], blocks(C) * LANES))
-    padded[..., :C] = array
-    padded[..., C:] = 0.0
-    return padded
-
-
-def _check_float32(array: npt.NDArray[Any]) -> None:
-    if array.dtype != np.float32:
-        raise TypeError(f"this rung takes float32, not {array.dtype}; use naive or plan")
-
-
-__all__ = ["Array", "backward_data", "backward_weights", "forward", "tile_shape", "weight_tile"]
+    filled = empty((*array.shape[:-1], blocks(C) * LANES))
+    filled[..., :C] = array
+    filled[..., C:] = 0.0
+    return filled

@@ -65,7 +65,7 @@ def forward(
     g = forward_geometry(src, weights, bias, stride, padding)
     dst = empty(g.dst_shape, src.dtype)
     dst[:] = 0 if bias is None else bias
-    _forward(src, weights, dst, (g.SD, g.SH, g.SW), (g.PD, g.PH, g.PW))
+    _forward(src, weights, dst, g.stride, g.before)
     return dst
 
 
@@ -98,7 +98,7 @@ def backward_data(
     g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
     diff_src = empty(g.src_shape, diff_dst.dtype)
     diff_src[:] = 0
-    _backward_data(diff_dst, weights, diff_src, (g.SD, g.SH, g.SW), (g.PD, g.PH, g.PW))
+    _backward_data(diff_dst, weights, diff_src, g.stride, g.before)
     return diff_src
 
 
@@ -131,7 +131,7 @@ def backward_weights(
     """
     g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
     diff_weights = np.zeros(g.weights_shape, src.dtype)
-    _backward_weights(src, diff_dst, diff_weights, (g.SD, g.SH, g.SW), (g.PD, g.PH, g.PW))
+    _backward_weights(src, diff_dst, diff_weights, g.stride, g.before)
     return diff_weights, backward_bias(diff_dst)
 
 

@@ -53,6 +53,25 @@ class Geometry(NamedTuple):
         return self.OC, self.IC, self.KD, self.KH, self.KW
 
     @property
+    def stride(self) -> Triple:
+        """``(SD, SH, SW)``."""
+        return self.SD, self.SH, self.SW
+
+    @property
+    def before(self) -> Triple:
+        """``(PD, PH, PW)``."""
+        return self.PD, self.PH, self.PW
+
+    @property
+    def panel_size(self) -> Triple:
+        """Voxels of ``src`` and zeros around it that the taps of all outputs meet."""
+        return (
+            (self.OD - 1) * self.SD + self.KD,
+            (self.OH - 1) * self.SH + self.KH,
+            (self.OW - 1) * self.SW + self.KW,
+        )
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of one direction: a multiply and an add for each tap."""
         taps = self.KD * self.KH * self.KW
@@ -122,6 +141,11 @@ def geometry(
     return Geometry._make((MB, IC, OC, *sizes, *out, *kernel, *strides, *before))
 
 
+def adjoint_before(g: Geometry) -> Triple:
+    """Zeros before ``diff_dst`` when ``backward_data`` runs as a forward convolution."""
+    return g.KD - 1 - g.PD, g.KH - 1 - g.PH, g.KW - 1 - g.PW
+
+
 def forward_geometry(
     src: Array, weights: Array, bias: Array | None, stride: int | Triple, padding: str
 ) -> Geometry:
@@ -166,6 +190,18 @@ def backward_weights_geometry(
     _check_diff_dst(diff_dst, sizes)
     _check_dtypes(src=src, diff_dst=diff_dst)
     return sizes
+
+
+def check_float32(array: Array) -> None:
+    """Refuse arrays that the vectorised rungs do not take.
+
+    Raises
+    ------
+    TypeError
+        If the array is not float32.
+    """
+    if array.dtype != np.float32:
+        raise TypeError(f"this rung takes float32, not {array.dtype}; use naive, im2col or plan")
 
 
 def _check_diff_dst(diff_dst: Array, sizes: Geometry) -> None:
