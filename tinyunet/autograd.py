@@ -1,0 +1,377 @@
+# ruff: noqa: D102 - forward and backward of every operator are described once, in Function
+"""Define-by-run differentiation: the tape is what the program did, written while it did it.
+
+A :class:`Function` is an operator with its gradient beside it. Each ``Function.apply`` adds one
+:class:`Context` to the tape: which operator ran, where its inputs came from, and the arrays that
+its gradient will need. :meth:`Tensor.backward` visits the contexts from the newest to the oldest.
+The order of creation *is* a topological order, since an input exists before what is computed from
+it: a heap of serial numbers is all the sorting there is, and nothing recurses.
+
+The tape comes first, the arithmetic of :class:`Tensor` second: the two need each other.
+"""
+
+import heapq
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import EllipsisType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tinyunet.context import Array, Context, Gradients
+
+Axis: TypeAlias = int | tuple[int, ...] | None
+Index: TypeAlias = int | slice | EllipsisType | None
+
+
+class _Recording(threading.local):
+    on = True  # each thread has its own
+
+
+_recording = _Recording()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Put nothing on the tape: ``with no_grad():``, or ``@no_grad()`` over a function."""
+    before, _recording.on = _recording.on, False
+    try:
+        yield
+    finally:
+        _recording.on = before
+
+
+class Function:
+    """An operator: subclass it with static ``forward`` and ``backward``, call it by ``apply``."""
+
+    #: ``forward(ctx, *arguments)`` gets arrays for tensors, and everything else as it is.
+    forward: Callable[..., Array]
+    #: ``backward(ctx, gradient)`` returns one gradient an argument of ``forward``; None where
+    #: ``ctx.needs_gradient`` is False, and trailing Nones may be left out. ``gradient`` is
+    #: C-contiguous and must not be written to.
+    backward: Callable[[Context, Array], Gradients]
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> "Tensor":
+        """Run ``forward``; if an argument requires a gradient, the call goes on the tape."""
+        ctx = Context(cls, tuple(map(_parent, arguments)))
+        dst = Tensor(cls.forward(ctx, *(a.data if isinstance(a, Tensor) else a for a in arguments)))
+        if ctx.recording:
+            ctx.shape, ctx.dtype = dst.shape, dst.dtype
+            dst.requires_grad, dst._context = True, ctx
+        return dst
+
+
+def _parent(argument: Any) -> "Context | Tensor | None":
+    if isinstance(argument, Tensor) and argument.requires_grad and _recording.on:
+        return argument._context or argument
+    return None
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Parameters
+    ----------
+    data : array_like
+        C-contiguous arrays of float32 or float64 are shared, not copied. Anything else is
+        converted, other types of numbers to float32.
+    requires_grad : bool
+        Whether ``grad`` is wanted.
+
+    Attributes
+    ----------
+    data : ndarray
+    grad : ndarray or None
+        On leaves only: the sum of what every ``backward`` since it was None has found.
+    """
+
+    __slots__ = ("__weakref__", "_context", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
+
+    def __init__(self, data: ArrayLike, requires_grad: bool = False) -> None:
+        array = np.asarray(data, order="C")
+        is_float = isinstance(data, np.ndarray | np.generic) and array.dtype in ("f4", "f8")
+        self.data: Array = array if is_float else array.astype(np.float32)
+        self.grad: Array | None = None
+        self.requires_grad = requires_grad
+        self._context: Context | None = None
+
+    def backward(self, gradient: ArrayLike | None = None) -> None:
+        """Add the gradient of this tensor by each leaf it was computed from to the leaf's ``grad``.
+
+        Parameters
+        ----------
+        gradient : array_like, shape = self.shape
+            What to start from. A tensor of one element may leave it out: one.
+
+        Raises
+        ------
+        RuntimeError
+            Nothing was recorded, backward already ran, or a saved array was changed.
+        ValueError
+            ``gradient`` is missing or has another shape.
+        """
+        start = self._starting_gradient(gradient)
+        if self._context is None:
+            return self.accumulate(start)
+        gradients, sums = {self._context: start}, set[Context]()
+        newest_first = [(-self._context.serial_number, self._context)]
+        while newest_first:
+            _, ctx = heapq.heappop(newest_first)
+            parents = ctx.parents
+            for parent, diff in zip(parents, ctx.backward(gradients.pop(ctx)), strict=True):
+                if parent is None or diff is None:
+                    continue
+                if not isinstance(parent, Context):
+                    parent.accumulate(diff)
+                elif parent not in gradients:
+                    gradients[parent] = diff
+                    heapq.heappush(newest_first, (-parent.serial_number, parent))
+                elif parent in sums:
+                    gradients[parent] += diff
+                else:  # the first one may be some other tensor's gradient too: only a sum is ours
+                    gradients[parent] = gradients[parent] + diff
+                    sums.add(parent)
+
+    def _starting_gradient(self, gradient: ArrayLike | None) -> Array:
+        if not self.requires_grad:
+            raise RuntimeError("backward: this tensor depends on nothing that requires a gradient")
+        if gradient is None:
+            if self.data.size != 1:
+                raise ValueError(f"backward: a tensor of shape {self.shape} needs a gradient")
+            return np.ones_like(self.data)
+        start = np.asarray(gradient, dtype=self.dtype, order="C")
+        if start.shape != self.shape:
+            raise ValueError(f"backward: gradient has shape {start.shape}, tensor {self.shape}")
+        return start
+
+    def accumulate(self, gradient: Array) -> None:
+        """Add to ``grad`` of a leaf. Arrays that others may hold are neither kept nor changed."""
+        self.grad = gradient.copy() if self.grad is None else self.grad + gradient
+
+    def detach(self) -> "Tensor":
+        """Return the same array with no history."""
+        return Tensor(self.data)
+
+    def numpy(self) -> Array:
+        """Return the array itself, not a copy."""
+        return self.data
+
+    def item(self) -> float:
+        """Return the only element as a Python number."""
+        return float(self.data.item())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype[np.floating[Any]]:
+        """Type of the numbers: float32 or float64."""
+        return self.data.dtype
+
+    def __repr__(self) -> str:
+        history = f", made by {self._context.function.__name__}" if self._context else ""
+        return f"Tensor({self.data}, requires_grad={self.requires_grad}{history})"
+
+    # ---- arithmetic: one operator of the second half each ----------------------------------
+
+    def _operand(self, other: Any) -> "Tensor | Array":
+        if isinstance(other, Tensor):
+            return other
+        array = np.asarray(other)  # Python numbers and integers take this tensor's precision
+        is_float = isinstance(other, np.ndarray) and array.dtype in ("f4", "f8")
+        return array if is_float else array.astype(self.dtype)
+
+    def __add__(self, other: Any) -> "Tensor":
+        return Add.apply(self, self._operand(other))
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return Multiply.apply(self, self._operand(other))
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        return Power.apply(self, exponent)
+
+    def __neg__(self) -> "Tensor":
+        return self * -1
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return self + -self._operand(other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return -self + other
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return self * self._operand(other) ** -1
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return self**-1 * other
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "Tensor":
+        return Slice.apply(self, index)
+
+    def exp(self) -> "Tensor":
+        """Return e to the power of each element."""
+        return Exp.apply(self)
+
+    def log(self) -> "Tensor":
+        """Return the natural logarithm of each element."""
+        return Log.apply(self)
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """Return the sum over all axes, or over those given."""
+        return Sum.apply(self, axis, keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
+        """Return the mean over all axes, or over those given."""
+        total = self.sum(axis, keepdims)
+        return total * (total.data.size / self.data.size)
+
+    def reshape(self, *shape: int) -> "Tensor":
+        """Return the same elements in another shape, sharing memory; one size may be -1."""
+        return Reshape.apply(self, shape)
+
+
+def _broadcast(ctx: Context, operation: np.ufunc, a: Array, b: Array) -> Array:
+    ctx.shapes = a.shape, b.shape
+    try:
+        return operation(a, b)
+    except ValueError:
+        raise ValueError(
+            f"{operation.__name__}: shapes {a.shape} and {b.shape} cannot be broadcast together"
+        ) from None
+
+
+def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum a gradient over the axes along which an operand of this shape was repeated; float64."""
+    if gradient.shape == shape:
+        return gradient
+    added = gradient.ndim - len(shape)
+    repeated = tuple(added + axis for axis, size in enumerate(shape) if size == 1)
+    return gradient.sum(axis=tuple(range(added)) + repeated, dtype=np.float64).reshape(shape)
+
+
+class Add(Function):
+    """``a + b``, with broadcasting."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        return _broadcast(ctx, np.add, a, b)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return tuple(_unbroadcast(gradient, shape) for shape in ctx.shapes)
+
+
+class Multiply(Function):
+    """``a * b``, with broadcasting."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        ctx.save(b if ctx.needs_gradient[0] else None, a if ctx.needs_gradient[1] else None)
+        return _broadcast(ctx, np.multiply, a, b)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return tuple(
+            None if factor is None else _unbroadcast(gradient * factor, shape)
+            for factor, shape in zip(ctx.saved, ctx.shapes, strict=True)
+        )
+
+
+class Power(Function):
+    """``a ** exponent``, for a plain number as exponent."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, exponent: float) -> Array:
+        if not isinstance(exponent, int | float):
+            raise TypeError(f"power: exponent must be a number, not {type(exponent).__name__}")
+        ctx.save(a)
+        ctx.exponent = exponent
+        return a**exponent
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (a,) = ctx.saved
+        # The exponent 0 has the derivative 0 everywhere, also at a = 0, where a**-1 is not finite.
+        return (gradient * (ctx.exponent * a ** (ctx.exponent - 1 if ctx.exponent else 1)),)
+
+
+class Exp(Function):
+    """e to the power of ``a``."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array) -> Array:
+        dst = np.exp(a)
+        ctx.save(dst)
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (dst,) = ctx.saved
+        return (gradient * dst,)
+
+
+class Log(Function):
+    """Natural logarithm of ``a``."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array) -> Array:
+        ctx.save(a)
+        return np.log(a)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (a,) = ctx.saved
+        return (gradient / a,)
+
+
+class Sum(Function):
+    """Sum in float64 over some axes; backward repeats the gradient along them."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, axis: Axis, keepdims: bool) -> Array:
+        dst = a.sum(axis=axis, keepdims=True, dtype=np.float64).astype(a.dtype)
+        ctx.src_shape, ctx.kept_shape = a.shape, dst.shape
+        return dst if keepdims else dst.squeeze(axis)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return (np.broadcast_to(gradient.reshape(ctx.kept_shape), ctx.src_shape),)
+
+
+class Reshape(Function):
+    """The same elements in another shape."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, shape: tuple[int, ...]) -> Array:
+        ctx.src_shape = a.shape
+        return a.reshape(shape)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return (gradient.reshape(ctx.src_shape),)
+
+
+class Slice(Function):
+    """``a[index]`` for integers, slices, ... and None; backward puts zeros around the gradient."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, index: Any) -> Array:
+        for part in index if isinstance(index, tuple) else (index,):
+            if not isinstance(part, int | slice | EllipsisType | None):
+                raise TypeError(f"index: use integers, slices, ... and None, not {part!r}")
+        ctx.src_shape, ctx.index = a.shape, index
+        return a[index]
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        diff = np.zeros(ctx.src_shape, gradient.dtype)
+        diff[ctx.index] = gradient
+        return (diff,)

@@ -1,0 +1,116 @@
+"""One call on the tape: where its inputs came from, and what it keeps for its gradient.
+
+A context points to its parent *contexts*, not to its input tensors, so that an activation lives
+only while some ``ctx.save`` (or the caller) needs it. Each context is emptied once its gradient is
+done; going backward through it again is an error.
+"""
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+Gradients: TypeAlias = tuple[Array | None, ...]
+
+_SAMPLES = 1024  # elements of a saved array that are remembered, to notice a change in place
+_serial_numbers = itertools.count()
+
+
+class Leaf(Protocol):
+    """Where a gradient ends: a tensor that nobody computed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+
+    @property
+    def dtype(self) -> np.dtype[np.floating[Any]]:
+        """Type of the numbers."""
+
+    def accumulate(self, gradient: Array) -> None:
+        """Add to the gradient found so far."""
+
+
+class Context:
+    """One call. An operator may put plain attributes on it: ``ctx.stride = stride``.
+
+    Attributes
+    ----------
+    function : the :class:`Function` class that was called.
+    parents : one entry an argument: the context of the call that made it, the leaf that wants a
+        gradient, or None.
+    needs_gradient : tuple of bool, one an argument; work for a False one can be left out.
+    shape, dtype : of the result.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+    def __init__(self, function: type[Any], parents: "tuple[Context | Leaf | None, ...]") -> None:
+        self.function = function
+        self.serial_number = next(_serial_numbers)
+        self.parents = parents
+        self.needs_gradient = tuple(parent is not None for parent in parents)
+        self.recording = any(self.needs_gradient)
+        self._saved: tuple[tuple[NDArray[Any] | None, bytes], ...] = ()
+
+    def save(self, *arrays: NDArray[Any] | None) -> None:
+        """Keep arrays (not copies) for backward; does nothing when no backward can come."""
+        if self.recording:
+            self._saved = tuple((array, _sample(array)) for array in arrays)
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What was given to :meth:`save`, after a look whether it still holds the same numbers.
+
+        Arrays of fewer than 2048 elements are compared whole. Of larger ones, about a thousand
+        elements are, spread evenly: writing over a channel, a slice or the whole array is noticed,
+        changing a few voxels need not be. (Read-only arrays would not do: an optimizer writes
+        through another view, and to Numba a read-only array is another type, for which every
+        kernel would be compiled a second time.)
+        """
+        for array, sample in self._saved:
+            if array is not None and _sample(array) != sample:
+                raise RuntimeError(
+                    f"{self.function.__name__}: an array of shape {array.shape} that backward needs"
+                    " was changed in place after the forward pass; change a copy instead"
+                )
+        return tuple(array for array, _ in self._saved)
+
+    def backward(self, gradient: Array) -> Gradients:
+        """Gradients for :attr:`parents`, checked; then let go of everything that was kept."""
+        if not self.recording:
+            raise RuntimeError(
+                f"{self.function.__name__}: backward has already run here and freed this part of"
+                " the graph; run the forward pass again"
+            )
+        gradients = self.function.backward(self, gradient)
+        gradients += (None,) * (len(self.parents) - len(gradients))
+        checked = tuple(map(self._check, gradients, self.parents))
+        self.parents, self._saved, self.recording = (), (), False
+        return checked
+
+    def _check(self, diff: Array | None, parent: "Context | Leaf | None") -> Array | None:
+        if parent is None:
+            return None
+        if diff is None or np.shape(diff) != parent.shape:
+            raise RuntimeError(
+                f"{self.function.__name__}.backward must return a gradient of shape {parent.shape},"
+                f" not {'None' if diff is None else np.shape(diff)}"
+            )
+        # Kernels want contiguous memory; a gradient has the precision of what it belongs to.
+        return np.asarray(diff, dtype=parent.dtype, order="C")
+
+
+def _sample(array: NDArray[Any] | None) -> bytes:
+    if array is None:
+        return b""
+    step = max(1, array.size // _SAMPLES)
+    while math.gcd(step, array.size) > 1:  # coprime: the samples meet every channel, row, slice
+        step += 1
+    return array.reshape(-1)[::step].tobytes()

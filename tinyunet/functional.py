@@ -1,0 +1,365 @@
+# ruff: noqa: D102 - forward and backward of every operator are described once, in Function
+"""Differentiable operators: each forward kernel with its gradient kernels right below it.
+
+Volumes are NDHWC tensors: batch, depth, height, width, channels. float32 runs the fast kernels,
+float64 the references. What a ``forward`` saves is all that stays in memory until backward. The
+functions at the end are what models call.
+"""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kernels.activation
+import kernels.batch_norm
+import kernels.concat
+import kernels.conv3d
+import kernels.conv_transpose3d
+import kernels.pooling
+import kernels.softmax_dice
+import kernels.upsample
+from tinyunet.autograd import Function, Tensor
+from tinyunet.context import Array, Context, Gradients
+
+Triple: TypeAlias = tuple[int, int, int]
+
+
+class Convolution(Function):
+    """Saves the source for the weights' gradient, the weights for the source's."""
+
+    module: ModuleType = kernels.conv3d
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        src: Array,  # (MB, ID, IH, IW, IC)
+        weights: Array,  # (OC, IC, KD, KH, KW)
+        bias: Array | None,  # (OC,)
+        stride: Triple,
+        padding: str,
+    ) -> Array:  # (MB, OD, OH, OW, OC)
+        needs_src, needs_weights, needs_bias = ctx.needs_gradient[:3]
+        ctx.save(src if needs_weights or needs_bias else None, weights if needs_src else None)
+        ctx.stride, ctx.padding = stride, padding
+        ctx.src_shape, ctx.kernel = src.shape, weights.shape[2:]
+        return ctx.function.module.forward(src, weights, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        src, weights = ctx.saved
+        diff_src = diff_weights = diff_bias = None
+        if weights is not None:  # not so in the first convolution of a net
+            diff_src = ctx.function.module.backward_data(
+                gradient, weights, ctx.src_shape, ctx.stride, ctx.padding
+            )
+        if src is not None:
+            diff_weights, diff_bias = ctx.function.module.backward_weights(
+                src, gradient, ctx.kernel, ctx.stride, ctx.padding
+            )
+        return diff_src, diff_weights, diff_bias
+
+
+class TransposedConvolution(Convolution):
+    """A convolution's gradient by its source, as an operator; weights are (IC, OC, KD, KH, KW)."""
+
+    module = kernels.conv_transpose3d
+
+
+class MaxPooling(Function):
+    """Saves one byte a window: which element was the maximum."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, size: Triple) -> Array:
+        dst, argmax = kernels.pooling.max_pool_forward(src, size)
+        ctx.save(argmax)
+        ctx.src_shape, ctx.size = src.shape, size
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (argmax,) = ctx.saved
+        return (kernels.pooling.max_pool_backward(gradient, argmax, ctx.src_shape, ctx.size),)
+
+
+class Upsampling(Function):
+    """Repeats each voxel; backward sums over the repetitions. Saves nothing."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, factor: Triple) -> Array:
+        ctx.factor = factor
+        return kernels.upsample.forward(src, factor)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return (kernels.upsample.backward(gradient, ctx.factor),)
+
+
+class BatchNormTraining(Function):
+    """Normalises with the batch's own statistics and moves the running ones towards them.
+
+    Saves the source and two numbers a channel; the normalised volume is made again in backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        src: Array,  # (..., C)
+        scale: Array,  # (C,)
+        shift: Array,  # (C,)
+        running_mean: Array,  # (C,), changed
+        running_variance: Array,  # (C,), changed
+        momentum: float,
+        epsilon: float,
+    ) -> Array:
+        dst, mean, variance = kernels.batch_norm.forward_training(src, scale, shift, epsilon)
+        for running, batch in ((running_mean, mean), (running_variance, variance)):
+            running *= momentum
+            running += (1 - momentum) * batch
+        ctx.save(src, scale, mean, variance)
+        ctx.momentum, ctx.epsilon = momentum, epsilon
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        src, scale, mean, variance = ctx.saved
+        return kernels.batch_norm.backward(gradient, src, scale, mean, variance, ctx.epsilon)
+
+
+class BatchNormInference(Function):
+    """Normalises with given statistics, which are constants to the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        src: Array,
+        scale: Array,
+        shift: Array,
+        mean: Array,
+        variance: Array,
+        epsilon: float,
+    ) -> Array:
+        ctx.save(src, scale, mean, variance)
+        ctx.epsilon = epsilon
+        return kernels.batch_norm.forward_inference(src, scale, shift, mean, variance, epsilon)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        src, scale, mean, variance = ctx.saved
+        rstd = 1 / np.sqrt(variance + ctx.epsilon)
+        axes = tuple(range(src.ndim - 1))
+        diff_scale = (gradient * ((src - mean) * rstd)).sum(axis=axes, dtype=np.float64)
+        diff_shift = gradient.sum(axis=axes, dtype=np.float64)
+        return gradient * (scale * rstd), diff_scale, diff_shift
+
+
+class Relu(Function):
+    """Saves the result, which the next convolution keeps anyway; not the source."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array) -> Array:
+        dst = kernels.activation.relu_forward(src)
+        ctx.save(dst)
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (dst,) = ctx.saved
+        return (kernels.activation.relu_backward(gradient, dst),)
+
+
+class LeakyRelu(Function):
+    """Saves the result: with a slope above 0 its sign is the sign of the source."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, slope: float) -> Array:
+        dst = kernels.activation.leaky_relu_forward(src, slope)
+        ctx.save(dst)
+        ctx.slope = slope
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (dst,) = ctx.saved
+        return (kernels.activation.leaky_relu_backward(gradient, dst, ctx.slope),)
+
+
+class Sigmoid(Function):
+    """Saves the result ``s``; its derivative is ``s * (1 - s)``."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array) -> Array:
+        dst = kernels.activation.sigmoid_forward(src)
+        ctx.save(dst)
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (dst,) = ctx.saved
+        return (kernels.activation.sigmoid_backward(gradient, dst),)
+
+
+class Softmax(Function):
+    """Over the last axis; saves the result."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array) -> Array:
+        dst = kernels.softmax_dice.softmax_forward(src)
+        ctx.save(dst)
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (dst,) = ctx.saved
+        return (kernels.softmax_dice.softmax_backward(gradient, dst),)
+
+
+class Concatenation(Function):
+    """Channels of ``a``, then of ``b``; saves nothing."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        ctx.split = a.shape[-1]
+        return kernels.concat.forward(a, b)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return kernels.concat.backward(gradient, ctx.split)
+
+
+class ZeroPadding(Function):
+    """Zeros at the end of depth, height and width; backward cuts them off."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, size: Triple) -> Array:
+        if any(old > new for old, new in zip(src.shape[1:4], size, strict=True)):
+            raise ValueError(f"pad_end: size {size} is smaller than the volume {src.shape[1:4]}")
+        ctx.inside = tuple(slice(n) for n in src.shape)
+        dst = np.zeros((src.shape[0], *size, src.shape[-1]), src.dtype)
+        dst[ctx.inside] = src
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return (gradient[ctx.inside],)
+
+
+class Dropping(Function):
+    """Zeroes elements at random; saves one byte an element: which are kept."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, rate: float, generator: np.random.Generator) -> Array:
+        kept: NDArray[np.bool_] = generator.random(src.shape, dtype=np.float32) >= rate
+        ctx.save(kept)
+        ctx.factor = 1 / (1 - rate)
+        dst = src * kept
+        dst *= ctx.factor
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (kept,) = ctx.saved
+        diff_src = gradient * kept
+        diff_src *= ctx.factor
+        return (diff_src,)
+
+
+# ---- what models call ------------------------------------------------------------------------
+
+
+def conv3d(
+    src: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1, 1),
+    padding: str = "same",
+) -> Tensor:
+    """Convolve (MB, ID, IH, IW, IC) with (OC, IC, KD, KH, KW) to (MB, OD, OH, OW, OC).
+
+    ``padding`` is "same" (as TensorFlow has it) or "valid"; ``bias`` is (OC,).
+    """
+    return Convolution.apply(src, weights, bias, tuple(stride), padding)
+
+
+def conv_transpose3d(
+    src: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (2, 2, 2),
+    padding: str = "same",
+) -> Tensor:
+    """Transposed convolution of (MB, ID, IH, IW, IC) with (IC, OC, KD, KH, KW); ``bias`` is (OC,).
+
+    The result's size is ``I * S`` for padding "same", ``I * S + max(K - S, 0)`` for "valid".
+    """
+    return TransposedConvolution.apply(src, weights, bias, tuple(stride), padding)
+
+
+def max_pool3d(src: Tensor, size: Sequence[int] = (2, 2, 2)) -> Tensor:
+    """Maximum of each ``size`` window; windows do not overlap, a rest at the end is left out."""
+    return MaxPooling.apply(src, tuple(size))
+
+
+def upsample3d(src: Tensor, factor: Sequence[int] = (2, 2, 2)) -> Tensor:
+    """Repeat each voxel ``factor`` times along depth, height and width."""
+    return Upsampling.apply(src, tuple(factor))
+
+
+def batch_norm(
+    src: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    running_mean: Array,
+    running_variance: Array,
+    training: bool,
+    momentum: float = 0.99,
+    epsilon: float = 1e-3,
+) -> Tensor:
+    """``(src - mean) / sqrt(variance + epsilon) * scale + shift``, for each channel (last axis).
+
+    In training, mean and (biased) variance are the batch's, and the running ones become
+    ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones.
+    """
+    statistics = running_mean, running_variance
+    if training:
+        return BatchNormTraining.apply(src, scale, shift, *statistics, momentum, epsilon)
+    return BatchNormInference.apply(src, scale, shift, *statistics, epsilon)
+
+
+def relu(src: Tensor) -> Tensor:
+    """``max(src, 0)``."""
+    return Relu.apply(src)
+
+
+def leaky_relu(src: Tensor, slope: float = 0.01) -> Tensor:
+    """``src`` where positive, ``slope * src`` elsewhere; ``slope`` is above 0."""
+    return LeakyRelu.apply(src, slope)
+
+
+def sigmoid(src: Tensor) -> Tensor:
+    """``1 / (1 + exp(-src))``."""
+    return Sigmoid.apply(src)
+
+
+def softmax(src: Tensor) -> Tensor:
+    """Exponentials that sum to one over the last axis, the classes."""
+    return Softmax.apply(src)
+
+
+def concatenate(a: Tensor, b: Tensor) -> Tensor:
+    """Channels of ``a``, followed by those of ``b``."""
+    return Concatenation.apply(a, b)
+
+
+def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
+    """Grow depth, height and width to ``size`` with zeros at the end of each."""
+    return ZeroPadding.apply(src, tuple(size)) if src.shape[1:4] != tuple(size) else src
+
+
+def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
+    """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: rate must be at least 0 and below 1, not {rate}")
+    return Dropping.apply(src, rate, generator) if rate else src

@@ -1,0 +1,216 @@
+# ruff: noqa: D102 - forward and backward of every operator are described once, in Function
+"""Losses of a segmentation: how far class probabilities are from the labels.
+
+All take ``prediction``, a tensor (MB, ..., classes), and ``labels``, integers (MB, ...) below
+``classes``; they return a tensor of one number. With one class, ``prediction`` is the probability
+of label 1, and labels are 0 and 1.
+
+``from_logits=True`` takes what is before the softmax (the sigmoid, for one class) and runs fused
+kernels: probabilities are never stored, sums are taken in float64, and no logarithm meets a
+rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic of
+:class:`Tensor`: the same mathematics, to read and to compare with.
+
+Dice losses are made of three sums over the voxels of each image and class:
+intersection I = sum p * t, prediction P = sum p, target T = sum t, with t one where the label is
+the class, zero elsewhere.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numpy.typing import NDArray
+
+import kernels.softmax_dice
+from tinyunet import functional
+from tinyunet.autograd import Function, Tensor
+from tinyunet.context import Array, Context, Gradients
+
+# Keeps log(p) finite where p has been rounded to zero, and is lost in rounding everywhere else.
+_TINY = 1e-12
+
+
+class DiceSums(Function):
+    """I, P, T of softmax or sigmoid probabilities, stacked; saves the logits, which exist anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        logits: Array,  # (MB, ..., C)
+        labels: NDArray[np.uint8],  # (MB, ...)
+    ) -> Array:  # (3, MB, C), float64
+        ctx.save(logits, labels)
+        return np.stack(kernels.softmax_dice.dice_forward(logits, labels))
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        logits, labels = ctx.saved
+        return (kernels.softmax_dice.dice_backward(logits, labels, gradient[0], gradient[1]),)
+
+
+class CrossEntropy(Function):
+    """Mean over all voxels of -log(probability of the label), from logits; saves the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        logits: Array,  # (MB, ..., C)
+        labels: NDArray[np.uint8],  # (MB, ...)
+    ) -> Array:  # (), float64
+        ctx.save(logits, labels)
+        return np.asarray(kernels.softmax_dice.cross_entropy_forward(logits, labels))
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        logits, labels = ctx.saved
+        diff = float(gradient)
+        return (kernels.softmax_dice.cross_entropy_backward(logits, labels, diff),)
+
+
+def soft_dice(
+    prediction: Tensor,
+    labels: npt.ArrayLike,
+    include_background: bool = True,
+    smoothing: float = 1.0,
+    from_logits: bool = False,
+) -> Tensor:
+    """One minus the mean, over images and classes, of ``(2 I + smoothing) / (P + T + smoothing)``.
+
+    Parameters
+    ----------
+    prediction : Tensor, shape = (MB, ..., classes)
+    labels : array of int, shape = (MB, ...)
+    include_background : bool
+        Whether class 0 counts. With one class there is no background channel to leave out.
+    smoothing : float
+        Makes the Dice of an image without the class, and without a prediction of it, one.
+    from_logits : bool
+        See the head of this module.
+
+    Returns
+    -------
+    Tensor, shape = ()
+        From 0 (all right) to 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``labels`` are not integers, have another shape, or hold what is not a class.
+
+    Notes
+    -----
+    Source: Milletari et al. 2016 (V-Net), without the squares.
+    """
+    intersection, total = _dice_sums(prediction, labels, include_background, from_logits)
+    return 1 - ((2 * intersection + smoothing) / (total + smoothing)).mean()
+
+
+def log_dice(
+    prediction: Tensor,
+    labels: npt.ArrayLike,
+    include_background: bool = True,
+    smoothing: float = 1e-4,
+    from_logits: bool = False,
+) -> Tensor:
+    """``-ln(2 mean(I + smoothing)) + ln(mean(T + P + smoothing))``, the loss of the talk.
+
+    The means are over images and classes, and are taken *before* the ratio: a class counts by its
+    size, unlike in :func:`soft_dice`. Parameters and errors are those of :func:`soft_dice`; the
+    result is 0 or more, but for smoothing (-ln 2 if there is nothing at all).
+
+    Source: ``dice_coef_loss`` of IntelAI/unet, where its smoothing is 0.0001 as well.
+    """
+    intersection, total = _dice_sums(prediction, labels, include_background, from_logits)
+    numerator, denominator = (intersection + smoothing).mean(), (total + smoothing).mean()
+    return denominator.log() - (2 * numerator).log()
+
+
+def cross_entropy(prediction: Tensor, labels: npt.ArrayLike, from_logits: bool = False) -> Tensor:
+    """Mean over all voxels of -ln(probability of the label); with one class it is binary.
+
+    Parameters and errors are those of :func:`soft_dice`.
+    """
+    checked = _check_labels(prediction, labels)
+    if from_logits:
+        return CrossEntropy.apply(prediction, checked)
+    if prediction.shape[-1] == 1:
+        return _binary_cross_entropy(prediction, checked)
+    right = (prediction * _one_hot(prediction, checked)).sum(axis=-1)
+    return -(right + _TINY).log().mean()
+
+
+def dice_cross_entropy(
+    prediction: Tensor,
+    labels: npt.ArrayLike,
+    include_background: bool = True,
+    smoothing: float = 1.0,
+    from_logits: bool = False,
+) -> Tensor:
+    """:func:`soft_dice` plus :func:`cross_entropy`."""
+    dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)
+    return dice + cross_entropy(prediction, labels, from_logits)
+
+
+def dice_binary_cross_entropy(
+    prediction: Tensor,
+    labels: npt.ArrayLike,
+    include_background: bool = True,
+    smoothing: float = 1.0,
+    from_logits: bool = False,
+) -> Tensor:
+    """:func:`soft_dice` plus the mean over voxels *and* classes of the binary cross-entropy.
+
+    Each class is taken as a question of its own: this class, or not? With one class the binary
+    cross-entropy is :func:`cross_entropy`.
+    """
+    dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)
+    if prediction.shape[-1] == 1:
+        return dice + cross_entropy(prediction, labels, from_logits)
+    probabilities = functional.softmax(prediction) if from_logits else prediction
+    return dice + _binary_cross_entropy(probabilities, _check_labels(prediction, labels))
+
+
+def _dice_sums(
+    prediction: Tensor, labels: npt.ArrayLike, include_background: bool, from_logits: bool
+) -> tuple[Tensor, Tensor]:
+    """I and P + T, each (MB, classes that count)."""
+    checked = _check_labels(prediction, labels)
+    if from_logits:
+        sums = DiceSums.apply(prediction, checked)
+        intersection, total = sums[0], sums[1] + sums[2]
+    else:
+        one_hot = _one_hot(prediction, checked)
+        voxels = tuple(range(1, one_hot.ndim - 1))
+        intersection = (prediction * one_hot).sum(axis=voxels)
+        total = (prediction + one_hot).sum(axis=voxels)
+    if include_background or prediction.shape[-1] == 1:
+        return intersection, total
+    return intersection[:, 1:], total[:, 1:]
+
+
+def _binary_cross_entropy(probabilities: Tensor, labels: NDArray[np.uint8]) -> Tensor:
+    one_hot = _one_hot(probabilities, labels)
+    right = (probabilities + _TINY).log() * one_hot
+    wrong = (1 - probabilities + _TINY).log() * (1 - one_hot)
+    return -(right + wrong).mean()
+
+
+def _one_hot(prediction: Tensor, labels: NDArray[np.uint8]) -> Array:
+    classes = prediction.shape[-1]
+    of_channel = np.arange(classes) if classes > 1 else np.ones(1)
+    return np.equal(labels[..., np.newaxis], of_channel).astype(prediction.dtype)
+
+
+def _check_labels(prediction: Tensor, labels: npt.ArrayLike) -> NDArray[np.uint8]:
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"labels must be integers, not {array.dtype}")
+    if array.shape != prediction.shape[:-1]:
+        raise ValueError(
+            f"labels must have the shape {prediction.shape[:-1]} of the prediction without its"
+            f" classes, not {array.shape}"
+        )
+    highest = max(prediction.shape[-1], 2) - 1
+    if array.min() < 0 or array.max() > highest:
+        raise ValueError(
+            f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}"
+        )
+    return array.astype(np.uint8, copy=False)

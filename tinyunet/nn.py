@@ -1,0 +1,318 @@
+"""Modules: layers that own their parameters.
+
+A module's parts are its plain attributes, in the order in which they were set: a
+:class:`Parameter` is learnt, a NumPy array is a buffer (kept and saved, but not learnt), a
+:class:`Module` is a part with parts of its own. Dotted names follow the attributes:
+``encoder.0.conv0.weights``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyunet import functional
+from tinyunet.autograd import Tensor
+from tinyunet.context import Array
+
+Generator = np.random.Generator
+
+
+class Parameter(Tensor):
+    """A tensor that is learnt.
+
+    Its ``grad`` is its own: backward adds to it in place, so that it may be a view into the flat
+    buffer of an optimizer.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: npt.ArrayLike) -> None:
+        super().__init__(data, requires_grad=True)
+
+    def accumulate(self, gradient: Array) -> None:
+        """Add to ``grad`` in place."""
+        if self.grad is None:
+            self.grad = gradient.copy()
+        else:
+            self.grad += gradient
+
+
+class Module:
+    """A layer or a model: subclass it, set attributes in ``__init__``, write ``forward``."""
+
+    training = True
+
+    def forward(self, src: Tensor) -> Tensor:
+        """Compute the result; call the module itself, not this."""
+        raise NotImplementedError
+
+    def __call__(self, src: Tensor | npt.ArrayLike) -> Tensor:
+        """Run the module on a tensor or an array."""
+        return self.forward(src if isinstance(src, Tensor) else Tensor(src))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """Yield this module (its name is empty) and all parts below it, depth first."""
+        yield prefix, self
+        for name, part in vars(self).items():
+            if isinstance(part, Module):
+                yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield dotted name and parameter, in the order of definition."""
+        for name, value in self._named_attributes():
+            if isinstance(value, Parameter):
+                yield name, value
+
+    def named_buffers(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Yield dotted name and array of what is kept but not learnt: batch-norm statistics."""
+        for name, value in self._named_attributes():
+            if isinstance(value, np.ndarray):
+                yield name, value
+
+    def _named_attributes(self) -> Iterator[tuple[str, Any]]:
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                yield f"{prefix}.{name}" if prefix else name, value
+
+    def parameters(self) -> list[Parameter]:
+        """Return all parameters, in the order of definition."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def buffers(self) -> list[npt.NDArray[Any]]:
+        """Return all buffers, in the order of definition."""
+        return [buffer for _, buffer in self.named_buffers()]
+
+    def _named_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        arrays: dict[str, npt.NDArray[Any]] = {n: p.data for n, p in self.named_parameters()}
+        return arrays | dict(self.named_buffers())
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return a copy of every parameter and buffer under its dotted name."""
+        return {name: array.copy() for name, array in self._named_arrays().items()}
+
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
+        """Copy arrays into parameters and buffers, in place: views into them stay views.
+
+        Raises
+        ------
+        ValueError
+            A name is missing or unknown, or an array has the wrong shape or cannot be a float. The
+            message names the first such; nothing has been changed.
+        """
+        own = self._named_arrays()
+        new = {name: np.asarray(array) for name, array in state.items()}
+        for name, array in own.items():
+            if name not in new:
+                raise ValueError(f"state has no {name!r}, which the model needs")
+            if new[name].shape != array.shape:
+                raise ValueError(
+                    f"state has {name!r} of shape {new[name].shape}, the model's is {array.shape}"
+                )
+            if not np.can_cast(new[name].dtype, array.dtype, casting="same_kind"):
+                raise ValueError(f"state has {name!r} of type {new[name].dtype}, not {array.dtype}")
+        for name in new:
+            if name not in own:
+                raise ValueError(f"state has {name!r}, which the model does not know")
+        for name, array in own.items():
+            np.copyto(array, new[name], casting="same_kind")
+
+    def astype(self, dtype: npt.DTypeLike) -> Self:
+        """Convert parameters and buffers to float32 or float64, before an optimizer holds them."""
+        for _, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    value.data, value.grad = value.data.astype(dtype), None
+                elif isinstance(value, np.ndarray):
+                    setattr(module, name, value.astype(dtype))
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch all parts to training: batch norm uses the batch's statistics, dropout drops."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Switch all parts to inference."""
+        return self.train(False)
+
+
+class Sequential(Module):
+    """Modules run one after the other; their names are 0, 1, ..."""
+
+    def __init__(self, *modules: Module) -> None:
+        for module in modules:
+            self.append(module)
+
+    def append(self, module: Module) -> None:
+        """Run one more module at the end."""
+        setattr(self, str(sum(1 for _ in self)), module)
+
+    def __iter__(self) -> Iterator[Module]:
+        return (part for part in vars(self).values() if isinstance(part, Module))
+
+    def forward(self, src: Tensor) -> Tensor:
+        """Feed each module with the result of the one before."""
+        for module in self:
+            src = module(src)
+        return src
+
+
+def he_uniform(shape: tuple[int, ...], fan_in: int, generator: Generator) -> Array:
+    """Draw from the uniform distribution of variance ``2 / fan_in`` (He et al. 2015), float32.
+
+    As Keras counts: ``fan_in`` is the kernel's volume times its channels on axis -2 of Keras'
+    layout: a convolution's input channels, a transposed convolution's *output* channels.
+    """
+    limit = np.sqrt(6 / fan_in)
+    return generator.uniform(-limit, limit, shape).astype(np.float32)
+
+
+class Conv3d(Module):
+    """Convolution with bias; he_uniform weights, zero bias.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel, stride : three of int
+    padding : "same" or "valid"
+    generator : numpy Generator, optional
+        Where the weights are drawn from; a new one of seed 0 if left out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int] = (3, 3, 3),
+        stride: Sequence[int] = (1, 1, 1),
+        padding: str = "same",
+        generator: Generator | None = None,
+    ) -> None:
+        fan_in = in_channels * int(np.prod(kernel))
+        shape = (out_channels, in_channels, *kernel)
+        self.weights = Parameter(he_uniform(shape, fan_in, generator or _generator()))
+        self.bias = Parameter(np.zeros(out_channels, np.float32))
+        self.stride, self.padding = tuple(stride), padding
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, ID, IH, IW, IC) -> (MB, OD, OH, OW, OC)."""
+        return functional.conv3d(src, self.weights, self.bias, self.stride, self.padding)
+
+
+class ConvTranspose3d(Module):
+    """Transposed convolution with bias; parameters as of :class:`Conv3d`.
+
+    With a stride as large as the kernel every voxel becomes a block of its own.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int] = (2, 2, 2),
+        stride: Sequence[int] = (2, 2, 2),
+        padding: str = "same",
+        generator: Generator | None = None,
+    ) -> None:
+        fan_in = out_channels * int(np.prod(kernel))
+        shape = (in_channels, out_channels, *kernel)
+        self.weights = Parameter(he_uniform(shape, fan_in, generator or _generator()))
+        self.bias = Parameter(np.zeros(out_channels, np.float32))
+        self.stride, self.padding = tuple(stride), padding
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, ID, IH, IW, IC) -> (MB, ID * SD, IH * SH, IW * SW, OC) with padding "same"."""
+        return functional.conv_transpose3d(src, self.weights, self.bias, self.stride, self.padding)
+
+
+class BatchNorm(Module):
+    """Batch normalisation over all axes but the last, with Keras' defaults.
+
+    Parameters
+    ----------
+    channels : int
+    momentum : float
+        Share of the running statistics that stays at each training step.
+    epsilon : float
+        Added to the variance.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
+        self.scale = Parameter(np.ones(channels, np.float32))
+        self.shift = Parameter(np.zeros(channels, np.float32))
+        self.running_mean: Array = np.zeros(channels, np.float32)
+        self.running_variance: Array = np.ones(channels, np.float32)
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return functional.batch_norm(
+            src,
+            self.scale,
+            self.shift,
+            self.running_mean,
+            self.running_variance,
+            self.training,
+            self.momentum,
+            self.epsilon,
+        )
+
+
+class ReLU(Module):
+    """``max(src, 0)``."""
+
+    def forward(self, src: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.relu(src)
+
+
+class LeakyReLU(Module):
+    """``src`` where positive, ``slope * src`` elsewhere."""
+
+    def __init__(self, slope: float = 0.01) -> None:
+        self.slope = slope
+
+    def forward(self, src: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.leaky_relu(src, self.slope)
+
+
+class MaxPool3d(Module):
+    """Maximum of each window."""
+
+    def __init__(self, size: Sequence[int] = (2, 2, 2)) -> None:
+        self.size = tuple(size)
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, D, H, W, C) -> (MB, D // size, H // size, W // size, C)."""
+        return functional.max_pool3d(src, self.size)
+
+
+class Upsample3d(Module):
+    """Nearest-neighbour upsampling."""
+
+    def __init__(self, factor: Sequence[int] = (2, 2, 2)) -> None:
+        self.factor = tuple(factor)
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, D, H, W, C) -> (MB, D * factor, H * factor, W * factor, C)."""
+        return functional.upsample3d(src, self.factor)
+
+
+class Dropout(Module):
+    """Dropout in training, nothing in inference; draws from its own generator."""
+
+    def __init__(self, rate: float, seed: int = 0) -> None:
+        self.rate = rate
+        self.generator = np.random.default_rng(seed)
+
+    def forward(self, src: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.dropout(src, self.rate, self.generator) if self.training else src
+
+
+def _generator() -> Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,310 @@
+"""Optimizers over one flat buffer, and learning-rate schedules.
+
+An optimizer copies its parameters into one flat array, and gives each parameter its part of it as
+``data`` and of a second one as ``grad``: a step is one pass over flat memory, and so is what ranks
+send each other. From then on a parameter's arrays are the optimizer's: change them in place
+(``load_state_dict`` does), do not replace them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+import kernels.optimizers
+from tinyunet.context import Array
+from tinyunet.nn import Parameter
+
+Schedule: TypeAlias = Callable[[int], float]
+
+
+class Optimizer:
+    """What :class:`Adam` and :class:`SGD` share: the flat buffers and the state.
+
+    Attributes
+    ----------
+    flat_parameters, flat_gradients : array, shape = (total,)
+        All parameters, all gradients, in the order given.
+    lr : float
+        Learning rate; may be set at any time.
+
+    Raises
+    ------
+    ValueError
+        There is no parameter, one comes twice, or they are not all of one type of float; or a
+        setting is out of range.
+    """
+
+    #: Names of the running averages: arrays as long as ``flat_parameters``, from zero on.
+    averages: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, parameters: Iterable[Parameter], lr: float, weight_decay: float) -> None:
+        self.parameters = list(parameters)
+        _check_parameters(self.parameters)
+        self.lr = _at_least_zero("lr", lr)
+        self.weight_decay = _at_least_zero("weight_decay", weight_decay)
+        self.steps = 0
+        self.flat_parameters: Array = np.concatenate([p.data.ravel() for p in self.parameters])
+        self.flat_gradients: Array = np.zeros_like(self.flat_parameters)
+        for name in self.averages:
+            setattr(self, name, np.zeros_like(self.flat_parameters))
+        self._views: list[tuple[Array, Array]] = []
+        start = 0
+        for parameter in self.parameters:
+            part, shape = slice(start, start + parameter.data.size), parameter.shape
+            parameter.data = self.flat_parameters[part].reshape(shape)
+            parameter.grad = self.flat_gradients[part].reshape(shape)
+            self._views.append((parameter.data, parameter.grad))
+            start = part.stop
+
+    def step(self) -> None:
+        """Change the parameters by the gradients found since the last :meth:`zero_grad`.
+
+        Raises
+        ------
+        RuntimeError
+            A parameter no longer uses this optimizer's buffers.
+        """
+        for index, (parameter, (data, grad)) in enumerate(
+            zip(self.parameters, self._views, strict=True)
+        ):
+            if parameter.data is not data or parameter.grad is not grad:
+                raise RuntimeError(
+                    f"parameter {index} of shape {parameter.shape} has got other arrays than this"
+                    " optimizer's: change .data and .grad in place, and use optimizer.zero_grad()"
+                )
+        self.steps += 1
+        self._update()
+
+    def _update(self) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero, in place."""
+        self.flat_gradients.fill(0)
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of the running averages, the number of steps and ``lr``, as arrays."""
+        state: dict[str, npt.NDArray[Any]] = {n: getattr(self, n).copy() for n in self.averages}
+        return state | {"steps": np.array(self.steps), "lr": np.array(self.lr)}
+
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
+        """Take over what :meth:`state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            A name is missing or unknown, or a shape differs. Nothing has been changed.
+        """
+        shapes = {name: self.flat_parameters.shape for name in self.averages}
+        shapes |= {"steps": (), "lr": ()}
+        for name, shape in shapes.items():
+            if name not in state:
+                raise ValueError(f"state has no {name!r}, which {type(self).__name__} needs")
+            if np.shape(state[name]) != shape:
+                raise ValueError(
+                    f"state has {name!r} of shape {np.shape(state[name])}, not {shape}"
+                )
+        for name in state:
+            if name not in shapes:
+                raise ValueError(f"state has {name!r}, which {type(self).__name__} does not know")
+        for name in self.averages:
+            np.copyto(getattr(self, name), np.asarray(state[name]), casting="same_kind")
+        self.steps, self.lr = int(np.asarray(state["steps"])), float(np.asarray(state["lr"]))
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015) as Keras has it; with weight decay, AdamW (Loshchilov & Hutter 2019).
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float
+    beta1, beta2 : float
+        What stays of the averages of the gradient and of its square at each step.
+    epsilon : float
+        Added to the root of the second.
+    weight_decay : float
+        Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
+    """
+
+    averages = ("m", "v")
+    m: Array
+    v: Array
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-7,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.beta1, self.beta2 = _share("beta1", beta1), _share("beta2", beta2)
+        self.epsilon = _at_least_zero("epsilon", epsilon)
+        super().__init__(parameters, lr, weight_decay)
+
+    def _update(self) -> None:
+        kernels.optimizers.adam_step(
+            self.flat_parameters,
+            self.flat_gradients,
+            self.m,
+            self.v,
+            self.steps,
+            self.lr,
+            self.beta1,
+            self.beta2,
+            self.epsilon,
+            self.weight_decay,
+        )
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as Keras has it.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float
+    momentum : float
+        What stays of the velocity at each step.
+    nesterov : bool
+        Look ahead: take the gradient's step from where the velocity leads.
+    weight_decay : float
+        Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
+    """
+
+    averages = ("velocity",)
+    velocity: Array
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.momentum, self.nesterov = _share("momentum", momentum), nesterov
+        super().__init__(parameters, lr, weight_decay)
+
+    def _update(self) -> None:
+        kernels.optimizers.sgd_step(
+            self.flat_parameters,
+            self.flat_gradients,
+            self.velocity,
+            self.lr,
+            self.momentum,
+            self.nesterov,
+            self.weight_decay,
+        )
+
+
+# ---- schedules: the learning rate of step 0, 1, 2, ...; use as optimizer.lr = schedule(step) ---
+
+
+def constant(lr: float) -> Schedule:
+    """Return a schedule that is always ``lr``."""
+    _at_least_zero("lr", lr)
+    return lambda step: lr
+
+
+def polynomial(lr: float, steps: int, power: float = 0.9, end: float = 0.0) -> Schedule:
+    """Return ``end + (lr - end) * (1 - step / steps) ** power``, and ``end`` from ``steps`` on."""
+    _at_least_zero("lr", lr)
+    _positive("steps", steps)
+    return lambda step: end + (lr - end) * (1 - min(step, steps) / steps) ** power
+
+
+def warm_up(schedule: Schedule, steps: int) -> Schedule:
+    """Return ``schedule``, scaled by 1 / steps, 2 / steps, ... during the first ``steps`` steps."""
+    _positive("steps", steps)
+    return lambda step: schedule(step) * min(1.0, (step + 1) / steps)
+
+
+class ReduceOnPlateau:
+    """Lower the learning rate when a measure has stopped to get better.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    factor : float
+        What the rate is multiplied by, above 0 and below 1.
+    patience : int
+        How many updates without a new best are waited for.
+    min_lr : float
+        Where lowering ends.
+    higher_is_better : bool
+        True for Dice, False for a loss.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: float = 0.2,
+        patience: int = 5,
+        min_lr: float = 1e-5,
+        higher_is_better: bool = False,
+    ) -> None:
+        if not 0 < factor < 1:
+            raise ValueError(f"factor must be above 0 and below 1, not {factor}")
+        self.optimizer, self.factor = optimizer, factor
+        self.patience = _positive("patience", patience)
+        self.min_lr = _at_least_zero("min_lr", min_lr)
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.best, self.waited = np.inf, 0
+
+    def update(self, measure: float) -> None:
+        """Tell the measure of an epoch; ``optimizer.lr`` may be lowered. NaN is never a best."""
+        if self.sign * measure < self.best:
+            self.best, self.waited = self.sign * measure, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            lowered = max(self.optimizer.lr * self.factor, self.min_lr)
+            self.optimizer.lr, self.waited = min(self.optimizer.lr, lowered), 0
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the best measure and the updates waited, as arrays."""
+        return {"best": np.array(self.best), "waited": np.array(self.waited)}
+
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.best = float(np.asarray(state["best"]))
+        self.waited = int(np.asarray(state["waited"]))
+
+
+def _check_parameters(parameters: list[Parameter]) -> None:
+    if not parameters:
+        raise ValueError("parameters: the list is empty, there is nothing to optimize")
+    seen: set[int] = set()
+    for index, parameter in enumerate(parameters):
+        if not isinstance(parameter, Parameter):
+            raise TypeError(f"parameters: item {index} is a {type(parameter).__name__}")
+        if id(parameter) in seen:
+            raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
+        if parameter.dtype != parameters[0].dtype:
+            raise ValueError(
+                f"parameters: item {index} is {parameter.dtype}, the first {parameters[0].dtype}"
+            )
+        seen.add(id(parameter))
+
+
+def _at_least_zero(name: str, value: float) -> float:
+    if not 0 <= value < np.inf:
+        raise ValueError(f"{name} must be 0 or more and finite, not {value}")
+    return value
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
+    return value
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    return value

@@ -1,0 +1,199 @@
+"""The U-Net of the talk: 3-D, or 2-D with kernels of depth one.
+
+Source: Ronneberger et al. 2015 (the net), Çiçek et al. 2016 (in three dimensions), and the reference
+code of the talk (IntelAI/unet, ``3D/model.py``) for every detail: padding "same", batch norm between
+convolution and ReLU, [upsampled, skip] in this order, and half as many filters out of a transposed
+convolution as into it.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyunet import functional
+from tinyunet.autograd import Tensor
+from tinyunet.functional import Triple
+from tinyunet.nn import (
+    BatchNorm,
+    Conv3d,
+    ConvTranspose3d,
+    Dropout,
+    Generator,
+    MaxPool3d,
+    Module,
+    Sequential,
+    Upsample3d,
+)
+
+
+class Block(Module):
+    """Twice [convolution with bias, batch norm, ReLU], perhaps dropout."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Triple,
+        generator: Generator,
+        dropout: Dropout | None = None,
+    ) -> None:
+        self.conv0 = Conv3d(in_channels, out_channels, kernel, generator=generator)
+        self.norm0 = BatchNorm(out_channels)
+        self.conv1 = Conv3d(out_channels, out_channels, kernel, generator=generator)
+        self.norm1 = BatchNorm(out_channels)
+        self.dropout = dropout
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, D, H, W, IC) -> (MB, D, H, W, OC)."""
+        src = functional.relu(self.norm0(self.conv0(src)))
+        src = functional.relu(self.norm1(self.conv1(src)))
+        return src if self.dropout is None else self.dropout(src)
+
+
+class UNet(Module):
+    """An encoder that halves the volume, a decoder that doubles it, and skips across.
+
+    Parameters
+    ----------
+    dim : int
+        3 for volumes (MB, D, H, W, C), 2 for images (MB, H, W, C).
+    in_channels : int
+        Channels of the input: one an MRI sequence.
+    classes : int
+        Channels of the output. Their softmax is the result; for one class, its sigmoid.
+    filters : int
+        Channels on the first level; each level below has twice as many.
+    depth : int
+        Number of levels.
+    use_upsampling : bool
+        Repeat voxels instead of learning a transposed convolution.
+    dropout : float
+        Share of elements dropped at the end of the two lowest encoder levels (Ronneberger et al.
+        2015, section 3.1).
+    seed : int
+        What weights and dropout are drawn from.
+
+    Attributes
+    ----------
+    config : dict
+        These arguments: ``UNet(**model.config)`` is the same model with new weights.
+
+    Notes
+    -----
+    With the defaults, but one channel in and one class out, parameters and buffers hold 5,650,801
+    numbers. Sizes that cannot be halved evenly work: what comes up is padded with zeros at its end
+    to the size of the skip.
+    """
+
+    def __init__(
+        self,
+        dim: int = 3,
+        in_channels: int = 4,
+        classes: int = 4,
+        filters: int = 16,
+        depth: int = 5,
+        use_upsampling: bool = False,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.config: dict[str, Any] = {
+            "dim": dim,
+            "in_channels": in_channels,
+            "classes": classes,
+            "filters": filters,
+            "depth": depth,
+            "use_upsampling": use_upsampling,
+            "dropout": dropout,
+            "seed": seed,
+        }
+        _check_config(self.config)
+        kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
+        generator = np.random.default_rng(seed)
+        widths = [filters * 2**level for level in range(depth)]
+
+        self.encoder = Sequential()
+        for level, width in enumerate(widths):
+            above = widths[level - 1] if level else in_channels
+            dropping = Dropout(dropout, seed + level) if dropout and level >= depth - 2 else None
+            self.encoder.append(Block(above, width, kernel, generator, dropping))
+        self.pool = MaxPool3d(two)
+        self.up, self.decoder = Sequential(), Sequential()
+        for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
+            coming_up = below if use_upsampling else width
+            self.up.append(
+                Upsample3d(two)
+                if use_upsampling
+                else ConvTranspose3d(below, width, two, two, generator=generator)
+            )
+            self.decoder.append(Block(coming_up + width, width, kernel, generator))
+        self.head = Conv3d(filters, classes, (1, 1, 1), generator=generator)
+
+    def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:
+        """Class probabilities of each voxel.
+
+        Parameters
+        ----------
+        src : Tensor or array, shape = (MB, D, H, W, in_channels), or (MB, H, W, in_channels) with ``dim`` 2
+
+        Returns
+        -------
+        Tensor, shape = (MB, D, H, W, classes), or (MB, H, W, classes)
+
+        Raises
+        ------
+        ValueError
+            The shape does not fit, or a side is so short that nothing is left on the lowest level.
+        """
+        logits = self.logits(src)
+        return functional.sigmoid(logits) if logits.shape[-1] == 1 else functional.softmax(logits)
+
+    def logits(self, src: Tensor | npt.ArrayLike) -> Tensor:
+        """Return the same before softmax or sigmoid; losses want it so, with ``from_logits=True``.
+
+        An array takes the precision of the weights; a tensor must have it.
+        """
+        if not isinstance(src, Tensor):
+            src = Tensor(np.asarray(src, self.head.weights.dtype))
+        self._check_shape(src.shape)
+        if self.config["dim"] == 3:
+            return self._volume_logits(src)
+        MB, H, W, C = src.shape
+        dst = self._volume_logits(src.reshape(MB, 1, H, W, C))
+        return dst.reshape(MB, H, W, dst.shape[-1])
+
+    def _volume_logits(self, src: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for block in self.encoder:
+            src = block(self.pool(src) if skips else src)
+            skips.append(src)
+        skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            skip = skips.pop()
+            src = functional.pad_end(up(src), skip.shape[1:4])
+            src = block(functional.concatenate(src, skip))
+        return self.head(src)
+
+    def __call__(self, src: Tensor | npt.ArrayLike) -> Tensor:
+        """Run the net on a tensor or an array; see :meth:`forward`."""
+        return self.forward(src)  # logits() makes the tensor, in the precision of the weights
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        axes = "(MB, D, H, W, C)" if self.config["dim"] == 3 else "(MB, H, W, C)"
+        channels, shortest = self.config["in_channels"], 2 ** (self.config["depth"] - 1)
+        if len(shape) != self.config["dim"] + 2:
+            raise ValueError(f"UNet: input must be {axes}, not of shape {shape}")
+        if shape[-1] != channels:
+            raise ValueError(f"UNet: input of shape {shape} must have {channels} channels, last")
+        if min(shape[1:-1]) < shortest:
+            raise ValueError(f"UNet: input of shape {shape} needs sides of {shortest} or more")
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    if config["dim"] not in (2, 3):
+        raise ValueError(f"UNet: dim must be 2 or 3, not {config['dim']!r}")
+    for name in ("in_channels", "classes", "filters", "depth"):
+        if not isinstance(config[name], int) or config[name] < 1:
+            raise ValueError(f"UNet: {name} must be an integer above 0, not {config[name]!r}")
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(f"UNet: dropout must be at least 0 and below 1, not {config['dropout']!r}")
