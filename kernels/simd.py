@@ -25,7 +25,6 @@ Georganas et al., "Anatomy of high-performance deep learning convolutions on SIM
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -167,8 +166,9 @@ _add, _sub, _mul = _binary("fadd"), _binary("fsub"), _binary("fmul")
 
 
 def _define_operator(symbol: Any, apply: Any) -> None:
+    # Without annotations: Numba compares the signatures of the two to the letter.
     @overload(symbol)
-    def resolve(a: Any, b: Any) -> Callable[[Any, Any], Any] | None:
+    def resolve(a, b):  # type: ignore[no-untyped-def]
         if isinstance(a, F32x16) and isinstance(b, F32x16):
             return lambda a, b: apply(a, b)
         return None

@@ -1,0 +1,266 @@
+"""Every rung of the convolution ladder against the definition, exactly, on small integers.
+
+Products and sums of small integers stay below 2^24, so float32 arithmetic has no rounding and any
+order of summation gives the same bits: the check is ``==``.
+"""
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from kernels import conv3d, machine
+from kernels.conv3d import blocked, direct, im2col, naive
+from kernels.conv3d.shapes import geometry
+
+RUNGS = [im2col, blocked, direct]
+CHANNELS = [1, 3, 4, 5, 16, 17, 32, 48, 64]
+
+
+def integers(generator, *shape, dtype=np.float32):
+    return generator.integers(-3, 4, shape).astype(dtype)
+
+
+@st.composite
+def convolutions(draw):
+    """Shapes, stride and padding, truly 3-D; sizes from 1 up, kernels 1 to 5 along each axis."""
+    padding = draw(st.sampled_from(["same", "valid"]))
+    kernel = tuple(draw(st.integers(1, 5)) for _ in range(3))
+    size = [draw(st.integers(k if padding == "valid" else 1, 9)) for k in kernel]
+    stride = tuple(draw(st.sampled_from([1, 1, 2])) for _ in range(3))
+    MB = draw(st.sampled_from([1, 1, 2]))
+    IC, OC = draw(st.sampled_from(CHANNELS)), draw(st.sampled_from(CHANNELS))
+    return (MB, *size, IC), (OC, IC, *kernel), stride, padding
+
+
+def all_directions(rung, src, weights, bias, diff_dst, stride, padding):
+    return (
+        rung.forward(src, weights, bias, stride, padding),
+        rung.backward_data(diff_dst, weights, src.shape, stride, padding),
+        *rung.backward_weights(src, diff_dst, weights.shape[2:], stride, padding),
+    )
+
+
+def problem(src_shape, weights_shape, stride, padding, seed=0, dtype=np.float32):
+    generator = np.random.default_rng(seed)
+    dst_shape = geometry(src_shape, weights_shape, stride, padding).dst_shape
+    arrays = [src_shape, weights_shape, weights_shape[:1], dst_shape]
+    src, weights, bias, diff_dst = (integers(generator, *shape, dtype=dtype) for shape in arrays)
+    return src, weights, bias, diff_dst, stride, padding
+
+
+NAMES = ["dst", "diff_src", "diff_weights", "diff_bias"]
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.__name__.split(".")[-1])
+@given(case=convolutions(), seed=st.integers(0, 1000), threads=st.sampled_from([1, 2]))
+def test_rung_equals_naive_exactly(rung: ModuleType, case, seed, threads):
+    arguments = problem(*case, seed=seed)
+    before = [array.copy() for array in arguments[:4]]
+    expected = all_directions(naive, *arguments)
+    machine.set_threads(min(threads, machine.threads()))
+    actual = all_directions(rung, *arguments)
+    for name, got, wanted in zip(NAMES, actual, expected, strict=True):
+        assert got.dtype == np.float32, name
+        assert got.flags.c_contiguous, name
+        assert_array_equal(got, wanted, err_msg=name)
+    for array, copy in zip(arguments, before, strict=False):
+        assert_array_equal(array, copy, err_msg="an input was changed")
+
+
+@pytest.mark.parametrize(
+    ("src_shape", "weights_shape"),
+    [
+        ((1, 1, 1, 1, 1), (1, 1, 3, 3, 3)),
+        ((1, 3, 24, 25, 16), (16, 16, 3, 3, 3)),
+        ((1, 3, 13, 12, 32), (64, 32, 3, 3, 3)),
+        ((1, 6, 6, 6, 64), (128, 64, 3, 3, 3)),
+        ((1, 1, 20, 21, 4), (16, 4, 1, 3, 3)),
+        ((2, 5, 5, 5, 16), (4, 16, 1, 1, 1)),
+    ],
+)
+def test_direct_on_shapes_of_the_unet(src_shape, weights_shape):
+    arguments = problem(src_shape, weights_shape, 1, "same")
+    expected = all_directions(naive, *arguments)
+    for name, got, wanted in zip(NAMES, all_directions(direct, *arguments), expected, strict=True):
+        assert_array_equal(got, wanted, err_msg=name)
+
+
+@pytest.mark.parametrize("rung", [naive, *RUNGS], ids=lambda rung: rung.__name__.split(".")[-1])
+def test_error_against_float64(rung: ModuleType):
+    """Rounding of N products summed in float32 grows no faster than N, about sqrt(N) in practice.
+
+    27 * 32 = 864 products: sqrt(864) * 2^-24 is 1.8e-6 of the largest output; four times that is
+    allowed. `backward_weights` sums over 2 * 6 * 7 * 8 = 672 voxels, fewer.
+    """
+    generator = np.random.default_rng(1)
+    src = generator.standard_normal((2, 6, 7, 8, 32)).astype(np.float32)
+    weights = generator.standard_normal((16, 32, 3, 3, 3)).astype(np.float32)
+    bias = generator.standard_normal(16).astype(np.float32)
+    diff_dst = generator.standard_normal((2, 6, 7, 8, 16)).astype(np.float32)
+    single = all_directions(rung, src, weights, bias, diff_dst, 1, "same")
+    arrays = (array.astype(np.float64) for array in (src, weights, bias, diff_dst))
+    exact = all_directions(naive, *arrays, 1, "same")
+    for name, got, wanted in zip(NAMES, single, exact, strict=True):
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        assert error < 4 * np.sqrt(864) * 2**-24, name
+
+
+@given(case=convolutions(), seed=st.integers(0, 1000))
+def test_adjoint_identity(case, seed):
+    """<conv x, y> = <x, backward_data y> = <w, backward_weights(x, y)>, exactly on integers."""
+    src, weights, _, diff_dst, stride, padding = problem(*case, seed=seed)
+    dst = conv3d.forward(src, weights, None, stride, padding)
+    diff_src = conv3d.backward_data(diff_dst, weights, src.shape, stride, padding)
+    diff_weights, _ = conv3d.backward_weights(src, diff_dst, weights.shape[2:], stride, padding)
+    product = np.vdot(dst.astype(np.float64), diff_dst)
+    assert product == np.vdot(src.astype(np.float64), diff_src)
+    assert product == np.vdot(weights.astype(np.float64), diff_weights)
+
+
+def test_repeats_bit_for_bit_whatever_the_threads():
+    generator = np.random.default_rng(2)
+    src = generator.standard_normal((1, 9, 10, 11, 16)).astype(np.float32)
+    weights = generator.standard_normal((32, 16, 3, 3, 3)).astype(np.float32)
+    diff_dst = generator.standard_normal((1, 9, 10, 11, 32)).astype(np.float32)
+    results = []
+    for threads in (1, machine.cores(), machine.cores()):
+        machine.set_threads(threads)
+        results.append(all_directions(direct, src, weights, None, diff_dst, 1, "same"))
+    for name, *values in zip(NAMES, *results, strict=True):
+        assert_array_equal(values[0], values[1], err_msg=name)
+        assert_array_equal(values[1], values[2], err_msg=name)
+
+
+def test_nan_in_stale_memory_does_not_leak():
+    """Scratchpads are reused: what an earlier call left there, NaN too, must not reach a result."""
+    poison = np.full((1, 7, 7, 7, 64), np.nan, np.float32)
+    wide = np.full((64, 64, 3, 3, 3), np.nan, np.float32)
+    all_directions(direct, poison, wide, None, poison, 1, "same")
+    arguments = problem((1, 5, 4, 6, 20), (9, 20, 3, 3, 3), 1, "same")
+    expected = all_directions(naive, *arguments)
+    for name, got, wanted in zip(NAMES, all_directions(direct, *arguments), expected, strict=True):
+        assert_array_equal(got, wanted, err_msg=name)
+
+
+def test_nan_in_the_source_shows_in_the_result():
+    src = np.zeros((1, 3, 3, 3, 4), np.float32)
+    src[0, 1, 1, 1, 2] = np.nan
+    assert np.isnan(direct.forward(src, np.ones((5, 4, 3, 3, 3), np.float32))).all()
+
+
+def test_non_contiguous_arguments():
+    """Views (every other voxel, channels first) give what their copies give."""
+    src, weights, bias, diff_dst, *rest = problem((2, 4, 5, 6, 16), (20, 16, 3, 3, 3), 1, "same")
+    expected = all_directions(direct, src, weights, bias, diff_dst, *rest)
+    views = []
+    for array in (src, weights, bias, diff_dst):
+        spread = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), np.float32)
+        spread[..., ::2] = array
+        views.append(spread[..., ::2])
+    for rung in [naive, *RUNGS]:
+        for name, got, wanted in zip(
+            NAMES, all_directions(rung, *views, *rest), expected, strict=True
+        ):
+            assert_array_equal(got, wanted, err_msg=f"{rung.__name__} {name}")
+
+
+def test_plan_takes_float64():
+    src, weights, bias, *_ = problem((1, 3, 3, 3, 2), (3, 2, 3, 3, 3), 1, "same", dtype=np.float64)
+    dst = conv3d.forward(src, weights, bias)
+    assert dst.dtype == np.float64
+    assert_array_equal(dst, naive.forward(src, weights, bias))
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize("rung", [conv3d, naive, *RUNGS], ids=lambda rung: rung.__name__)
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda r: r.forward(zeros(3, 3, 3, 4), zeros(2, 4, 3, 3, 3)), ValueError, "src has shape"),
+        (lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(4, 3, 3, 3)), ValueError, "weights have"),
+        (lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 5, 3, 3, 3)), ValueError, "4 channels"),
+        (
+            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3), zeros(3)),
+            ValueError,
+            "bias has shape",
+        ),
+        (
+            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 6)),
+            ValueError,
+            "each size must be 1 to 5",
+        ),
+        (
+            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3), None, 3),
+            ValueError,
+            "stride is 3",
+        ),
+        (
+            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3), None, 1, "full"),
+            ValueError,
+            "padding is 'full'",
+        ),
+        (
+            lambda r: r.forward(zeros(1, 2, 3, 3, 4), zeros(2, 4, 3, 3, 3), None, 1, "valid"),
+            ValueError,
+            "larger than src",
+        ),
+        (
+            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3, dtype=np.float64)),
+            TypeError,
+            "weights is float64",
+        ),
+        (
+            lambda r: r.backward_data(zeros(1, 3, 3, 2, 2), zeros(2, 4, 3, 3, 3), (1, 3, 3, 3, 4)),
+            ValueError,
+            "diff_dst has shape",
+        ),
+        (
+            lambda r: r.backward_weights(zeros(1, 3, 3, 3, 4), zeros(1, 2, 3, 3, 2), (3, 3, 3)),
+            ValueError,
+            "diff_dst has shape",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(rung, call, error, message):
+    with pytest.raises(error, match=message.replace("(", r"\(")) as raised:
+        call(rung)
+    assert "\n" not in str(raised.value)
+
+
+def test_avx2_passes_the_same_tests():
+    """Compiled for a Haswell, tiles are smaller and vectors are halves; the results are the same."""
+    if os.environ.get("NUMBA_CPU_NAME"):
+        pytest.skip("this is the run for another processor")
+    environment = dict(os.environ, NUMBA_CPU_NAME="haswell", HYPOTHESIS_PROFILE="dev")
+    command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider"]
+    command += ["-k", "direct and exactly or shapes_of_the_unet or instruction_set"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "passed" in run.stdout
+
+
+def test_instruction_set_follows_numba_cpu_name():
+    if os.environ.get("NUMBA_CPU_NAME") == "haswell":
+        assert machine.instruction_set() == "avx2"
+        assert machine.tile_vectors() == 6
+    else:
+        assert machine.tile_vectors() in (2, 6, 24)
+
+
+@given(OH=st.integers(1, 100), OW=st.integers(1, 100), OCB=st.integers(1, 17))
+def test_tile_shape_fits_registers_and_output(OH, OW, OCB):
+    tile = direct.tile_shape(OH, OW, OCB)
+    assert tile.high * tile.wide * tile.cols <= machine.tile_vectors()
+    assert tile.high <= OH
+    assert tile.wide <= OW
+    assert OCB % tile.cols == 0
