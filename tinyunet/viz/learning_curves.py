@@ -1,0 +1,62 @@
+"""The picture of a training: loss and Dice over the epochs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from tinyunet.files import atomic
+from tinyunet.viz.colours import GREY, of_line
+
+
+def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the loss on the left, Dice on the right, and write a PNG atomically.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file to make or replace.
+    history : sequence of mapping
+        One entry an epoch, one at least: ``epoch``, ``loss``, ``dice`` (of the training patches),
+        and ``validation``, the scores of each class and region.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    # No pyplot: it looks for a screen, and keeps figures alive.
+    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    epochs = [entry["epoch"] for entry in history]
+    style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
+
+    left.plot(epochs, [entry["loss"] for entry in history], color="black", **style)
+    left.set(
+        title="Loss of the training patches", xlabel="epoch", ylabel="soft Dice + cross-entropy"
+    )
+    left.set_ylim(bottom=0)
+
+    validation = [
+        entry["validation"]["regions"] or entry["validation"]["classes"] for entry in history
+    ]
+    for index, name in enumerate(validation[0]):
+        dice = [scores[name] for scores in validation]
+        label = f"{name}, validation ({dice[-1]:.2f})"
+        right.plot(epochs, dice, color=of_line(index), label=label, **style)
+    patches = [entry["dice"] for entry in history]
+    label = f"all but background, training patches ({patches[-1]:.2f})"
+    right.plot(epochs, patches, color=GREY, linestyle="--", linewidth=1.2, label=label)
+    right.set(title="Dice", xlabel="epoch", ylim=(0, 1))
+    right.legend(loc="lower right", fontsize=8, frameon=False)
+
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
