@@ -99,7 +99,9 @@ def log(x: np.float32) -> np.float32:
     p = p * f + _LOG_POLYNOMIAL[8]
     whole = np.float32(n)
     p = p * f * (f * f) + whole * _LN2_LOW
-    return (p - _HALF * (f * f) + f) + whole * _LN2_HIGH
+    logarithm = (p - _HALF * (f * f) + f) + whole * _LN2_HIGH
+    # The bits of NaN make a number; x - x is 0, or NaN again.
+    return logarithm + (x - x)
 
 
 @kernel

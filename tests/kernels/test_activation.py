@@ -1,0 +1,120 @@
+"""ReLU, leaky ReLU and sigmoid: float32 loops against the NumPy expressions, gradients, NaN, errors."""
+
+import numpy as np
+import pytest
+from checkers import assert_close, assert_exact, check_gradients, integers, normal, unchanged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import activation, machine
+from kernels.chunks import CHUNK
+
+# One item, less than a vector, and around the end of a chunk.
+SHAPES = [(1,), (1, 1, 1, 1, 1), (2, 3, 5, 7, 3), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3, CHUNK)]
+THREADS = st.sampled_from([1, machine.cores()])
+SLOPE = 0.25
+
+
+def leaky_forward(src):
+    return activation.leaky_relu_forward(src, SLOPE)
+
+
+def leaky_backward(diff_dst, dst):
+    return activation.leaky_relu_backward(diff_dst, dst, SLOPE)
+
+
+PIECEWISE = {
+    "relu": (activation.relu_forward, activation.relu_backward),
+    "leaky": (leaky_forward, leaky_backward),
+}
+ALL = PIECEWISE | {"sigmoid": (activation.sigmoid_forward, activation.sigmoid_backward)}
+
+
+@pytest.mark.parametrize(("forward", "backward"), PIECEWISE.values(), ids=PIECEWISE.keys())
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 99), threads=THREADS)
+def test_piecewise_linear_equals_reference_exactly(forward, backward, shape, seed, threads):
+    machine.set_threads(threads)
+    generator = np.random.default_rng(seed)
+    src, diff_dst = integers(generator, *shape), integers(generator, *shape)
+    with unchanged(src, diff_dst):
+        dst = forward(src)
+        diff_src = backward(diff_dst, dst)
+    assert dst.dtype == diff_src.dtype == np.float32
+    exact = forward(src.astype(np.float64))
+    assert_exact(dst, exact)
+    assert_exact(diff_src, backward(diff_dst.astype(np.float64), exact))
+
+
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 99), threads=THREADS)
+def test_sigmoid_is_close_to_reference(shape, seed, threads):
+    """The exponential, a sum and a quotient: each rounds by 6e-8, and the result is below 1."""
+    machine.set_threads(threads)
+    generator = np.random.default_rng(seed)
+    src, diff_dst = 5 * normal(generator, *shape), normal(generator, *shape)
+    with unchanged(src, diff_dst):
+        dst = activation.sigmoid_forward(src)
+        diff_src = activation.sigmoid_backward(diff_dst, dst)
+    assert dst.dtype == diff_src.dtype == np.float32
+    exact = activation.sigmoid_forward(src.astype(np.float64))
+    assert np.abs(dst / exact - 1).max() < 3e-7
+    assert_close(diff_src, activation.sigmoid_backward(diff_dst * 1.0, dst * 1.0), 3e-7)
+
+
+def test_definitions():
+    src = np.array([-2.0, 0.0, 3.0], np.float32)
+    ones = np.ones(3, np.float32)
+    assert_exact(activation.relu_forward(src), np.array([0, 0, 3], np.float32))
+    assert_exact(activation.relu_backward(ones, activation.relu_forward(src)), src > 0)
+    assert_exact(leaky_forward(src), np.array([-0.5, 0, 3], np.float32))
+    assert_exact(leaky_backward(ones, leaky_forward(src)), np.array([0.25, 0.25, 1], np.float32))
+    assert_close(activation.sigmoid_forward(src), 1 / (1 + np.exp([2.0, 0.0, -3.0])), 1e-7)
+
+
+@pytest.mark.parametrize(("forward", "backward"), ALL.values(), ids=ALL.keys())
+def test_gradients(forward, backward):
+    generator = np.random.default_rng(3)
+    src = normal(generator, 2, 3, 4, 5, 3, dtype=np.float64)
+    # Away from the kink, further than the finite differences step.
+    src += np.sign(src) * 0.01
+    check_gradients(forward, lambda diff: [backward(diff, forward(src))], [src])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sigmoid_saturates(dtype):
+    src = np.array([-np.inf, -1e4, -100.0, 100.0, 1e4, np.inf], dtype)
+    dst = activation.sigmoid_forward(src)
+    assert (dst[:3] < 1e-37).all()
+    assert (dst[:3] >= 0).all()
+    assert_exact(dst[3:], np.ones(3, dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("forward", "backward"), ALL.values(), ids=ALL.keys())
+def test_nan_stays_nan(forward, backward, dtype):
+    src = np.array([1.0, np.nan, -1.0], dtype)
+    assert_exact(np.isnan(forward(src)), np.isnan(src))
+    assert_exact(np.isnan(backward(src, np.ones_like(src))), np.isnan(src))
+
+
+def test_takes_arrays_that_are_not_contiguous():
+    src = integers(np.random.default_rng(0), 4, 6, 8)
+    assert_exact(activation.relu_forward(src[:, ::2]), np.maximum(src[:, ::2], 0))
+    assert_exact(activation.relu_forward(src.T), np.maximum(src.T, 0))
+
+
+def test_errors():
+    src = np.zeros((2, 3), np.float32)
+    with pytest.raises(TypeError, match="src must be a NumPy array, got list"):
+        activation.relu_forward([1.0])
+    with pytest.raises(TypeError, match="src must be float32 or float64, got int64"):
+        activation.sigmoid_forward(np.zeros(3, np.int64))
+    with pytest.raises(TypeError, match="diff_dst must be float32, got float64"):
+        activation.relu_backward(src.astype(np.float64), src)
+    with pytest.raises(ValueError, match=r"diff_dst must have shape \(2, 3\), got \(3, 2\)"):
+        activation.sigmoid_backward(np.zeros((3, 2), np.float32), src)
+    with pytest.raises(ValueError, match="slope must be above 0"):
+        activation.leaky_relu_forward(src, 0.0)
+    with pytest.raises(ValueError, match="slope must be above 0"):
+        activation.leaky_relu_backward(src, src, float("nan"))
+    with pytest.raises(ValueError, match="src must not be empty"):
+        activation.relu_forward(np.zeros((0, 3), np.float32))

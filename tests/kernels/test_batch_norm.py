@@ -1,0 +1,169 @@
+"""Batch normalisation: float32 kernels against NumPy in float64, gradients, statistics that cancel."""
+
+import numpy as np
+import pytest
+from checkers import assert_close, assert_exact, check_gradients, normal, unchanged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import batch_norm, machine
+
+EPSILON = 1e-3
+CHANNELS = st.sampled_from([1, 2, 3, 16, 17, 48, 255, 256, 257, 300])
+THREADS = st.sampled_from([1, machine.cores()])
+
+
+@st.composite
+def volumes(draw):
+    """At least 24 voxels, for a mean of fewer may cancel to nothing to compare with."""
+    sizes = [
+        draw(st.sampled_from([1, 2, 3])),
+        *(draw(st.sampled_from([2, 3, 5, 8])) for _ in "dhw"),
+    ]
+    return (max(sizes[0], 3), *sizes[1:], draw(CHANNELS))
+
+
+def problem(shape, seed, mean=0.0, dtype=np.float32):
+    generator = np.random.default_rng(seed)
+    src = (generator.standard_normal(shape) + mean).astype(dtype)
+    diff_dst = normal(generator, *shape, dtype=dtype)
+    scale, shift = (normal(generator, shape[-1], dtype=dtype) for _ in range(2))
+    return src, diff_dst, scale, shift
+
+
+def run(src, diff_dst, scale, shift):
+    dst, mean, variance = batch_norm.forward_training(src, scale, shift, EPSILON)
+    gradients = batch_norm.backward(diff_dst, src, scale, mean, variance, EPSILON)
+    return dict(
+        zip(
+            ("dst", "mean", "variance", "diff_src", "diff_scale", "diff_shift"),
+            (dst, mean, variance, *gradients),
+            strict=True,
+        )
+    )
+
+
+@given(shape=volumes(), seed=st.integers(0, 99), threads=THREADS)
+def test_equals_float64(shape, seed, threads):
+    """A few roundings of 6e-8 an item; sums are exact beside them."""
+    machine.set_threads(threads)
+    arguments = problem(shape, seed)
+    with unchanged(*arguments):
+        actual = run(*arguments)
+    expected = run(*(array.astype(np.float64) for array in arguments))
+    for name, array in actual.items():
+        assert array.dtype == np.float32
+        assert_close(array, expected[name], 1e-6, name)
+
+
+@given(shape=volumes(), seed=st.integers(0, 99))
+def test_inference_equals_the_formula(shape, seed):
+    src, _, scale, shift = problem(shape, seed)
+    generator = np.random.default_rng(seed)
+    mean = normal(generator, shape[-1])
+    variance = normal(generator, shape[-1]) ** 2
+    arguments = (src, scale, shift, mean, variance)
+    with unchanged(*arguments):
+        dst = batch_norm.forward_inference(*arguments, EPSILON)
+    assert dst.dtype == np.float32
+    x, a, b, m, v = (array.astype(np.float64) for array in arguments)
+    expected = a * (x - m) / np.sqrt(v + EPSILON) + b
+    assert_close(dst, expected, 1e-6)
+    assert_close(batch_norm.forward_inference(x, a, b, m, v, EPSILON), expected, 1e-14)
+
+
+def test_statistics_are_numpys():
+    src, _, scale, shift = problem((2, 3, 4, 5, 6), 0, dtype=np.float64)
+    dst, mean, variance = batch_norm.forward_training(src, scale, shift, EPSILON)
+    flat = src.reshape(-1, 6)
+    assert_close(mean, flat.mean(axis=0), 1e-15)
+    assert_close(variance, ((flat - flat.mean(axis=0)) ** 2).mean(axis=0), 1e-14)
+    assert_close(dst.reshape(-1, 6).mean(axis=0), shift, 1e-13)
+
+
+def two_passes(src):
+    """Mean and variance as two passes over float32 give them, summed in float32 as NumPy does."""
+    flat = src.reshape(-1, src.shape[-1])
+    return flat.mean(axis=0), flat.var(axis=0)
+
+
+@pytest.mark.parametrize("outlier", [False, True])
+def test_mean_1000_and_deviation_1(outlier):
+    """As accurate as two passes, also if the first voxel is nothing like the others.
+
+    ``src`` itself is rounded to 6e-5 here. ``mean`` and ``variance`` are right but for their own
+    rounding; ``dst`` is as exact as with small numbers, as the mean's rounding goes into the shift; the
+    gradients have an error of 3e-5, half a step of ``src``, from the mean that they take.
+    """
+    src, diff_dst, scale, shift = problem((2, 13, 17, 11, 16), 1, mean=1000.0)
+    if outlier:
+        src[:, 0, 0, 0] = 0.0
+    actual = run(src, diff_dst, scale, shift)
+    expected = run(*(array.astype(np.float64) for array in (src, diff_dst, scale, shift)))
+    bounds = {"dst": 1e-6, "mean": 6e-8, "variance": 1e-7}
+    for name, array in actual.items():
+        assert_close(array, expected[name], bounds.get(name, 3e-5), name)
+    _, variance = two_passes(src)
+    error = np.abs(actual["variance"] - expected["variance"]).max()
+    assert (
+        error <= np.abs(variance - expected["variance"]).max() + 6e-8 * expected["variance"].max()
+    )
+
+
+def test_a_constant_channel_becomes_the_shift():
+    src = np.full((1, 4, 5, 6, 3), 1234.5, np.float32)
+    scale, shift = np.ones(3, np.float32), np.array([1, 2, 3], np.float32)
+    dst, mean, variance = batch_norm.forward_training(src, scale, shift, EPSILON)
+    assert_exact(mean, src[0, 0, 0, 0])
+    assert_exact(variance, np.zeros(3, np.float32))
+    assert_exact(dst, np.broadcast_to(shift, src.shape))
+
+
+def test_nan_stays_in_its_channel():
+    src, diff_dst, scale, shift = problem((1, 3, 4, 5, 4), 0)
+    src[0, 1, 2, 3, 2] = np.nan
+    for name, array in run(src, diff_dst, scale, shift).items():
+        if name != "diff_shift":
+            nan = np.isnan(array).reshape(-1, 4)
+            assert nan[:, 2].all(), name
+            assert not nan[:, [0, 1, 3]].any(), name
+
+
+def test_repeats_bit_for_bit_whatever_the_threads():
+    arguments = problem((1, 40, 41, 42, 16), 2)
+    results = []
+    for threads in (1, machine.cores(), machine.cores()):
+        machine.set_threads(threads)
+        results.append(run(*arguments))
+    for name in results[0]:
+        assert_exact(results[1][name], results[0][name], name)
+        assert_exact(results[2][name], results[0][name], name)
+
+
+def test_gradients():
+    src, _, scale, shift = problem((2, 3, 4, 2, 3), 0, dtype=np.float64)
+
+    def forward(src, scale, shift):
+        return batch_norm.forward_training(src, scale, shift, EPSILON)[0]
+
+    def backward(diff_dst):
+        _, mean, variance = batch_norm.forward_training(src, scale, shift, EPSILON)
+        return batch_norm.backward(diff_dst, src, scale, mean, variance, EPSILON)
+
+    check_gradients(forward, backward, [src, scale, shift])
+
+
+def test_errors():
+    src, diff_dst, scale, shift = problem((1, 2, 3, 4, 5), 0)
+    with pytest.raises(ValueError, match=r"scale must have shape \(5,\), got \(4,\)"):
+        batch_norm.forward_training(src, scale[:4], shift)
+    with pytest.raises(TypeError, match="shift must be float32, got float64"):
+        batch_norm.forward_training(src, scale, shift.astype(np.float64))
+    with pytest.raises(ValueError, match="epsilon must be 0 or more"):
+        batch_norm.forward_training(src, scale, shift, -1.0)
+    with pytest.raises(ValueError, match="src must have channels and at least one other axis"):
+        batch_norm.forward_training(shift, scale, shift)
+    with pytest.raises(ValueError, match="diff_dst must have shape"):
+        batch_norm.backward(diff_dst[:, :1], src, scale, scale, shift)
+    with pytest.raises(TypeError, match="variance must be float32"):
+        batch_norm.forward_inference(src, scale, shift, scale, shift.astype(np.float64))
