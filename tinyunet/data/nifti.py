@@ -15,6 +15,8 @@ import numpy as np
 from nibabel.imageglobals import logger as nibabel_logger
 from numpy.typing import NDArray
 
+from tinyunet.errors import UserError
+
 # nibabel has type hints in some places only; what is without is named here once.
 _orientations: Any = nibabel.orientations
 
@@ -28,7 +30,7 @@ _POSITION_FIELDS = (
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data of the user's that cannot be used. The message is one line and names the file."""
 
 
