@@ -1,0 +1,204 @@
+"""Softmax, Dice sums and cross-entropy: float32 kernels against NumPy in float64, gradients, extremes."""
+
+import math
+
+import numpy as np
+import pytest
+from checkers import assert_close, assert_exact, check_gradients, normal, unchanged
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import machine, softmax_dice
+from kernels.softmax_dice.planes import BLOCK, CHUNK
+
+THREADS = st.sampled_from([1, machine.cores()])
+CLASSES = st.sampled_from([1, 2, 3, 4, 7])
+# One voxel, and around the ends of blocks and chunks.
+VOLUMES = st.sampled_from(
+    [(1, 1, 1), (3, 5, 7), (1, 1, BLOCK), (1, BLOCK + 1, 1), (2, CHUNK // 2, 1), (3, 1, CHUNK - 1)]
+)
+
+# exp and a division, and products and sums of numbers below 1: about ten roundings of 6e-8.
+BOUND = 6e-7
+
+
+def problem(volume, classes, seed=0, MB=2, dtype=np.float32):
+    generator = np.random.default_rng(seed)
+    logits = 4 * normal(generator, MB, *volume, classes, dtype=dtype)
+    labels = generator.integers(0, max(classes, 2), (MB, *volume)).astype(np.uint8)
+    return logits, labels
+
+
+def one_hot(logits, labels):
+    """Definition of `t`, and of `p` for a float64 array."""
+    classes = logits.shape[-1]
+    if classes == 1:
+        return 1 / (1 + np.exp(-logits)), labels[..., None] == 1
+    power = np.exp(logits)
+    return power / power.sum(axis=-1, keepdims=True), labels[..., None] == np.arange(classes)
+
+
+@given(volume=VOLUMES, classes=CLASSES, seed=st.integers(0, 99), threads=THREADS)
+def test_softmax(volume, classes, seed, threads):
+    machine.set_threads(threads)
+    logits, _ = problem(volume, classes, seed)
+    diff_dst = normal(np.random.default_rng(seed), *logits.shape)
+    with unchanged(logits, diff_dst):
+        dst = softmax_dice.softmax_forward(logits)
+        diff_logits = softmax_dice.softmax_backward(diff_dst, dst)
+    assert dst.dtype == diff_logits.dtype == np.float32
+    power = np.exp(logits.astype(np.float64))
+    exact = power / power.sum(axis=-1, keepdims=True)
+    assert_close(dst, exact, BOUND)
+    assert_close(dst.sum(axis=-1), np.ones(logits.shape[:-1]), classes * 6e-8)
+    diff = diff_dst.astype(np.float64)
+    expected = exact * (diff - (diff * exact).sum(axis=-1, keepdims=True))
+    # With one class the gradient is 0, up to what the probability of 1 was rounded.
+    error = np.abs(diff_logits - expected).max()
+    assert error <= BOUND * np.abs(diff).max()
+
+
+@given(volume=VOLUMES, classes=CLASSES, seed=st.integers(0, 99), threads=THREADS)
+def test_dice_sums(volume, classes, seed, threads):
+    machine.set_threads(threads)
+    logits, labels = problem(volume, classes, seed)
+    with unchanged(logits, labels):
+        sums = softmax_dice.dice_forward(logits, labels)
+    p, t = one_hot(logits.astype(np.float64), labels)
+    expected = ((p * t).sum(axis=(1, 2, 3)), p.sum(axis=(1, 2, 3)), t.sum(axis=(1, 2, 3)))
+    reference = softmax_dice.dice_forward(logits.astype(np.float64), labels)
+    for which, name in enumerate(("intersection", "prediction", "target")):
+        assert sums[which].dtype == np.float64
+        assert_close(sums[which], expected[which], 3e-7, name)
+        assert_close(reference[which], expected[which], 1e-14, name)
+    assert_exact(sums[2], expected[2])
+
+
+@given(volume=VOLUMES, classes=CLASSES, seed=st.integers(0, 99), threads=THREADS)
+def test_dice_gradient(volume, classes, seed, threads):
+    machine.set_threads(threads)
+    logits, labels = problem(volume, classes, seed)
+    generator = np.random.default_rng(seed)
+    diffs = [normal(generator, len(logits), classes, dtype=np.float64) for _ in range(2)]
+    with unchanged(logits, labels, *diffs):
+        actual = softmax_dice.dice_backward(logits, labels, *diffs)
+    assert actual.dtype == np.float32
+    expected = softmax_dice.dice_backward(logits.astype(np.float64), labels, *diffs)
+    error = np.abs(actual - expected).max()
+    assert error <= BOUND * max(np.abs(diff).max() for diff in diffs)
+
+
+@given(volume=VOLUMES, classes=CLASSES, seed=st.integers(0, 99), threads=THREADS)
+def test_cross_entropy(volume, classes, seed, threads):
+    machine.set_threads(threads)
+    logits, labels = problem(volume, classes, seed)
+    with unchanged(logits, labels):
+        loss = softmax_dice.cross_entropy_forward(logits, labels)
+        diff_logits = softmax_dice.cross_entropy_backward(logits, labels, 3.0)
+    p, t = one_hot(logits.astype(np.float64), labels)
+    share = 3.0 / labels.size
+    if classes == 1:
+        exact = -np.log(np.where(t, p, 1 - p)).mean()
+    else:
+        exact = -np.log(p[t]).mean()
+    assert isinstance(loss, float)
+    assert math.isclose(loss, exact, rel_tol=3e-7, abs_tol=3e-7)
+    reference = softmax_dice.cross_entropy_forward(logits.astype(np.float64), labels)
+    assert math.isclose(reference, exact, rel_tol=1e-13, abs_tol=1e-14)
+    assert diff_logits.dtype == np.float32
+    error = np.abs(diff_logits - share * (p - t)).max()
+    assert error <= BOUND * share
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_gradients(classes):
+    logits, labels = problem((3, 2, 4), classes, dtype=np.float64)
+    logits *= 0.3
+    if classes > 1:
+        dst = softmax_dice.softmax_forward(logits)
+        check_gradients(
+            softmax_dice.softmax_forward,
+            lambda diff: [softmax_dice.softmax_backward(diff, dst)],
+            [logits],
+        )
+    check_gradients(
+        lambda logits: np.stack(softmax_dice.dice_forward(logits, labels)),
+        lambda diff: [softmax_dice.dice_backward(logits, labels, diff[0], diff[1])],
+        [logits],
+    )
+    check_gradients(
+        lambda logits: np.float64(softmax_dice.cross_entropy_forward(logits, labels)),
+        lambda diff: [softmax_dice.cross_entropy_backward(logits, labels, float(diff))],
+        [logits],
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_logits(dtype):
+    """Nothing overflows, and a loss is as large as the logit that caused it."""
+    logits = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [88.0, 89.0, 300.0]], dtype)
+    labels = np.array([1, 2, 2], np.uint8)
+    dst = softmax_dice.softmax_forward(logits)
+    assert_close(dst, np.array([[1, 0, 0], [1 / 3] * 3, [0, 0, 1]]), 1e-7)
+    loss = softmax_dice.cross_entropy_forward(logits, labels)
+    assert math.isclose(loss, (2e4 + math.log(3)) / 3, rel_tol=1e-7)
+    assert np.isfinite(softmax_dice.cross_entropy_backward(logits, labels, 1.0)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_logits_of_one_class(dtype):
+    logits = np.array([[1e4], [-1e4], [30.0], [-30.0]], dtype)
+    for labels, expected in (([0, 1, 0, 1], (2e4 + 60) / 4), ([1, 0, 1, 0], math.exp(-30) / 2)):
+        loss = softmax_dice.cross_entropy_forward(logits, np.array(labels, np.uint8))
+        assert math.isclose(loss, expected, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_is_seen(classes, dtype):
+    logits, labels = problem((3, 4, 5), classes, dtype=dtype)
+    logits[0, 1, 2, 3, -1] = np.nan
+    diffs = np.ones((2, classes)), np.ones((2, classes))
+    assert np.isnan(softmax_dice.dice_forward(logits, labels)[1][0]).all()
+    assert np.isfinite(softmax_dice.dice_forward(logits, labels)[1][1]).all()
+    assert math.isnan(softmax_dice.cross_entropy_forward(logits, labels))
+    for diff_logits in (
+        softmax_dice.dice_backward(logits, labels, *diffs),
+        softmax_dice.cross_entropy_backward(logits, labels, 1.0),
+    ):
+        wrong = np.isnan(diff_logits)
+        assert wrong[0, 1, 2, 3].all()
+        assert wrong.sum() == classes
+
+
+def test_repeats_bit_for_bit_whatever_the_threads():
+    logits, labels = problem((20, 40, 41), 4)
+    results = []
+    for threads in (1, machine.cores(), machine.cores()):
+        machine.set_threads(threads)
+        loss = softmax_dice.cross_entropy_forward(logits, labels)
+        results.append((*softmax_dice.dice_forward(logits, labels), np.float64(loss)))
+    for values in zip(*results, strict=True):
+        assert_exact(values[1], values[0])
+        assert_exact(values[2], values[0])
+
+
+def test_errors():
+    logits, labels = problem((2, 3, 4), 4)
+    diff = np.zeros((2, 4))
+    with pytest.raises(ValueError, match="labels must be below 4, the number of classes, got 5"):
+        softmax_dice.dice_forward(logits, np.where(labels == 1, 5, labels).astype(np.uint8))
+    with pytest.raises(ValueError, match="labels must be below 2"):
+        softmax_dice.cross_entropy_forward(logits[..., :1], np.full_like(labels, 2))
+    with pytest.raises(TypeError, match="labels must be uint8, got int64"):
+        softmax_dice.cross_entropy_backward(logits, labels.astype(np.int64), 1.0)
+    with pytest.raises(ValueError, match=r"labels must have shape \(2, 2, 3, 4\)"):
+        softmax_dice.dice_forward(logits, labels[:, :1])
+    with pytest.raises(ValueError, match=r"diff_prediction must have shape \(2, 4\), got \(2, 3\)"):
+        softmax_dice.dice_backward(logits, labels, diff, diff[:, :3])
+    with pytest.raises(TypeError, match="diff_intersection must be float64, got float32"):
+        softmax_dice.dice_backward(logits, labels, diff.astype(np.float32), diff)
+    with pytest.raises(ValueError, match="logits must have images, voxels and classes"):
+        softmax_dice.dice_forward(logits[0, 0, 0], labels[0, 0, 0])
+    with pytest.raises(ValueError, match="diff_dst must have shape"):
+        softmax_dice.softmax_backward(logits[:1], logits)
