@@ -97,10 +97,7 @@ def test_cross_entropy(volume, classes, seed, threads):
         diff_logits = softmax_dice.cross_entropy_backward(logits, labels, 3.0)
     p, t = one_hot(logits.astype(np.float64), labels)
     share = 3.0 / labels.size
-    if classes == 1:
-        exact = -np.log(np.where(t, p, 1 - p)).mean()
-    else:
-        exact = -np.log(p[t]).mean()
+    exact = -np.log(np.where(t, p, 1 - p)).mean() if classes == 1 else -np.log(p[t]).mean()
     assert isinstance(loss, float)
     assert math.isclose(loss, exact, rel_tol=3e-7, abs_tol=3e-7)
     reference = softmax_dice.cross_entropy_forward(logits.astype(np.float64), labels)
