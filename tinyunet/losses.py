@@ -24,8 +24,8 @@ from tinyunet import functional
 from tinyunet.autograd import Function, Tensor
 from tinyunet.context import Array, Context, Gradients
 
-# Keeps log(p) finite where p has been rounded to zero, and is lost in rounding everywhere else.
-_TINY = 1e-12
+# Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else.
+_TINY = 1e-30
 
 
 class DiceSums(Function):
@@ -187,9 +187,15 @@ def _dice_sums(
 
 
 def _binary_cross_entropy(probabilities: Tensor, labels: NDArray[np.uint8]) -> Tensor:
+    classes = probabilities.shape[-1]
+    if classes == 1:
+        complement = 1 - probabilities
+    else:  # the sum of the others keeps the digits that 1 - p loses where p is almost 1
+        others = 1 - np.eye(classes, dtype=probabilities.dtype)
+        complement = (probabilities[..., np.newaxis, :] * others).sum(axis=-1)
     one_hot = _one_hot(probabilities, labels)
     right = (probabilities + _TINY).log() * one_hot
-    wrong = (1 - probabilities + _TINY).log() * (1 - one_hot)
+    wrong = (complement + _TINY).log() * (1 - one_hot)
     return -(right + wrong).mean()
 
 

@@ -71,10 +71,12 @@ class Module:
             if isinstance(value, np.ndarray):
                 yield name, value
 
-    def _named_attributes(self) -> Iterator[tuple[str, Any]]:
-        for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
-                yield f"{prefix}.{name}" if prefix else name, value
+    def _named_attributes(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield from value._named_attributes(f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
 
     def parameters(self) -> list[Parameter]:
         """Return all parameters, in the order of definition."""
@@ -152,6 +154,9 @@ class Sequential(Module):
 
     def __iter__(self) -> Iterator[Module]:
         return (part for part in vars(self).values() if isinstance(part, Module))
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self)[index]
 
     def forward(self, src: Tensor) -> Tensor:
         """Feed each module with the result of the one before."""

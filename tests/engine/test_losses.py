@@ -1,0 +1,216 @@
+"""Losses: known values, fused against composed, gradients, misuse."""
+
+import inspect
+
+import numpy as np
+import pytest
+from finite_differences import check_gradients
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyunet import Tensor, functional, losses
+
+SEEDS = st.integers(0, 2**31)
+SHAPES = st.tuples(st.integers(1, 3), *[st.integers(1, 6)] * 3)
+CLASSES = st.integers(1, 5)
+LOSSES = {
+    "soft_dice": losses.soft_dice,
+    "soft_dice, no background": lambda *a, **k: losses.soft_dice(*a, **k, include_background=False),
+    "soft_dice, smoothing": lambda *a, **k: losses.soft_dice(*a, **k, smoothing=0.125),
+    "log_dice": losses.log_dice,
+    "log_dice, no background": lambda *a, **k: losses.log_dice(*a, **k, include_background=False),
+    "log_dice, smoothing": lambda *a, **k: losses.log_dice(*a, **k, smoothing=2.0),
+    "cross_entropy": losses.cross_entropy,
+    "dice_cross_entropy": losses.dice_cross_entropy,
+    "dice_binary_cross_entropy": losses.dice_binary_cross_entropy,
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def draw(shape: tuple[int, ...], classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels."""
+    generator = np.random.default_rng(seed)
+    logits = 2 * generator.standard_normal((*shape, classes))
+    return logits, generator.integers(0, max(classes, 2), shape).astype(np.uint8)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    return functional.sigmoid(logits) if logits.shape[-1] == 1 else functional.softmax(logits)
+
+
+def value_and_gradient(loss, logits: np.ndarray, labels: np.ndarray, from_logits: bool):
+    tensor = Tensor(logits, requires_grad=True)
+    result = loss(tensor if from_logits else probabilities(tensor), labels, from_logits=from_logits)
+    assert result.shape == ()
+    result.backward()
+    return result.item(), tensor.grad
+
+
+@every_loss
+@given(shape=SHAPES, classes=CLASSES, seed=SEEDS)
+def test_fused_equals_composed_in_float64(loss, shape, classes, seed):
+    """Two ways to one number: they differ by rounding."""
+    logits, labels = draw(shape, classes, seed)
+    fused, composed = (value_and_gradient(loss, logits, labels, way) for way in (True, False))
+    assert abs(fused[0] - composed[0]) <= 1e-12 * max(1, abs(composed[0]))
+    scale = np.max(np.abs(composed[1])) + 1 / labels.size
+    assert np.max(np.abs(fused[1] - composed[1])) <= 1e-12 * scale
+
+
+@every_loss
+@given(shape=SHAPES, classes=CLASSES, seed=SEEDS)
+def test_fused_float32_equals_composed_float64(loss, shape, classes, seed):
+    """The fast kernels: each voxel is float32 (1e-6), sums are float64.
+
+    Where all voxels are right, gradients are small differences: rounding is held against 1 / n.
+    """
+    logits, labels = draw(shape, classes, seed)
+    single = value_and_gradient(loss, logits.astype(np.float32), labels, True)
+    double = value_and_gradient(loss, logits.astype(np.float32).astype(np.float64), labels, False)
+    assert single[1].dtype == np.float32
+    assert abs(single[0] - double[0]) <= 5e-6 * max(1, abs(double[0]))
+    scale = np.max(np.abs(double[1])) + 1 / labels.size
+    assert np.max(np.abs(single[1] - double[1])) <= 5e-6 * scale
+
+
+@every_loss
+@given(shape=SHAPES, classes=CLASSES, seed=SEEDS, from_logits=st.booleans())
+def test_gradients(loss, shape, classes, seed, from_logits):
+    logits, labels = draw(shape, classes, seed)
+    check_gradients(
+        lambda tensor: loss(
+            tensor if from_logits else probabilities(tensor), labels, from_logits=from_logits
+        ),
+        logits,
+        seed=seed,
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_arguments_are_not_changed_and_images_work_too(loss, from_logits):
+    logits, labels = draw((2, 5, 7), 3, 0)
+    before = logits.copy(), labels.copy()
+    value_and_gradient(loss, logits, labels, from_logits)
+    np.testing.assert_array_equal(logits, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+    flat = value_and_gradient(loss, logits, labels, from_logits)
+    deep = value_and_gradient(loss, logits[:, None], labels[:, None], from_logits)
+    np.testing.assert_allclose(flat[0], deep[0], rtol=1e-12)
+
+
+class TestKnownValues:
+    """Written out by hand: one image of four voxels, two classes."""
+
+    labels = np.array([[0, 0, 0, 1]])
+    prediction = Tensor(np.array([[[1, 0], [1, 0], [0.5, 0.5], [0.25, 0.75]]], np.float64))
+    # Class 0: I = 2.5, P = 2.75, T = 3. Class 1: I = 0.75, P = 1.25, T = 1.
+
+    def test_soft_dice(self):
+        zero, one = (2 * 2.5 + 1) / (2.75 + 3 + 1), (2 * 0.75 + 1) / (1.25 + 1 + 1)
+        assert losses.soft_dice(self.prediction, self.labels).item() == pytest.approx(
+            1 - (zero + one) / 2
+        )
+        foreground = losses.soft_dice(self.prediction, self.labels, include_background=False)
+        assert foreground.item() == pytest.approx(1 - one)
+        plain = losses.soft_dice(self.prediction, self.labels, smoothing=0)
+        assert plain.item() == pytest.approx(1 - (5 / 5.75 + 1.5 / 2.25) / 2)
+
+    def test_log_dice_is_that_of_the_reference_code(self):
+        intersection, total = np.array([2.5, 0.75]), np.array([5.75, 2.25])
+        expected = -np.log(2 * np.mean(intersection + 1e-4)) + np.log(np.mean(total + 1e-4))
+        assert losses.log_dice(self.prediction, self.labels).item() == pytest.approx(expected)
+
+    def test_cross_entropy(self):
+        expected = -np.mean(np.log([1, 1, 0.5, 0.75]))
+        assert losses.cross_entropy(self.prediction, self.labels).item() == pytest.approx(expected)
+
+    def test_dice_and_cross_entropies_are_sums(self):
+        dice = losses.soft_dice(self.prediction, self.labels).item()
+        categorical = -np.mean(np.log([1, 1, 0.5, 0.75]))
+        assert losses.dice_cross_entropy(self.prediction, self.labels).item() == pytest.approx(
+            dice + categorical
+        )
+        # With two classes, both binary questions have the same answer as the one with two answers.
+        assert losses.dice_binary_cross_entropy(
+            self.prediction, self.labels
+        ).item() == pytest.approx(dice + categorical)
+
+    def test_one_class_is_the_probability_of_label_1(self):
+        prediction = Tensor(np.array([[[0.0], [0], [0.5], [0.75]]]))
+        dice = (2 * 0.75 + 1) / (1.25 + 1 + 1)
+        for background in (True, False):
+            loss = losses.soft_dice(prediction, self.labels, include_background=background)
+            assert loss.item() == pytest.approx(1 - dice)
+        expected = -np.mean(np.log([1, 1, 0.5, 0.75]))
+        assert losses.cross_entropy(prediction, self.labels).item() == pytest.approx(expected)
+
+    def test_images_are_means_in_soft_dice_and_sums_in_log_dice(self):
+        logits, labels = draw((2, 3, 4, 5), 3, 0)
+        prediction = probabilities(Tensor(logits)).data
+        one_hot = np.eye(3)[labels]
+        intersection = (prediction * one_hot).sum(axis=(1, 2, 3))
+        total = (prediction + one_hot).sum(axis=(1, 2, 3))
+        soft = 1 - np.mean((2 * intersection + 1) / (total + 1))
+        assert losses.soft_dice(Tensor(prediction), labels).item() == pytest.approx(soft)
+        log = np.log(np.mean(total + 1e-4)) - np.log(2 * np.mean(intersection + 1e-4))
+        assert losses.log_dice(Tensor(prediction), labels).item() == pytest.approx(log)
+
+    def test_a_right_prediction_costs_nothing(self):
+        labels = np.random.default_rng(0).integers(0, 3, (2, 4, 4, 4))
+        logits = Tensor(200.0 * np.eye(3)[labels])
+        for loss in (losses.soft_dice, losses.cross_entropy, losses.dice_binary_cross_entropy):
+            for way, prediction in ((True, logits), (False, probabilities(logits))):
+                assert loss(prediction, labels, from_logits=way).item() == pytest.approx(
+                    0, abs=1e-9
+                )
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_a_wrong_prediction_costs_what_is_finite(self, dtype):
+        labels = np.zeros((1, 2, 2, 2), np.uint8)
+        logits = Tensor(np.array([-500, 500], dtype) * np.ones((1, 2, 2, 2, 1), dtype), True)
+        assert losses.cross_entropy(logits, labels, from_logits=True).item() == 1000
+        loss = losses.dice_binary_cross_entropy(probabilities(logits), labels)
+        loss.backward()
+        assert np.isfinite(loss.item())
+        assert np.isfinite(logits.grad).all()
+
+    def test_a_class_that_is_not_there_and_not_predicted(self):
+        labels = np.zeros((1, 4, 4, 4), np.uint8)
+        prediction = Tensor(np.array([1.0, 0.0]) * np.ones((1, 4, 4, 4, 1)))
+        assert losses.soft_dice(prediction, labels).item() == 0
+
+
+class TestErrors:
+    """Labels that do not fit."""
+
+    @pytest.mark.parametrize("from_logits", [False, True])
+    @every_loss
+    def test_labels(self, loss, from_logits):
+        prediction = Tensor(np.full((1, 2, 2, 2, 3), 1 / 3, np.float32))
+        labels = np.zeros((1, 2, 2, 2), np.int64)
+        for wrong, message in (
+            (labels[0], r"labels must have the shape \(1, 2, 2, 2\) of .*, not \(2, 2, 2\)"),
+            (labels + 3, "labels must be from 0 to 2, not from 3 to 3"),
+            (labels - 1, "labels must be from 0 to 2, not from -1 to -1"),
+            (labels + 256, "labels must be from 0 to 2, not from 256 to 256"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                loss(prediction, wrong, from_logits=from_logits)
+        with pytest.raises(TypeError, match="labels must be integers, not float64"):
+            loss(prediction, labels * 1.0, from_logits=from_logits)
+
+    def test_one_class_has_two_labels(self):
+        prediction = Tensor(np.full((1, 2, 2, 2, 1), 0.5))
+        losses.soft_dice(prediction, np.ones((1, 2, 2, 2), bool))
+        with pytest.raises(ValueError, match="from 0 to 1, not from 2 to 2"):
+            losses.soft_dice(prediction, np.full((1, 2, 2, 2), 2))
+
+
+def test_every_public_loss_is_tested():
+    public = {
+        name
+        for name, value in vars(losses).items()
+        if inspect.isfunction(value) and value.__module__ == losses.__name__
+    }
+    assert {name for name in public if not name.startswith("_")} <= set(LOSSES)
