@@ -3,7 +3,9 @@
     dst[n, od, oh, ow, c] = max over kd, kh, kw of src[n, od*KD + kd, oh*KH + kh, ow*KW + kw, c]
 
 The stride is the window, so windows do not overlap; what does not fill a window at the end of an axis
-is left out ("valid"). Of equal items the first one wins, as in TensorFlow, and NaN wins over numbers.
+is left out ("valid"). Of equal items the first one wins, and NaN wins over numbers. (TensorFlow's 3-D
+pooling gives the gradient to each of equal items, its 2-D pooling to the first. After a ReLU only zeros
+are equal, and their gradient is dropped, so networks with ReLU do not see the difference.)
 
 Saves      ``argmax``, one byte an item of ``dst``: the number ``(kd*KH + kh)*KW + kw`` of the tap that
            won. To find it again, backward would have to read ``src`` and ``dst``, 36 bytes where 1 does.

@@ -1,0 +1,383 @@
+"""Every operator's forward pass and all its gradients against TensorFlow, on shapes that hypothesis draws.
+
+In float64 both are right to rounding, so the bound is tight and finds any wrong convention: padding,
+the order of axes, which of two equal items wins, where epsilon goes. In float32 it is the fast kernels
+that are compared, each side with its own order of summation.
+
+Bounds     are relative to the largest number of an array. float64: 1e-12, thousands of roundings of
+           1e-16. float32: a sum of N products errs by about ``sqrt(N) * 6e-8`` on each side; N is at most
+           5*5*5*17 = 2125 here, so 3e-6 a side, and 1e-5 is allowed. What has no long sums gets 2e-6.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from checkers import assert_close, assert_exact, normal
+from hypothesis import given
+from hypothesis import strategies as st
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+tf = pytest.importorskip("tensorflow")
+keras = pytest.importorskip("keras")
+
+from kernels import (  # noqa: E402
+    activation,
+    batch_norm,
+    concat,
+    conv3d,
+    conv_transpose3d,
+    optimizers,
+    pooling,
+    softmax_dice,
+    upsample,
+)
+
+DTYPES = st.sampled_from([np.float32, np.float64])
+SEEDS = st.integers(0, 999)
+CHANNELS = st.sampled_from([1, 2, 4, 16, 17])
+VOLUMES = st.tuples(st.integers(1, 2), *[st.integers(2, 7)] * 3)
+PADDINGS = st.sampled_from(["same", "valid"])
+
+SUMS = {np.float32: 1e-5, np.float64: 1e-12}
+POINTWISE = {np.float32: 2e-6, np.float64: 1e-12}
+
+
+def in_tensorflow(function, inputs, seed):
+    """Output of a TensorFlow function, a random cotangent for it, and the gradients of the inputs."""
+    variables = [tf.constant(array) for array in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        output = function(*variables)
+    dtype = output.dtype.as_numpy_dtype
+    cotangent = normal(np.random.default_rng(seed + 1000), *output.shape, dtype=dtype)
+    gradients = tape.gradient(output, variables, output_gradients=tf.constant(cotangent))
+    return output.numpy(), cotangent, [tf.convert_to_tensor(g).numpy() for g in gradients]
+
+
+def compare(ours, theirs, dtype, bound):
+    for name, array in ours.items():
+        assert array.dtype == dtype, name
+        assert_close(array, theirs[name], bound[dtype], name)
+
+
+@st.composite
+def convolutions(draw):
+    """Volume, kernel, stride and padding; TensorFlow wants a stride not above the kernel to be tested."""
+    kernel = tuple(draw(st.sampled_from([1, 2, 3, 5])) for _ in "dhw")
+    stride = tuple(draw(st.sampled_from([1, 2])) for _ in "dhw")
+    padding = draw(PADDINGS)
+    size = tuple(draw(st.integers(k if padding == "valid" else 1, 7)) for k in kernel)
+    return (draw(st.integers(1, 2)), *size), kernel, stride, padding
+
+
+@given(case=convolutions(), IC=CHANNELS, OC=CHANNELS, dtype=DTYPES, seed=SEEDS)
+def test_conv3d(case, IC, OC, dtype, seed):
+    volume, kernel, stride, padding = case
+    generator = np.random.default_rng(seed)
+    src = normal(generator, *volume, IC, dtype=dtype)
+    weights, bias = (
+        normal(generator, OC, IC, *kernel, dtype=dtype),
+        normal(generator, OC, dtype=dtype),
+    )
+
+    def function(src, weights, bias):
+        filters = tf.transpose(weights, (2, 3, 4, 1, 0))
+        return tf.nn.conv3d(src, filters, (1, *stride, 1), padding.upper()) + bias
+
+    dst, diff_dst, gradients = in_tensorflow(function, (src, weights, bias), seed)
+    diff_weights, diff_bias = conv3d.backward_weights(src, diff_dst, kernel, stride, padding)
+    ours = {
+        "dst": conv3d.forward(src, weights, bias, stride, padding),
+        "diff_src": conv3d.backward_data(diff_dst, weights, src.shape, stride, padding),
+        "diff_weights": diff_weights,
+        "diff_bias": diff_bias,
+    }
+    compare(ours, dict(zip(ours, (dst, *gradients), strict=True)), dtype, SUMS)
+
+
+@st.composite
+def transposed_convolutions(draw):
+    """As a U-Net has them, and others."""
+    if draw(st.booleans()):
+        kernel = stride = draw(st.sampled_from([(2, 2, 2), (1, 2, 2)]))
+    else:
+        kernel = tuple(draw(st.sampled_from([1, 2, 3])) for _ in "dhw")
+        stride = tuple(draw(st.sampled_from([1, 2])) for _ in "dhw")
+    return draw(VOLUMES), kernel, stride, draw(PADDINGS)
+
+
+@given(case=transposed_convolutions(), IC=CHANNELS, OC=CHANNELS, dtype=DTYPES, seed=SEEDS)
+def test_conv_transpose3d(case, IC, OC, dtype, seed):
+    volume, kernel, stride, padding = case
+    generator = np.random.default_rng(seed)
+    src = normal(generator, *volume, IC, dtype=dtype)
+    weights, bias = (
+        normal(generator, IC, OC, *kernel, dtype=dtype),
+        normal(generator, OC, dtype=dtype),
+    )
+
+    def function(src, weights, bias):
+        filters = tf.transpose(weights, (2, 3, 4, 1, 0))
+        return keras.ops.conv_transpose(src, filters, stride, padding) + bias
+
+    dst, diff_dst, gradients = in_tensorflow(function, (src, weights, bias), seed)
+    diff_weights, diff_bias = conv_transpose3d.backward_weights(
+        src, diff_dst, kernel, stride, padding
+    )
+    ours = {
+        "dst": conv_transpose3d.forward(src, weights, bias, stride, padding),
+        "diff_src": conv_transpose3d.backward_data(diff_dst, weights, src.shape, stride, padding),
+        "diff_weights": diff_weights,
+        "diff_bias": diff_bias,
+    }
+    compare(ours, dict(zip(ours, (dst, *gradients), strict=True)), dtype, SUMS)
+
+
+@given(
+    volume=VOLUMES,
+    C=CHANNELS,
+    size=st.sampled_from([(2, 2, 2), (1, 2, 2)]),
+    ties=st.booleans(),
+    seed=SEEDS,
+)
+def test_max_pool(volume, C, size, ties, seed):
+    """TensorFlow has it in float32 only.
+
+    Of equal items the first gets the gradient here (as in TensorFlow's 2-D pooling), while its 3-D
+    pooling gives it to each of them, so that is compared where no two are equal. After a ReLU, as in a
+    U-Net, the only equal items are zeros, whose gradient the ReLU drops: there the two agree.
+    """
+    src = normal(np.random.default_rng(seed), *volume, C)
+    if ties:
+        src = np.round(src)
+
+    def function(src):
+        return tf.nn.max_pool3d(src, (1, *size, 1), (1, *size, 1), "VALID")
+
+    expected, diff_dst, (diff_src,) = in_tensorflow(function, (src,), seed)
+    dst, argmax = pooling.max_pool_forward(src, size)
+    assert_exact(dst, expected)
+    if not ties:
+        assert_exact(pooling.max_pool_backward(diff_dst, argmax, src.shape, size), diff_src)
+
+
+@given(volume=VOLUMES, C=CHANNELS, seed=SEEDS)
+def test_max_pool_after_relu(volume, C, seed):
+    src = normal(np.random.default_rng(seed), *volume, C)
+
+    def function(src):
+        return tf.nn.max_pool3d(tf.nn.relu(src), 2, 2, "VALID")
+
+    expected, diff_dst, (diff_src,) = in_tensorflow(function, (src,), seed)
+    rectified = activation.relu_forward(src)
+    dst, argmax = pooling.max_pool_forward(rectified)
+    assert_exact(dst, expected)
+    diff_rectified = pooling.max_pool_backward(diff_dst, argmax, src.shape)
+    assert_exact(activation.relu_backward(diff_rectified, rectified), diff_src)
+
+
+@given(
+    volume=VOLUMES,
+    C=CHANNELS,
+    factor=st.sampled_from([(2, 2, 2), (1, 2, 2)]),
+    dtype=DTYPES,
+    seed=SEEDS,
+)
+def test_upsample(volume, C, factor, dtype, seed):
+    src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
+    layer = keras.layers.UpSampling3D(factor, dtype=np.dtype(dtype).name)
+    expected, diff_dst, (diff_src,) = in_tensorflow(layer, (src,), seed)
+    assert_exact(upsample.forward(src, factor), expected)
+    compare({"diff_src": upsample.backward(diff_dst, factor)}, {"diff_src": diff_src}, dtype, SUMS)
+
+
+@given(volume=VOLUMES, C=CHANNELS, dtype=DTYPES, mean=st.sampled_from([0.0, 10.0]), seed=SEEDS)
+def test_batch_norm(volume, C, dtype, mean, seed):
+    """Training, gradients through the statistics, what feeds the running ones, and inference.
+
+    A mean of 10 costs TensorFlow's float32 a digit.
+    """
+    bound = {np.float32: 1e-5 * (1 + mean), np.float64: 1e-11}
+    generator = np.random.default_rng(seed)
+    src = normal(generator, *volume, C, dtype=dtype) + dtype(mean)
+    scale, shift = (normal(generator, C, dtype=dtype) for _ in range(2))
+    momentum, epsilon = 0.9, 1e-3
+    layer = keras.layers.BatchNormalization(
+        momentum=momentum, epsilon=epsilon, dtype=np.dtype(dtype).name
+    )
+    layer.build(src.shape)
+
+    def function(src, scale, shift):
+        layer.moving_mean.assign(np.zeros(C))
+        layer.moving_variance.assign(np.zeros(C))
+        with keras.StatelessScope([(layer.gamma, scale), (layer.beta, shift)]) as scope:
+            output = layer(src, training=True)
+        layer.moving_mean.assign(scope.get_current_value(layer.moving_mean))
+        layer.moving_variance.assign(scope.get_current_value(layer.moving_variance))
+        return output
+
+    expected, diff_dst, gradients = in_tensorflow(function, (src, scale, shift), seed)
+    dst, mean_of_src, variance = batch_norm.forward_training(src, scale, shift, epsilon)
+    names = ("diff_src", "diff_scale", "diff_shift")
+    backward = batch_norm.backward(diff_dst, src, scale, mean_of_src, variance, epsilon)
+    # The largest gradient of src may be far below what it is the difference of.
+    reach = float(np.abs(diff_dst).max() * np.abs(scale).max())
+    for name, actual, wanted in zip(names, backward, gradients, strict=True):
+        assert actual.dtype == dtype
+        error = np.abs(actual - wanted).max()
+        assert error <= bound[dtype] * max(reach, np.abs(wanted).max()), name
+    compare(
+        {"dst": dst, "mean": mean_of_src, "variance": variance},
+        {
+            "dst": expected,
+            "mean": layer.moving_mean.numpy() / (1 - momentum),
+            "variance": layer.moving_variance.numpy() / (1 - momentum),
+        },
+        dtype,
+        bound,
+    )
+    layer.gamma.assign(scale)
+    layer.beta.assign(shift)
+    running = layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    inference = batch_norm.forward_inference(src, scale, shift, *running, epsilon)
+    compare(
+        {"inference": inference}, {"inference": layer(src, training=False).numpy()}, dtype, bound
+    )
+
+
+ACTIVATIONS = {
+    "relu": (tf.nn.relu, activation.relu_forward, activation.relu_backward),
+    "leaky_relu": (
+        # TensorFlow keeps the slope in float32, also for float64.
+        lambda src: tf.nn.leaky_relu(src, 0.125),
+        lambda src: activation.leaky_relu_forward(src, 0.125),
+        lambda diff_dst, dst: activation.leaky_relu_backward(diff_dst, dst, 0.125),
+    ),
+    "sigmoid": (tf.math.sigmoid, activation.sigmoid_forward, activation.sigmoid_backward),
+    "softmax": (tf.nn.softmax, softmax_dice.softmax_forward, softmax_dice.softmax_backward),
+}
+
+
+@pytest.mark.parametrize(("theirs", "forward", "backward"), ACTIVATIONS.values(), ids=ACTIVATIONS)
+@given(volume=VOLUMES, C=st.sampled_from([2, 4, 16, 17]), dtype=DTYPES, seed=SEEDS)
+def test_activation(theirs, forward, backward, volume, C, dtype, seed):
+    src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
+    expected, diff_dst, (diff_src,) = in_tensorflow(theirs, (src,), seed)
+    dst = forward(src)
+    compare(
+        {"dst": dst, "diff_src": backward(diff_dst, dst)},
+        {"dst": expected, "diff_src": diff_src},
+        dtype,
+        POINTWISE,
+    )
+
+
+@given(volume=VOLUMES, AC=CHANNELS, BC=CHANNELS, dtype=DTYPES, seed=SEEDS)
+def test_concat(volume, AC, BC, dtype, seed):
+    generator = np.random.default_rng(seed)
+    a, b = (normal(generator, *volume, C, dtype=dtype) for C in (AC, BC))
+    expected, diff_dst, gradients = in_tensorflow(lambda a, b: tf.concat([a, b], -1), (a, b), seed)
+    assert_exact(concat.forward(a, b), expected)
+    for actual, wanted in zip(concat.backward(diff_dst, AC), gradients, strict=True):
+        assert_exact(actual, wanted)
+
+
+def segmentation(volume, classes, dtype, seed):
+    generator = np.random.default_rng(seed)
+    logits = 3 * normal(generator, *volume, classes, dtype=dtype)
+    return logits, generator.integers(0, max(classes, 2), volume).astype(np.uint8)
+
+
+@given(volume=VOLUMES, classes=st.sampled_from([1, 2, 4]), dtype=DTYPES, seed=SEEDS)
+def test_dice_sums(volume, classes, dtype, seed):
+    logits, labels = segmentation(volume, classes, dtype, seed)
+
+    def function(logits):
+        if classes == 1:
+            p, t = tf.math.sigmoid(logits), tf.cast(labels[..., None], dtype)
+        else:
+            p, t = tf.nn.softmax(logits), tf.one_hot(labels, classes, dtype=dtype)
+        axes = (1, 2, 3)
+        return tf.stack(
+            [tf.reduce_sum(p * t, axes), tf.reduce_sum(p, axes), tf.reduce_sum(t, axes)]
+        )
+
+    expected, cotangent, (diff_logits,) = in_tensorflow(function, (logits,), seed)
+    sums = np.stack(softmax_dice.dice_forward(logits, labels))
+    assert_close(sums, expected, POINTWISE[dtype])
+    diff_intersection, diff_prediction, _ = cotangent.astype(np.float64)
+    actual = softmax_dice.dice_backward(logits, labels, diff_intersection, diff_prediction)
+    assert actual.dtype == dtype
+    assert np.abs(actual - diff_logits).max() <= POINTWISE[dtype] * np.abs(cotangent).max()
+
+
+@given(volume=VOLUMES, classes=st.sampled_from([1, 2, 4]), dtype=DTYPES, seed=SEEDS)
+def test_cross_entropy(volume, classes, dtype, seed):
+    logits, labels = segmentation(volume, classes, dtype, seed)
+
+    def function(logits):
+        if classes == 1:
+            targets = tf.cast(labels[..., None], dtype)
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
+        else:
+            targets = labels.astype(np.int32)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        return tf.reduce_mean(losses)
+
+    expected, diff_loss, (diff_logits,) = in_tensorflow(function, (logits,), seed)
+    loss = softmax_dice.cross_entropy_forward(logits, labels)
+    assert_close(np.float64(loss), expected, POINTWISE[dtype])
+    actual = softmax_dice.cross_entropy_backward(logits, labels, float(diff_loss))
+    assert actual.dtype == dtype
+    bound = POINTWISE[dtype] * abs(float(diff_loss)) / labels.size
+    assert np.abs(actual - diff_logits).max() <= bound
+
+
+def trajectory(optimizer, parameters, gradients):
+    """Parameters after each gradient was applied by a Keras optimizer."""
+    variable = keras.Variable(parameters, dtype=parameters.dtype.name)
+    optimizer.build([variable])
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient)])
+    return variable.numpy()
+
+
+@given(size=st.integers(1, 40), decay=st.sampled_from([None, 0.1]), dtype=DTYPES, seed=SEEDS)
+def test_adam(size, decay, dtype, seed):
+    """Keras takes the powers of beta in the type of the variable and its rate in float32."""
+    generator = np.random.default_rng(seed)
+    parameters = normal(generator, size, dtype=dtype)
+    gradients = [normal(generator, size, dtype=dtype) for _ in range(10)]
+    optimizer = keras.optimizers.Adam(0.01, weight_decay=decay)
+    expected = trajectory(optimizer, parameters, gradients)
+    m, v = np.zeros_like(parameters), np.zeros_like(parameters)
+    for step, gradient in enumerate(gradients, start=1):
+        optimizers.adam_step(parameters, gradient, m, v, step, 0.01, weight_decay=decay or 0.0)
+    # 1 - 0.999**step loses three digits in float32.
+    assert_close(parameters, expected, 5e-5)
+
+
+@given(
+    size=st.integers(1, 40),
+    momentum=st.sampled_from([0.0, 0.9]),
+    nesterov=st.booleans(),
+    decay=st.sampled_from([None, 0.1]),
+    dtype=DTYPES,
+    seed=SEEDS,
+)
+def test_sgd(size, momentum, nesterov, decay, dtype, seed):
+    generator = np.random.default_rng(seed)
+    parameters = normal(generator, size, dtype=dtype)
+    gradients = [normal(generator, size, dtype=dtype) for _ in range(10)]
+    # Without momentum Keras has no velocity to look ahead with.
+    nesterov = nesterov and momentum > 0
+    optimizer = keras.optimizers.SGD(0.01, momentum, nesterov, weight_decay=decay)
+    expected = trajectory(optimizer, parameters, gradients)
+    velocity = np.zeros_like(parameters)
+    for gradient in gradients:
+        optimizers.sgd_step(
+            parameters, gradient, velocity, 0.01, momentum, nesterov, weight_decay=decay or 0.0
+        )
+    # The learning rate of Keras is float32.
+    assert_close(parameters, expected, 2e-6)
