@@ -1,0 +1,1 @@
+"""What ``python -m tinyunet.bench`` measures: one module a table."""
