@@ -1,0 +1,39 @@
+# make train   set up, then train the U-Net on the built-in data on four MPI ranks
+# make test    set up, then run every test
+# make check   the tests, ruff and mypy
+# Needs Python 3.11 or newer and make. Everything is installed into .venv.
+
+PYTHON ?= python3
+RANKS ?= 4
+BIN := .venv/bin
+
+.PHONY: train test check lint setup clean clean-cache
+
+train: setup
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m tinyunet.train
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "tinyunet needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,tensorflow,dev]'
+	@touch $@
+
+# Numba does not notice changes in functions that a cached kernel calls from another module.
+clean-cache:
+	find kernels tinyunet tests -name '*.nb[ic]' -delete
+
+clean: clean-cache
+	rm -rf .venv build *.egg-info
