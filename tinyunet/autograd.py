@@ -52,6 +52,9 @@ class Function:
     #: ``ctx.needs_gradient`` is False, and trailing Nones may be left out. ``gradient`` is
     #: C-contiguous and must not be written to.
     backward: Callable[[Context, Array], Gradients]
+    #: Whether what ``backward`` returns is new memory that nobody else holds, not even another of
+    #: its gradients: then the tape adds to it in place.
+    gives_away = False
 
     @classmethod
     def apply(cls, *arguments: Any) -> "Tensor":
@@ -117,7 +120,7 @@ class Tensor:
         start = self._starting_gradient(gradient)
         if self._context is None:
             return self.accumulate(start)
-        gradients, sums = {self._context: start}, set[Context]()
+        gradients, ours = {self._context: start}, set[Context]()
         newest_first = [(-self._context.serial_number, self._context)]
         while newest_first:
             _, ctx = heapq.heappop(newest_first)
@@ -130,11 +133,13 @@ class Tensor:
                 elif parent not in gradients:
                     gradients[parent] = diff
                     heapq.heappush(newest_first, (-parent.serial_number, parent))
-                elif parent in sums:
+                    if ctx.function.gives_away:
+                        ours.add(parent)
+                elif parent in ours:
                     gradients[parent] += diff
-                else:  # the first one may be some other tensor's gradient too: only a sum is ours
+                else:  # the first one may be some other tensor's gradient too, the sum is not
                     gradients[parent] = gradients[parent] + diff
-                    sums.add(parent)
+                    ours.add(parent)
 
     def _starting_gradient(self, gradient: ArrayLike | None) -> Array:
         if not self.requires_grad:

@@ -217,7 +217,12 @@ class Softmax(Function):
 
 
 class Concatenation(Function):
-    """Channels of ``a``, then of ``b``; saves nothing."""
+    """Channels of ``a``, then of ``b``; saves nothing.
+
+    The gradient of a skip is given away: the encoder's gradient is added to it in place.
+    """
+
+    gives_away = True
 
     @staticmethod
     def forward(ctx: Context, a: Array, b: Array) -> Array:

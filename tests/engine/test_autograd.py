@@ -171,6 +171,31 @@ class TestGradients:
         (a * 100 + a * 1000 + (a + b)).backward()
         assert x.grad == 1100 + 1 + 10
 
+    @pytest.mark.parametrize("gives_away", [False, True])
+    def test_a_gradient_that_is_given_away_is_added_to_in_place(self, gives_away):
+        made, reached = [], []
+
+        class First(Wrong):
+            @staticmethod
+            def backward(ctx, gradient):
+                made.append(2 * gradient)
+                return (made[0],)
+
+        class Last(Wrong):
+            @staticmethod
+            def backward(ctx, gradient):
+                reached.append(gradient)
+                return (gradient,)
+
+        First.gives_away = gives_away
+        x = Tensor(np.ones(3), requires_grad=True)
+        shared = Last.apply(x)
+        other = shared * 5
+        (First.apply(shared) + other).sum().backward()
+        np.testing.assert_array_equal(x.grad, np.full(3, 7))
+        assert (reached[0] is made[0]) == gives_away
+        np.testing.assert_array_equal(made[0], np.full(3, 7 if gives_away else 2))
+
 
 class TestTensor:
     """What a tensor shares, converts and shows."""

@@ -287,7 +287,7 @@ class TestReduceOnPlateau:
 
 
 def test_a_small_net_learns():
-    """Sixty steps on one batch: the loss falls to a fraction."""
+    """Thirty steps on one batch: the loss falls to a fraction."""
     model = UNet(in_channels=1, classes=2, filters=4, depth=2)
     generator = np.random.default_rng(0)
     labels = np.zeros((2, 8, 8, 8), np.uint8)
@@ -295,10 +295,10 @@ def test_a_small_net_learns():
     image = labels[..., None] + 0.3 * generator.standard_normal((*labels.shape, 1))
     optimizer = Adam(model.parameters(), lr=0.01)
     curve = []
-    for _ in range(60):
+    for _ in range(30):
         optimizer.zero_grad()
         loss = losses.dice_cross_entropy(model.logits(image), labels, from_logits=True)
         loss.backward()
         optimizer.step()
         curve.append(loss.item())
-    assert curve[-1] < 0.2 * curve[0]
+    assert curve[-1] < 0.3 * curve[0]
