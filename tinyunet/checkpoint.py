@@ -101,7 +101,7 @@ def save(path: Path | str, model: UNet, optimizer: HasState, state: dict[str, An
         If the file cannot be written; what was there before still is.
     """
     header = json.dumps({"format": FORMAT, "config": model.config, "state": state})
-    members: Arrays = {"header": np.array(header)}
+    members: dict[str, Any] = {"header": np.array(header)}
     members |= {f"model/{name}": array for name, array in model.state_dict().items()}
     members |= {f"optimizer/{k}": np.asarray(v) for k, v in optimizer.state_dict().items()}
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -124,18 +124,22 @@ def load(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     try:
+        # Opened first: of a file that is missing or closed to us the system says so best.
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise CheckpointError(f"{path}: damaged, or not a checkpoint (.npz)")
         with np.load(path, allow_pickle=False) as archive:
             members = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint (.npz)") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path}: is a folder; expected a checkpoint (.npz)") from None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {one_line(error.strerror or str(error))}; expected a checkpoint (.npz)"
+        ) from error
+    except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"{path}: damaged, or not a checkpoint ({one_line(str(error))})"
         ) from error
-    except AttributeError:  # a single array (.npy) is not an archive
-        raise CheckpointError(f"{path}: a single array; expected a checkpoint (.npz)") from None
     header = _header(path, members)
     return Checkpoint(
         path,

@@ -1,6 +1,7 @@
 """Dice of each class and region of a case, and a table of them for people to read."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,22 @@ def mean(scores: Sequence[Scores]) -> Scores:
 def overall(scores: Scores) -> float:
     """Return one number to compare models by: the mean over regions, or over classes."""
     return float(np.mean(list((scores["regions"] or scores["classes"]).values())))
+
+
+def summary(rows: Sequence[tuple[str, Scores]]) -> dict[str, Any]:
+    """Return what is written to a file: mean Dice by class and region, and that of each case.
+
+    Parameters
+    ----------
+    rows : sequence of (name of the case, its scores)
+        One at least.
+
+    Returns
+    -------
+    content : dict
+        ``classes`` and ``regions``: means by name. ``cases``: the scores of each, by its name.
+    """
+    return {**mean([scores for _, scores in rows]), "cases": dict(rows)}
 
 
 def table(rows: Sequence[tuple[str, Scores]]) -> str:

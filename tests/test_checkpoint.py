@@ -1,0 +1,176 @@
+"""Checkpoints: what comes back, and what is said of a file that is none."""
+
+import json
+import resource
+import zipfile
+
+import numpy as np
+import pytest
+
+from tinyunet.autograd import no_grad
+from tinyunet.checkpoint import CheckpointError, load, save
+from tinyunet.optim import SGD, Adam
+from tinyunet.unet import UNet
+
+STATE = {"epoch": 3, "labels": ["background", "edema"], "validation": {"regions": {}}}
+
+
+def make_model(**changed):
+    arguments = {"in_channels": 2, "classes": 3, "filters": 2, "depth": 2, "seed": 5}
+    return UNet(**arguments | changed)
+
+
+def train(model, optimizer, steps=1):
+    """Steps along made-up gradients, and batch-norm statistics that are not the initial ones."""
+    generator = np.random.default_rng(0)
+    for _ in range(steps):
+        optimizer.flat_gradients[:] = generator.standard_normal(optimizer.flat_gradients.size)
+        optimizer.step()
+        with no_grad():
+            model(generator.standard_normal((1, 4, 4, 4, 2)).astype(np.float32))
+
+
+@pytest.fixture
+def trained(tmp_path):
+    model = make_model()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    train(model, optimizer)
+    path = tmp_path / "some.npz"
+    save(path, model, optimizer, STATE)
+    return path, model, optimizer
+
+
+def test_everything_comes_back_bit_for_bit(trained):
+    path, model, _ = trained
+    found = load(path)
+    assert found.config == model.config
+    assert found.state == STATE
+    again = found.make_model()
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], array)
+        assert again.state_dict()[name].dtype == array.dtype
+    image = np.random.default_rng(3).standard_normal((1, 6, 4, 5, 2)).astype(np.float32)
+    np.testing.assert_array_equal(again.eval()(image).data, model.eval()(image).data)
+
+
+@pytest.mark.parametrize("optimizer_class", [Adam, SGD])
+def test_training_goes_on_as_if_it_had_never_stopped(tmp_path, optimizer_class):
+    model = make_model()
+    optimizer = optimizer_class(model.parameters(), lr=0.01)
+    train(model, optimizer, steps=2)
+    save(tmp_path / "a.npz", model, optimizer, STATE)
+    found = load(tmp_path / "a.npz")
+    again = found.make_model()
+    optimizer_again = optimizer_class(again.parameters(), lr=1.0)
+    optimizer_again.load_state_dict(found.optimizer)
+    train(model, optimizer)
+    train(again, optimizer_again)
+    np.testing.assert_array_equal(optimizer_again.flat_parameters, optimizer.flat_parameters)
+
+
+def test_saving_again_replaces_and_leaves_nothing_beside(trained):
+    path, model, optimizer = trained
+    train(model, optimizer)
+    save(path, model, optimizer, STATE | {"epoch": 4})
+    assert load(path).state["epoch"] == 4
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failed_save_keeps_the_old_file_and_leaves_nothing_beside(trained):
+    path, model, optimizer = trained
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as error:
+            save(path, model, optimizer, STATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_cut_or_changed_anywhere_is_refused(trained, tmp_path):
+    path, _, _ = trained
+    content = path.read_bytes()
+    damaged = tmp_path / "damaged.npz"
+    for length in np.linspace(0, len(content) - 1, 20).astype(int).tolist():
+        damaged.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="damaged, or not a checkpoint") as error:
+            load(damaged)
+        assert "\n" not in str(error.value)
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo("model/head.weights.npy").header_offset
+    # Well inside of the numbers: the archive's checksum is all that can tell.
+    broken = bytearray(content)
+    broken[offset + 200] ^= 1
+    damaged.write_bytes(bytes(broken))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(damaged)
+
+
+def test_what_is_no_checkpoint_is_told_apart(tmp_path):
+    with pytest.raises(CheckpointError, match="No such file"):
+        load(tmp_path / "absent.npz")
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        load(tmp_path)
+    text = tmp_path / "text.npz"
+    text.write_text("weights")
+    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint"):
+        load(text)
+    single = tmp_path / "single.npz"
+    with single.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint"):
+        load(single)
+    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
+    with pytest.raises(CheckpointError, match="not a checkpoint of tinyunet"):
+        load(tmp_path / "other.npz")
+
+
+def test_pickled_objects_are_never_run(tmp_path):
+    path = tmp_path / "pickled.npz"
+    np.savez(path, header=np.array([print], dtype=object))
+    with pytest.raises(CheckpointError, match="damaged, or not a checkpoint"):
+        load(path)
+
+
+def rewritten(path, change):
+    """Write the archive of a checkpoint again with some members changed."""
+    with np.load(path) as archive:
+        members = {name: archive[name] for name in archive.files}
+    change(members)
+    other = path.with_name("other.npz")
+    np.savez(other, **members)
+    return other
+
+
+def test_another_format_is_named(trained):
+    def change(members):
+        header = json.loads(str(members["header"]))
+        members["header"] = np.array(json.dumps(header | {"format": "tinyunet checkpoint 9"}))
+
+    with pytest.raises(CheckpointError, match='format "tinyunet checkpoint 9"; this program reads'):
+        load(rewritten(trained[0], change))
+
+
+def test_parameters_of_another_model_are_refused(trained):
+    def more_filters(members):
+        header = json.loads(str(members["header"]))
+        header["config"]["filters"] = 4
+        members["header"] = np.array(json.dumps(header))
+
+    def unknown_option(members):
+        header = json.loads(str(members["header"]))
+        header["config"]["colour"] = "blue"
+        members["header"] = np.array(json.dumps(header))
+
+    def one_less(members):
+        del members["model/head.bias"]
+
+    for change in (more_filters, unknown_option, one_less):
+        found = load(rewritten(trained[0], change))
+        with pytest.raises(CheckpointError, match="holds another model") as error:
+            found.make_model()
+        assert "\n" not in str(error.value)

@@ -1,0 +1,56 @@
+"""Compare label files with the truth: ``python -m tinyunet.evaluate PREDICTIONS LABELS``."""
+
+from collections.abc import Sequence
+
+from tinyunet.commandline import Parser, run, whole_number
+from tinyunet.parallel.communicator import Communicator
+
+
+def make_parser() -> Parser:
+    """Return the options of the command."""
+    parser = Parser(
+        prog="python -m tinyunet.evaluate",
+        description="Print Dice of each case, class and tumour region, and their means.",
+        epilog="Dice of what is absent from both prediction and truth is 1, from one of them 0.",
+    )
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", help="a label file, or a folder of them"
+    )
+    parser.add_argument(
+        "labels",
+        metavar="LABELS",
+        help="the true labels: a file, a folder of files named as the predictions are, or the "
+        "folder of a Decathlon task or of BraTS cases",
+    )
+    parser.add_argument(
+        "--label-values",
+        type=whole_number(0),
+        nargs="+",
+        metavar="N",
+        help="numbers that stand for background, edema, non-enhancing and enhancing tumour in all "
+        "files (default: as the data set of LABELS says, 0 2 1 4 for BraTS folders, else 0 1 2 3)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the scores to this file too")
+    return parser
+
+
+def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
+    """Read the options, compare, and print the table."""
+    options = make_parser().parse_args(arguments)
+    # Imported here, so that a wrong option is told at once.
+    from tinyunet.evaluation import find_pairs, score_pairs
+    from tinyunet.files import write_json
+    from tinyunet.scores import summary, table
+
+    with communicator.together():
+        if communicator.rank == 0:
+            rows = score_pairs(
+                find_pairs(options.predictions, options.labels, options.label_values)
+            )
+            if options.json:
+                write_json(options.json, summary(rows))
+            print(table(rows))
+
+
+if __name__ == "__main__":
+    run("tinyunet.evaluate", main)

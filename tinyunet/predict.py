@@ -1,0 +1,55 @@
+"""Segment images with a trained model: ``python -m tinyunet.predict CHECKPOINT IMAGE... -o DIR``."""
+
+from collections.abc import Sequence
+
+from tinyunet.commandline import Parser, run, use_threads, whole_number
+from tinyunet.parallel.communicator import Communicator
+
+
+def make_parser() -> Parser:
+    """Return the options of the command."""
+    parser = Parser(
+        prog="python -m tinyunet.predict",
+        description="Segment whole MRI volumes of any size with a trained model, and write for "
+        "each a label file that lies exactly over it.",
+        epilog="Under mpirun the images are shared among the ranks.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="best.npz of a training")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a NIfTI file with all sequences of the training in their order, or the folder of a "
+        "BraTS case",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for the labels, named as the images are; older files of these names are "
+        "replaced",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1),
+        metavar="N",
+        help="threads of each rank (default: the cores of the node, divided among its ranks)",
+    )
+    return parser
+
+
+def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
+    """Read the options, segment, and tell what was found."""
+    options = make_parser().parse_args(arguments)
+    use_threads(options.threads, communicator)
+    # Imported here, so that a wrong option is told at once.
+    from tinyunet.prediction import predict
+
+    for found in predict(options.checkpoint, options.images, options.output, communicator):
+        volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in found.millilitres.items())
+        print(f"{found.output}  {volumes}")
+
+
+if __name__ == "__main__":
+    run("tinyunet.predict", main)

@@ -1,0 +1,149 @@
+"""From a checkpoint and image files to label files."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tinyunet.checkpoint import Checkpoint, CheckpointError, load
+from tinyunet.data.brats import LABEL_VALUES
+from tinyunet.data.decathlon import case_files, load_image, save_labels
+from tinyunet.errors import UserError
+from tinyunet.inference import segment
+from tinyunet.parallel.communicator import Communicator
+from tinyunet.unet import UNet
+
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+class Job(NamedTuple):
+    """An image to segment: its name, its files, and the numbers that stand for its classes."""
+
+    name: str
+    image_paths: tuple[Path, ...]
+    label_values: tuple[int, ...]
+    output: Path
+
+
+class Segmented(NamedTuple):
+    """What was found: the file written, and the millilitres of each class but the background."""
+
+    output: Path
+    millilitres: dict[str, float]
+
+
+def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoint) -> list[Job]:
+    """Find the files of each image and where its labels will go, before anything is computed.
+
+    Parameters
+    ----------
+    images : sequence of path
+        NIfTI files with all sequences, or BraTS case folders. Labels for the former are numbered
+        as in the data that the model was trained on, for the latter as BraTS does.
+    output : Path or str
+        The folder for the labels; each file is named as the image is.
+    checkpoint : Checkpoint
+        Of the model to be used.
+
+    Raises
+    ------
+    UserError
+        An image is missing or would be overwritten, or two of them have the same name.
+    """
+    own_values = _label_values(checkpoint)
+    jobs: dict[str, Job] = {}
+    for image in map(Path, images):
+        name = image.resolve().name.removesuffix(".gz").removesuffix(".nii")
+        paths: tuple[Path, ...] = (image,)
+        values = own_values
+        if image.is_dir():
+            paths, _ = case_files(image)
+            values = LABEL_VALUES if len(own_values) == len(LABEL_VALUES) else own_values
+        elif not image.exists():
+            raise UserError(f"{image}: no such file; expected a NIfTI file or a BraTS case folder")
+        target = Path(output) / f"{name}.nii.gz"
+        if any(target.resolve() == path.resolve() for path in paths):
+            raise UserError(f"{target}: is the image itself; expected another folder with -o")
+        if name in jobs:
+            raise UserError(f"{image}: there is another image named {name}; expected it once")
+        jobs[name] = Job(name, paths, values, target)
+    return list(jobs.values())
+
+
+def predict(
+    checkpoint_path: Path | str,
+    images: Sequence[str | Path],
+    output: Path | str,
+    communicator: Communicator,
+) -> list[Segmented]:
+    """Segment images, shared among the ranks, behind a progress bar.
+
+    Before the first is segmented, every image has been read once: it is better to hear of a bad one
+    then than after an hour.
+
+    Parameters
+    ----------
+    checkpoint_path, images, output
+        See :func:`plan`.
+    communicator : Communicator
+
+    Returns
+    -------
+    found : list of Segmented
+        In the order of the images at rank 0, empty elsewhere.
+
+    Raises
+    ------
+    AgreedError
+        On every rank, if the checkpoint or an image of any cannot be used, or labels cannot be
+        written.
+    """
+    done = []
+    with communicator.together():
+        checkpoint = load(checkpoint_path)
+        model = checkpoint.make_model()
+        jobs = plan(images, output, checkpoint)
+        mine = jobs[communicator.rank :: communicator.size]
+        for job in mine[1:]:
+            load_image(job.image_paths, model.config["in_channels"])
+    with (
+        communicator.together(),
+        tqdm(total=len(mine), bar_format=_BAR, disable=communicator.rank > 0) as bar,
+    ):
+        for job in mine:
+            bar.set_description_str(job.name)
+            done.append((jobs.index(job), _run(job, model, checkpoint, bar)))
+    everyones = [found for rank in communicator.gather(done) for found in rank]
+    return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]
+
+
+def _run(job: Job, model: UNet, checkpoint: Checkpoint, bar: tqdm) -> Segmented:
+    """Read an image, segment it, and write labels that lie exactly over it."""
+
+    def progress(patch: int, patches: int) -> None:
+        bar.update(1 / patches)
+
+    image, geometry = load_image(job.image_paths, model.config["in_channels"])
+    labels = segment(model, image, progress=progress)
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    save_labels(job.output, labels, geometry, job.label_values)
+    millilitres = math.prod(geometry.spacing) / 1000
+    names = checkpoint.state["labels"]
+    counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
+    volumes = {n: c * millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
+    return Segmented(job.output, volumes)
+
+
+def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return the numbers of the classes, after checking that the model segments volumes."""
+    values = checkpoint.state.get("label_values", ())
+    names = checkpoint.state.get("labels", ())
+    if checkpoint.config.get("dim", 3) != 3 or not values or len(values) != len(names):
+        raise CheckpointError(
+            f"{checkpoint.path}: not a model of volumes with named labels; "
+            "expected a checkpoint of python -m tinyunet.train"
+        )
+    return tuple(values)

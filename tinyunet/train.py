@@ -1,0 +1,141 @@
+"""Train a U-Net to segment brain tumours: ``python -m tinyunet.train``, alone or under mpirun."""
+
+from collections.abc import Sequence
+
+from tinyunet.commandline import Parser, number, run, size, use_threads, whole_number
+from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.settings import Settings
+
+
+def make_parser() -> Parser:
+    """Return the options of the command."""
+    default = Settings()
+    parser = Parser(
+        prog="python -m tinyunet.train",
+        description="Train a 3-D U-Net to segment brain tumours in MRI. Without options it makes "
+        "a data set of phantoms, trains on it for some minutes, and tests the result.",
+        epilog="On several processes: mpirun -n 4 python -m tinyunet.train. Results come in a "
+        "folder of their own: best.npz and latest.npz (checkpoints), history.json, test.json, "
+        "learning_curves.png and predictions.png.",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data-path",
+        metavar="DIR",
+        help="folder of a Medical Segmentation Decathlon task (with dataset.json) or of BraTS "
+        "cases; left out, phantoms are made in data/, or found there",
+    )
+    data.add_argument(
+        "--train-test-split",
+        type=number(0, 1),
+        default=default.train_test_split,
+        metavar="SHARE",
+        help="share of the cases to train on; the others are for validation and test "
+        "(default: %(default)s)",
+    )
+    data.add_argument(
+        "--validate-test-split",
+        type=number(0, 1),
+        default=default.validate_test_split,
+        metavar="SHARE",
+        help="share of those others to validate on after each epoch; what is left is the test at "
+        "the end (default: %(default)s)",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--filters",
+        type=whole_number(1),
+        default=default.filters,
+        metavar="N",
+        help="channels of the first level; each level below has twice as many "
+        "(default: %(default)s)",
+    )
+    model.add_argument(
+        "--depth",
+        type=whole_number(1),
+        default=default.depth,
+        metavar="N",
+        help="number of levels (default: %(default)s)",
+    )
+    model.add_argument(
+        "--use-upsampling",
+        action="store_true",
+        help="on the way up repeat voxels, instead of learning a transposed convolution",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--epochs",
+        type=whole_number(1),
+        default=default.epochs,
+        metavar="N",
+        help="how often every training case is visited (default: %(default)s)",
+    )
+    training.add_argument(
+        "--patches-per-case",
+        type=whole_number(1),
+        default=default.patches_per_case,
+        metavar="N",
+        help="patches cut from a case at each visit (default: %(default)s)",
+    )
+    training.add_argument(
+        "--patch-size",
+        type=whole_number(1),
+        nargs="+",
+        default=list(default.patch_size),
+        metavar="N",
+        help="voxels of a patch along its axes: one number for all, or three "
+        f"(default: {' '.join(map(str, default.patch_size))})",
+    )
+    training.add_argument(
+        "--batch-size",
+        type=whole_number(1),
+        metavar="N",
+        help="patches in a step, shared equally by all ranks (default: 4, or the next multiple of "
+        "the ranks)",
+    )
+    training.add_argument(
+        "--lr",
+        type=number(0),
+        default=default.lr,
+        metavar="RATE",
+        help="learning rate of Adam at its highest; it rises to it during the first twentieth of "
+        "the steps, and falls to 0 until the last (default: %(default)s)",
+    )
+    training.add_argument(
+        "--random-seed",
+        type=whole_number(0),
+        default=default.random_seed,
+        metavar="N",
+        help="decides the first weights, the split, the patches and their augmentation "
+        "(default: %(default)s)",
+    )
+    training.add_argument(
+        "--threads",
+        type=whole_number(1),
+        metavar="N",
+        help="threads of each rank (default: the cores of the node, divided among its ranks)",
+    )
+    training.add_argument(
+        "--output",
+        default=default.output,
+        metavar="DIR",
+        help="where each run gets a folder named by its time (default: %(default)s)",
+    )
+    return parser
+
+
+def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
+    """Read the options and train."""
+    options = vars(make_parser().parse_args(arguments))
+    threads = options.pop("threads")
+    settings = Settings(**options | {"patch_size": size(options["patch_size"])})
+    settings.check(communicator.size)
+    use_threads(threads, communicator)
+    # Imported here, so that a wrong option is told at once.
+    from tinyunet.training.run import train
+
+    train(settings, communicator)
+
+
+if __name__ == "__main__":
+    run("tinyunet.train", main)

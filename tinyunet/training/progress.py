@@ -1,0 +1,89 @@
+"""What a person sees of a training: lines that stay, and one bar that moves."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Lines and one bar on the screen, or nothing at all on the ranks that keep quiet.
+
+    Used as ``with Progress(...) as progress:`` so that the bar is closed whatever happens.
+
+    Parameters
+    ----------
+    shown : bool
+        False on all ranks but one.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._bar: tqdm[None] | None = None
+        self._notes: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.finish()
+
+    def line(self, text: str = "") -> None:
+        """Print a line, above the bar if there is one."""
+        if self._shown:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    @contextmanager
+    def task(self, text: str) -> Iterator[None]:
+        """Print what is being done, and behind it how long that took."""
+        start = time.perf_counter()
+        if self._shown:
+            print(f"{text} ...", end=" ", flush=True)
+        try:
+            yield
+        except BaseException:
+            if self._shown:
+                print(flush=True)
+            raise
+        if self._shown:
+            print(f"{time.perf_counter() - start:.1f} s", flush=True)
+
+    def start(self, volumes: int) -> None:
+        """Show a bar for the patches that all ranks will train on."""
+        # A log file does not need a line ten times a second.
+        every = 0.1 if sys.stderr.isatty() else 10.0
+        self._bar = tqdm(
+            total=volumes,
+            desc="training",
+            unit="vol",
+            mininterval=every,
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=not self._shown,
+        )
+
+    def note(self, **notes: str | float) -> None:
+        """Show figures behind the bar; those of other names stay."""
+        for name, value in notes.items():
+            self._notes[name] = value if isinstance(value, str) else f"{value:.3f}"
+        if self._bar is not None:
+            text = ", ".join(f"{name} {value}" for name, value in self._notes.items())
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def step(self, volumes: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(volumes)
+
+    def finish(self) -> None:
+        """Close the bar; what it showed last stays on the screen."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
