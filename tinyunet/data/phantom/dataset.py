@@ -1,0 +1,232 @@
+"""One case after the other, written as a Medical Segmentation Decathlon task."""
+
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyunet.data.nifti import DataError
+from tinyunet.data.phantom.anatomy import WHITE, fold, outline, tissues
+from tinyunet.data.phantom.fields import Array, Grid, RandomFields
+from tinyunet.data.phantom.scanner import MODALITIES, scan
+from tinyunet.data.phantom.tumour import draw_tumour, grow
+
+LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+
+# Part of what a folder is recognised by: raised whenever the same seed gives other heads.
+_VERSION = 1
+
+_SMALLEST = 16
+
+
+def make_case(
+    seed: int, index: int, shape: tuple[int, int, int] = (64, 72, 56)
+) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.float64]]:
+    """Make one head with a tumour.
+
+    Parameters
+    ----------
+    seed, index
+        Of the data set and of the case; nothing else decides what comes out.
+    shape
+        Voxels from left to right, back to front and bottom to top; they are cubes just large enough
+        for a head.
+
+    Returns
+    -------
+    image
+        shape=(*shape, 4), int16: FLAIR, T1w, t1gd, T2w; 0 outside the brain.
+    labels
+        shape=shape, uint8: 1 edema, 2 necrotic core, 3 enhancing rim.
+    affine
+        From voxel indices to millimetres. shape=(4, 4).
+
+    Raises
+    ------
+    ValueError
+        The volume is too small for a head.
+    """
+    if min(shape) < _SMALLEST:
+        raise ValueError(f"shape: {shape}; expected {_SMALLEST} voxels or more along each axis")
+    grid = Grid(shape)
+    generator = np.random.default_rng([seed, index])
+    fields = RandomFields(generator, grid)
+    at_rest = _pose(fields)
+    tumour = draw_tumour(generator)
+    # The skull holds the surface where it is; inside, the tumour makes room for itself.
+    surfaces = outline(at_rest)
+    voxels = np.flatnonzero(surfaces.brain < 4)
+    points = tumour.displace(at_rest[:, voxels])
+    folding = fold(fields, surfaces.cerebrum, points, voxels)
+    surfaces = surfaces.at(voxels)
+    shares = tissues(fields, points, voxels, surfaces, folding)
+    growth = grow(tumour, fields, points, voxels, surfaces, white=shares[WHITE])
+
+    labels = np.zeros(len(voxels), np.uint8)
+    labels[growth.edema > 0.5] = 1
+    labels[growth.necrosis + growth.enhancing > 0.5] = 3
+    labels[growth.necrosis > 0.5] = 2
+    diseased = np.stack([growth.edema, growth.necrosis, growth.enhancing])
+    shares = np.concatenate([shares * (1 - diseased.sum(0)), diseased])
+    # What a skull-stripping program leaves: the brain with a rim of fluid, not quite even.
+    brain = (surfaces.brain < 1.4 - 0.7 * folding.roughness) | (labels > 0)
+    image = scan(fields, points, voxels, shares, brain)
+    volume = np.zeros(grid.positions.shape[1], np.uint8)
+    volume[voxels] = labels
+    affine = np.diag([grid.spacing] * 3 + [1.0])
+    affine[:3, 3] = [-grid.spacing * (size - 1) / 2 for size in shape]
+    return image, volume.reshape(shape), affine
+
+
+def _pose(fields: RandomFields) -> Array:
+    """Draw a head's size, position, tilt and shape; return each voxel's point of atlas space."""
+    generator, grid = fields.generator, fields.grid
+    a, b, c = generator.normal(0, [0.07, 0.05, 0.07])
+    nod = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    tilt = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    shake = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    scale = generator.uniform(0.87, 0.95) * generator.uniform(0.96, 1.04, 3)
+    linear = np.diag(1 / scale) @ nod @ tilt @ shake
+    centre = np.array([0, -17, 10]) + generator.normal(0, 2, 3)
+    points = linear.astype(np.float32) @ grid.positions + centre.astype(np.float32)[:, None]
+    for axis in points:
+        axis += np.float32(2.2) * fields.clouds(70)
+    return points
+
+
+def folder_name(cases: int, shape: tuple[int, int, int], seed: int) -> str:
+    """Return a name that differs whenever the content of the data set does."""
+    size = "x".join(map(str, shape))
+    return f"phantom-{cases}-cases-{size}-seed-{seed}-version-{_VERSION}"
+
+
+def make_dataset(
+    directory: str | Path,
+    cases: int = 32,
+    shape: tuple[int, int, int] = (64, 72, 56),
+    seed: int = 0,
+) -> Path:
+    """Make a data set, or find it where it has been made before.
+
+    Everything is written to a temporary folder beside, which gets its name when all is there: a
+    folder of that name is complete. Two programs may do so at once.
+
+    Parameters
+    ----------
+    directory
+        The Decathlon task's folder.
+    cases
+        How many heads.
+    shape
+        Voxels of each, as for :func:`make_case`.
+    seed
+        Another seed gives other heads.
+
+    Returns
+    -------
+    directory
+        As given.
+
+    Raises
+    ------
+    ValueError
+        ``cases`` or ``shape`` is too small.
+    DataError
+        The folder holds something else, or cannot be written (full disk, ...); then nothing is
+        left behind.
+    """
+    directory = Path(directory)
+    if cases < 1:
+        raise ValueError(f"cases: {cases}; expected 1 or more")
+    made_of = {"cases": cases, "shape": list(shape), "seed": seed, "version": _VERSION}
+    if _is_there(directory, made_of):
+        return directory
+    temporary = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        temporary.chmod(0o755)
+        _write(temporary, made_of)
+        try:
+            os.rename(temporary, directory)
+        except OSError:
+            # Another program may have been faster.
+            if not _is_there(directory, made_of):
+                raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{directory}: cannot be written ({reason}); nothing was left") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def _is_there(directory: Path, made_of: dict[str, Any]) -> bool:
+    """Say whether a folder holds this data set; refuse one that holds something else."""
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return False
+    try:
+        description = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+        found = description["phantom"]
+        names = [name for entry in description["training"] for name in entry.values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise DataError(
+            f"{directory}: is there, but is no phantom data set; expected another folder"
+        ) from None
+    if found != made_of:
+        raise DataError(
+            f"{directory}: holds a phantom data set of {found}, not of {made_of}; "
+            "expected another folder, or remove this one"
+        )
+    for name in names:
+        if not (directory / name).is_file():
+            raise DataError(f"{directory / name}: is missing; remove {directory} to make it again")
+    return True
+
+
+def _write(directory: Path, made_of: dict[str, Any]) -> None:
+    (directory / "imagesTr").mkdir()
+    (directory / "labelsTr").mkdir()
+    training = []
+    for index in range(made_of["cases"]):
+        image, labels, affine = make_case(made_of["seed"], index, tuple(made_of["shape"]))
+        entry = {
+            "image": f"./imagesTr/PHANTOM_{index:03}.nii.gz",
+            "label": f"./labelsTr/PHANTOM_{index:03}.nii.gz",
+        }
+        _write_volume(directory / entry["image"], image, affine)
+        _write_volume(directory / entry["label"], labels, affine)
+        training.append(entry)
+    description = {
+        "name": "PHANTOM",
+        "description": "Heads with brain tumours, made by tinyunet.data.phantom",
+        "tensorImageSize": "4D",
+        "modality": {str(number): name for number, name in enumerate(MODALITIES)},
+        "labels": {str(number): name for number, name in enumerate(LABELS)},
+        "numTraining": len(training),
+        "numTest": 0,
+        "training": training,
+        "test": [],
+        "phantom": made_of,
+    }
+    text = json.dumps(description, indent=1) + "\n"
+    (directory / "dataset.json").write_text(text, encoding="utf-8")
+
+
+def _write_volume(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write a volume from right to left and front to back, as scanners and BraTS do."""
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    flip[:2, 3] = [size - 1 for size in voxels.shape[:2]]
+    image_class: Any = nibabel.Nifti1Image  # nibabel has type hints in some places only
+    image = image_class(voxels[::-1, ::-1], affine @ flip)
+    image.header.set_xyzt_units("mm")
+    # Level 1: noise hardly gets smaller by trying harder. No time stamp: files repeat.
+    path.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))

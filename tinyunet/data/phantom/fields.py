@@ -1,0 +1,124 @@
+"""A grid of voxels in millimetres, and smooth random fields over it."""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+# Millimetres from left to right, back to front and bottom to top that have to fit into a volume.
+FIELD_OF_VIEW = (176.0, 198.0, 154.0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cubic voxels, just large enough for a head, with the origin in the middle.
+
+    Arrays over the grid are flat, shape=(voxels,), and those of vectors have shape=(3, voxels).
+    """
+
+    shape: tuple[int, int, int]
+
+    @cached_property
+    def spacing(self) -> float:
+        """Edge of a voxel in millimetres."""
+        return max(extent / size for extent, size in zip(FIELD_OF_VIEW, self.shape, strict=True))
+
+    @cached_property
+    def positions(self) -> Array:
+        """Millimetres right, front and up from the middle. shape=(3, voxels)."""
+        axes = [self.spacing * (np.arange(size) - (size - 1) / 2) for size in self.shape]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+        return grid.reshape(3, -1).astype(np.float32)
+
+    def gradient(self, field: Array) -> Array:
+        """Change of a field a millimetre along each axis. shape=(3, voxels)."""
+        volume = field.reshape(self.shape)
+        parts = [np.gradient(volume, np.float32(self.spacing), axis=axis) for axis in range(3)]
+        return np.stack(parts).reshape(3, -1)
+
+    def smooth(self, field: Array, share: float) -> Array:
+        """Give ``share`` of each voxel's value to its six neighbours, axis after axis."""
+        volume = field.reshape(self.shape)
+        for axis in range(3):
+            neighbours = np.roll(volume, 1, axis)
+            neighbours += np.roll(volume, -1, axis)
+            neighbours *= np.float32(share / 2)
+            volume = np.float32(1 - share) * volume
+            volume += neighbours
+        return volume.reshape(-1)
+
+    def interpolate(self, fields: Array, points: Array) -> Array:
+        """Evaluate fields between the voxels, linearly; beyond an edge the other side follows.
+
+        Parameters
+        ----------
+        fields
+            shape=(F, voxels).
+        points
+            In millimetres. shape=(3, P).
+
+        Returns
+        -------
+        values
+            shape=(F, P).
+        """
+        sizes = np.array(self.shape)[:, None]
+        index = points / np.float32(self.spacing) + np.float32((sizes - 1) / 2)
+        low = np.floor(index)
+        share = index - low
+        steps = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])[:, None]
+        below = low.astype(np.intp) % sizes
+        corner = [below * steps, (below + 1) % sizes * steps]
+        weight = [1 - share, share]
+        values = np.zeros((len(fields), points.shape[1]), np.float32)
+        for a, b, c in itertools.product((0, 1), repeat=3):
+            voxel = corner[a][0] + corner[b][1] + corner[c][2]
+            part = weight[a][0] * weight[b][1] * weight[c][2]
+            for value, field in zip(values, fields, strict=True):
+                value += part * field.take(voxel)  # several times faster than field[voxel]
+        return values
+
+
+class RandomFields:
+    """Draws Gaussian random fields of mean 0 and deviation 1 over a grid.
+
+    White noise is shaped in the Fourier domain, where most of it is zero and need not be drawn.
+    """
+
+    def __init__(self, generator: np.random.Generator, grid: Grid) -> None:
+        self.generator = generator
+        self.grid = grid
+        d, h, w = grid.shape
+        frequencies = np.meshgrid(
+            np.fft.fftfreq(d, grid.spacing),
+            np.fft.fftfreq(h, grid.spacing),
+            np.fft.rfftfreq(w, grid.spacing),
+            indexing="ij",
+        )
+        self._frequency = np.linalg.norm(frequencies, axis=0).astype(np.float32)
+
+    def clouds(self, wavelength: float) -> Array:
+        """Draw a field with structures of about ``wavelength`` millimetres and larger."""
+        return self._shaped(np.exp(-0.5 * (self._frequency * np.float32(wavelength)) ** 2))
+
+    def waves(self, wavelength: float, bandwidth: float) -> Array:
+        """Draw a field that goes up and down every ``wavelength`` millimetres.
+
+        Its zeros form a labyrinth of walls half a wavelength apart. ``bandwidth`` is relative.
+        """
+        resolved = np.float32(max(wavelength, 3 * self.grid.spacing))
+        distance = (self._frequency * resolved - 1) / np.float32(bandwidth)
+        return self._shaped(np.exp(-0.5 * distance**2))
+
+    def _shaped(self, amplitude: Array) -> Array:
+        kept = amplitude > 0.01
+        kept[0, 0, 0] = False  # the mean
+        real, imaginary = self.generator.standard_normal((2, np.count_nonzero(kept)), np.float32)
+        spectrum = np.zeros(amplitude.shape, np.complex64)
+        spectrum[kept] = (real + 1j * imaginary) * amplitude[kept]
+        field = np.fft.irfftn(spectrum, self.grid.shape, axes=(0, 1, 2)).reshape(-1)
+        return (field / field.std()).astype(np.float32)

@@ -1,0 +1,77 @@
+"""The scanner: what tissue looks like in FLAIR, T1w, t1gd and T2w, with bias field and noise."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyunet.data.phantom.fields import RandomFields
+from tinyunet.data.phantom.shapes import Array, ellipsoid, inside, mirrored
+
+MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
+
+# Signal of each tissue relative to white matter in T1w; read by eye from BraTS images.
+_SIGNAL = np.array(
+    [  # FLAIR   T1w  t1gd   T2w
+        [0.60, 1.00, 1.00, 0.52],  # white matter
+        [0.74, 0.74, 0.76, 0.70],  # grey matter
+        [0.70, 0.79, 0.81, 0.60],  # deep grey
+        [0.20, 0.30, 0.30, 1.35],  # fluid
+        [1.12, 0.68, 0.68, 1.00],  # edema
+        [0.72, 0.42, 0.42, 1.20],  # necrosis
+        [0.95, 0.62, 1.50, 0.85],  # enhancing rim
+    ],
+    np.float32,
+)
+_FLUID, _TUMOUR, _GADOLINIUM = 3, slice(5, 7), 2
+
+
+def scan(
+    fields: RandomFields,
+    points: Array,
+    voxels: NDArray[np.intp],
+    shares: Array,
+    brain: NDArray[np.bool_],
+) -> NDArray[np.int16]:
+    """Take the four images of a skull-stripped brain.
+
+    Parameters
+    ----------
+    fields
+        Of the head; its generator draws contrast, gain and noise of the day.
+    points
+        The chosen voxels in atlas space. shape=(3, P).
+    voxels
+        Their indices. shape=(P,).
+    shares
+        Of white, grey, deep grey, fluid, edema, necrosis and enhancing rim. shape=(7, P).
+    brain
+        Which of the chosen voxels are kept. shape=(P,).
+
+    Returns
+    -------
+    image
+        shape=grid.shape + (4,), int16; 0 outside the brain, 1 or more inside.
+    """
+    generator, grid = fields.generator, fields.grid
+    contrast = _SIGNAL * np.exp(generator.normal(0, 0.05, _SIGNAL.shape)).astype(np.float32)
+    signals = contrast.T @ shares
+    # Vessels and the choroid plexus take up the contrast agent as well.
+    vessels = np.clip(fields.clouds(8)[voxels] - 1, 0, 1)
+    plexus = inside(ellipsoid(mirrored(points), (22, -42, 9), (2.5, 6, 4)), grid.spacing)
+    signals[_GADOLINIUM] += (vessels + np.float32(0.6) * plexus) * shares[_FLUID]
+    texture = np.float32(0.025) * fields.clouds(14)[voxels]
+    texture += np.float32(0.06) * fields.clouds(9)[voxels] * shares[_TUMOUR].sum(0)
+    signals *= 1 + texture
+
+    image = np.zeros((grid.positions.shape[1], len(MODALITIES)), np.int16)
+    everywhere = np.zeros(len(image), np.float32)
+    for channel, signal in enumerate(signals):
+        everywhere[voxels] = signal
+        blurred = grid.smooth(everywhere, 0.2)[voxels]
+        bias = np.exp(np.float32(0.07) * fields.clouds(110)[voxels])
+        # The magnitude of a complex signal with noise in both parts: Rician.
+        noise = generator.standard_normal((2, len(voxels)), np.float32)
+        noise *= np.float32(generator.uniform(0.02, 0.04))
+        magnitude = np.hypot(blurred * bias + noise[0], noise[1])
+        gain = np.float32(generator.uniform(250, 900))
+        image[voxels, channel] = np.maximum(np.rint(gain * magnitude), 1) * brain
+    return image.reshape(*grid.shape, len(MODALITIES))

@@ -1,0 +1,1 @@
+"""Pictures of data, training and predictions, drawn with matplotlib and written as files."""
