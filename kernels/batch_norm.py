@@ -38,6 +38,8 @@ from kernels.memory import empty
 _Floats = npt.NDArray[np.float32]
 _Sums = npt.NDArray[np.float64]
 
+# Rows whose sums are added up in registers before they go to memory.
+_ROWS = 4
 # Length that a row of repeated channels has at least: 16 vectors of 16.
 _ROW = 256
 
@@ -212,6 +214,18 @@ def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> _Sums:
 
 
 @kernel
+def _moments_rows(src: _Floats, sums: _Sums, squares: _Sums) -> None:
+    for i in range(sums.size):
+        total, square = sums[i], squares[i]
+        for k in range(_ROWS):
+            x = np.float64(src[k, i])
+            total += x
+            square += x * x
+        sums[i] = total
+        squares[i] = square
+
+
+@kernel
 def _moments_row(src: _Floats, sums: _Sums, squares: _Sums) -> None:
     for i in range(src.size):
         x = np.float64(src[i])
@@ -225,8 +239,14 @@ def _moments(src: _Floats, partial: _Sums) -> None:
     chunk = row * max(1, CHUNK // row)
     for i in prange(partial.shape[0]):
         partial[i] = 0.0
-        for start in range(i * chunk, min((i + 1) * chunk, src.size), row):
-            _moments_row(src[start : start + row], partial[i, 0], partial[i, 1])
+        start, end = i * chunk, min((i + 1) * chunk, src.size)
+        while start + _ROWS * row <= end:
+            rows = src[start : start + _ROWS * row].reshape(_ROWS, row)
+            _moments_rows(rows, partial[i, 0], partial[i, 1])
+            start += _ROWS * row
+        while start < end:
+            _moments_row(src[start : min(start + row, end)], partial[i, 0], partial[i, 1])
+            start += row
 
 
 @kernel

@@ -11,7 +11,7 @@ Neither takes the logarithm of a probability, so nothing underflows however wron
 Traffic    Forward reads 4 bytes an item and 1 a voxel and writes nothing; backward writes 4 an item.
 Saves      nothing: backward makes the probabilities again.
 Numerics   float32 per voxel with an error below 3e-7 times the larger of 1 and the voxel's loss (one
-           class: relative); the mean is summed in float64, chunks in their order.
+           class: relative); the mean is summed as ``planes`` says, chunks in their order.
 """
 
 import numpy as np
@@ -33,6 +33,7 @@ from kernels.softmax_dice.planes import (
     probabilities,
     scatter,
     subtract_maximum,
+    total_of_places,
 )
 from kernels.softmax_dice.softmax import softmax_reference
 
@@ -134,9 +135,9 @@ def _binary(plane: Floats, label: Labels, loss: Floats) -> None:
 def _categorical(planes: Floats, label: Labels, scratch: Floats, loss: Floats) -> None:
     subtract_maximum(planes, label.size, scratch)
     for c in range(planes.shape[0]):
-        plane = planes[c]
+        plane, mine = planes[c], np.uint8(c)
         for voxel in range(label.size):
-            loss[voxel] = -plane[voxel] if label[voxel] == c else loss[voxel]
+            loss[voxel] = -plane[voxel] if label[voxel] == mine else loss[voxel]
     exponentiate(planes, label.size, scratch)
     for voxel in range(label.size):
         loss[voxel] += log(scratch[voxel])
@@ -149,7 +150,7 @@ def _forward(logits: Floats, labels: Labels, partial: Sums) -> None:
         planes = np.empty((classes, BLOCK), np.float32)
         scratch = np.empty(BLOCK, np.float32)
         loss = np.zeros(BLOCK, np.float32)
-        sums = np.zeros(BLOCK)
+        sums = np.zeros(BLOCK, np.float32)
         for start in range(chunk * CHUNK, min((chunk + 1) * CHUNK, voxels), BLOCK):
             label = labels[start : min(start + BLOCK, voxels)]
             gather(logits, start, label.size, planes)
@@ -158,8 +159,8 @@ def _forward(logits: Floats, labels: Labels, partial: Sums) -> None:
             else:
                 _categorical(planes, label, scratch, loss)
             for voxel in range(label.size):
-                sums[voxel] += np.float64(loss[voxel])
-        partial[chunk] = sums.sum()
+                sums[voxel] += loss[voxel]
+        partial[chunk] = total_of_places(sums)
 
 
 @parallel_kernel

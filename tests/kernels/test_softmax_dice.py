@@ -195,6 +195,8 @@ def test_errors():
         softmax_dice.dice_backward(logits, labels, diff, diff[:, :3])
     with pytest.raises(TypeError, match="diff_intersection must be float64, got float32"):
         softmax_dice.dice_backward(logits, labels, diff.astype(np.float32), diff)
+    with pytest.raises(ValueError, match="logits must have at most 256 classes"):
+        softmax_dice.dice_forward(np.zeros((*labels.shape, 257), np.float32), labels)
     with pytest.raises(ValueError, match="logits must have images, voxels and classes"):
         softmax_dice.dice_forward(logits[0, 0, 0], labels[0, 0, 0])
     with pytest.raises(ValueError, match="diff_dst must have shape"):
