@@ -171,9 +171,11 @@ def make_dataset(
 
 def _is_there(directory: Path, made_of: dict[str, Any]) -> bool:
     """Say whether a folder holds this data set; refuse one that holds something else."""
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    if not directory.exists():
         return False
     try:
+        if directory.is_dir() and not any(directory.iterdir()):
+            return False
         description = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
         found = description["phantom"]
         names = [name for entry in description["training"] for name in entry.values()]
