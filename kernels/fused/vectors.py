@@ -1,0 +1,118 @@
+"""Vector operations that only the fused kernels need; the others are in `kernels.simd`.
+
+Source: Warren, "Hacker's Delight" (2012), section 7-3, for the transpose.
+"""
+
+import math
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from kernels.compiler import kernel
+from kernels.simd import LANES, VECTOR, Tile, f32x16, fma, where_positive
+
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
+_DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, to: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
+
+
+@kernel
+def read(x: Any, scale: Any, shift: Any, slope: Any) -> Any:
+    """What a deferred vector means: ``act(scale * x + shift)``."""
+    v = fma(scale, x, shift)
+    return where_positive(v, v, slope * v)
+
+
+@intrinsic
+def add_to_doubles(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
+    """``array[offset : offset + 16] += vector`` in a float64 array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _DOUBLES)
+        total = builder.fadd(builder.load(pointer, align=8), builder.fpext(args[2], _DOUBLES))
+        builder.store(total, pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, f32x16), codegen
+
+
+@intrinsic
+def load_bytes(typing_context: Any, array: Any, offset: Any) -> Any:
+    """``array[offset : offset + 16]`` of a uint8 array, as floats."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _BYTES)
+        return builder.uitofp(builder.load(pointer, align=1), VECTOR)
+
+    return f32x16(array, types.intp), codegen
+
+
+@intrinsic
+def store_bytes(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
+    """``array[offset : offset + 16] = vector`` in a uint8 array; whole numbers from 0 to 255."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _BYTES)
+        builder.store(builder.fptoui(args[2], _BYTES), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, f32x16), codegen
+
+
+@intrinsic
+def where_above(typing_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
+    """Lanes of ``a`` where ``x`` beats ``y`` as a maximum, else of ``b``; NaN beats numbers only."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, y, a, b = args
+        above = builder.and_(builder.fcmp_unordered(">", x, y), builder.fcmp_ordered("ord", y, y))
+        return builder.select(above, a, b)
+
+    return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
+
+
+@intrinsic
+def where_equal(typing_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
+    """Lanes of ``a`` where ``x == y``, else of ``b``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, y, a, b = args
+        return builder.select(builder.fcmp_ordered("==", x, y), a, b)
+
+    return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
+
+
+@intrinsic
+def tile_transpose(typing_context: Any, tile: Any) -> Any:
+    """Transpose a tile of 16 vectors of 16: four rounds that exchange blocks of 1, 2, 4 and 8 lanes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = [builder.extract_value(args[0], i) for i in range(LANES)]
+        for bit in range(int(math.log2(LANES))):
+            block = 1 << bit
+            # Lane l of the first row keeps its place where the bit of l is 0, else it takes lane
+            # l - block of the second; and the other way round.
+            low = [i if not i & block else LANES + i - block for i in range(LANES)]
+            high = [i + block if not i & block else LANES + i for i in range(LANES)]
+            for i in range(LANES):
+                if not i & block:
+                    pair = rows[i], rows[i + block]
+                    rows[i] = _shuffle(builder, *pair, low)
+                    rows[i + block] = _shuffle(builder, *pair, high)
+        transposed = args[0]
+        for i, row in enumerate(rows):
+            transposed = builder.insert_value(transposed, row, i)
+        return transposed
+
+    return Tile(LANES)(tile), codegen
+
+
+def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes)
+    return builder.shuffle_vector(a, b, mask)
