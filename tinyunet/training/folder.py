@@ -9,62 +9,68 @@ from tinyunet.errors import UserError
 
 
 class RunFolder:
-    """``OUTPUT/TIME/`` for the files of one run.
+    """``OUTPUT/TIME/`` for the files of one run; made when the path of a file is first asked for.
 
     Parameters
     ----------
     output : Path or str
-        Is made if it is not there.
-    most_bytes : int
-        What the run will keep at least; it is better to hear at the start that this does not fit.
-
-    Raises
-    ------
-    OSError
-        If ``output`` cannot be made.
-    UserError
-        If it cannot be written to, or has too little space.
+        Where the folder will be.
     """
 
-    def __init__(self, output: Path | str, most_bytes: int) -> None:
+    def __init__(self, output: Path | str) -> None:
         self._output = Path(output)
+        self._path: Path | None = None
+
+    def check(self, most_bytes: int) -> None:
+        """Make ``output``, and see whether a run will fit into it.
+
+        It is better to hear so at the start than when the first checkpoint is written.
+
+        Parameters
+        ----------
+        most_bytes : int
+            What the run will take at least.
+
+        Raises
+        ------
+        OSError
+            If ``output`` cannot be made.
+        UserError
+            If it cannot be written to, or has too little space.
+        """
         self._output.mkdir(parents=True, exist_ok=True)
         if not os.access(self._output, os.W_OK | os.X_OK):
-            raise UserError(f"{output}: cannot be written to; expected a folder of your own")
+            raise UserError(f"{self._output}: cannot be written to; expected a folder of your own")
         free = shutil.disk_usage(self._output).free
         if free < most_bytes:
             raise UserError(
-                f"{output}: {free / 1e6:.0f} MB free on this disk; "
+                f"{self._output}: {free / 1e6:.0f} MB left on this disk; "
                 f"a run takes {most_bytes / 1e6:.0f} MB"
             )
-        self._path: Path | None = None
-
-    def __truediv__(self, name: str) -> Path:
-        """Return the path of a file in the folder, which is made now if it was not before."""
-        return self.path / name
 
     @property
     def begun(self) -> bool:
         """Whether the folder has been made."""
         return self._path is not None
 
-    @property
-    def path(self) -> Path:
-        """The folder, made when first asked for: of two runs of one second, each gets its own."""
+    def __truediv__(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
         if self._path is None:
-            name = time.strftime("%Y-%m-%d_%H-%M-%S")
-            self._path = _make(self._output, name)
-        return self._path
+            self._path = _make(self._output, time.strftime("%Y-%m-%d_%H-%M-%S"))
+        return self._path / name
+
+    def __str__(self) -> str:
+        return str(self._path or self._output)
 
 
 def _make(output: Path, name: str) -> Path:
-    suffix, count = "", 1
+    """Make a new folder: of two runs that begin in one second, each gets its own."""
+    path, number = output / name, 1
     while True:
-        path = output / (name + suffix)
         try:
             path.mkdir()
         except FileExistsError:
-            count += 1
-            suffix = f"-{count}"
+            number += 1
+            path = output / f"{name}-{number}"
         else:
             return path

@@ -28,7 +28,7 @@ class EpochResult(NamedTuple):
 
 
 class Trainer:
-    """Owns the optimizer and runs epochs.
+    """Runs epochs.
 
     After the construction and after each epoch, model and optimizer are the same on every rank.
 
@@ -36,6 +36,8 @@ class Trainer:
     ----------
     model : UNet
         Is trained in place. Rank 0's parameters count.
+    optimizer : Adam
+        Of the model's parameters.
     loader : Loader
         This rank's patches.
     inspector : Inspector
@@ -49,20 +51,20 @@ class Trainer:
     def __init__(
         self,
         model: UNet,
+        optimizer: Adam,
         loader: Loader,
         inspector: Inspector,
         schedule: Callable[[int], float],
         communicator: Communicator,
         progress: Progress,
     ) -> None:
-        self.model, self.loader, self._inspector = model, loader, inspector
+        self.model, self.optimizer, self.loader = model, optimizer, loader
+        self._inspector = inspector
         self._schedule, self._communicator, self._progress = schedule, communicator, progress
         for _, module in model.named_modules():
             if isinstance(module, BatchNorm):
                 module.momentum = BATCH_NORM_MOMENTUM
-        self.optimizer = Adam(model.parameters(), lr=schedule(0))
-        self.steps = 0
-        communicator.broadcast(self.optimizer.flat_parameters)
+        communicator.broadcast(optimizer.flat_parameters)
 
     def epoch(self, number: int) -> EpochResult:
         """Train on every patch of an epoch.
@@ -85,9 +87,8 @@ class Trainer:
                 raise AgreedError(
                     f"the loss is {sums[0]} in epoch {number}, step {step}; try a smaller --lr"
                 )
-            self.optimizer.lr = self._schedule(self.steps)
+            self.optimizer.lr = self._schedule(self.optimizer.steps)
             self.optimizer.step()
-            self.steps += 1
             total += sums
             result = EpochResult(total[0] / (step * self._communicator.size), _dice(total[1:]))
             self._progress.note(loss=result.loss, Dice=result.dice)

@@ -2,17 +2,17 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
-from kernels import machine
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import Case, Dataset, split
 from tinyunet.files import write_json
-from tinyunet.optim import polynomial, warm_up
+from tinyunet.optim import Adam, polynomial, warm_up
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.scores import Scores, mean, overall, summary, table
+from tinyunet.training import report
 from tinyunet.training.folder import RunFolder
-from tinyunet.training.loop import EpochResult, Trainer
+from tinyunet.training.loop import Trainer
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Inspector, Loader, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
@@ -22,6 +22,14 @@ from tinyunet.unet import UNet
 
 # Test cases that are pictured.
 PICTURED = 3
+
+
+class Split(NamedTuple):
+    """The cases of a data set, each in one part."""
+
+    train: list[Case]
+    validation: list[Case]
+    test: list[Case]
 
 
 def train(settings: Settings, communicator: Communicator) -> None:
@@ -41,16 +49,33 @@ def train(settings: Settings, communicator: Communicator) -> None:
         After Ctrl-C; its text tells what is left of the run.
     """
     with Progress(shown=communicator.rank == 0) as progress:
-        batch = settings.batch_for(communicator.size)
         dataset = find_dataset(settings.data_path, communicator, progress)
+        folder = RunFolder(settings.output)
         with communicator.together():
-            cases = split(
-                dataset.cases,
-                settings.train_test_split,
-                settings.validate_test_split,
-                settings.random_seed,
+            cases = Split(
+                *split(
+                    dataset.cases,
+                    settings.train_test_split,
+                    settings.validate_test_split,
+                    settings.random_seed,
+                )
             )
-        run = Run(settings, batch, dataset, cases, communicator, progress)
+            model = UNet(
+                in_channels=dataset.in_channels,
+                classes=dataset.classes,
+                filters=settings.filters,
+                depth=settings.depth,
+                use_upsampling=settings.use_upsampling,
+                seed=settings.random_seed,
+            )
+            optimizer = Adam(model.parameters(), settings.lr)
+            if communicator.rank == 0:
+                # Two checkpoints of parameters and two averages, and a third while it is written.
+                folder.check(3 * 3 * optimizer.flat_parameters.nbytes)
+        ranks = communicator.size
+        progress.line(report.plan(settings, dataset, [*map(len, cases)], model, ranks))
+        compile_kernels(model.config, settings.patch_size, communicator, progress)
+        run = Run(settings, dataset, cases, model, optimizer, folder, communicator, progress)
         try:
             run.train()
             run.test()
@@ -59,68 +84,44 @@ def train(settings: Settings, communicator: Communicator) -> None:
 
 
 class Run:
-    """One training, its folder, and what is known of it so far.
-
-    Parameters
-    ----------
-    settings : Settings
-    batch : int
-        Patches in a step, over all ranks.
-    dataset : Dataset
-    cases : three lists of Case
-        To train on, to validate on, to test on.
-    communicator : Communicator
-    progress : Progress
-    """
+    """One training, its folder, and what is known of it so far."""
 
     def __init__(
         self,
         settings: Settings,
-        batch: int,
         dataset: Dataset,
-        cases: tuple[list[Case], list[Case], list[Case]],
+        cases: Split,
+        model: UNet,
+        optimizer: Adam,
+        folder: RunFolder,
         communicator: Communicator,
         progress: Progress,
     ) -> None:
-        self._settings, self._dataset = settings, dataset
+        self._settings, self._dataset, self._cases = settings, dataset, cases
+        self._model, self._folder = model, folder
         self._communicator, self._progress = communicator, progress
-        train_cases, self._validation_cases, self._test_cases = cases
-        self._model = UNet(
-            in_channels=dataset.in_channels,
-            classes=dataset.classes,
-            filters=settings.filters,
-            depth=settings.depth,
-            use_upsampling=settings.use_upsampling,
-            seed=settings.random_seed,
-        )
-        parameters = sum(p.data.size for p in self._model.parameters())
-        with communicator.together():
-            # Two checkpoints of parameters and Adam's two averages, and one more while it is written.
-            self._folder = RunFolder(settings.output, 3 * 12 * parameters)
-        self._announce(batch, [len(part) for part in cases], parameters)
-        compile_kernels(self._model.config, settings.patch_size, communicator, progress)
-
+        rank, ranks = communicator.rank, communicator.size
         self._volumes = Volumes(half_the_memory(communicator.local_size))
-        every_case = self._test_cases + self._validation_cases + train_cases
-        inspector = Inspector(
-            every_case[communicator.rank :: communicator.size], self._volumes, settings.patch_size
-        )
+        every_case = cases.test + cases.validation + cases.train
+        inspector = Inspector(every_case[rank::ranks], self._volumes, settings.patch_size)
         loader = Loader(
-            train_cases,
+            cases.train,
             self._volumes,
             settings.patch_size,
             settings.patches_per_case,
-            batch,
+            settings.batch_for(ranks),
             settings.random_seed,
-            communicator.rank,
-            communicator.size,
+            rank,
+            ranks,
         )
         steps = settings.epochs * loader.steps
         schedule = warm_up(polynomial(settings.lr, steps), max(1, steps // 20))
-        self._trainer = Trainer(self._model, loader, inspector, schedule, communicator, progress)
+        self._trainer = Trainer(
+            model, optimizer, loader, inspector, schedule, communicator, progress
+        )
         self._history: list[dict[str, Any]] = []
         self._best_epoch, self._best_score = 0, -1.0
-        self._best_state = self._model.state_dict()
+        self._best_state = model.state_dict()
 
     def train(self) -> None:
         """Run all epochs; after each, validate, and write checkpoints and history."""
@@ -130,85 +131,55 @@ class Run:
             start = time.perf_counter()
             self._progress.note(epoch=f"{epoch}/{epochs}")
             result = self._trainer.epoch(epoch)
-            validation = mean([case.scores for case in self._score(self._validation_cases)])
+            validation = mean([case.scores for case in self._score(self._cases.validation)])
+            best = overall(validation) > self._best_score
+            if best:
+                self._best_epoch, self._best_score = epoch, overall(validation)
+                self._best_state = self._model.state_dict()
             self._history.append(
                 {
                     "epoch": epoch,
-                    "loss": result.loss,
-                    "dice": result.dice,
+                    **result._asdict(),
                     "validation": validation,
                     "lr": self._trainer.optimizer.lr,
                     "seconds": time.perf_counter() - start,
                 }
             )
-            self._keep(epoch, validation)
-            self._tell_epoch(result, validation)
+            self._keep(epoch, validation, best)
+            if epoch == 1:
+                self._progress.line(report.epoch_heads(validation))
+            self._progress.line(report.epoch_row(epoch, result, validation, best))
         self._progress.finish()
 
     def test(self) -> None:
         """Score the best model on cases that it was never trained on, and draw the pictures."""
         self._model.load_state_dict(self._best_state)
         with self._progress.task("segmenting the test cases"):
-            cases = self._score(self._test_cases, keep=PICTURED)
+            cases = self._score(self._cases.test, keep=PICTURED)
         rows = [(case.name, case.scores) for case in cases]
         with self._communicator.together():
             if self._communicator.rank == 0:
-                write_json(
-                    self._folder / "test.json",
-                    summary(rows) | {"epoch": self._best_epoch},
-                )
+                write_json(self._folder / "test.json", {"epoch": self._best_epoch} | summary(rows))
                 with self._progress.task("drawing"):
                     self._draw(cases)
-        say = self._progress.line
-        say(
-            f"\nDice on {len(rows)} test cases, never trained on (best.npz, epoch {self._best_epoch})\n"
+        number = report.count(len(rows), "test case")
+        self._progress.line(
+            f"\nDice on {number}, never trained on (best.npz, epoch {self._best_epoch})\n\n"
+            f"{table(rows)}\n\neverything is in {self._folder}"
         )
-        say(table(rows))
-        say(f"\nAll of it is in {self._folder.path}" if self._communicator.rank == 0 else "")
 
     def left(self) -> str:
         """Say what there is of the run if it ends now."""
-        if not self._history or self._communicator.rank > 0:
-            return "nothing has been written"
-        return f"{self._folder / 'latest.npz'} holds epoch {len(self._history)}"
+        if self._folder.begun:
+            return f"{self._folder}/latest.npz holds epoch {len(self._history)}"
+        return "nothing was written"
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
         names = self._dataset.labels
         return score_cases(self._model, cases, self._volumes, names, self._communicator, keep)
 
-    def _announce(self, batch: int, cases: list[int], parameters: int) -> None:
-        """Tell what is going to be done, on what, with what."""
-        ranks, threads = self._communicator.size, machine.threads()
-        config, say = self._model.config, self._progress.line
-        d, h, w = self._settings.patch_size
-        say(
-            f"data     {self._dataset.path}: {cases[0]} cases to train on, {cases[1]} to validate on, "
-            f"{cases[2]} to test on; {', '.join(self._dataset.modalities)}"
-        )
-        say(
-            f"model    U-Net, {config['depth']} levels, {config['filters']} filters, "
-            f"{parameters:,} parameters"
-        )
-        say(f"ranks    {_many(ranks, 'rank')} of {_many(threads, 'thread')}")
-        say(f"steps    {_many(batch, 'patch', 'patches')} of {d} x {h} x {w} each")
-
-    def _tell_epoch(self, result: EpochResult, validation: Scores) -> None:
-        shown = validation["regions"] or validation["classes"]
-        if len(self._history) == 1:
-            heads = "".join(f"  {name:>5}" for name in shown)
-            self._progress.line(f"epoch   loss   Dice   validation:{heads}")
-        dice = "".join(f"  {value:.3f}".rjust(max(5, len(k)) + 2) for k, value in shown.items())
-        star = "  best" if self._best_epoch == len(self._history) else ""
-        self._progress.line(
-            f"{len(self._history):>5}  {result.loss:5.3f}  {result.dice:5.3f}              {dice}{star}"
-        )
-
-    def _keep(self, epoch: int, validation: Scores) -> None:
+    def _keep(self, epoch: int, validation: Scores, best: bool) -> None:
         """Write the latest checkpoint, the best one if this is it, and the history."""
-        best = overall(validation) > self._best_score
-        if best:
-            self._best_epoch, self._best_score = epoch, overall(validation)
-            self._best_state = self._model.state_dict()
         state = {
             "epoch": epoch,
             "validation": validation,
@@ -231,9 +202,9 @@ class Run:
 
         draw_learning_curves(self._folder / "learning_curves.png", self._history)
         pictured = []
-        for case, result in zip(self._test_cases[:PICTURED], cases, strict=False):
-            image, labels = self._volumes[case]
+        for case, result in zip(self._cases.test, cases, strict=True):
             if result.prediction is not None:
+                image, labels = self._volumes[case]
                 note = f"mean Dice {overall(result.scores):.2f}"
                 pictured.append(PicturedCase(case.name, image, labels, result.prediction, note))
         draw_predictions(
@@ -242,7 +213,3 @@ class Run:
             self._dataset.modalities,
             self._dataset.labels,
         )
-
-
-def _many(count: int, word: str, words: str = "") -> str:
-    return f"{count} {word if count == 1 else words or word + 's'}"

@@ -70,12 +70,12 @@ def compile_kernels(
         Says that a person has to wait, and for how long it was.
     """
     with progress.task("kernels: loading, or compiling at the first start (about a minute)"):
-        if communicator.rank == 0:
-            _step(config, patch_size)
-        communicator.barrier()
-        if communicator.rank > 0:
-            _step(config, patch_size)
-        communicator.barrier()
+        with communicator.together():
+            if communicator.rank == 0:
+                _step(config, patch_size)
+        with communicator.together():
+            if communicator.rank > 0:
+                _step(config, patch_size)
 
 
 def _step(config: Mapping[str, Any], patch_size: tuple[int, int, int]) -> None:

@@ -1,0 +1,288 @@
+"""``python -m tinyunet.train``: what a run leaves, and what it says when it cannot run."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launcher import MPIRUN, launch, needs_mpi
+from small_runs import SMALL, SPOILT, nan, strange_label
+
+from tinyunet import checkpoint
+from tinyunet.data.decathlon import read_dataset, split
+from tinyunet.scores import overall
+
+FILES = [
+    "best.npz",
+    "history.json",
+    "latest.npz",
+    "learning_curves.png",
+    "predictions.png",
+    "test.json",
+]
+REGIONS = ["whole tumour", "tumour core", "enhancing"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_leaves_everything_in_its_folder(trained, dataset):
+    assert names(trained) == FILES
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", trained.name)
+    for name in ("learning_curves.png", "predictions.png"):
+        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+
+    history = json.loads((trained / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert all(np.isfinite(entry["loss"]) for entry in history)
+    assert list(history[0]["validation"]["regions"]) == REGIONS
+
+    _, _, test_cases = split(read_dataset(dataset).cases)
+    test = json.loads((trained / "test.json").read_text())
+    assert list(test["cases"]) == [case.name for case in test_cases]
+    assert list(test["regions"]) == REGIONS
+    for group in ("classes", "regions"):
+        for name, dice in test[group].items():
+            of_cases = [case[group][name] for case in test["cases"].values()]
+            assert dice == pytest.approx(np.mean(of_cases))
+
+    latest = checkpoint.load(trained / "latest.npz")
+    assert latest.state["epoch"] == 2
+    best = checkpoint.load(trained / "best.npz")
+    scores = [overall(entry["validation"]) for entry in history]
+    assert best.state["epoch"] == test["epoch"] == 1 + int(np.argmax(scores))
+    assert best.make_model().config["filters"] == 2
+
+
+def test_the_screen_shows_plan_epochs_and_table(command, dataset, tmp_path):
+    done = command(
+        "train", "--data-path", dataset, "--output", tmp_path / "runs", "--epochs", 1, *SMALL
+    )
+    assert done.code == 0
+    assert "3 cases to train on, 1 to validate on, 1 to test on" in done.out
+    assert re.search(r"^epoch +loss +Dice +validation: +whole tumour", done.out, re.MULTILINE)
+    assert re.search(r"^ +1 +\d\.\d{3} .* best$", done.out, re.MULTILINE)
+    table = done.out[done.out.index("case ") :].splitlines()
+    assert len({len(line) for line in table[:3]}) == 1, "columns are not aligned"
+    assert "4/4" in done.err
+    assert "vol/s" in done.err
+    for figure in ("epoch 1/1", "loss", "Dice"):
+        assert figure in done.err
+
+
+def test_two_runs_of_one_second_do_not_meet(command, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    for _ in range(2):
+        arguments = ("--data-path", dataset, "--output", tmp_path / "runs", "--epochs", 1, *SMALL)
+        assert command("train", *arguments).code == 0
+    assert names(tmp_path / "runs") == ["now", "now-2"]
+
+
+def test_a_run_repeats_bit_for_bit(command, dataset, trained, tmp_path):
+    output = tmp_path / "runs"
+    command("train", "--data-path", dataset, "--output", output, "--epochs", 2, *SMALL)
+    (folder,) = output.iterdir()
+    once, again = (checkpoint.load(run / "latest.npz").model for run in (trained, folder))
+    for name, array in once.items():
+        np.testing.assert_array_equal(array, again[name])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"), SPOILT, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_bad_file_ends_the_run_with_one_line_that_names_it(command, copy, tmp_path, spoil, told):
+    path = spoil(copy)
+    done = command("train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL)
+    assert done.code == 2
+    assert re.fullmatch(rf"tinyunet\.train: {re.escape(str(path))}: .*{told}.*", done.error)
+    assert not any((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--epochs", "0"], "--epochs: '0'; expected a whole number of at least 1"),
+        (["--epochs", "many"], "--epochs: 'many'; expected a whole number of at least 1"),
+        (["--batch-size", "-1"], "--batch-size: '-1'; expected a whole number of at least 1"),
+        (["--filters", "1.5"], "--filters: '1.5'; expected a whole number of at least 1"),
+        (["--lr", "0"], "--lr: '0'; expected a number above 0"),
+        (["--lr", "nan"], "--lr: 'nan'; expected a number above 0"),
+        (["--train-test-split", "1"], "--train-test-split: '1'; expected a number above 0 and bel"),
+        (["--validate-test-split", "x"], "--validate-test-split: 'x'; expected a number above 0"),
+        (["--random-seed", "-3"], "--random-seed: '-3'; expected a whole number of at least 0"),
+        (["--patch-size", "16", "16"], "--patch-size: 2 numbers; expected 1 or 3"),
+        (
+            ["--patch-size", "15"],
+            "--patch-size: 15 voxels are halved 4 times; expected at least 16",
+        ),
+        (["--threads", "1000"], "--threads: 1000; expected at most"),
+        (["--data-path", "/no/such/folder"], "/no/such/folder: no such folder"),
+        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_would_be_right(command, arguments, told):
+    done = command("train", *arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.error.startswith(f"tinyunet.train: {told}")
+
+
+def test_a_patch_larger_than_a_volume_is_told(command, dataset, tmp_path):
+    done = command(
+        "train", "--data-path", dataset, "--output", tmp_path, *SMALL, "--patch-size", 20, 24, 18
+    )
+    assert done.code == 2
+    assert (
+        "the patch of 20 x 24 x 18 voxels is larger than the volume of 20 x 24 x 17" in done.error
+    )
+    assert not any(tmp_path.glob("*"))
+
+
+def test_too_few_cases_are_told(command, copy, tmp_path):
+    description = json.loads((copy / "dataset.json").read_text())
+    description["training"] = description["training"][:2]
+    (copy / "dataset.json").write_text(json.dumps(description))
+    done = command("train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL)
+    assert done.code == 2
+    assert "2 labelled cases; expected at least 3" in done.error
+
+
+def test_a_loss_that_is_no_number_ends_the_run(command, dataset, tmp_path, monkeypatch):
+    def diverged(logits, labels, from_logits):
+        return (logits * 0).sum() + float("nan")
+
+    monkeypatch.setattr("tinyunet.training.loop.dice_cross_entropy", diverged)
+    done = command("train", "--data-path", dataset, "--output", tmp_path, *SMALL)
+    assert done.code == 2
+    assert done.error.endswith("the loss is nan in epoch 1, step 1; try a smaller --lr")
+    assert names(tmp_path) == []
+
+
+def test_help_explains_every_option(command):
+    done = command("train", "--help")
+    assert done.code == 0
+    assert done.err == ""
+    options = (
+        "--data-path --epochs --batch-size --patch-size --filters --use-upsampling --lr --depth "
+        "--train-test-split --validate-test-split --random-seed --patches-per-case --threads "
+        "--output"
+    )
+    for option in options.split():
+        assert re.search(rf"^  {option} .*\n? .*\w", done.out, re.MULTILINE), option
+
+
+def test_a_full_disk_leaves_nothing_half_written(command, dataset, trained, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A checkpoint is larger than this; kernels have been compiled and kept by the other run.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        done = command("train", "--data-path", dataset, "--output", tmp_path / "runs", *SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert done.code == 2
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert done.error == f"tinyunet.train: {folder}/latest.npz: File too large"
+    assert names(folder) == []
+
+
+def test_a_disk_too_small_is_told_before_the_training(command, dataset, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    done = command("train", "--data-path", dataset, "--output", tmp_path / "runs", *SMALL)
+    assert done.code == 2
+    assert re.search(r"runs: 0 MB left on this disk; a run takes \d+ MB", done.error)
+
+
+def test_an_output_that_is_a_file_is_told(command, dataset, tmp_path):
+    (tmp_path / "runs").write_text("")
+    done = command("train", "--data-path", dataset, "--output", tmp_path / "runs", *SMALL)
+    assert done.code == 2
+    assert done.error == f"tinyunet.train: {tmp_path}/runs: File exists"
+
+
+def arguments(dataset: Path, output: Path, *more: object) -> list[object]:
+    return ["-m", "tinyunet.train", "--data-path", dataset, "--output", output, *SMALL, *more]
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_write_one_run(dataset, trained, tmp_path, ranks):
+    done = launch(arguments(dataset, tmp_path, "--epochs", 2), ranks)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert names(folder) == FILES
+    assert done.stdout.count("everything is in") == 1
+    assert f"{ranks} ranks of" in done.stdout
+    # The same patches in the same steps, whatever the number of ranks.
+    once, again = (checkpoint.load(run / "latest.npz") for run in (trained, folder))
+    assert once.optimizer["steps"] == again.optimizer["steps"] == 2
+    losses = [
+        json.loads((run / "history.json").read_text())[0]["loss"] for run in (trained, folder)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+
+
+@needs_mpi
+@pytest.mark.parametrize("spoil", [nan, strange_label])
+def test_a_file_that_one_rank_reads_ends_all(copy, tmp_path, spoil):
+    path = spoil(copy)
+    start = time.monotonic()
+    done = launch(arguments(copy, tmp_path / "runs", "--epochs", 100), 3)
+    assert done.returncode == 2
+    assert time.monotonic() - start < 60
+    assert done.stderr.count(f"tinyunet.train: {path}: ") == 1
+    assert "Traceback" not in done.stderr
+    assert "Abort" not in done.stderr
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--epochs", "0"], "--epochs: '0'; expected a whole number of at least 1 (see --help)"),
+        (["--batch-size", "3"], "--batch-size: 3 patches cannot be shared by 2 ranks; expected"),
+        (["--data-path", "absent"], "absent: no such folder"),
+    ],
+)
+def test_ranks_tell_an_error_once(dataset, tmp_path, more, told):
+    done = launch(arguments(dataset, tmp_path, *more), 2)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"tinyunet.train: {told}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
+def test_ctrl_c_ends_with_one_line_that_tells_what_is_left(dataset, tmp_path, ranks):
+    command = [sys.executable, *map(str, arguments(dataset, tmp_path, "--epochs", 100_000))]
+    launcher = [str(MPIRUN), "-n", str(ranks)] if ranks > 1 else []
+    process = subprocess.Popen(
+        launcher + command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        for line in process.stdout:
+            if re.match(" +2  ", line):  # the second epoch has ended
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == (130 if ranks == 1 else process.returncode) != 0
+    assert "Traceback" not in out + err
+    (line,) = [line for line in err.replace("\r", "\n").split("\n") if "interrupted" in line]
+    (folder,) = tmp_path.iterdir()
+    assert re.fullmatch(
+        rf"tinyunet\.train: interrupted; {folder}/latest\.npz holds epoch \d+", line
+    )
+    # What is there is whole.
+    assert checkpoint.load(folder / "latest.npz").state["epoch"] >= 2
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]

@@ -1,0 +1,64 @@
+"""What a training says in words."""
+
+from collections.abc import Sequence
+
+from kernels import machine
+from tinyunet.data.decathlon import Dataset
+from tinyunet.scores import Scores
+from tinyunet.training.loop import EpochResult
+from tinyunet.training.settings import Settings
+from tinyunet.unet import UNet
+
+
+def plan(
+    settings: Settings, dataset: Dataset, cases: Sequence[int], model: UNet, ranks: int
+) -> str:
+    """Return four lines: what is going to be done, on what, with what.
+
+    Parameters
+    ----------
+    settings : Settings
+    dataset : Dataset
+    cases : three of int
+        How many cases are for training, validation and test.
+    model : UNet
+    ranks : int
+    """
+    parameters = sum(parameter.data.size for parameter in model.parameters())
+    patch = " x ".join(map(str, settings.patch_size))
+    return "\n".join(
+        [
+            f"data     {dataset.path}",
+            f"         {cases[0]} cases to train on, {cases[1]} to validate on, {cases[2]} to test "
+            f"on; {', '.join(dataset.modalities)}",
+            f"model    U-Net of {count(settings.depth, 'level')} from "
+            f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
+            f"steps    {count(settings.epochs, 'epoch')}, "
+            f"{count(settings.batch_for(ranks), 'patch', 'patches')} of {patch} voxels a step",
+            f"ranks    {count(ranks, 'rank')} of {count(machine.threads(), 'thread')}",
+        ]
+    )
+
+
+def epoch_heads(scores: Scores) -> str:
+    """Return the heads of the columns that :func:`epoch_row` fills."""
+    return "epoch   loss   Dice   validation:" + "".join(
+        f"  {name:>{_width(name)}}" for name in scores["regions"] or scores["classes"]
+    )
+
+
+def epoch_row(epoch: int, result: EpochResult, scores: Scores, best: bool) -> str:
+    """Return what an epoch has come to, in one line."""
+    dice = scores["regions"] or scores["classes"]
+    columns = "".join(f"  {value:>{_width(name)}.3f}" for name, value in dice.items())
+    start = f"{epoch:>5}  {result.loss:5.3f}  {result.dice:5.3f}              "
+    return start + columns + ("  best" if best else "")
+
+
+def count(number: int, word: str, words: str = "") -> str:
+    """Return a number and a word, as ``1 rank`` or ``4 ranks``."""
+    return f"{number} {word if number == 1 else words or word + 's'}"
+
+
+def _width(name: str) -> int:
+    return max(len(name), 5)
