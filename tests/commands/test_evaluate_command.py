@@ -1,0 +1,170 @@
+"""``python -m tinyunet.evaluate``: the right Dice of the right pairs."""
+
+import json
+import re
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from launcher import launch, needs_mpi
+from small_runs import labels_of, other_shape, rewrite, strange_label
+
+
+def write(path, voxels, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.asarray(voxels, np.uint8).reshape(1, 1, -1)
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def row(out, name):
+    """The numbers of a row of the table."""
+    (line,) = [line for line in out.splitlines() if line.startswith(name)]
+    return [float(word) for word in line.split()[1:]]
+
+
+def test_dice_of_known_labels(command, tmp_path):
+    prediction = write(tmp_path / "p.nii.gz", [0, 0, 1, 1, 2, 3, 3, 0])
+    truth = write(tmp_path / "t.nii.gz", [0, 1, 1, 0, 2, 2, 3, 0])
+    done = command("evaluate", prediction, truth)
+    assert done.code == 0
+    # Classes: 2 * 1 / 4, 2 * 1 / 3, 2 * 1 / 3; whole tumour 2 * 4 / 10, core 2 * 3 / 6.
+    assert row(done.out, "p") == [0.5, 0.667, 0.667, 0.8, 1.0, 0.667]
+
+
+def test_folders_are_paired_by_name_and_averaged(command, tmp_path):
+    write(tmp_path / "p" / "one.nii.gz", [1, 1, 2, 3])
+    write(tmp_path / "p" / "two.nii", [1, 0, 2, 3])
+    write(tmp_path / "t" / "one.nii", [1, 1, 2, 3])
+    write(tmp_path / "t" / "two.nii.gz", [1, 1, 2, 0])
+    write(tmp_path / "t" / "three.nii.gz", [1, 1, 2, 3])
+    done = command("evaluate", tmp_path / "p", tmp_path / "t", "--json", tmp_path / "scores.json")
+    assert done.code == 0
+    assert row(done.out, "one") == [1, 1, 1, 1, 1, 1]
+    assert row(done.out, "two") == [0.667, 1, 0, 0.667, 0.667, 0]
+    assert row(done.out, "mean") == [0.833, 1, 0.5, 0.833, 0.833, 0.5]
+    assert "three" not in done.out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["regions"]["enhancing"] == 0.5
+    assert scores["classes"]["non-enhancing tumor"] == 1
+    assert list(scores["cases"]) == ["one", "two"]
+    assert scores["cases"]["two"]["regions"]["whole tumour"] == pytest.approx(2 / 3)
+
+
+def test_the_table_is_aligned(command, tmp_path):
+    for name in ("a", "a_long_name"):
+        write(tmp_path / "p" / f"{name}.nii", [1, 2, 3, 0])
+    out = command("evaluate", tmp_path / "p", tmp_path / "p").out
+    lines = out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    ends = [
+        [match.end() for match in re.finditer(r"\d\.\d{3}", line)] for line in lines if "." in line
+    ]
+    assert len(ends) == 3
+    assert ends[0] == ends[1] == ends[2]
+    heads = next(line for line in lines if line.startswith("case"))
+    for end, head in zip(
+        ends[0], ("edema", "tumor", "tumour", "tumour", "core", "enhancing"), strict=True
+    ):
+        assert heads[:end].endswith(head)
+
+
+def test_a_data_set_tells_names_and_truth(command, dataset, tmp_path):
+    found = tmp_path / "found"
+    found.mkdir()
+    shutil.copy(labels_of(dataset), found)
+    for labels in (dataset, dataset / "labelsTr", labels_of(dataset)):
+        predictions = found if labels.is_dir() else labels_of(dataset)
+        done = command("evaluate", predictions, labels)
+        assert done.code == 0, done.err
+        assert row(done.out, "PHANTOM_002") == [1] * 6
+
+
+def test_brats_numbers_its_labels_differently(command, tmp_path):
+    case = tmp_path / "data" / "BraTS_001"
+    for kind in ("flair", "t1", "t1ce", "t2"):
+        write(case / f"BraTS_001_{kind}.nii", [1, 2, 3, 4])
+    truth = write(case / "BraTS_001_seg.nii", [0, 2, 1, 4])
+    prediction = write(tmp_path / "found" / "BraTS_001.nii.gz", [0, 2, 4, 4])
+    # Edema right; of non-enhancing nothing found; enhancing 2 * 1 / 3.
+    expected = [1, 0, 0.667, 1, 1, 0.667]
+    assert row(command("evaluate", tmp_path / "found", tmp_path / "data").out, "BraTS") == expected
+    assert row(command("evaluate", prediction, truth).out, "BraTS") == expected
+    told = ("--label-values", 0, 2, 1, 4)
+    assert row(command("evaluate", prediction, prediction, *told).out, "BraTS") == [1] * 6
+    done = command("evaluate", prediction, prediction)
+    assert done.code == 2
+    assert "holds label 4; expected labels 0, 1, 2, 3" in done.error
+
+
+def test_other_numbers_of_classes_have_no_regions(command, tmp_path):
+    labels = write(tmp_path / "liver.nii", [0, 5, 5, 9])
+    out = command("evaluate", labels, labels, "--label-values", 0, 5, 9).out
+    assert "regions" not in out
+    assert "label 5" in out
+    assert row(out, "liver") == [1, 1]
+
+
+def letter(folder):
+    labels_of(folder).write_text("a letter to the editor")
+    return labels_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (letter, "not a NIfTI file"),
+        (strange_label, "holds label 7; expected labels 0, 1, 2, 3"),
+        (other_shape, "20 x 23 x 17 voxels; expected 20 x 24 x 17"),
+    ],
+)
+def test_a_bad_file_is_told(command, dataset, copy, spoil, told):
+    path = spoil(copy)
+    done = command("evaluate", copy / "labelsTr", dataset)
+    assert (done.code, done.out) == (2, "")
+    assert done.error.startswith(f"tinyunet.evaluate: {path}: ")
+    assert told in done.error
+
+
+def test_what_cannot_be_is_told(command, tmp_path):
+    label = write(tmp_path / "p" / "one.nii", [1, 2])
+    other = write(tmp_path / "t" / "two.nii", [1, 2])
+    moved = write(tmp_path / "moved.nii", [1, 2], np.array([[1, 0, 0, 9], *np.eye(4)[1:]]))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def told(*arguments):
+        done = command("evaluate", *arguments)
+        assert (done.code, done.out) == (2, "")
+        return done.error.removeprefix("tinyunet.evaluate: ")
+
+    assert told("absent", label).startswith("absent: no such file or folder")
+    assert told(label, "absent").startswith("absent: no such file or folder")
+    assert told(empty, label.parent).startswith(f"{empty}: no label files in it")
+    assert told(label.parent, empty).startswith(f"{empty}: neither a dataset.json nor")
+    assert told(label.parent, other.parent) == f"{label}: no labels named one in {other.parent}"
+    assert "voxels away from" in told(moved, label)
+    assert "--label-values: 'x'" in told(label, label, "--label-values", "x")
+    missing = tmp_path / "no" / "scores.json"
+    assert told(label, label, "--json", missing) == f"{missing}: No such file or directory"
+
+
+def test_nothing_of_a_json_that_cannot_be_written_is_left(command, tmp_path, monkeypatch):
+    label = write(tmp_path / "one.nii", [1, 2])
+    (tmp_path / "scores.json").mkdir()
+    done = command("evaluate", label, label, "--json", tmp_path / "scores.json")
+    assert done.code == 2
+    assert done.error == f"tinyunet.evaluate: {tmp_path}/scores.json: Is a directory"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.nii", "scores.json"]
+
+
+@needs_mpi
+def test_one_rank_speaks(tmp_path):
+    label = write(tmp_path / "one.nii", [1, 2])
+    done = launch(["-m", "tinyunet.evaluate", label, label], 2)
+    assert done.returncode == 0
+    assert done.stdout.count("one ") == 1
+    rewrite(label, lambda labels: labels * 9)
+    done = launch(["-m", "tinyunet.evaluate", label, label], 2)
+    assert (done.returncode, done.stderr.count("holds label")) == (2, 1)

@@ -1,0 +1,170 @@
+"""``python -m tinyunet.predict``: labels that lie over their image, or one line and nothing."""
+
+import re
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from launcher import launch, needs_mpi
+from small_runs import image_of, labels_of, nan, not_nifti, rewrite, truncated, wrong_sequences
+
+from tinyunet import checkpoint
+from tinyunet.data.decathlon import load_image
+from tinyunet.inference import segment
+
+
+@pytest.fixture
+def model(trained):
+    return trained / "best.npz"
+
+
+def write_image(path, shape, affine=None, seed=0):
+    """A volume of any size with four sequences, the brain in its middle."""
+    voxels = np.zeros((*shape, 4), np.float32)
+    inside = tuple(slice(size // 4, size - size // 4) for size in shape)
+    voxels[inside] = np.random.default_rng(seed).uniform(1, 100, voxels[inside].shape)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+# Stored upside down, with axes exchanged and sides of unequal length, 2 mm apart and oblique.
+OBLIQUE = np.array([[0.1, -1.9, 0, 7], [0, 0.1, -2.2, 5], [1.5, 0, 0.1, -3], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 17), (5, 40, 3), (1, 1, 1), (33, 16, 18)])
+@pytest.mark.parametrize("affine", [np.eye(4), OBLIQUE], ids=["straight", "oblique"])
+def test_labels_lie_over_an_image_of_any_size(command, model, tmp_path, shape, affine):
+    image = write_image(tmp_path / "head.nii.gz", shape, affine)
+    before = image.read_bytes()
+    done = command("predict", model, image, "-o", tmp_path / "found")
+    assert done.code == 0, done.err
+    labels = nibabel.load(tmp_path / "found" / "head.nii.gz")
+    assert labels.shape == shape
+    np.testing.assert_allclose(labels.affine, nibabel.load(image).affine)
+    assert labels.get_data_dtype() == np.uint8
+    assert image.read_bytes() == before
+
+
+def test_what_is_written_is_what_the_model_says(command, model, dataset, tmp_path):
+    image = image_of(dataset)
+    command("predict", model, image, "-o", tmp_path)
+    voxels, geometry = load_image([image])
+    expected = geometry.from_canonical(segment(checkpoint.load(model).make_model(), voxels))
+    found = np.asarray(nibabel.load(tmp_path / image.name).dataobj)
+    np.testing.assert_array_equal(found, expected)
+    assert found.any(), "the model finds nothing: this test cannot fail"
+
+
+def test_the_screen_names_each_file_and_its_millilitres(command, model, tmp_path):
+    images = [write_image(tmp_path / f"{name}.nii", (18, 18, 18)) for name in ("a", "b")]
+    done = command("predict", model, *images, "-o", tmp_path / "found")
+    assert done.code == 0
+    for name, line in zip(("a", "b"), done.out.splitlines(), strict=True):
+        path = re.escape(str(tmp_path / "found" / f"{name}.nii.gz"))
+        assert re.fullmatch(rf"{path}  edema \d+\.\d ml, non-.* ml, enhancing.* \d+\.\d ml", line)
+    assert "b 100%" in done.err
+
+
+def brats_case(folder, image):
+    """Write the sequences of an image as BraTS releases them."""
+    folder.mkdir()
+    volume = nibabel.load(image)
+    voxels = np.asarray(volume.dataobj)
+    for channel, kind in enumerate(("flair", "t1", "t1ce", "t2")):
+        one = nibabel.Nifti1Image(voxels[..., channel], volume.affine)
+        nibabel.save(one, folder / f"{folder.name}_{kind}.nii.gz")
+    return folder
+
+
+def test_a_brats_folder_gets_labels_as_brats_numbers_them(command, model, dataset, tmp_path):
+    image = image_of(dataset)
+    case = brats_case(tmp_path / "BraTS_001", image)
+    done = command("predict", model, image, f"{case}/", "-o", tmp_path / "found")
+    assert done.code == 0, done.err
+    of_image = np.asarray(nibabel.load(tmp_path / "found" / image.name).dataobj)
+    of_case = np.asarray(nibabel.load(tmp_path / "found" / "BraTS_001.nii.gz").dataobj)
+    np.testing.assert_array_equal(of_case, np.array([0, 2, 1, 4])[of_image])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (truncated, "truncated or damaged"),
+        (not_nifti, "not a NIfTI file"),
+        (wrong_sequences, "3 sequences; expected 4"),
+        (nan, "1 voxels are NaN or infinite"),
+    ],
+)
+def test_a_bad_image_ends_all_before_anything_is_written(
+    command, model, copy, tmp_path, spoil, told
+):
+    good, bad = image_of(copy, 0), spoil(copy)
+    done = command("predict", model, good, bad, "-o", tmp_path / "found")
+    assert done.code == 2
+    assert done.out == ""
+    assert re.fullmatch(rf"tinyunet\.predict: {re.escape(str(bad))}: .*{told}.*", done.error)
+    assert not (tmp_path / "found").exists()
+
+
+def test_what_cannot_be_is_told(command, model, dataset, tmp_path):
+    image = image_of(dataset)
+
+    def told(*arguments):
+        done = command("predict", *arguments)
+        assert done.code == 2
+        assert done.out == ""
+        return done.error.removeprefix("tinyunet.predict: ")
+
+    assert told(model, "no.nii", "-o", tmp_path).startswith("no.nii: no such file; expected")
+    assert told(model, image, image, "-o", tmp_path).startswith(f"{image}: there is another image")
+    assert told(model, tmp_path, "-o", tmp_path / "x").startswith(f"{tmp_path}: 0 sequences")
+    assert told(model, image, "-o", image.parent).startswith(f"{image}: is the image itself")
+    assert told(model, image) == "the following arguments are required: -o/--output (see --help)"
+    assert told("no.npz", image, "-o", tmp_path).startswith("no.npz: No such file or directory")
+    assert told(image, image, "-o", tmp_path).startswith(f"{image}: damaged, or not a checkpoint")
+    (tmp_path / "file").write_text("")
+    assert told(model, image, "-o", tmp_path / "file") == f"{tmp_path}/file: File exists"
+    assert not list(tmp_path.glob("*.nii*"))
+
+
+def test_a_checkpoint_of_another_model_is_told(command, model, dataset, tmp_path):
+    with np.load(model) as archive:
+        members = {name: archive[name] for name in archive.files}
+    del members["model/head.bias"]
+    np.savez(tmp_path / "other.npz", **members)
+    done = command("predict", tmp_path / "other.npz", image_of(dataset), "-o", tmp_path)
+    assert done.code == 2
+    assert f"{tmp_path}/other.npz: holds another model than its configuration says" in done.error
+
+
+def test_the_file_of_one_sequence_only_is_told(command, model, dataset, tmp_path):
+    flat = tmp_path / "flat.nii.gz"
+    shutil.copy(labels_of(dataset), flat)
+    done = command("predict", model, flat, "-o", tmp_path / "found")
+    assert done.code == 2
+    assert "1 sequences; expected 4" in done.error
+
+
+@needs_mpi
+def test_ranks_share_the_images(model, dataset, tmp_path):
+    images = [image_of(dataset, number) for number in range(3)]
+    done = launch(["-m", "tinyunet.predict", model, *images, "-o", tmp_path / "found"], 2)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
+        str(tmp_path / "found" / image.name) for image in images
+    ]
+    assert len(list((tmp_path / "found").iterdir())) == 3
+
+
+@needs_mpi
+def test_a_bad_image_of_one_rank_ends_all(model, dataset, tmp_path):
+    good = [image_of(dataset, number) for number in range(2)]
+    bad = rewrite(
+        shutil.copy(image_of(dataset, 2), tmp_path / "bad.nii.gz"), lambda image: image[..., :2]
+    )
+    done = launch(["-m", "tinyunet.predict", model, *good, good[0].parent / "x", "-o", tmp_path], 2)
+    assert (done.returncode, done.stderr.count("tinyunet.predict: ")) == (2, 1)
+    done = launch(["-m", "tinyunet.predict", model, good[0], bad, "-o", tmp_path / "found"], 2)
+    assert done.returncode == 2
+    assert done.stderr.count(f"tinyunet.predict: {bad}: 2 sequences; expected 4") == 1
