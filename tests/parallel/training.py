@@ -1,0 +1,106 @@
+"""Training as ranks do it, and the same by one process that plays every rank in turn.
+
+Under mpirun: ``python training.py SCENARIO DATASET OUTPUT`` writes ``OUTPUT/RANK.npz``.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kernels import machine
+from tinyunet.data.decathlon import Case, read_dataset
+from tinyunet.losses import dice_cross_entropy
+from tinyunet.nn import BatchNorm
+from tinyunet.optim import Adam, constant
+from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.training.loop import BATCH_NORM_MOMENTUM, Trainer
+from tinyunet.training.progress import Progress
+from tinyunet.training.samples import Batch, Inspector, Loader, Volumes
+from tinyunet.unet import UNet
+
+PATCH, PATCHES_PER_CASE, BATCH, SEED, LR, EPOCHS = (16, 16, 16), 2, 4, 3, 0.01, 2
+
+
+def make_model(seed: int = SEED) -> UNet:
+    return UNet(filters=2, depth=3, seed=seed)
+
+
+def make_loader(cases: list[Case], rank: int, ranks: int) -> Loader:
+    volumes = Volumes(10**9)
+    return Loader(cases, volumes, PATCH, PATCHES_PER_CASE, BATCH, SEED, rank, ranks)
+
+
+def state_of(model: UNet) -> dict[str, np.ndarray]:
+    return model.state_dict()
+
+
+def epochs(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarray]:
+    """Train as the main job does; every rank begins with other weights."""
+    model = make_model(SEED + communicator.rank)
+    loader = make_loader(cases, communicator.rank, communicator.size)
+    inspector = Inspector(cases, Volumes(10**9), PATCH)
+    optimizer = Adam(model.parameters())
+    trainer = Trainer(
+        model, optimizer, loader, inspector, constant(LR), communicator, Progress(shown=False)
+    )
+    losses = [trainer.epoch(epoch).loss for epoch in range(1, EPOCHS + 1)]
+    return state_of(model) | {"losses": np.array(losses)}
+
+
+def epochs_in_turn(ranks: int, cases: list[Case]) -> dict[str, np.ndarray]:
+    """What :func:`epochs` should give: one process, a model a rank, the mean by hand."""
+    models = [make_model() for _ in range(ranks)]
+    optimizers = [Adam(model.parameters(), LR) for model in models]
+    loaders = [make_loader(cases, rank, ranks) for rank in range(ranks)]
+    for model in models:
+        for _, module in model.named_modules():
+            if isinstance(module, BatchNorm):
+                module.momentum = BATCH_NORM_MOMENTUM
+    losses = []
+    for epoch in range(1, EPOCHS + 1):
+        of_steps = []
+        for batches in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
+            of_ranks = [gradients(*each) for each in zip(models, optimizers, batches, strict=True)]
+            of_steps.append(np.mean(of_ranks))
+            mean = sum(o.flat_gradients for o in optimizers) * np.float32(1 / ranks)
+            for optimizer in optimizers:
+                optimizer.flat_gradients[:] = mean
+                optimizer.step()
+        losses.append(np.mean(of_steps))
+        for buffers in zip(*(model.buffers() for model in models), strict=True):
+            mean = sum(buffers) * np.float32(1 / ranks)
+            for buffer in buffers:
+                buffer[:] = mean
+    return state_of(models[0]) | {"losses": np.array(losses)}
+
+
+def gradients(model: UNet, optimizer: Adam, batch: Batch) -> float:
+    optimizer.zero_grad()
+    loss = dice_cross_entropy(model.logits(batch.images), batch.labels, from_logits=True)
+    loss.backward()
+    return loss.item()
+
+
+def fixed_statistics(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarray]:
+    """Mean gradient of a step whose batch norm does not depend on who shares the batch."""
+    model = make_model().eval()
+    optimizer = Adam(model.parameters())
+    loader = make_loader(cases, communicator.rank, communicator.size)
+    gradients(model, optimizer, next(loader.epoch(1)))
+    communicator.allreduce_mean(optimizer.flat_gradients)
+    return {"gradients": optimizer.flat_gradients}
+
+
+def main() -> None:
+    """Run the scenario named on this rank."""
+    scenario, dataset, output = sys.argv[1:]
+    machine.set_threads(1)
+    communicator = world()
+    cases = list(read_dataset(dataset).cases)
+    found = globals()[scenario](communicator, cases)
+    np.savez(Path(output) / f"{communicator.rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main()
