@@ -31,31 +31,11 @@ import math
 
 import numpy as np
 
-from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.fused.tensors import Doubles, Floats, Mask
+from kernels.compiler import kernel, parallel_kernel, prange
+from kernels.fused.epilogue import RUN, band_of_task, bands
+from kernels.fused.tensors import LANES, Doubles, Floats, Shape
 from kernels.fused.vectors import add_to_doubles
-from kernels.simd import LANES, broadcast, fma, load, store, where_positive
-
-# Voxels of a channel block that one task takes, and one partial sum covers: 128 KiB.
-_BAND = 2048
-# Voxels whose sums are float32.
-RUN = 64
-
-
-def partials(shape: tuple[int, ...]) -> int:
-    """Partial sums that kernels make of a tensor of this shape, (MB, CB, D, H, W, 16).
-
-    One for each *band* of rows in each plane of each image, in this order; ``Mask.sums`` has the shape
-    ``(2, partials(shape), CB * 16)`` and moments have ``(partials(shape), 3, CB * 16)``.
-    """
-    MB, _, D, H, W, _ = shape
-    return MB * D * int(bands(H, W))
-
-
-@kernel
-def bands(H: int, W: int) -> int:
-    """Bands that a plane of ``H`` rows is cut into; band ``i`` ends before row ``(i + 1) * H // bands``."""
-    return min(H, (H * W + _BAND - 1) // _BAND)
+from kernels.simd import broadcast, fma, load
 
 
 @kernel
@@ -156,60 +136,25 @@ def finish_gradient(
         diff_beta[c] = s1[c]
 
 
-# --- of whole tensors, for kernels that do not gather them ----------------------------------------------
-
-
 def gather_moments(x: Floats, moments: Doubles) -> None:
-    """Count, mean and M2 of each band of a tensor.
+    """Moments of a whole tensor, for kernels that do not gather them.
 
     Parameters
     ----------
     x : float32 array, shape=(MB, CB, D, H, W, 16)
     moments : float64 array, shape=(partials(x.shape), 3, CB * 16)
-        Filled.
+        Filled with count, mean and M2 of each band (`kernels.fused.epilogue`).
     """
     _gather_moments(x.reshape(-1), x.shape, moments.reshape(-1))
 
 
-def gather_sums(diff: Floats, mask: Mask) -> None:
-    """Turn ``dy`` into ``dz`` where it is, and gather S1 and S2.
-
-    Parameters
-    ----------
-    diff : float32 array, shape=(MB, CB, D, H, W, 16)
-        ``dy``; overwritten with ``dz``.
-    mask : Mask
-        Its ``sums`` are filled, shape=(2, partials(diff.shape), CB * 16).
-    """
-    _gather_sums(diff.reshape(-1), diff.shape, mask)
-
-
-@kernel
-def band_of_task(
-    task: int, shape: tuple[int, int, int, int, int, int]
-) -> tuple[int, int, int, int]:
-    """First voxel, voxels, channel block and partial of a task; there are ``CB * partials`` tasks.
-
-    Voxels are counted through the whole blocked tensor, ``((n * CB + cb) * D + d) * H * W + ...``.
-    """
-    _, CB, D, H, W, _ = shape
-    count = bands(H, W)
-    plane, band = split_index(task, count)
-    image, d = plane // D, plane % D
-    n, cb = image // CB, image % CB
-    start, stop = band * H // count, (band + 1) * H // count
-    return (plane * H + start) * W, (stop - start) * W, cb, (n * D + d) * count + band
-
-
 @parallel_kernel
-def _gather_moments(
-    x: Floats, shape: tuple[int, int, int, int, int, int], moments: Doubles
-) -> None:
+def _gather_moments(x: Floats, shape: Shape, moments: Doubles) -> None:
     MB, CB, D, H, W, _ = shape
     lanes = CB * LANES
     for task in prange(MB * CB * D * bands(H, W)):
-        first, count, cb, partial = band_of_task(task, shape)
-        at = partial * 3 * lanes + cb * LANES
+        first, count, block, partial = band_of_task(task, shape)
+        at = partial * 3 * lanes + block * LANES
         for lane in range(LANES):
             moments[at + lane] = count
             moments[at + lanes + lane] = moments[at + 2 * lanes + lane] = 0.0
@@ -227,29 +172,3 @@ def _gather_moments(
             total_deviation = moments[at + lanes + lane]
             moments[at + lanes + lane] = x[first * LANES + lane] + total_deviation / count
             moments[at + 2 * lanes + lane] -= total_deviation * total_deviation / count
-
-
-@parallel_kernel
-def _gather_sums(diff: Floats, shape: tuple[int, int, int, int, int, int], mask: Mask) -> None:
-    MB, CB, D, H, W, _ = shape
-    x, sums = mask.x.reshape(-1), mask.sums.reshape(-1)
-    scales, shifts, means = mask.scale, mask.shift, mask.mean
-    slope = np.float32(mask.slope)
-    half = sums.size // 2
-    for task in prange(MB * CB * D * bands(H, W)):
-        first, count, cb, partial = band_of_task(task, shape)
-        at = (partial * CB + cb) * LANES
-        for lane in range(LANES):
-            sums[at + lane] = sums[half + at + lane] = 0.0
-        scale, shift = load(scales, cb * LANES), load(shifts, cb * LANES)
-        mean, slopes = load(means, cb * LANES), broadcast(slope)
-        for run in range(first, first + count, RUN):
-            total = product = broadcast(np.float32(0))
-            for voxel in range(run, min(run + RUN, first + count)):
-                value, dy = load(x, voxel * LANES), load(diff, voxel * LANES)
-                dz = where_positive(fma(scale, value, shift), dy, slopes * dy)
-                store(diff, voxel * LANES, dz)
-                total = total + dz
-                product = fma(dz, value - mean, product)
-            add_to_doubles(sums, at, total)
-            add_to_doubles(sums, half + at, product)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Shape = tuple[int, int, int, int, int, int]
 
 LANES = 16
 
