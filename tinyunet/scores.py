@@ -13,7 +13,8 @@ from tinyunet.metrics import dice_per_class, region_dice
 Scores = dict[str, dict[str, float]]
 
 _BRAIN_TUMOUR_CLASSES = 4
-_DECIMALS = 3
+# Of a column: as the heading " classes " of a group, which may have one column only.
+_LEAST_WIDTH = 9
 
 
 def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str]) -> Scores:
@@ -101,9 +102,9 @@ def table(rows: Sequence[tuple[str, Scores]]) -> str:
 def _row(name: str, scores: Scores) -> str:
     for entries in scores.values():
         for column, dice in entries.items():
-            name += f"  {dice:.{_DECIMALS}f}".rjust(len(_column(column)) + 2)
+            name += f"  {dice:.3f}".rjust(len(_column(column)) + 2)
     return name
 
 
 def _column(name: str) -> str:
-    return name.rjust(_DECIMALS + 2)
+    return name.rjust(_LEAST_WIDTH)

@@ -1,0 +1,68 @@
+"""Files appear whole or not at all; errors become one line."""
+
+import json
+
+import pytest
+
+from tinyunet.errors import AgreedError, UserError, as_user_error
+from tinyunet.files import atomic, write_json
+
+
+def test_a_file_appears_when_its_block_ends(tmp_path):
+    path = tmp_path / "some.json"
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+        assert temporary.suffix == path.suffix
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError])
+def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
+    path = tmp_path / "some.json"
+    path.write_text("old")
+
+    def fail(at):
+        at.write_text("ne")
+        raise error
+
+    with pytest.raises(error), atomic(path) as temporary:
+        fail(temporary)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_names_the_file_that_was_wanted(tmp_path):
+    path = tmp_path / "absent" / "some.json"
+    with pytest.raises(FileNotFoundError) as raised, atomic(path) as temporary:
+        temporary.write_text("new")
+    assert raised.value.filename == str(path)
+
+
+def test_json_is_readable_and_has_no_nan(tmp_path):
+    path = tmp_path / "some.json"
+    write_json(path, {"name": "Ödem", "dice": [0.5]})
+    assert json.loads(path.read_text()) == {"name": "Ödem", "dice": [0.5]}
+    assert "Ödem" in path.read_text()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, float("nan"))
+    assert json.loads(path.read_text())["dice"] == [0.5]
+
+
+def test_errors_that_the_user_can_put_right_are_one_line():
+    assert (
+        str(as_user_error(FileNotFoundError(2, "No such file", "a.nii"))) == "a.nii: No such file"
+    )
+    assert str(as_user_error(OSError(28, "No space left on device"))) == "No space left on device"
+    assert str(as_user_error(MemoryError("8 GiB\nwanted"))) == "out of memory: 8 GiB wanted"
+    agreed = AgreedError("as it is")
+    assert as_user_error(agreed) is agreed
+    assert isinstance(agreed, UserError)
+    assert isinstance(agreed, ValueError)
+
+
+def test_faults_of_the_program_are_none_of_the_users():
+    for fault in (ZeroDivisionError(), ValueError("shape"), TypeError(), KeyError("x")):
+        assert as_user_error(fault) is None

@@ -1,0 +1,55 @@
+"""Scores of cases: names, means, and the table."""
+
+import numpy as np
+import pytest
+
+from tinyunet.scores import mean, overall, score, summary, table
+
+BRAIN = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+
+
+def test_classes_and_regions_have_their_own_dice():
+    truth = np.array([0, 1, 1, 2, 3, 3], np.uint8).reshape(1, 2, 3)
+    prediction = np.array([0, 1, 2, 2, 2, 3], np.uint8).reshape(1, 2, 3)
+    scores = score(prediction, truth, BRAIN)
+    assert scores["classes"] == pytest.approx(
+        {"edema": 2 / 3, "non-enhancing tumor": 1 / 2, "enhancing tumour": 2 / 3}
+    )
+    assert scores["regions"] == pytest.approx(
+        {"whole tumour": 1.0, "tumour core": 6 / 7, "enhancing": 2 / 3}
+    )
+    assert overall(scores) == pytest.approx((1 + 6 / 7 + 2 / 3) / 3)
+
+
+def test_other_labels_have_no_regions():
+    labels = np.array([0, 1, 2], np.uint8).reshape(1, 1, 3)
+    scores = score(labels, labels, ("background", "liver", "vessel"))
+    assert scores == {"classes": {"liver": 1.0, "vessel": 1.0}, "regions": {}}
+    assert overall(scores) == 1
+
+
+def case(dice):
+    return {"classes": {"edema": dice}, "regions": {"whole tumour": dice / 2}}
+
+
+def test_means_are_over_cases():
+    assert mean([case(0.2), case(0.4)]) == {
+        "classes": {"edema": pytest.approx(0.3)},
+        "regions": {"whole tumour": pytest.approx(0.15)},
+    }
+    content = summary([("a", case(0.2)), ("b", case(0.4))])
+    assert content["classes"]["edema"] == pytest.approx(0.3)
+    assert list(content["cases"]) == ["a", "b"]
+
+
+def test_the_table_has_a_row_a_case_and_the_mean():
+    assert table([("a", case(0.25)), ("longer", case(0.75))]).splitlines() == [
+        "         classes   ─ regions ──",
+        "case        edema  whole tumour",
+        "───────────────────────────────",
+        "a           0.250         0.125",
+        "longer      0.750         0.375",
+        "───────────────────────────────",
+        "mean        0.500         0.250",
+    ]
+    assert "mean" not in table([("a", case(0.25))])

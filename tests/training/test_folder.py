@@ -1,0 +1,39 @@
+"""The folder of a run."""
+
+import os
+import time
+
+import pytest
+
+from tinyunet.errors import UserError
+from tinyunet.training.folder import RunFolder
+
+
+def test_nothing_is_made_before_there_is_a_file(tmp_path):
+    folder = RunFolder(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    folder.check(1000)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert not folder.begun
+    path = folder / "a.json"
+    assert folder.begun
+    assert path.parent.is_dir()
+    assert str(folder) == str(path.parent)
+    assert folder / "b.json" == path.with_name("b.json")
+
+
+def test_no_run_gets_the_folder_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    made = [(RunFolder(tmp_path) / "x").parent.name for _ in range(3)]
+    assert made == ["now", "now-2", "now-3"]
+
+
+def test_too_little_space_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"MB left on this disk; a run takes 1000000000000 MB"):
+        RunFolder(tmp_path).check(10**18)
+
+
+def test_a_folder_of_others_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written to"):
+        RunFolder(tmp_path).check(0)

@@ -1,0 +1,136 @@
+"""Which patches a rank gets, and how they are kept and inspected."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyunet.data import phantom
+from tinyunet.data.decathlon import DataError, read_dataset
+from tinyunet.training import samples
+from tinyunet.training.samples import Inspector, Loader, Volumes, epoch_samples
+
+PATCH = (16, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    path = phantom.make_dataset(tmp_path_factory.mktemp("data") / "p", cases=3, shape=(18, 20, 16))
+    return list(read_dataset(path).cases)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The names of the cases that have been read from files, in order."""
+    names, load = [], samples.load_case
+
+    def counting(case):
+        names.append(case.name)
+        return load(case)
+
+    monkeypatch.setattr(samples, "load_case", counting)
+    return names
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 5), st.integers(1, 8), st.integers(0, 3), st.integers(1, 3)
+)
+def test_each_patch_of_an_epoch_is_trained_on(cases, per_case, batch, seed, epoch):
+    order = epoch_samples(cases, per_case, batch, seed, epoch)
+    count = cases * per_case
+    steps = order.size // batch
+    assert order.shape == (steps, batch)
+    assert (steps - 1) * batch < count <= steps * batch
+    assert set(order.ravel()) == set(range(count))
+    # Only what fills the last step comes twice.
+    assert sorted(order.ravel()[:count]) == list(range(count))
+    np.testing.assert_array_equal(order, epoch_samples(cases, per_case, batch, seed, epoch))
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    orders = [
+        tuple(epoch_samples(8, 4, 4, seed, epoch).ravel()) for seed in (0, 1) for epoch in (1, 2)
+    ]
+    assert len(set(orders)) == 4
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_get_what_one_rank_gets(cases, ranks):
+    volumes = Volumes(10**9)
+    alone = list(Loader(cases, volumes, PATCH, 3, 4, 7).epoch(2))
+    of_ranks = [
+        Loader(cases, volumes, PATCH, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)
+    ]
+    for whole, *shares in zip(alone, *of_ranks, strict=True):
+        np.testing.assert_array_equal(np.concatenate([s.images for s in shares]), whole.images)
+        np.testing.assert_array_equal(np.concatenate([s.labels for s in shares]), whole.labels)
+        assert whole.images.shape == (4, *PATCH, 4)
+        assert whole.images.dtype == np.float32
+        assert whole.labels.shape == (4, *PATCH)
+        assert whole.labels.dtype == np.uint8
+
+
+def test_steps_and_volumes_of_an_epoch(cases):
+    loader = Loader(cases, Volumes(10**9), PATCH, 3, 4, 0, 1, 2)
+    assert (loader.steps, loader.volumes, loader.batch_size) == (3, 12, 4)
+    assert len(list(loader.epoch(1))) == 3
+
+
+def test_volumes_are_read_once(cases, loads):
+    volumes = Volumes(10**9)
+    first = volumes[cases[0]]
+    assert volumes[cases[0]][0] is first[0]
+    assert loads == [cases[0].name]
+
+
+def test_the_volumes_used_last_are_kept(cases, loads):
+    image, labels = Volumes(0)[cases[0]]
+    volumes = Volumes(2 * (image.nbytes + labels.nbytes))
+    loads.clear()
+    for number in (0, 1, 0, 2, 0, 1):  # 1 makes place for 2, and 2 for 1
+        volumes[cases[number]]
+    assert loads == [cases[number].name for number in (0, 1, 2, 1)]
+
+
+def test_one_volume_is_kept_however_large(cases, loads):
+    volumes = Volumes(0)
+    assert volumes[cases[0]] is not None
+    volumes[cases[0]]
+    assert len(loads) == 1
+
+
+def test_a_patch_is_not_a_view_of_the_kept_volume(cases):
+    volumes = Volumes(10**9)
+    before = volumes[cases[0]][0].copy()
+    for batch in Loader(cases[:1], volumes, PATCH, 4, 2, 0).epoch(1):
+        batch.images[...] = np.nan
+        batch.labels[...] = 9
+    np.testing.assert_array_equal(volumes[cases[0]][0], before)
+
+
+def test_the_loader_raises_what_its_thread_met(cases):
+    loader = Loader(cases, Volumes(10**9), (16, 21, 16), 1, 1, 0)
+    with pytest.raises(DataError, match="larger than the volume"):
+        list(loader.epoch(1))
+
+
+def test_the_inspector_reads_everything_and_tells_later(cases, loads):
+    inspector = Inspector(cases, Volumes(10**9), PATCH)
+    inspector.check(wait=True)
+    assert loads == [case.name for case in cases]
+    inspector = Inspector(cases, Volumes(10**9), (16, 21, 16))
+    with pytest.raises(DataError, match="larger than the volume"):
+        inspector.check(wait=True)
+    with pytest.raises(DataError, match="larger than the volume"):
+        inspector.check()
+
+
+def test_the_next_batch_is_made_while_one_is_used(cases):
+    batches = Loader(cases, Volumes(10**9), PATCH, 2, 2, 0).epoch(1)
+    next(batches)
+    time.sleep(0.3)
+    start = time.perf_counter()
+    next(batches)
+    assert time.perf_counter() - start < 0.05

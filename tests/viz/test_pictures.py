@@ -1,0 +1,89 @@
+"""Pictures are written whole, show what they are given, and need no screen."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from tinyunet.viz import colours
+from tinyunet.viz.learning_curves import draw_learning_curves
+from tinyunet.viz.predictions import PicturedCase, draw_predictions
+
+MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
+LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+
+
+def pixels(path):
+    """The picture without its transparency, 0 to 1."""
+    return matplotlib.image.imread(path)[..., :3]
+
+
+def has(picture, colour, least):
+    """Whether so many pixels are near a colour."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return (np.abs(picture - rgb).max(axis=-1) < 0.02).sum() >= least
+
+
+def history(epochs, regions):
+    dice = {"whole tumour": 0.9, "tumour core": 0.8, "enhancing": 0.7}
+    validation = {"classes": {"liver": 0.5}, "regions": dice if regions else {}}
+    return [
+        {"epoch": epoch, "loss": 1 / epoch, "dice": 0.5, "validation": validation}
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+@pytest.mark.parametrize(("epochs", "lines"), [(1, 3), (12, 3), (12, 1)])
+def test_learning_curves_have_a_line_for_each_region_or_class(tmp_path, epochs, lines):
+    draw_learning_curves(tmp_path / "curves.png", history(epochs, regions=lines == 3))
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+    picture = pixels(tmp_path / "curves.png")
+    for index in range(3):
+        assert has(picture, colours.of_line(index), 50) == (index < lines)
+
+
+def case(seed, shape=(14, 20, 17)):
+    generator = np.random.default_rng(seed)
+    image = generator.standard_normal((*shape, 4)).astype(np.float32)
+    image[:2] = 0
+    truth = np.zeros(shape, np.uint8)
+    truth[4:10, 4:12, 4:12] = 1
+    truth[6:8, 6:9, 6:9] = 2
+    truth[8:10, 8:12, 8:12] = 3
+    return PicturedCase(f"case {seed}", image, truth, truth.copy(), "mean Dice 1.00")
+
+
+def test_predictions_of_cases_of_several_sizes(tmp_path):
+    cases = [case(0), case(1, (30, 15, 15)), case(2)]
+    before = [case.image.copy() for case in cases]
+    draw_predictions(tmp_path / "found.png", cases, MODALITIES, LABELS)
+    assert [path.name for path in tmp_path.iterdir()] == ["found.png"]
+    height, width, _ = pixels(tmp_path / "found.png").shape
+    assert width > height > 600
+    for case_, image in zip(cases, before, strict=True):
+        np.testing.assert_array_equal(case_.image, image)
+
+
+def test_a_prediction_is_seen(tmp_path):
+    shown = case(0)
+    nothing = shown._replace(prediction=np.zeros_like(shown.truth))
+    for name, one in (("shown", shown), ("nothing", nothing)):
+        draw_predictions(tmp_path / name, [one], MODALITIES, LABELS)
+    shown_picture, nothing_picture = (pixels(tmp_path / name) for name in ("shown", "nothing"))
+    assert (np.abs(shown_picture - nothing_picture).max(axis=-1) > 0.05).sum() > 2000
+
+
+def test_what_is_absent_is_not_needed(tmp_path):
+    empty = np.zeros((5, 6, 7), np.uint8)
+    blank = PicturedCase("blank", np.zeros((5, 6, 7, 1), np.float32), empty, empty, "")
+    draw_predictions(tmp_path / "blank.png", [blank], ["CT"], ["background", "liver"])
+    assert pixels(tmp_path / "blank.png").size
+
+
+def test_colours_are_all_different_and_come_again():
+    for palette, of in (
+        (colours.CLASSES, lambda i: colours.of_class(i + 1)),
+        (colours.LINES, colours.of_line),
+    ):
+        assert len(set(palette)) == len(palette)
+        assert [of(i) for i in range(len(palette))] == list(palette)
+        assert of(len(palette)) == of(0)
