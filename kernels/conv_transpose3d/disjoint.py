@@ -11,7 +11,8 @@ Loop nest  tile of voxels | row tap, block of N | ic        (| register tile); b
            ``(kd, kh, n)`` summed and blocks of ``ic``; backward_weights sums over voxels.
 Traffic    Everything is read once and written once; ``2 * IC * OC * KD*KH*KW`` FLOPs a source voxel, for
            ``4 * (IC + OC * KD*KH*KW)`` bytes: 13 FLOPs a byte at 32 -> 16 channels.
-Layout     Kernels want ``IC`` and ``N`` in whole tiles; others are padded with zeros by the wrappers.
+Layout     Kernels want channels, and ``N``, in whole tiles; the wrappers pad others with zeros and cut
+           the zeros off the results.
 Numerics   Fused multiply-adds in float32, in the order of ``ic`` (backward_data: kd, kh, kw, oc).
            backward_weights sums a chunk of voxels in float32 and the chunks in float64, in their order:
            nothing depends on the number of threads.
@@ -25,35 +26,52 @@ import numpy.typing as npt
 
 from kernels.checks import Array, Triple
 from kernels.compiler import kernel, parallel_kernel, prange
-from kernels.conv3d.bias import backward_bias
 from kernels.machine import tile_vectors
 from kernels.memory import empty
-from kernels.simd import LANES, tile_fill, tile_rank1, tile_store, tile_zero
+from kernels.simd import (
+    LANES,
+    load,
+    store,
+    tile_fill,
+    tile_load,
+    tile_rank1,
+    tile_store,
+    tile_zero,
+)
 
 _Floats = npt.NDArray[np.float32]
+_Lines = npt.NDArray[np.intp]
 
-# A row of a panel is this much longer than its contents, so that rows do not share one cache set.
-_SKEW = 16
+# A panel holds what a tile multiplies: one row for each voxel, cut into segments of 256 floats, so that
+# the distance of its rows is a constant. It is 16 more, so that rows do not share one set of the cache.
+_SEGMENT = 256
+_STEP = _SEGMENT + 16
 # Pieces the voxels are cut into for threads, if there are so many tiles.
 _TASKS = 64
 # Floats of src and of a row tap of diff_dst that one task of backward_weights goes through: 256 KiB.
 _CHUNK = 1 << 16
+# Voxels, in whole lines, that backward_weights takes at a time: they stay in the L1 cache for all tiles.
+_BLOCK = 32
 
 
 def forward(src: Array, weights: Array, bias: Array | None) -> Array:
     """Forward pass of `plan.forward` for float32 and stride = kernel."""
-    MB, ID, IH, IW, IC = src.shape
-    OC, KD, KH, KW = weights.shape[1:]
+    MB, ID, IH, IW, _ = src.shape
+    IC, OC, KD, KH, KW = weights.shape
     rows, cols, width = _tile(KW * OC)
     # (ic, oc, kd, kh, kw) to (kd, kh, ic, n)
-    panels = _pad(weights.transpose(2, 3, 0, 4, 1).reshape(KD * KH, IC, KW * OC), width)
-    N = panels.shape[-1]
-    bias_row = np.zeros(N, np.float32)
-    if bias is not None:
-        bias_row[: KW * OC] = np.tile(bias, KW)
-    dst = empty((MB, ID * KD, IH * KH, IW, N))
+    panels = weights.transpose(2, 3, 0, 4, 1).reshape(KD * KH, IC, KW * OC)
+    panels = _pad(_pad(panels, 2, width), 1, LANES)
+    bias = np.zeros(OC, np.float32) if bias is None else bias
+    dst = empty((MB, ID * KD, IH * KH, IW, panels.shape[2]))
     _make_forward(rows, cols)(
-        src.reshape(-1, IC), _blocked(panels, width), bias_row, dst.reshape(-1), (IH, IW, KD, KH)
+        _pad(src, 4, LANES).reshape(-1),
+        _blocked(panels, width),
+        _pad(np.tile(bias, KW), 0, width),
+        dst.reshape(-1),
+        _dst_lines(MB * ID, IH, KD, KH),
+        IW,
+        panels.shape[1],
     )
     return _cropped(dst, KW * OC).reshape(MB, ID * KD, IH * KH, IW * KW, OC)
 
@@ -64,14 +82,19 @@ def backward_data(diff_dst: Array, weights: Array) -> Array:
     MB, OD, OH, OW, _ = diff_dst.shape
     ID, IH, IW = OD // KD, OH // KH, OW // KW
     rows, cols, width = _tile(IC)
-    # (ic, oc, kd, kh, kw) to (1, (kd, kh, n), ic)
-    panels = _pad(weights.transpose(2, 3, 4, 1, 0).reshape(1, -1, IC), width)
-    diff_src = empty((MB, ID, IH, IW, panels.shape[-1]))
+    # (ic, oc, kd, kh, kw) to (kd, kh, n, ic), in two steps, which the cache likes better than one.
+    by_tap = np.ascontiguousarray(weights.transpose(2, 3, 4, 0, 1))
+    panels = by_tap.swapaxes(3, 4).reshape(KD * KH, KW * OC, IC)
+    panels = _pad(_pad(panels, 2, width), 1, LANES)
+    diff_src = empty((MB, ID, IH, IW, panels.shape[2]))
+    lines = _pad(diff_dst.reshape(-1, IW, KW * OC), 2, LANES)
     _make_backward_data(rows, cols)(
-        diff_dst.reshape(-1, IW, KW * OC),
-        _blocked(panels, width),
-        diff_src.reshape(-1, panels.shape[-1]),
-        (IH, KD, KH),
+        lines.reshape(-1),
+        _blocked(panels.reshape(1, -1, panels.shape[2]), width),
+        diff_src.reshape(-1),
+        _dst_lines(MB * ID, IH, KD, KH),
+        IW,
+        panels.shape[2],
     )
     return _cropped(diff_src, IC)
 
@@ -82,16 +105,32 @@ def backward_weights(src: Array, diff_dst: Array, sizes: Triple) -> tuple[Array,
     IH, IW, IC = src.shape[2:]
     OC = diff_dst.shape[-1]
     rows, cols = _weights_tile(KW * OC)
-    channels = _pad(src.reshape(-1, IW, IC), rows)
-    lines = _pad(diff_dst.reshape(-1, IW, KW * OC), cols * LANES)
-    # Rows of source voxels that a task takes.
-    group = max(1, _CHUNK // (IW * (channels.shape[-1] + lines.shape[-1])))
-    chunks = -(-channels.shape[0] // group)
-    partial = empty((chunks, KD * KH, channels.shape[-1], lines.shape[-1]))
-    _make_backward_weights(rows, cols)(channels, lines, partial, group, (IH, KD, KH))
-    total = partial.sum(axis=0, dtype=np.float64)[:, :IC, : KW * OC].astype(np.float32)
-    diff_weights = total.reshape(KD, KH, IC, KW, OC).transpose(2, 4, 0, 1, 3)
-    return np.ascontiguousarray(diff_weights), backward_bias(diff_dst)
+    channels = _pad(src.reshape(-1, IW, IC), 2, rows)
+    columns = _pad(diff_dst.reshape(-1, IW, KW * OC), 2, cols * LANES)
+    lines, padded_IC, N = len(channels), channels.shape[2], columns.shape[2]
+    # Lines, which are rows of source voxels, that a task takes.
+    group = max(1, _CHUNK // (IW * (padded_IC + N)))
+    partial = empty((-(-lines // group), KD * KH, padded_IC + 1, N))
+    _make_backward_weights(rows, cols)(
+        channels.reshape(-1),
+        columns.reshape(-1),
+        partial.reshape(-1),
+        _dst_lines(lines // IH, IH, KD, KH),
+        IW,
+        group,
+    )
+    total = partial.sum(axis=0, dtype=np.float64)[..., : KW * OC].reshape(KD, KH, -1, KW, OC)
+    diff_weights = total[:, :, :IC].transpose(2, 4, 0, 1, 3).astype(np.float32, order="C")
+    return diff_weights, total[:, :, padded_IC].sum(axis=(0, 1, 2)).astype(np.float32)
+
+
+def _dst_lines(planes: int, IH: int, KD: int, KH: int) -> _Lines:
+    """Line of the output that each line of the source goes to, shape (row taps, source lines).
+
+    A line is a row of voxels along the width; lines of all planes and images are counted through.
+    """
+    lines = np.arange(planes * KD * IH * KH).reshape(planes, KD, IH, KH)
+    return np.ascontiguousarray(lines.transpose(1, 3, 0, 2)).reshape(KD * KH, planes * IH)
 
 
 def _tile(columns: int) -> tuple[int, int, int]:
@@ -101,17 +140,17 @@ def _tile(columns: int) -> tuple[int, int, int]:
 
 
 def _weights_tile(columns: int) -> tuple[int, int]:
-    """Rows and vectors of a tile of weights; rows are channels, of which there are multiples of 8."""
+    """Rows and vectors of a tile of weights; rows, source channels, are 8 or a smaller power of two."""
     cols = 2 if tile_vectors() >= 24 and columns > LANES else 1
-    return {24: 8, 6: 4, 2: 2}[tile_vectors()], cols
+    return 1 << (min(tile_vectors() // cols, 8).bit_length() - 1), cols
 
 
-def _pad(array: Array, multiple: int) -> Array:
-    """``array`` with zeros after its last axis, up to the next multiple."""
-    missing = -array.shape[-1] % multiple
+def _pad(array: Array, axis: int, multiple: int) -> Array:
+    """``array`` with zeros at the end of one axis, up to the next multiple."""
+    missing = -array.shape[axis] % multiple
     if not missing:
         return array
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+    return np.pad(array, [(0, missing if a == axis else 0) for a in range(array.ndim)])
 
 
 def _cropped(array: Array, size: int) -> Array:
@@ -127,15 +166,18 @@ def _blocked(panels: Array, width: int) -> Array:
 
 
 @kernel
-def _copy(src: _Floats, dst: _Floats) -> None:
-    for i in range(src.size):
-        dst[i] = src[i]
+def _copy(src: _Floats, at: int, dst: _Floats, to: int, count: int) -> None:
+    """Copy ``count`` floats, a multiple of 16."""
+    for i in range(0, count, LANES):
+        store(dst, to + i, load(src, at + i))
 
 
 @kernel
-def _dst_row(src_row: int, tap: int, IH: int, KD: int, KH: int) -> int:
-    """Output row, all images and planes counted, of a source row and a row tap."""
-    return (src_row // IH * KD + tap // KH) * IH * KH + src_row % IH * KH + tap % KH
+def _pack(src: _Floats, at: int, panel: _Floats, rows: int, row: int, k: int, count: int) -> None:
+    """Copy ``count`` floats, a multiple of 16, to place ``k`` of a row of the panel."""
+    for i in range(0, count, LANES):
+        to = ((k + i) // _SEGMENT * rows + row) * _STEP + (k + i) % _SEGMENT
+        store(panel, to, load(src, at + i))
 
 
 @functools.cache
@@ -148,43 +190,45 @@ def _make_forward(rows: int, cols: int) -> Callable[..., None]:
         weights: _Floats,
         bias: _Floats,
         dst: _Floats,
-        sizes: tuple[int, int, int, int],
+        dst_lines: _Lines,
+        IW: int,
+        IC: int,
     ) -> None:
-        IH, IW, KD, KH = sizes
-        M, IC = src.shape
-        N = bias.size
-        blocks, step, tiles = N // width, IC + _SKEW, (M + rows - 1) // rows
+        taps, lines = dst_lines.shape
+        M, N = lines * IW, bias.size
+        tiles, segments = (M + rows - 1) // rows, (IC + _SEGMENT - 1) // _SEGMENT
         tasks = min(tiles, _TASKS)
         for task in prange(tasks):
-            panel = np.zeros(rows * step, np.float32)
+            panel = np.zeros(segments * rows * _STEP, np.float32)
             stored = np.empty(rows * width, np.float32)
             for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
                 first = tile * rows
                 count = min(rows, M - first)
+                line, iw = first // IW, first % IW
                 for r in range(count):
-                    _copy(src[first + r], panel[r * step : r * step + IC])
-                for tap in range(KD * KH):
-                    for block in range(blocks):
-                        sums = tile_fill(bias, block * width, rows, cols)
-                        at = (tap * blocks + block) * IC * width
-                        for ic in range(IC):
-                            sums = tile_rank1(
-                                sums, panel, ic, 0, step, weights, at + ic * width, 1, rows, cols
-                            )
-                        line, iw = first // IW, first % IW
-                        if iw + rows <= IW and count == rows:
-                            row = _dst_row(line, tap, IH, KD, KH) * IW + iw
-                            tile_store(
-                                sums, dst, row * N + block * width, 0, N, LANES, 1, rows, cols
-                            )
+                    _pack(src, (first + r) * IC, panel, rows, r, 0, IC)
+                at = 0
+                for tap in range(taps):
+                    for n in range(0, N, width):
+                        sums = tile_fill(bias, n, rows, cols)
+                        for segment in range(segments):
+                            k = segment * rows * _STEP
+                            for _ in range(min(IC - segment * _SEGMENT, _SEGMENT)):
+                                sums = tile_rank1(
+                                    sums, panel, k, 0, _STEP, weights, at, 1, rows, cols
+                                )
+                                k += 1
+                                at += width
+                        if count == rows and iw + rows <= IW:
+                            to = (dst_lines[tap, line] * IW + iw) * N + n
+                            tile_store(sums, dst, to, 0, N, LANES, 1, rows, cols)
                         else:
-                            # The tile ends beyond its source row.
+                            # The tile ends beyond its line: one voxel after the other.
                             tile_store(sums, stored, 0, 0, width, LANES, 1, rows, cols)
                             for r in range(count):
-                                line, iw = (first + r) // IW, (first + r) % IW
-                                row = _dst_row(line, tap, IH, KD, KH) * IW + iw
-                                to = row * N + block * width
-                                _copy(stored[r * width : (r + 1) * width], dst[to : to + width])
+                                voxel = first + r
+                                to = (dst_lines[tap, voxel // IW] * IW + voxel % IW) * N + n
+                                _copy(stored, r * width, dst, to, width)
 
     return forward
 
@@ -195,39 +239,45 @@ def _make_backward_data(rows: int, cols: int) -> Callable[..., None]:
 
     @parallel_kernel
     def backward_data(
-        diff_dst: _Floats, weights: _Floats, diff_src: _Floats, sizes: tuple[int, int, int]
+        diff_dst: _Floats,
+        weights: _Floats,
+        diff_src: _Floats,
+        dst_lines: _Lines,
+        IW: int,
+        IC: int,
     ) -> None:
-        IH, KD, KH = sizes
-        IW, N = diff_dst.shape[1:]
-        M, IC = diff_src.shape
-        K = KD * KH * N
-        step, tiles = K + _SKEW, (M + rows - 1) // rows
-        flat = diff_src.reshape(-1)
+        taps, lines = dst_lines.shape
+        M, K = lines * IW, weights.size // IC
+        N = K // taps
+        tiles, segments = (M + rows - 1) // rows, (K + _SEGMENT - 1) // _SEGMENT
         tasks = min(tiles, _TASKS)
         for task in prange(tasks):
-            panel = np.zeros(rows * step, np.float32)
+            panel = np.zeros(segments * rows * _STEP, np.float32)
             stored = np.empty(rows * width, np.float32)
             for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
                 first = tile * rows
                 count = min(rows, M - first)
                 for r in range(count):
                     line, iw = (first + r) // IW, (first + r) % IW
-                    for tap in range(KD * KH):
-                        at = r * step + tap * N
-                        _copy(diff_dst[_dst_row(line, tap, IH, KD, KH), iw], panel[at : at + N])
-                for block in range(IC // width):
+                    for tap in range(taps):
+                        voxel = dst_lines[tap, line] * IW + iw
+                        _pack(diff_dst, voxel * N, panel, rows, r, tap * N, N)
+                at = 0
+                for ic in range(0, IC, width):
                     sums = tile_zero(rows, cols)
-                    for k in range(K):
-                        at = (block * K + k) * width
-                        sums = tile_rank1(sums, panel, k, 0, step, weights, at, 1, rows, cols)
+                    for segment in range(segments):
+                        k = segment * rows * _STEP
+                        for _ in range(min(K - segment * _SEGMENT, _SEGMENT)):
+                            sums = tile_rank1(sums, panel, k, 0, _STEP, weights, at, 1, rows, cols)
+                            k += 1
+                            at += width
+                    to = first * IC + ic
                     if count == rows:
-                        at = first * IC + block * width
-                        tile_store(sums, flat, at, 0, IC, LANES, 1, rows, cols)
+                        tile_store(sums, diff_src, to, 0, IC, LANES, 1, rows, cols)
                     else:
                         tile_store(sums, stored, 0, 0, width, LANES, 1, rows, cols)
                         for r in range(count):
-                            to = (first + r) * IC + block * width
-                            _copy(stored[r * width : (r + 1) * width], flat[to : to + width])
+                            _copy(stored, r * width, diff_src, to + r * IC, width)
 
     return backward_data
 
@@ -241,36 +291,53 @@ def _make_backward_weights(rows: int, cols: int) -> Callable[..., None]:
         src: _Floats,
         diff_dst: _Floats,
         partial: _Floats,
+        dst_lines: _Lines,
+        IW: int,
         group: int,
-        sizes: tuple[int, int, int],
     ) -> None:
-        IH, KD, KH = sizes
-        lines, IW, IC = src.shape
-        N = diff_dst.shape[2]
-        taps = KD * KH
-        flat_src, flat_diff, flat = src.reshape(-1), diff_dst.reshape(-1), partial.reshape(-1)
-        for task in prange(partial.shape[0] * taps):
+        taps, lines = dst_lines.shape
+        IC = src.size // (lines * IW)
+        tasks = (lines + group - 1) // group * taps
+        # Each task sums IC rows of weights and one of bias.
+        N = partial.size // (tasks * (IC + 1))
+        ones = np.ones(1, np.float32)
+        block = max(1, _BLOCK // IW)
+        for task in prange(tasks):
             chunk, tap = task // taps, task % taps
-            for ic in range(0, IC, rows):
+            into = task * (IC + 1) * N
+            partial[into : into + (IC + 1) * N] = 0.0
+            end = min((chunk + 1) * group, lines)
+            for first in range(chunk * group, end, block):
+                last = min(first + block, end)
                 for n in range(0, N, width):
-                    sums = tile_zero(rows, cols)
-                    for line in range(chunk * group, min((chunk + 1) * group, lines)):
-                        a = line * IW * IC + ic
-                        b = _dst_row(line, tap, IH, KD, KH) * IW * N + n
+                    for ic in range(0, IC, rows):
+                        to = into + ic * N + n
+                        sums = tile_load(partial, to, 0, N, LANES, 1, rows, cols)
+                        for line in range(first, last):
+                            a = line * IW * IC + ic
+                            b = dst_lines[tap, line] * IW * N + n
+                            for iw in range(IW):
+                                sums = tile_rank1(
+                                    sums,
+                                    src,
+                                    a + iw * IC,
+                                    0,
+                                    1,
+                                    diff_dst,
+                                    b + iw * N,
+                                    1,
+                                    rows,
+                                    cols,
+                                )
+                        tile_store(sums, partial, to, 0, N, LANES, 1, rows, cols)
+                    to = into + IC * N + n
+                    total = tile_load(partial, to, 0, 0, LANES, 1, 1, cols)
+                    for line in range(first, last):
+                        b = dst_lines[tap, line] * IW * N + n
                         for iw in range(IW):
-                            sums = tile_rank1(
-                                sums,
-                                flat_src,
-                                a + iw * IC,
-                                0,
-                                1,
-                                flat_diff,
-                                b + iw * N,
-                                1,
-                                rows,
-                                cols,
+                            total = tile_rank1(
+                                total, ones, 0, 0, 0, diff_dst, b + iw * N, 1, 1, cols
                             )
-                    at = (task * IC + ic) * N + n
-                    tile_store(sums, flat, at, 0, N, LANES, 1, rows, cols)
+                    tile_store(total, partial, to, 0, 0, LANES, 1, 1, cols)
 
     return backward_weights
