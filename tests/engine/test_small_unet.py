@@ -8,7 +8,8 @@ from finite_differences import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyunet import Tensor, UNet, functional, losses, no_grad
+from kernels import machine
+from tinyunet import Adam, Tensor, UNet, functional, losses, no_grad
 from tinyunet.functional import Convolution
 
 
@@ -240,3 +241,27 @@ class TestMemory:
         del src
         assert reference() is None
         assert not prediction.requires_grad
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_repeats_bit_for_bit(threads):
+    """Sums are taken in a fixed order, so equal runs give equal weights."""
+    before = machine.threads()
+    if threads > machine.cores():
+        pytest.skip("there is one core")
+    machine.set_threads(threads)
+    try:
+        states = []
+        for _ in range(2):
+            model = UNet(filters=4, depth=3, dropout=0.1)
+            optimizer = Adam(model.parameters())
+            image, labels = batch(model, (2, 9, 10, 11))
+            for _ in range(3):
+                optimizer.zero_grad()
+                losses.dice_cross_entropy(model(image), labels).backward()
+                optimizer.step()
+            states.append(model.state_dict())
+        for name, array in states[0].items():
+            np.testing.assert_array_equal(array, states[1][name])
+    finally:
+        machine.set_threads(before)
