@@ -257,11 +257,14 @@ def _make_backward_data(rows: int, cols: int) -> Callable[..., None]:
             for tile in range(task * tiles // tasks, (task + 1) * tiles // tasks):
                 first = tile * rows
                 count = min(rows, M - first)
+                line, iw = first // IW, first % IW
                 for r in range(count):
-                    line, iw = (first + r) // IW, (first + r) % IW
                     for tap in range(taps):
                         voxel = dst_lines[tap, line] * IW + iw
                         _pack(diff_dst, voxel * N, panel, rows, r, tap * N, N)
+                    iw += 1
+                    if iw == IW:
+                        line, iw = line + 1, 0
                 at = 0
                 for ic in range(0, IC, width):
                     sums = tile_zero(rows, cols)
