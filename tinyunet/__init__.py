@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyunet.autograd import Function, Tensor, no_grad
+    from tinyunet.graph import compile
     from tinyunet.nn import Module, Parameter
     from tinyunet.optim import SGD, Adam
     from tinyunet.unet import UNet
@@ -23,6 +24,7 @@ _HOMES = {
     "SGD": "tinyunet.optim",
     "Tensor": "tinyunet.autograd",
     "UNet": "tinyunet.unet",
+    "compile": "tinyunet.graph",
     "no_grad": "tinyunet.autograd",
 }
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Parameter",
     "Tensor",
     "UNet",
+    "compile",
     "no_grad",
 ]
 

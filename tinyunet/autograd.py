@@ -27,7 +27,10 @@ Index: TypeAlias = int | slice | EllipsisType | None
 
 
 class _Recording(threading.local):
-    on = True  # each thread has its own
+    """Each thread has its own."""
+
+    on = True
+    tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None" = None
 
 
 _recording = _Recording()
@@ -41,6 +44,18 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _recording.on = before
+
+
+@contextmanager
+def intercept(
+    tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor]",
+) -> Iterator[None]:
+    """Inside, no operator runs: each call of ``Function.apply`` is handed to ``tracer`` instead."""
+    before, _recording.tracer = _recording.tracer, tracer
+    try:
+        yield
+    finally:
+        _recording.tracer = before
 
 
 class Function:
@@ -59,6 +74,8 @@ class Function:
     @classmethod
     def apply(cls, *arguments: Any) -> "Tensor":
         """Run ``forward``; if an argument requires a gradient, the call goes on the tape."""
+        if _recording.tracer is not None:
+            return _recording.tracer(cls, arguments)
         ctx = Context(cls, tuple(map(_parent, arguments)))
         dst = Tensor(cls.forward(ctx, *(a.data if isinstance(a, Tensor) else a for a in arguments)))
         if ctx.recording:

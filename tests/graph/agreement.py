@@ -1,0 +1,98 @@
+"""Whether a compiled model does what the eager one does: loss, gradients, statistics, prediction."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tinyunet
+from tinyunet import Adam, Module, losses, no_grad
+
+#: Allowed errors of float32, of the largest element of an array. A gradient may be 1e-3 off where a
+#: voxel before a ReLU is within rounding of zero (see tests/engine); the volumes here are so small
+#: that none was seen above 5e-5, but for the "fast" convolutions.
+EXACT, ROUNDING = 0.0, 2e-4
+
+
+def batch(shape: tuple[int, ...], channels: int, classes: int, seed: int) -> tuple[Any, Any]:
+    """Random images and labels."""
+    generator = np.random.default_rng(seed)
+    images = generator.standard_normal((*shape, channels)).astype(np.float32)
+    return images, generator.integers(0, max(classes, 2), shape)
+
+
+def assert_agree(
+    make: Callable[[], Module],
+    shape: tuple[int, ...],
+    bound: float,
+    *,
+    classes: int = 4,
+    channels: int = 4,
+    loss: Any = losses.dice_cross_entropy,
+    steps: int = 2,
+    **options: Any,
+) -> None:
+    """Train two models side by side; every number must agree within ``bound`` at the first step.
+
+    Later steps start from parameters that differ by rounding, and Adam divides by the size of a
+    gradient, so there only the loss is compared, within ten times the bound.
+    """
+    __tracebackhide__ = True
+    eager, compiled = make().train(), make().train()
+    optimizers = Adam(eager.parameters()), Adam(compiled.parameters())
+    input_shape = (*shape, channels)
+    step = tinyunet.compile(
+        compiled, loss, optimizers[1], input_shape, debug=True, accuracy="strict", **options
+    )
+    for number in range(steps):
+        images, labels = batch(shape, channels, classes, number)
+        before = images.copy(), labels.copy()
+        optimizers[0].zero_grad()
+        expected = eager_loss(eager, loss, images, labels)
+        expected.backward()
+        actual = step.gradients(images, labels)
+        assert abs(actual - expected.item()) <= 10 * bound * abs(expected.item()), "loss"
+        if number == 0 or bound == EXACT:
+            assert_same_gradients(eager, compiled, bound)
+            for (name, a), (_, b) in zip(
+                compiled.named_buffers(), eager.named_buffers(), strict=True
+            ):
+                assert_within(a, b, bound, name)
+        for optimizer in optimizers:
+            optimizer.step()
+        np.testing.assert_array_equal(images, before[0])
+        np.testing.assert_array_equal(labels, before[1])
+    compiled.load_state_dict(eager.state_dict())
+    predict = tinyunet.compile(compiled, input_shape, debug=True, accuracy="strict", **options)
+    with no_grad():
+        assert_within(predict(images), eager.eval()(images).data, bound, "prediction")
+
+
+def eager_loss(model: Module, loss: Any, images: Any, labels: Any) -> Any:
+    """The loss as the compiled step takes it: from logits, if model and loss can."""
+    if hasattr(model, "logits") and not hasattr(loss, "takes_probabilities"):
+        return loss(model.logits(images), labels, from_logits=True)
+    return loss(model(images), labels)
+
+
+def assert_same_gradients(eager: Module, compiled: Module, bound: float) -> None:
+    """Each parameter's, of its own largest element; a bias before a batch norm has none of its own.
+
+    Its gradient is zero but for rounding, and is held against the largest gradient of all.
+    """
+    __tracebackhide__ = True
+    pairs = list(zip(compiled.named_parameters(), eager.named_parameters(), strict=True))
+    largest = max(float(np.abs(b.grad).max()) for _, (_, b) in pairs)
+    for (name, a), (_, b) in pairs:
+        silent = np.abs(b.grad).max() < 1e-5 * largest
+        assert_within(a.grad, b.grad, bound, f"gradient of {name}", largest if silent else None)
+
+
+def assert_within(actual: Any, expected: Any, bound: float, name: str, of: Any = None) -> None:
+    """Same shape, all finite, no error above ``bound`` times the largest element (or ``of``)."""
+    __tracebackhide__ = True
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
+    largest = np.abs(expected).max() if of is None else of
+    error = np.abs(actual.astype(np.float64) - expected).max()
+    # Written so that NaN fails.
+    assert error <= bound * largest, f"{name}: error {error:.3g} of {largest:.3g}, bound {bound}"

@@ -1,0 +1,84 @@
+"""Tables, the picture, the verbose line and the command line."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+import tinyunet
+from tinyunet import Adam, UNet, losses
+from tinyunet.graph import passes
+from tinyunet.graph.show import aligned, nodes_table, summary
+from tinyunet.viz.graphs import draw_graph
+
+SHAPE = (1, 6, 7, 8, 4)
+
+
+def step(**options) -> tinyunet.graph.TrainingStep:
+    model = UNet(filters=4, depth=2)
+    return tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), SHAPE, **options)
+
+
+def test_a_line_for_each_pass():
+    lines = summary(step().stages(SHAPE)).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["traced", *passes.NAMES]
+    assert len({len(line) for line in lines[2:]}) == 1
+
+
+def test_a_line_for_each_node_and_the_unfused_are_named():
+    graph = step(enable=()).stages(SHAPE)[-1].graph
+    lines = nodes_table(graph).splitlines()
+    assert len(lines) == 2 + len(graph.nodes)
+    assert all(" eager " in line or " view " in line for line in lines[2:])
+
+
+def test_flops_of_the_unet():
+    """The convolutions' 2 * taps * IC * OC a voxel, forward and twice backward but for the images."""
+    graph = step(enable=()).stages(SHAPE)[-1].graph
+    from tinyunet.graph.cost import flops
+
+    fine, coarse = 6 * 7 * 8, 3 * 3 * 4
+    first = 2 * 27 * 4 * 4 * fine
+    others = 2 * 27 * (4 * 4 + 8 * 4 + 4 * 4) * fine + 2 * 27 * (4 * 8 + 8 * 8) * coarse
+    others += 2 * 4 * 4 * fine + 2 * 8 * 8 * 4 * coarse
+    total = sum(flops(node, graph) for node in graph.nodes if "convolution" in node.op)
+    assert total == 2 * first + 3 * others
+
+
+def test_aligned():
+    assert aligned([("a", "bb"), ("ccc", "d")], left=1) == "a    bb\n-------\nccc   d"
+
+
+def test_picture(tmp_path):
+    draw_graph(tmp_path / "graph.png", step().stages(SHAPE))
+    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_line_for_each_kernel_that_runs(monkeypatch, capsys):
+    compiled = step(enable=())
+    images, labels = np.zeros(SHAPE, np.float32), np.zeros(SHAPE[:-1], int)
+    compiled.gradients(images, labels)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("TINYUNET_VERBOSE", "1")
+    compiled.gradients(images, labels)
+    lines = capsys.readouterr().out.splitlines()
+    graph = compiled.stages(SHAPE)[-1].graph
+    assert len(lines) == sum(not node.views for node in graph.nodes)
+    assert re.match(
+        r"tinyunet: convolution +1x6x7x8x4 +ndhwc +eager .* ms .* GFLOP/s .* GB/s  encoder.0.conv0$",
+        lines[0],
+    )
+
+
+def test_command_line(tmp_path):
+    command = [sys.executable, "-m", "tinyunet.graph", "--size", "16", "--filters", "4", "--nodes"]
+    options = ["--depth", "2", "--mode", "infer", "--plot", str(tmp_path / "graph.png")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    assert "plan_memory" in done.stdout
+    assert "encoder.0.conv0" in done.stdout
+    assert (tmp_path / "graph.png").exists()
+    wrong = subprocess.run([*command, "--disable", "fold"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "--disable: invalid choice: 'fold'" in wrong.stderr

@@ -1,0 +1,112 @@
+"""The compiled way to run a model: trace it once, rewrite the graph, plan memory, run bound kernels.
+
+    step = tinyunet.compile(model, loss, optimizer, input_shape)
+    loss = step(images, labels)                                     # forward, backward, optimizer
+
+    predict = tinyunet.compile(model, input_shape)
+    probabilities = predict(images)
+
+``trace`` and ``differentiate`` make the graph of ``ir``, ``passes`` rewrite it, ``memory`` places its
+arrays, ``executor`` runs it, ``show`` prints it. Eager and compiled agree up to rounding; with no pass
+enabled they are the same kernels in the same order, and agree bit for bit.
+"""
+
+from collections.abc import Collection
+from typing import Any, overload
+
+from tinyunet.graph.compiled import Inference, TrainingStep
+from tinyunet.graph.passes import chosen
+from tinyunet.graph.trace import Loss
+from tinyunet.nn import Module
+from tinyunet.optim import Optimizer
+
+__all__ = ["Inference", "TrainingStep", "compile"]
+
+
+@overload
+def compile(
+    model: Module,
+    loss: Loss,
+    optimizer: Optimizer,
+    input_shape: tuple[int, ...],
+    *,
+    enable: Collection[str] | None = None,
+    disable: Collection[str] = (),
+    accuracy: str = "fast",
+    debug: bool = False,
+) -> TrainingStep: ...
+
+
+@overload
+def compile(
+    model: Module,
+    input_shape: tuple[int, ...],
+    /,
+    *,
+    enable: Collection[str] | None = None,
+    disable: Collection[str] = (),
+    accuracy: str = "fast",
+    debug: bool = False,
+) -> Inference: ...
+
+
+def compile(
+    model: Module,
+    *arguments: Any,
+    enable: Collection[str] | None = None,
+    disable: Collection[str] = (),
+    accuracy: str = "fast",
+    debug: bool = False,
+    **named: Any,
+) -> TrainingStep | Inference:
+    """Compile a training step, or with a shape alone a prediction.
+
+    Parameters
+    ----------
+    model : Module
+        Made of tinyunet's operators. Its parameters and statistics stay where they are; eager and
+        compiled runs may take turns.
+    loss : callable
+        ``loss(prediction, labels)``, as in :mod:`tinyunet.losses`. One that takes ``from_logits``
+        gets the model's logits if it has a method of this name.
+    optimizer : Optimizer
+        Holds all parameters of the model.
+    input_shape : tuple of int
+        (MB, D, H, W, C), or (MB, H, W, C): compiled now. Other shapes are compiled when they come.
+    enable, disable : collection of str
+        Names of passes: only these, not these (``tinyunet.graph.passes``).
+    accuracy : {"fast", "strict"}
+        What convolutions may lose: "strict" is no worse than direct convolution in float32, "fast"
+        allows an error of 5e-5 of the largest output.
+    debug : bool
+        Fill memory with NaN while nothing lives there.
+
+    Returns
+    -------
+    TrainingStep or Inference
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described, or the model computes beside the operators.
+    """
+    if accuracy not in ("fast", "strict"):
+        raise ValueError(f'accuracy must be "fast" or "strict", not {accuracy!r}')
+    passes = chosen(enable, disable)
+    roles = (
+        ("input_shape",)
+        if len(arguments) + len(named) == 1
+        else ("loss", "optimizer", "input_shape")
+    )
+    given = dict(zip(roles, arguments, strict=False)) | named
+    if set(given) != set(roles) or len(arguments) > len(roles):
+        raise TypeError(
+            "compile takes (model, input_shape) or (model, loss, optimizer, input_shape)"
+        )
+    compiled: TrainingStep | Inference
+    if "loss" in given:
+        compiled = TrainingStep(model, given["loss"], given["optimizer"], passes, accuracy, debug)
+    else:
+        compiled = Inference(model, passes, accuracy, debug)
+    compiled.program(tuple(given["input_shape"]))
+    return compiled

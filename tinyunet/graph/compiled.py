@@ -1,0 +1,211 @@
+"""What ``tinyunet.compile`` returns: a training step, or a prediction, for inputs of any shape.
+
+Each input shape has a program of its own. The last few are kept.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyunet.graph.differentiate import differentiate
+from tinyunet.graph.executor import Program
+from tinyunet.graph.ir import Graph
+from tinyunet.graph.passes import PASSES, Options
+from tinyunet.graph.show import Stage, stage
+from tinyunet.graph.trace import LABELS, Loss, trace
+from tinyunet.nn import Module
+from tinyunet.optim import Optimizer
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+_KEPT = 3  # programs; each has an arena
+
+
+class Compiled:
+    """What a compiled step and a compiled prediction share: programs by shape."""
+
+    def __init__(self, model: Module, passes: tuple[str, ...], accuracy: str, debug: bool) -> None:
+        self.model, self.passes = model, passes
+        self._accuracy, self._debug = accuracy, debug
+        self._programs: OrderedDict[Shape, Program] = OrderedDict()
+        self._held: list[Array] = []
+
+    def stages(self, input_shape: Shape) -> list[Stage]:
+        """Return the graph for a shape as traced, and after each pass."""
+        reuse = "plan_memory" in self.passes
+        graph = self._trace(tuple(input_shape))
+        found = [stage("traced", graph, reuse=False)]
+        options = Options(self._is_training, self._accuracy)
+        for name, run in PASSES.items():
+            if name in self.passes:
+                graph = run(graph, options).check()
+                found.append(stage(name, graph, reuse=False))
+        return [*found, stage("plan_memory", graph, reuse)] if reuse else found
+
+    def program(self, input_shape: Shape) -> Program:
+        """Return the program for a shape, compiled now if it is new."""
+        held = self._model_arrays()
+        if not _same_arrays(held, self._held):  # the model has other arrays than at the last call
+            self._programs.clear()
+            self._held = held
+        shape = tuple(input_shape)
+        if shape not in self._programs:
+            graph = self.stages(shape)[-1].graph
+            reuse = "plan_memory" in self.passes
+            while len(self._programs) >= _KEPT:  # before the new arena is made
+                self._programs.popitem(last=False)
+            self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug)
+        self._programs.move_to_end(shape)
+        return self._programs[shape]
+
+    _is_training = False
+
+    def _trace(self, input_shape: Shape) -> Graph:
+        raise NotImplementedError
+
+    def _gradients(self) -> dict[str, Array]:
+        return {}
+
+    def _model_arrays(self) -> list[Array]:
+        return [p.data for p in self.model.parameters()] + self.model.buffers()
+
+    def _images(self, images: npt.ArrayLike) -> Array:
+        dtype = next((p.dtype for p in self.model.parameters()), np.dtype(np.float32))
+        return np.asarray(images, dtype, order="C")
+
+
+class Inference(Compiled):
+    """A model's prediction: ``predict(images)`` returns an array, channels last.
+
+    Batch norm uses its running statistics and nothing is dropped, whatever mode the model is in.
+    """
+
+    def __call__(self, images: npt.ArrayLike) -> Array:
+        """Return the model's result for a batch.
+
+        Parameters
+        ----------
+        images : array, shape = (MB, D, H, W, C), or (MB, H, W, C) for a model in two dimensions
+
+        Returns
+        -------
+        array, shape = (..., classes)
+            A new array at each call.
+        """
+        array = self._images(images)
+        program = self.program(array.shape)
+        program.run(images=array)
+        return np.array(program.arrays[program.graph.outputs[0]])
+
+    def _trace(self, input_shape: Shape) -> Graph:
+        with _mode(self.model, training=False):
+            return trace(self.model, input_shape)
+
+
+class TrainingStep(Compiled):
+    """One step of training: ``step(images, labels)`` returns the loss.
+
+    The gradients of the step stay in the optimizer's buffer until the next one.
+    """
+
+    _is_training = True
+
+    def __init__(
+        self,
+        model: Module,
+        loss: Loss,
+        optimizer: Optimizer,
+        passes: tuple[str, ...],
+        accuracy: str,
+        debug: bool,
+    ) -> None:
+        super().__init__(model, passes, accuracy, debug)
+        self.loss, self.optimizer = loss, optimizer
+
+    def __call__(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+        """Run forward, backward and the optimizer; return the loss before the step."""
+        loss = self.gradients(images, labels)
+        self.optimizer.step()
+        return loss
+
+    def gradients(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+        """Run forward and backward only, and fill the optimizer's gradients.
+
+        Parameters
+        ----------
+        images : array, shape = (MB, D, H, W, C), or (MB, H, W, C) for a model in two dimensions
+        labels : array of int, shape = (MB, D, H, W), or (MB, H, W)
+
+        Returns
+        -------
+        float
+            The loss.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``labels`` are not integers, have another shape, or hold what is not a class.
+        """
+        array = self._images(images)
+        program = self.program(array.shape)
+        program.run(images=array, labels=_checked_labels(labels, program.graph))
+        for parameter in self._unused(program):
+            parameter.fill(0)
+        return float(program.arrays[program.graph.outputs[0]])
+
+    def _trace(self, input_shape: Shape) -> Graph:
+        with _mode(self.model, training=True):
+            return differentiate(trace(self.model, input_shape, self.loss))
+
+    def _gradients(self) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is None:
+                raise ValueError(f"optimizer: it does not hold the model's parameter {name!r}")
+            found[name] = parameter.grad
+        return found
+
+    def _unused(self, program: Program) -> list[Array]:
+        used = program.graph.gradients
+        return [g for name, g in self._gradients().items() if name not in used]
+
+    def _model_arrays(self) -> list[Array]:
+        return super()._model_arrays() + list(self._gradients().values())
+
+
+@contextmanager
+def _mode(model: Module, training: bool) -> Iterator[None]:
+    """Inside, all parts of the model are in training, or in inference; then as they were."""
+    before = [(module, module.training) for _, module in model.named_modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _same_arrays(a: list[Array], b: list[Array]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _checked_labels(labels: npt.ArrayLike, graph: Graph) -> npt.NDArray[np.uint8]:
+    array, shape, highest = (
+        np.asarray(labels),
+        graph.values[LABELS].shape,
+        (graph.classes or 256) - 1,
+    )
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"labels must be integers, not {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"labels must have the shape {shape}, not {array.shape}")
+    if array.min() < 0 or array.max() > highest:
+        raise ValueError(
+            f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}"
+        )
+    return array.astype(np.uint8, copy=False)

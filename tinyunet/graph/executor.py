@@ -1,0 +1,110 @@
+"""Running a graph: a list of calls, each bound to its arrays once and for all.
+
+All temporary arrays are views into one arena, made when the program is built; after that a run
+allocates nothing but what unfused operators take for themselves.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.memory import empty
+from tinyunet.graph import unfused
+from tinyunet.graph.ir import Graph, Node
+from tinyunet.graph.memory import plan
+from tinyunet.graph.show import verbose_line
+
+Array = npt.NDArray[Any]
+_NAN_BYTE = 0xFF  # every float type reads four or eight of them as NaN
+
+
+class Program:
+    """A graph with memory.
+
+    Parameters
+    ----------
+    graph : Graph
+    gradients : mapping of parameter name to array
+        Where each parameter's gradient goes.
+    reuse : bool
+        Whether temporary arrays share memory (the pass ``plan_memory``).
+    debug : bool
+        Fill memory with NaN where nothing lives: before a run, and after the last use of a buffer.
+    """
+
+    def __init__(
+        self, graph: Graph, gradients: Mapping[str, Array], reuse: bool = True, debug: bool = False
+    ) -> None:
+        self.graph, self.plan = graph, plan(graph, reuse)
+        self._arena = empty((self.plan.nbytes,), np.uint8)
+        self._debug = debug
+        self.arrays = self._place(gradients)
+        shared: dict[str, Any] = {}
+        self._calls = [
+            (at, node, self._bind(node, shared))
+            for at, node in enumerate(graph.nodes)
+            if not node.views
+        ]
+        self._dying: dict[int, list[Array]] = {}
+        for name, buffer in self.plan.buffers.items():
+            start = self.plan.offsets[name]
+            self._dying.setdefault(buffer.last, []).append(
+                self._arena[start : start + buffer.nbytes]
+            )
+        self._prepared = False
+
+    def run(self, **inputs: Array) -> None:
+        """Run all nodes on the inputs; results are in ``arrays`` until the next run."""
+        for name, array in inputs.items():
+            np.copyto(self.arrays[name], array)
+        verbose = os.environ.get("TINYUNET_VERBOSE") == "1"
+        if self._debug:
+            self._arena.fill(_NAN_BYTE)
+        for at, node, call in self._calls:
+            if verbose:
+                self._timed(node, call)
+            else:
+                call()
+            for memory in self._dying.get(at, ()) if self._debug else ():
+                memory.fill(_NAN_BYTE)
+
+    def _timed(self, node: Node, call: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        print(verbose_line(node, self.graph, seconds), flush=True)
+
+    def _bind(self, node: Node, shared: dict[str, Any]) -> Callable[[], None]:
+        inputs = {role: self.arrays[value] for role, value in node.inputs.items()}
+        outputs = {role: self.arrays[value] for role, value in node.outputs.items()}
+        return unfused.bind(node, inputs, outputs, shared)
+
+    def _place(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
+        """An array for each value: somebody else's memory, or a view into the arena."""
+        graph, memory = self.graph, self.graph.shared_memory()
+        owned = {memory[name]: self._arena[at:] for name, at in self.plan.offsets.items()}
+        for name, array in graph.data.items():
+            if name in memory:
+                owned[memory[name]] = _bytes(array)
+        for parameter, gradient in graph.gradients.items():
+            owned[memory[gradient]] = _bytes(gradients[parameter])
+        for name in graph.inputs:
+            if name in graph.values:
+                value = graph.values[name]
+                owned[memory[name]] = empty((value.nbytes,), np.uint8)
+        return {
+            name: owned[memory[name]][: value.nbytes].view(value.dtype).reshape(value.storage_shape)
+            for name, value in graph.values.items()
+        }
+
+
+def _bytes(array: Array) -> npt.NDArray[np.uint8]:
+    """The memory of an array, which must be contiguous: a copy would be written in vain."""
+    flat = array.reshape(-1)
+    if array.size and not np.shares_memory(flat, array):
+        raise ValueError("compile: parameters, buffers and gradients must be contiguous arrays")
+    return flat.view(np.uint8)

@@ -1,0 +1,129 @@
+"""A graph on the screen: tables, and a line for each kernel that runs."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tinyunet.graph.cost import flops, nbytes
+from tinyunet.graph.ir import Graph, Node, Value
+from tinyunet.graph.memory import plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A graph after a pass, by its figures."""
+
+    name: str
+    graph: Graph
+    arena: int
+
+    @property
+    def figures(self) -> tuple[int, int, int, float]:
+        """Nodes, of which unfused, bytes moved, FLOPs."""
+        nodes = self.graph.nodes
+        return (
+            len(nodes),
+            sum(is_unfused(node) for node in nodes),
+            sum(nbytes(node, self.graph) for node in nodes),
+            sum(flops(node, self.graph) for node in nodes),
+        )
+
+
+def stage(name: str, graph: Graph, reuse: bool) -> Stage:
+    """Return the figures of a graph as it would run now."""
+    return Stage(name, graph, plan(graph, reuse).nbytes)
+
+
+def is_unfused(node: Node) -> bool:
+    """Whether the eager operator runs."""
+    return node.attributes.get("implementation") is None and not node.views
+
+
+def summary(stages: Iterable[Stage]) -> str:
+    """Return a table with one line for each pass: what the graph is after it."""
+    rows = [("pass", "nodes", "unfused", "MB moved", "GFLOP", "arena MB")]
+    for item in stages:
+        nodes, unfused, moved, operations = item.figures
+        rows.append(
+            (
+                item.name,
+                str(nodes),
+                str(unfused),
+                f"{moved / 1e6:.1f}",
+                f"{operations / 1e9:.2f}",
+                f"{item.arena / 1e6:.1f}",
+            )
+        )
+    return aligned(rows, left=1)
+
+
+def nodes_table(graph: Graph) -> str:
+    """Return a table of all nodes, in the order in which they run."""
+    rows = [("node", "operator", "shape", "layout", "kernel", "fused", "MFLOP", "MB")]
+    for node in graph.nodes:
+        value = main_value(node, graph)
+        rows.append(
+            (
+                node.name,
+                node.op,
+                "x".join(map(str, value.shape)) or "1",
+                value.layout,
+                str(kernel_of(node)),
+                fused_parts(node),
+                f"{flops(node, graph) / 1e6:.1f}",
+                f"{nbytes(node, graph) / 1e6:.2f}",
+            )
+        )
+    return aligned(rows, left=6)
+
+
+def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
+    """Return what ``TINYUNET_VERBOSE=1`` prints of a kernel that has just run."""
+    value = main_value(node, graph)
+    shape = "x".join(map(str, value.shape)) or "1"
+    fused = fused_parts(node) or "-"
+    return (
+        f"tinyunet: {node.op:36} {shape:18} {value.layout:9} {kernel_of(node):12} {fused:44}"
+        f" {seconds * 1e3:8.3f} ms {flops(node, graph) / seconds / 1e9:8.1f} GFLOP/s"
+        f" {nbytes(node, graph) / seconds / 1e9:6.1f} GB/s  {node.name}"
+    )
+
+
+def main_value(node: Node, graph: Graph) -> Value:
+    """Return the largest array that the node writes: what its shape is in a table."""
+    values = [graph.values[name] for name in node.outputs.values()]
+    volumes = [value for value in values if value.layout != "plain"] or values
+    return max(volumes, key=lambda value: math.prod(value.shape))
+
+
+def kernel_of(node: Node) -> str:
+    """Return the algorithm; "eager" for an unfused operator, "view" for what moves nothing."""
+    if node.views:
+        return "view"
+    return str(node.attributes.get("algorithm") or node.attributes.get("implementation") or "eager")
+
+
+def fused_parts(node: Node) -> str:
+    """Return what the kernel does beside its own operator, before (prologue) and after (epilogue)."""
+    before = [part for role, part in _PROLOGUES.items() if role in node.inputs]
+    after = [part for role, part in _EPILOGUES.items() if role in (*node.inputs, *node.outputs)]
+    parts = [" ".join(["prologue:", ", ".join(before)])] if before else []
+    parts += [" ".join(["epilogue:", ", ".join(after)])] if after else []
+    return "; ".join(parts)
+
+
+_PROLOGUES: dict[str, str] = {}
+_EPILOGUES: dict[str, str] = {}
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Return rows as text, the first ``left`` columns flush left, a rule under the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

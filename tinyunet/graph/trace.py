@@ -1,0 +1,275 @@
+"""From a model to a graph: the model's own ``forward`` runs once, on arrays that have no numbers.
+
+Inside :func:`tinyunet.autograd.intercept` every operator that the model calls is written down instead
+of run. What it hands back is a tensor of the right shape whose voxels all lie on one place in memory,
+so that tracing a volume of any size costs nothing.
+
+The trace cannot see what a program computes beside the operators, in plain NumPy. So it is made
+twice, with other numbers: if a constant of the one differs from that of the other, it depends on
+the data. In a loss this is what the one-hot labels of :mod:`tinyunet.losses` are, and such a loss
+stays one node, run on a tape of its own at each step. In a model it is an error.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyunet.autograd import Function, Tensor, intercept
+from tinyunet.context import Context
+from tinyunet.graph.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
+from tinyunet.graph.operators import OPERATORS, Operator
+from tinyunet.nn import Module
+
+Loss = Callable[..., Tensor]
+Array = npt.NDArray[Any]
+
+IMAGES, LABELS = "images", "labels"
+
+
+@dataclass
+class _Trace:
+    """What is known while the model runs. Arrays hold ``fill`` times something of their own."""
+
+    fill: int
+    names: dict[int, tuple[str, Kind]]  # of parameters (tensors) and buffers (arrays), by identity
+    nodes: list[Node] = field(default_factory=list)
+    values: dict[str, Value] = field(default_factory=dict)
+    data: dict[str, Array] = field(default_factory=dict)
+    constants: list[Any] = field(default_factory=list)
+    kept: list[Any] = field(default_factory=list)  # an identity is good only while its object lives
+
+    def tensor(self, value: Value) -> Tensor:
+        """A tensor without memory that stands for a value."""
+        tensor = Tensor(np.zeros((), np.float32), value.needs_gradient)
+        numbers = np.sin(np.arange(1 + math.prod(value.shape[-1:])) + len(self.kept)) + 2
+        last_axis = (self.fill * numbers[1:]).astype(value.dtype).reshape(value.shape[-1:])
+        tensor.data = np.broadcast_to(last_axis, value.shape)
+        self.values[value.name] = value
+        self.names[id(tensor)] = value.name, value.kind
+        self.kept.append(tensor)
+        return tensor
+
+    def __call__(self, function: type[Function], arguments: tuple[Any, ...]) -> Tensor:
+        """Write down one call of an operator, and return what stands for its result."""
+        roles = _argument_names(function, len(arguments))
+        inputs: dict[str, str] = {}
+        order: list[Any] = []
+        for role, argument in zip(roles, arguments, strict=True):
+            if isinstance(argument, Tensor | np.ndarray):
+                inputs[role] = self._value_of(argument)
+                order.append(None)
+            else:
+                self.constants.append(argument)
+                order.append(argument)
+        settings = {r: a for r, a in zip(roles, order, strict=True) if a is not None}
+        needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+        known = OPERATORS.get(function) or _find_out(function, arguments, roles, needs)
+        name = self._unique(_module_of(inputs.values()) or known.name)
+        arrays = {
+            r: a.data if isinstance(a, Tensor) else a for r, a in zip(roles, arguments, strict=True)
+        }
+        shape = known.shape(arrays)
+        first = next(a for a in arguments if isinstance(a, Tensor))
+        dtype = np.dtype(known.dtype or first.dtype)
+        dst = Value(f"{name}.dst", shape, dtype, _layout(shape), needs_gradient=any(needs))
+        outputs = {"dst": dst.name}
+        for workspace, describe in known.workspaces.items() if any(needs) else ():
+            extent, kind = describe(arrays, shape)
+            value = Value(f"{name}.{workspace}", extent, np.dtype(kind), _layout(extent))
+            self.values[value.name] = value
+            outputs[workspace] = value.name
+        attributes = settings | {
+            "function": function,
+            "arguments": tuple(zip(roles, order, strict=True)),
+            "needs_gradient": needs,
+            "saves": known.saves,
+        }
+        views = {"dst": "a"} if known.name == "reshape" else {}
+        self.nodes.append(Node(name, known.name, inputs, outputs, attributes, views=views))
+        return self.tensor(dst)
+
+    def _value_of(self, argument: Tensor | Array) -> str:
+        name, kind = self.names.get(id(argument), ("", "constant"))
+        array = argument.data if isinstance(argument, Tensor) else argument
+        if not name:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                raise ValueError("compile: the model uses a parameter that is not among its own")
+            name = f"constant:{len(self.constants)}"
+            self.constants.append(array)
+            self.names[id(argument)] = name, "constant"
+            self.kept.append(argument)
+        if name not in self.values:
+            needs = kind == "parameter"
+            layout = _layout(array.shape) if kind == "constant" else PLAIN
+            self.values[name] = Value(name, array.shape, array.dtype, layout, kind, needs)
+            self.data[name] = array
+        return name
+
+    def _unique(self, name: str) -> str:
+        taken = {node.name for node in self.nodes}
+        count = 1
+        while (name if count == 1 else f"{name}:{count}") in taken:
+            count += 1
+        return name if count == 1 else f"{name}:{count}"
+
+
+def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None) -> Graph:
+    """Write down what a model computes, in its present mode (training or inference).
+
+    Parameters
+    ----------
+    model : Module
+        Is not run and not changed.
+    input_shape : tuple of int
+        Of the images, batch and channels included.
+    loss : callable, optional
+        ``loss(prediction, labels)``. If it takes ``from_logits`` and the model has ``logits``, it gets
+        those: the mathematics is the same, the kernels are fused.
+
+    Returns
+    -------
+    Graph
+        The forward part. Its output is the prediction, or the loss.
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit, or the model computes with data beside the operators.
+    """
+    (first, split, prediction), (second, _, _) = (
+        _record(model, input_shape, loss, fill) for fill in (0, 1)
+    )
+    for here, there in zip(first.nodes, second.nodes, strict=False):
+        if not _same_call(here, there, first, second):
+            if first.nodes.index(here) < split:
+                raise ValueError(
+                    f"compile: what {here.name} is given depends on the data, but is not computed by"
+                    " tinyunet's operators; use the eager model"
+                )
+            break
+    else:
+        if len(first.nodes) == len(second.nodes):
+            return _graph(first, first.nodes[-1].outputs["dst"] if loss else prediction, loss)
+    value = first.values[prediction]
+    node = Node(
+        "loss",
+        "eager_loss",
+        {"prediction": prediction, "labels": LABELS},
+        {"dst": "loss.dst", "diff_prediction": f"d({prediction})"},
+        {"function": loss, "from_logits": _wants_logits(model, loss)},
+    )
+    scalar = Value("loss.dst", (), np.dtype(np.float64), needs_gradient=True)
+    first.values |= {scalar.name: scalar}
+    first.values[f"d({prediction})"] = replace(value, name=f"d({prediction})", needs_gradient=False)
+    first.nodes[split:] = [node]
+    return _graph(first, scalar.name, loss)
+
+
+def _record(
+    model: Module, input_shape: tuple[int, ...], loss: Loss | None, fill: int
+) -> tuple[_Trace, int, str]:
+    """Return the trace, how many of its nodes are the model's, and the name of the prediction."""
+    names: dict[int, tuple[str, Kind]] = {}
+    names |= {id(p): (name, "parameter") for name, p in model.named_parameters()}
+    names |= {id(b): (name, "buffer") for name, b in model.named_buffers()}
+    traced = _Trace(fill, names)
+    dtype = next((p.dtype for p in model.parameters()), np.dtype(np.float32))
+    images = Value(IMAGES, tuple(input_shape), dtype, _layout(input_shape), "input")
+    with intercept(traced):
+        src = traced.tensor(images)
+        logits = _wants_logits(model, loss)
+        prediction = model.logits(src) if logits else model(src)  # type: ignore[attr-defined]
+        mine = len(traced.nodes)
+        if loss:
+            pattern = (fill * np.arange(prediction.shape[-2]) % 2).astype(np.uint8)
+            labels = np.broadcast_to(pattern, prediction.shape[:-1])
+            traced.names[id(labels)] = LABELS, "input"
+            traced.values[LABELS] = Value(LABELS, labels.shape, labels.dtype, kind="input")
+            traced.kept.append(labels)
+            result = (
+                loss(prediction, labels, from_logits=True) if logits else loss(prediction, labels)
+            )
+            if result.shape != ():
+                raise ValueError(f"compile: the loss must be one number, not {result.shape}")
+    return traced, mine, traced.names[id(prediction)][0]
+
+
+def _graph(traced: _Trace, output: str, loss: Loss | None) -> Graph:
+    inputs = (IMAGES, LABELS) if loss else (IMAGES,)
+    logits = [n.inputs["logits"] for n in traced.nodes if n.op in ("dice_sums", "cross_entropy")]
+    classes = max((max(traced.values[name].shape[-1], 2) for name in logits), default=0)
+    graph = Graph(
+        tuple(traced.nodes), traced.values, inputs, (output,), traced.data, classes=classes
+    )
+    return graph.rewrite({}).check()
+
+
+def _wants_logits(model: Module, loss: Loss | None) -> bool:
+    if loss is None or not hasattr(model, "logits"):
+        return False
+    return "from_logits" in inspect.signature(loss).parameters
+
+
+def _same_call(a: Node, b: Node, first: _Trace, second: _Trace) -> bool:
+    if (a.op, a.inputs, a.outputs) != (b.op, b.inputs, b.outputs):
+        return False
+    settings = [
+        [x for _, x in node.attributes["arguments"] if isinstance(x, int | float | str | tuple)]
+        for node in (a, b)
+    ]
+    return settings[0] == settings[1] and all(
+        np.array_equal(first.data[name], second.data[name])
+        for name in a.inputs.values()
+        if name in first.data and first.values[name].kind == "constant"
+    )
+
+
+def _argument_names(function: type[Function], count: int) -> list[str]:
+    names: list[str] = []
+    for parameter in list(inspect.signature(function.forward).parameters.values())[1:]:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}{i}" for i in range(count - len(names))]
+        else:
+            names.append(parameter.name)
+    return names[:count]
+
+
+def _module_of(inputs: Any) -> str:
+    """``encoder.0.conv0`` for an operator that takes ``encoder.0.conv0.weights``."""
+    owners = [i.rpartition(".")[0] for i in inputs if i.endswith((".weights", ".scale"))]
+    return owners[0] if owners else ""
+
+
+def _layout(shape: tuple[int, ...]) -> str:
+    return NDHWC if len(shape) == 5 else PLAIN
+
+
+def _find_out(
+    function: type[Function], arguments: tuple[Any, ...], roles: list[str], needs: tuple[bool, ...]
+) -> Operator:
+    """Run an operator that nobody has described, to see the shape it makes and what it saves."""
+    arrays = [
+        np.ascontiguousarray(a.data if isinstance(a, Tensor) else a).reshape(np.shape(a.data))
+        if isinstance(a, Tensor | np.ndarray)
+        else a
+        for a in arguments
+    ]
+    leaves = tuple(Tensor(0.0) if need else None for need in needs)
+    ctx = Context(function, leaves)
+    with np.errstate(all="ignore"):
+        dst = np.asarray(function.forward(ctx, *arrays))
+    saves: list[str] = []
+    workspaces: dict[str, Any] = {}
+    known = {id(array): role for role, array in zip(roles, arrays, strict=True)} | {id(dst): "dst"}
+    for index, array in enumerate(ctx.saved):
+        name = "" if array is None else known.get(id(array), f"saved{index}")
+        saves.append(name)
+        if array is not None and id(array) not in known:
+            workspaces[name] = lambda *_, a=array: (a.shape, a.dtype)
+    name = "".join(f"_{c.lower()}" if c.isupper() else c for c in function.__name__).lstrip("_")
+    return Operator(name, lambda _: dst.shape, tuple(saves), workspaces, dst.dtype)
