@@ -68,7 +68,7 @@ def trained(dataset, tmp_path_factory) -> Path:
             "tinyunet.train",
             lambda ranks: train.main(
                 ranks,
-                ["--data-path", str(dataset), "--output", str(output), "--epochs", "2", *SMALL],
+                ["--data-path", str(dataset), "--output", str(output), *SMALL, "--epochs", "2"],
             ),
         )
     assert left.value.code == 0

@@ -7,7 +7,18 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-SMALL = ("--filters", "2", "--depth", "3", "--patch-size", "16", "--patches-per-case", "1")
+SMALL = (
+    "--filters",
+    "2",
+    "--depth",
+    "3",
+    "--patch-size",
+    "16",
+    "--patches-per-case",
+    "1",
+    "--epochs",
+    "1",
+)
 
 
 def image_of(folder: Path, number: int = 2) -> Path:
@@ -23,6 +34,19 @@ def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     old = nibabel.load(path)
     nibabel.save(nibabel.Nifti1Image(change(np.asarray(old.dataobj)), old.affine), path)
     return path
+
+
+def brats_case(folder: Path, number: int, case: Path) -> Path:
+    """Write a case of the data set as BraTS releases it: a file a sequence, labels 1, 2 and 4."""
+    case.mkdir(parents=True)
+    image, labels = (nibabel.load(path(folder, number)) for path in (image_of, labels_of))
+    voxels = {"seg": np.array([0, 2, 1, 4], np.uint8)[np.asarray(labels.dataobj)]}
+    for channel, kind in enumerate(("flair", "t1", "t1ce", "t2")):
+        voxels[kind] = np.asarray(image.dataobj)[..., channel]
+    for kind, volume in voxels.items():
+        path = case / f"{case.name}_{kind}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(volume, image.affine), path)
+    return case
 
 
 def missing(folder: Path) -> Path:

@@ -7,7 +7,16 @@ import nibabel
 import numpy as np
 import pytest
 from launcher import launch, needs_mpi
-from small_runs import image_of, labels_of, nan, not_nifti, rewrite, truncated, wrong_sequences
+from small_runs import (
+    brats_case,
+    image_of,
+    labels_of,
+    nan,
+    not_nifti,
+    rewrite,
+    truncated,
+    wrong_sequences,
+)
 
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import load_image
@@ -66,20 +75,9 @@ def test_the_screen_names_each_file_and_its_millilitres(command, model, tmp_path
     assert "b 100%" in done.err
 
 
-def brats_case(folder, image):
-    """Write the sequences of an image as BraTS releases them."""
-    folder.mkdir()
-    volume = nibabel.load(image)
-    voxels = np.asarray(volume.dataobj)
-    for channel, kind in enumerate(("flair", "t1", "t1ce", "t2")):
-        one = nibabel.Nifti1Image(voxels[..., channel], volume.affine)
-        nibabel.save(one, folder / f"{folder.name}_{kind}.nii.gz")
-    return folder
-
-
 def test_a_brats_folder_gets_labels_as_brats_numbers_them(command, model, dataset, tmp_path):
     image = image_of(dataset)
-    case = brats_case(tmp_path / "BraTS_001", image)
+    case = brats_case(dataset, 2, tmp_path / "BraTS_001")
     done = command("predict", model, image, f"{case}/", "-o", tmp_path / "found")
     assert done.code == 0, done.err
     of_image = np.asarray(nibabel.load(tmp_path / "found" / image.name).dataobj)

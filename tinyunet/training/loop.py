@@ -91,8 +91,7 @@ class Trainer:
             self.optimizer.step()
             total += sums
             result = EpochResult(total[0] / (step * self._communicator.size), _dice(total[1:]))
-            self._progress.note(loss=result.loss, Dice=result.dice)
-            self._progress.step(self.loader.batch_size)
+            self._progress.step(self.loader.batch_size, loss=result.loss, Dice=result.dice)
         average_buffers(self.model, self._communicator)
         return result
 

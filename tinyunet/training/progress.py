@@ -12,7 +12,10 @@ from tqdm import tqdm
 
 _COLUMNS = 110
 # Volumes a second, also when they are fewer than one.
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_BAR = (
+    "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+)
 
 
 class Progress:
@@ -29,7 +32,6 @@ class Progress:
     def __init__(self, shown: bool) -> None:
         self._shown = shown
         self._bar: tqdm[None] | None = None
-        self._notes: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -64,28 +66,28 @@ class Progress:
         """Show a bar for the patches that all ranks will train on."""
         self._bar = tqdm(
             total=volumes,
-            desc="training",
             unit="vol",
             bar_format=_BAR,
             ncols=_columns(),
+            # Where the lines go, too: mpirun would mix two streams in any order.
+            file=sys.stdout,
             # Under mpirun, or into a file, every change of the bar is kept.
-            mininterval=0.1 if sys.stderr.isatty() else 1.0,
+            mininterval=0.1 if sys.stdout.isatty() else 1.0,
             # The mean from the start: validation takes its share of the time left, too.
             smoothing=0,
             disable=not self._shown,
         )
 
-    def note(self, **notes: str | float) -> None:
-        """Show figures behind the bar; those of other names stay."""
-        for name, value in notes.items():
-            self._notes[name] = value if isinstance(value, str) else f"{value:.3f}"
+    def epoch(self, number: int, count: int) -> None:
+        """Show which epoch of how many has begun."""
         if self._bar is not None:
-            text = ", ".join(f"{name} {value}" for name, value in self._notes.items())
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_description_str(f"epoch {number}/{count}")
 
-    def step(self, volumes: int) -> None:
-        """Move the bar."""
+    def step(self, volumes: int, **figures: float) -> None:
+        """Move the bar, and show figures behind it."""
         if self._bar is not None:
+            text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(volumes)
 
     def finish(self) -> None:

@@ -120,7 +120,7 @@ class Run:
             model, optimizer, loader, inspector, schedule, communicator, progress
         )
         self._history: list[dict[str, Any]] = []
-        self._best_epoch, self._best_score = 0, -1.0
+        self._saved_epoch, self._best_epoch, self._best_score = 0, 0, -1.0
         self._best_state = model.state_dict()
 
     def train(self) -> None:
@@ -129,7 +129,7 @@ class Run:
         self._progress.start(epochs * self._trainer.loader.volumes)
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            self._progress.note(epoch=f"{epoch}/{epochs}")
+            self._progress.epoch(epoch, epochs)
             result = self._trainer.epoch(epoch)
             validation = mean([case.scores for case in self._score(self._cases.validation)])
             best = overall(validation) > self._best_score
@@ -170,8 +170,8 @@ class Run:
 
     def left(self) -> str:
         """Say what there is of the run if it ends now."""
-        if self._folder.begun:
-            return f"{self._folder}/latest.npz holds epoch {len(self._history)}"
+        if self._saved_epoch:
+            return f"{self._folder}/latest.npz holds epoch {self._saved_epoch}"
         return "nothing was written"
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
@@ -194,6 +194,7 @@ class Run:
                     optimizer = self._trainer.optimizer
                     checkpoint.save(self._folder / name, self._model, optimizer, state)
                 write_json(self._folder / "history.json", self._history)
+                self._saved_epoch = epoch
 
     def _draw(self, cases: list[CaseResult]) -> None:
         # Imported here: matplotlib takes half a second that the first step need not wait for.

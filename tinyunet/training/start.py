@@ -54,10 +54,11 @@ def compile_kernels(
     communicator: Communicator,
     progress: Progress,
 ) -> None:
-    """Run one training step and one inference, rank 0 first, with a model that is thrown away.
+    """Run one training step and one inference on rank 0, with a model that is thrown away.
 
     The first start on a machine compiles the kernels and keeps them on disk; from then on they are
-    loaded. Were all ranks to compile at once, each would do the whole work, on shared cores.
+    loaded. Were all ranks to compile at once, each would do the whole work, on shared cores; so
+    they wait, and load what they need in their first step.
 
     Parameters
     ----------
@@ -69,13 +70,10 @@ def compile_kernels(
     progress : Progress
         Says that a person has to wait, and for how long it was.
     """
-    with progress.task("kernels: loading, or compiling at the first start (about a minute)"):
-        with communicator.together():
-            if communicator.rank == 0:
-                _step(config, patch_size)
-        with communicator.together():
-            if communicator.rank > 0:
-                _step(config, patch_size)
+    task = "loading kernels (the first start compiles them, which takes about a minute)"
+    with progress.task(task), communicator.together():
+        if communicator.rank == 0:
+            _step(config, patch_size)
 
 
 def _step(config: Mapping[str, Any], patch_size: tuple[int, int, int]) -> None:
