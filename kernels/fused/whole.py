@@ -1,0 +1,69 @@
+"""The prologues, as passes of their own over whole tensors: for readers that cannot do them.
+
+    normalize        dst = act(scale * x + shift)
+    form_gradient    dst = a * dz + b * x + d
+
+Traffic  Everything is read once and written once: what a fused reader saves.
+"""
+
+import numpy as np
+
+from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.fused.tensors import LANES, Floats, Gradient, Shape, Source
+from kernels.fused.vectors import read
+from kernels.simd import broadcast, fma, load, store
+
+
+def normalize(source: Source, dst: Floats) -> None:
+    """Write what a deferred source means.
+
+    Parameters
+    ----------
+    source : Source, data of shape (MB, CB, D, H, W, 16)
+    dst : float32 array, the same shape
+        Filled, a plain tensor.
+    """
+    x, dst_shape = source.data.reshape(-1), dst.shape
+    _normalize(x, dst_shape, source.scale, source.shift, source.slope, dst.reshape(-1))
+
+
+def form_gradient(gradient: Gradient, dst: Floats) -> None:
+    """Write what a deferred gradient means.
+
+    Parameters
+    ----------
+    gradient : Gradient, with ``x``
+    dst : float32 array, shape=(MB, CB, D, H, W, 16)
+        Filled; may be ``dz`` itself.
+    """
+    dz, x, a, b, d = gradient
+    _form_gradient(dz.reshape(-1), x.reshape(-1), dst.shape, a, b, d, dst.reshape(-1))
+
+
+@parallel_kernel
+def _normalize(
+    x: Floats, shape: Shape, scales: Floats, shifts: Floats, slope: float, dst: Floats
+) -> None:
+    MB, CB, D, H, W, _ = shape
+    row = H * W * LANES
+    for plane in prange(MB * CB * D):
+        image, _ = split_index(plane, D)
+        channel = image % CB * LANES
+        scale, shift = load(scales, channel), load(shifts, channel)
+        slopes = broadcast(np.float32(slope))
+        for i in range(plane * row, (plane + 1) * row, LANES):
+            store(dst, i, read(load(x, i), scale, shift, slopes))
+
+
+@parallel_kernel
+def _form_gradient(
+    dz: Floats, x: Floats, shape: Shape, a: Floats, b: Floats, d: Floats, dst: Floats
+) -> None:
+    MB, CB, D, H, W, _ = shape
+    row = H * W * LANES
+    for plane in prange(MB * CB * D):
+        image, _ = split_index(plane, D)
+        channel = image % CB * LANES
+        slope, tilt, level = load(a, channel), load(b, channel), load(d, channel)
+        for i in range(plane * row, (plane + 1) * row, LANES):
+            store(dst, i, fma(slope, load(dz, i), fma(tilt, load(x, i), level)))

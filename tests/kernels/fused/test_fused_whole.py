@@ -1,0 +1,36 @@
+"""Deferred sources and gradients written out, exactly on integers."""
+
+import numpy as np
+from checkers import assert_exact, integers, unchanged
+from deferred import CHANNELS, SIZES, SLOPES, blocked, per_channel, poisoned, unblocked
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels.fused.tensors import Gradient, Source
+from kernels.fused.whole import form_gradient, normalize
+
+
+@given(SIZES, CHANNELS, SLOPES, st.integers(0, 99))
+def test_normalize(size, channels, slope, seed):
+    generator = np.random.default_rng(seed)
+    x, scale, shift = (integers(generator, *s, channels) for s in (size, (), ()))
+    source = Source(blocked(x), per_channel(scale), per_channel(shift), slope)
+    dst = poisoned(*source.data.shape)
+    with unchanged(source.data, source.scale, source.shift):
+        normalize(source, dst)
+    expected = x * scale + shift
+    assert_exact(unblocked(dst, channels), np.where(expected > 0, expected, slope * expected))
+
+
+@given(SIZES, CHANNELS, st.integers(0, 99))
+def test_form_gradient_also_in_place(size, channels, seed):
+    generator = np.random.default_rng(seed)
+    dz, x, a, b, d = (integers(generator, *s, channels) for s in (size, size, (), (), ()))
+    vectors = [per_channel(v) for v in (a, b, d)]
+    gradient = Gradient(blocked(dz), blocked(x), *vectors)
+    dst = poisoned(*gradient.dz.shape)
+    with unchanged(*gradient):
+        form_gradient(gradient, dst)
+    assert_exact(unblocked(dst, channels), a * dz + b * x + d)
+    form_gradient(gradient, gradient.dz)
+    assert_exact(gradient.dz, dst)
