@@ -154,8 +154,9 @@ def sigmoid_forward(src: Array) -> Array:
     """
     src = tensor("src", src)
     if src.dtype == np.float64:
-        # The tangent has no exponential that could overflow.
-        return 0.5 + 0.5 * np.tanh(0.5 * src)
+        # Of a number that is not above 0 the exponential does not overflow.
+        power = np.exp(-np.abs(src))
+        return np.where(src >= 0.0, 1.0, power) / (1.0 + power)
     dst = empty(src.shape)
     _sigmoid_forward(src.reshape(-1), dst.reshape(-1))
     return dst

@@ -16,6 +16,7 @@ Numerics   float32 per voxel with an error below 3e-7 times the larger of 1 and 
 
 import numpy as np
 
+from kernels.activation import sigmoid_forward
 from kernels.checks import Array, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.exponential import exp, log, log1p
@@ -97,7 +98,7 @@ def cross_entropy_backward(logits: Array, labels: Labels, diff_loss: float = 1.0
     share = float(diff_loss) / labels.size
     if logits.dtype == np.float64:
         if classes == 1:
-            return share * (0.5 + 0.5 * np.tanh(0.5 * logits) - labels[..., None])
+            return share * (sigmoid_forward(logits) - labels[..., None])
         return share * (softmax_reference(logits) - (labels[..., None] == np.arange(classes)))
     diff_logits = empty(logits.shape)
     _backward(

@@ -26,6 +26,7 @@ Source: Milletari, Navab and Ahmadi, "V-Net" (2016), section 3; Drozdzal et al. 
 import numpy as np
 import numpy.typing as npt
 
+from kernels.activation import sigmoid_forward
 from kernels.checks import Array, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
@@ -142,7 +143,7 @@ def _checked(logits: Array, labels: Labels) -> tuple[Array, Labels]:
 def _reference(logits: Array, labels: Labels) -> tuple[Array, Array]:
     classes = logits.shape[-1]
     if classes == 1:
-        return 0.5 + 0.5 * np.tanh(0.5 * logits), (labels[..., None] == 1).astype(np.float64)
+        return sigmoid_forward(logits), (labels[..., None] == 1).astype(np.float64)
     return softmax_reference(logits), (labels[..., None] == np.arange(classes)).astype(np.float64)
 
 

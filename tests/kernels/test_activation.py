@@ -79,6 +79,12 @@ def test_gradients(forward, backward):
     check_gradients(forward, lambda diff: [backward(diff, forward(src))], [src])
 
 
+def test_sigmoid_of_float64_is_exact_far_out():
+    src = np.linspace(-700, 700, 1401)
+    exact = 1 / (1 + np.exp(-src))
+    assert np.abs(activation.sigmoid_forward(src) / exact - 1).max() < 1e-15
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_sigmoid_saturates(dtype):
     src = np.array([-np.inf, -1e4, -100.0, 100.0, 1e4, np.inf], dtype)

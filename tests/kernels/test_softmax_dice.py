@@ -67,9 +67,11 @@ def test_dice_sums(volume, classes, seed, threads):
     p, t = one_hot(logits.astype(np.float64), labels)
     expected = ((p * t).sum(axis=(1, 2, 3)), p.sum(axis=(1, 2, 3)), t.sum(axis=(1, 2, 3)))
     reference = softmax_dice.dice_forward(logits.astype(np.float64), labels)
+    # A probability whose logit is 20 below the largest has a relative error of 20 * 6e-8 from the
+    # subtraction; in a sum over few voxels it may be all there is.
     for which, name in enumerate(("intersection", "prediction", "target")):
         assert sums[which].dtype == np.float64
-        assert_close(sums[which], expected[which], 3e-7, name)
+        assert_close(sums[which], expected[which], 1.5e-6, name)
         assert_close(reference[which], expected[which], 1e-14, name)
     assert_exact(sums[2], expected[2])
 
@@ -97,7 +99,9 @@ def test_cross_entropy(volume, classes, seed, threads):
         diff_logits = softmax_dice.cross_entropy_backward(logits, labels, 3.0)
     p, t = one_hot(logits.astype(np.float64), labels)
     share = 3.0 / labels.size
-    exact = -np.log(np.where(t, p, 1 - p)).mean() if classes == 1 else -np.log(p[t]).mean()
+    # With one class the other's probability is the sigmoid of -x; 1 - p would cancel.
+    signed = np.where(t, logits, -logits).astype(np.float64)
+    exact = np.log(1 + np.exp(-signed)).mean() if classes == 1 else -np.log(p[t]).mean()
     assert isinstance(loss, float)
     assert math.isclose(loss, exact, rel_tol=3e-7, abs_tol=3e-7)
     reference = softmax_dice.cross_entropy_forward(logits.astype(np.float64), labels)
