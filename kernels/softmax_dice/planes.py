@@ -7,9 +7,10 @@ the number of voxels in the block, which is less than ``BLOCK`` at the end of a 
 
 Numerics   The maximum of each voxel is subtracted first, so that no exponential overflows and the
            largest is 1. That rounds: a probability whose logit lies ``d`` below the largest has a
-           relative error of up to ``(d + 5) * 6e-8``, an absolute one below 3e-7. A sum over voxels is kept for each place in the block, in float32 over the 32
-           blocks of a chunk and from there on in float64: its relative error is below 32 * 6e-8, and
-           1e-8 in practice, as errors of a thousand places cancel.
+           relative error of up to ``(d + 5) * 6e-8``, an absolute one below 3e-7. A sum over
+           voxels is kept for each place in the block, in float32 over the 32 blocks of a chunk and
+           from there on in float64: its relative error is below 32 * 6e-8, and 1e-8 in practice, as
+           errors of a thousand places cancel.
 """
 
 from typing import Any
