@@ -118,11 +118,11 @@ def test_the_loader_raises_what_its_thread_met(cases):
 
 def test_the_inspector_reads_everything_and_tells_later(cases, loads):
     inspector = Inspector(cases, Volumes(10**9), PATCH)
-    inspector.check(wait=True)
+    inspector.check(wait=60)
     assert loads == [case.name for case in cases]
     inspector = Inspector(cases, Volumes(10**9), (16, 21, 16))
     with pytest.raises(DataError, match="larger than the volume"):
-        inspector.check(wait=True)
+        inspector.check(wait=60)
     with pytest.raises(DataError, match="larger than the volume"):
         inspector.check()
 

@@ -1,26 +1,20 @@
 """What a training says in words."""
 
-from collections.abc import Sequence
-
 from kernels import machine
-from tinyunet.data.decathlon import Dataset
 from tinyunet.scores import Scores
 from tinyunet.training.loop import EpochResult
 from tinyunet.training.settings import Settings
+from tinyunet.training.start import Data
 from tinyunet.unet import UNet
 
 
-def plan(
-    settings: Settings, dataset: Dataset, cases: Sequence[int], model: UNet, ranks: int
-) -> str:
-    """Return four lines: what is going to be done, on what, with what.
+def plan(settings: Settings, data: Data, model: UNet, ranks: int) -> str:
+    """Return a few lines: what is going to be done, on what, with what.
 
     Parameters
     ----------
     settings : Settings
-    dataset : Dataset
-    cases : three of int
-        How many cases are for training, validation and test.
+    data : Data
     model : UNet
     ranks : int
     """
@@ -28,9 +22,9 @@ def plan(
     patch = " x ".join(map(str, settings.patch_size))
     return "\n".join(
         [
-            f"data     {dataset.path}",
-            f"         {cases[0]} cases to train on, {cases[1]} to validate on, {cases[2]} to test "
-            f"on; {', '.join(dataset.modalities)}",
+            f"data     {data.dataset.path}",
+            f"         {', '.join(data.dataset.modalities)}; {len(data.train)} cases to train on, "
+            f"{len(data.validation)} to validate on, {len(data.test)} to test on",
             f"model    U-Net of {count(settings.depth, 'level')} from "
             f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
             f"steps    {count(settings.epochs, 'epoch')}, "

@@ -2,10 +2,10 @@
 
 import dataclasses
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from tinyunet import checkpoint
-from tinyunet.data.decathlon import Case, Dataset, split
+from tinyunet.data.decathlon import Case
 from tinyunet.files import write_json
 from tinyunet.optim import Adam, polynomial, warm_up
 from tinyunet.parallel.communicator import Communicator
@@ -14,22 +14,14 @@ from tinyunet.training import report
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.progress import Progress
-from tinyunet.training.samples import Inspector, Loader, Volumes, half_the_memory
+from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings
-from tinyunet.training.start import compile_kernels, find_dataset
+from tinyunet.training.start import Data, compile_kernels, find_data
 from tinyunet.training.validate import CaseResult, score_cases
 from tinyunet.unet import UNet
 
 # Test cases that are pictured.
 PICTURED = 3
-
-
-class Split(NamedTuple):
-    """The cases of a data set, each in one part."""
-
-    train: list[Case]
-    validation: list[Case]
-    test: list[Case]
 
 
 def train(settings: Settings, communicator: Communicator) -> None:
@@ -49,20 +41,12 @@ def train(settings: Settings, communicator: Communicator) -> None:
         After Ctrl-C; its text tells what is left of the run.
     """
     with Progress(shown=communicator.rank == 0) as progress:
-        dataset = find_dataset(settings.data_path, communicator, progress)
+        data = find_data(settings, communicator, progress)
         folder = RunFolder(settings.output)
         with communicator.together():
-            cases = Split(
-                *split(
-                    dataset.cases,
-                    settings.train_test_split,
-                    settings.validate_test_split,
-                    settings.random_seed,
-                )
-            )
             model = UNet(
-                in_channels=dataset.in_channels,
-                classes=dataset.classes,
+                in_channels=data.dataset.in_channels,
+                classes=data.dataset.classes,
                 filters=settings.filters,
                 depth=settings.depth,
                 use_upsampling=settings.use_upsampling,
@@ -72,10 +56,9 @@ def train(settings: Settings, communicator: Communicator) -> None:
             if communicator.rank == 0:
                 # Two checkpoints of parameters and two averages, and a third while it is written.
                 folder.check(3 * 3 * optimizer.flat_parameters.nbytes)
-        ranks = communicator.size
-        progress.line(report.plan(settings, dataset, [*map(len, cases)], model, ranks))
+        progress.line(report.plan(settings, data, model, communicator.size))
         compile_kernels(model.config, settings.patch_size, communicator, progress)
-        run = Run(settings, dataset, cases, model, optimizer, folder, communicator, progress)
+        run = Run(settings, data, model, optimizer, folder, communicator, progress)
         try:
             run.train()
             run.test()
@@ -89,35 +72,29 @@ class Run:
     def __init__(
         self,
         settings: Settings,
-        dataset: Dataset,
-        cases: Split,
+        data: Data,
         model: UNet,
         optimizer: Adam,
         folder: RunFolder,
         communicator: Communicator,
         progress: Progress,
     ) -> None:
-        self._settings, self._dataset, self._cases = settings, dataset, cases
-        self._model, self._folder = model, folder
+        self._settings, self._data, self._model, self._folder = settings, data, model, folder
         self._communicator, self._progress = communicator, progress
-        rank, ranks = communicator.rank, communicator.size
-        self._volumes = Volumes(half_the_memory(communicator.local_size))
-        every_case = cases.test + cases.validation + cases.train
-        inspector = Inspector(every_case[rank::ranks], self._volumes, settings.patch_size)
         loader = Loader(
-            cases.train,
-            self._volumes,
+            data.train,
+            data.volumes,
             settings.patch_size,
             settings.patches_per_case,
-            settings.batch_for(ranks),
+            settings.batch_for(communicator.size),
             settings.random_seed,
-            rank,
-            ranks,
+            communicator.rank,
+            communicator.size,
         )
         steps = settings.epochs * loader.steps
         schedule = warm_up(polynomial(settings.lr, steps), max(1, steps // 20))
         self._trainer = Trainer(
-            model, optimizer, loader, inspector, schedule, communicator, progress
+            model, optimizer, loader, data.inspector, schedule, communicator, progress
         )
         self._history: list[dict[str, Any]] = []
         self._saved_epoch, self._best_epoch, self._best_score = 0, 0, -1.0
@@ -131,7 +108,7 @@ class Run:
             start = time.perf_counter()
             self._progress.epoch(epoch, epochs)
             result = self._trainer.epoch(epoch)
-            validation = mean([case.scores for case in self._score(self._cases.validation)])
+            validation = mean([case.scores for case in self._score(self._data.validation)])
             best = overall(validation) > self._best_score
             if best:
                 self._best_epoch, self._best_score = epoch, overall(validation)
@@ -155,7 +132,7 @@ class Run:
         """Score the best model on cases that it was never trained on, and draw the pictures."""
         self._model.load_state_dict(self._best_state)
         with self._progress.task("segmenting the test cases"):
-            cases = self._score(self._cases.test, keep=PICTURED)
+            cases = self._score(self._data.test, keep=PICTURED)
         rows = [(case.name, case.scores) for case in cases]
         with self._communicator.together():
             if self._communicator.rank == 0:
@@ -175,17 +152,17 @@ class Run:
         return "nothing was written"
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
-        names = self._dataset.labels
-        return score_cases(self._model, cases, self._volumes, names, self._communicator, keep)
+        names = self._data.dataset.labels
+        return score_cases(self._model, cases, self._data.volumes, names, self._communicator, keep)
 
     def _keep(self, epoch: int, validation: Scores, best: bool) -> None:
         """Write the latest checkpoint, the best one if this is it, and the history."""
         state = {
             "epoch": epoch,
             "validation": validation,
-            "modalities": self._dataset.modalities,
-            "labels": self._dataset.labels,
-            "label_values": self._dataset.label_values,
+            "modalities": self._data.dataset.modalities,
+            "labels": self._data.dataset.labels,
+            "label_values": self._data.dataset.label_values,
             "settings": dataclasses.asdict(self._settings),
         }
         with self._communicator.together():
@@ -203,14 +180,14 @@ class Run:
 
         draw_learning_curves(self._folder / "learning_curves.png", self._history)
         pictured = []
-        for case, result in zip(self._cases.test, cases, strict=True):
+        for case, result in zip(self._data.test, cases, strict=True):
             if result.prediction is not None:
-                image, labels = self._volumes[case]
+                image, labels = self._data.volumes[case]
                 note = f"mean Dice {overall(result.scores):.2f}"
                 pictured.append(PicturedCase(case.name, image, labels, result.prediction, note))
         draw_predictions(
             self._folder / "predictions.png",
             pictured,
-            self._dataset.modalities,
-            self._dataset.labels,
+            self._data.dataset.modalities,
+            self._data.dataset.labels,
         )

@@ -116,16 +116,21 @@ class Inspector:
         self._thread = threading.Thread(target=self._read, name="inspector", daemon=True)
         self._thread.start()
 
-    def check(self, wait: bool = False) -> None:
-        """Raise what was found so far, or, after waiting, in all cases.
+    def check(self, wait: float = 0.0) -> None:
+        """Raise what was found so far.
+
+        Parameters
+        ----------
+        wait : float
+            Seconds to wait for the last case, at most.
 
         Raises
         ------
         DataError
             As :meth:`Volumes.__getitem__`, or if a patch is larger than a volume.
         """
-        if wait:
-            self._thread.join()
+        if wait > 0:
+            self._thread.join(wait)
         if self._error is not None:
             raise self._error
 

@@ -3,49 +3,87 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyunet.data import phantom
-from tinyunet.data.decathlon import Dataset, read_dataset
+from tinyunet.data.decathlon import Case, Dataset, read_dataset, split
 from tinyunet.inference import segment
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.progress import Progress
+from tinyunet.training.samples import Inspector, Volumes, half_the_memory
+from tinyunet.training.settings import Settings
 from tinyunet.unet import UNet
 
 # The built-in data set: 27 heads to train on, 2 to validate on, 3 to test on.
 PHANTOMS = Path("data")
 PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED = 32, (64, 72, 56), 0
+# Seconds to wait for the inspection of all files, which is enough for the phantoms. What it takes
+# longer for is inspected during the training.
+_PATIENCE = 2.0
 
 
-def find_dataset(data_path: str | None, communicator: Communicator, progress: Progress) -> Dataset:
-    """Read what cases a folder has, or make the built-in phantoms if no folder is named.
+class Data(NamedTuple):
+    """What a training is given: cases in three parts, each case in one of them.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        Where they come from.
+    train, validation, test : list of Case
+    volumes : Volumes
+        Keeps what this rank has read.
+    inspector : Inspector
+        Reads this rank's share of all cases in the background.
+    """
+
+    dataset: Dataset
+    train: list[Case]
+    validation: list[Case]
+    test: list[Case]
+    volumes: Volumes
+    inspector: Inspector
+
+
+def find_data(settings: Settings, communicator: Communicator, progress: Progress) -> Data:
+    """Find the cases to train on, or make the built-in phantoms if no folder is named.
 
     Parameters
     ----------
-    data_path : str or None
-        Folder of a Decathlon task or of BraTS cases; None for the phantoms in ``data/``, which
-        rank 0 makes if they are not there.
+    settings : Settings
+        Without a ``data_path``, phantoms are taken from ``data/``; rank 0 makes them if they are
+        not there.
     communicator : Communicator
     progress : Progress
 
     Raises
     ------
     AgreedError
-        On every rank, if the folder cannot be read or made on any.
+        On every rank, if on any the folder or, within two seconds, a file turned out to be bad.
     """
     made_of = (PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED)
-    path = Path(data_path or PHANTOMS / phantom.folder_name(*made_of))
+    path = Path(settings.data_path or PHANTOMS / phantom.folder_name(*made_of))
     with communicator.together():
-        if data_path is None and communicator.rank == 0:
+        if settings.data_path is None and communicator.rank == 0:
             there = path.exists()
             with nullcontext() if there else progress.task(f"making {PHANTOM_CASES} phantoms"):
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
-        return read_dataset(path)
+        dataset = read_dataset(path)
+        train, validation, test = split(
+            dataset.cases,
+            settings.train_test_split,
+            settings.validate_test_split,
+            settings.random_seed,
+        )
+        volumes = Volumes(half_the_memory(communicator.local_size))
+        mine = [*test, *validation, *train][communicator.rank :: communicator.size]
+        inspector = Inspector(mine, volumes, settings.patch_size)
+        inspector.check(wait=_PATIENCE)
+    return Data(dataset, train, validation, test, volumes, inspector)
 
 
 def compile_kernels(
