@@ -1,0 +1,338 @@
+"""Convolutions of the compiled graph: deferred sources in, raw outputs and their statistics out.
+
+    forward            dst = weights * act(scale * [a, b] + shift) + bias, and the moments of dst
+    backward_data      [a, b] = weights^T * (a dz + b x + d), masked, with the sums of batch norm
+    backward_weights   (a dz + b x + d) x act(scale * [a, b] + shift)
+
+What is read is normalised while it is packed, what is written is masked and summed while it is in cache
+(`kernels.conv3d.bricks`): no pass over memory is left for batch norm, activation, bias or concatenation.
+A plan fixes an algorithm, direct (tile None) or Winograd F(tile), and all sizes; weights are packed for
+it once a step.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.conv3d import direct_bricks, winograd_convolve, winograd_weights
+from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue
+from kernels.conv3d.shapes import Triple
+from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
+from kernels.layout import blocks, pack_weights, unpack_weights
+from kernels.memory import scratchpad
+
+#: Up to this many channels a first layer is read as it is, channels last.
+FEW_CHANNELS = 4
+
+NO_SUMS: Doubles = np.empty((0, 3, 0))
+
+
+class Plan(NamedTuple):
+    """One direction of a convolution of stride 1 and "same" padding: sizes, algorithm, bricks."""
+
+    channels_in: tuple[int, int]  # of the two sources
+    channels_out: tuple[int, int]  # of the two destinations
+    size: tuple[int, int, int, int]  # MB, D, H, W
+    kernel: Triple
+    tile: Triple | None  # Winograd F(tile); None: direct
+    width: int  # channels in a block of the source: 16, or the few of a first layer
+    cut: Cut
+
+    @property
+    def blocks_in(self) -> int:
+        """Channel blocks of both sources."""
+        return 1 if self.width < LANES else sum(map(blocks, self.channels_in))
+
+    @property
+    def blocks_out(self) -> tuple[int, int]:
+        """Channel blocks of each destination."""
+        return blocks(self.channels_out[0]), blocks(self.channels_out[1])
+
+    @property
+    def before(self) -> Triple:
+        """Zeros before the first voxel."""
+        return (self.kernel[0] - 1) // 2, (self.kernel[1] - 1) // 2, (self.kernel[2] - 1) // 2
+
+
+def plan(
+    channels_in: tuple[int, int],
+    channels_out: tuple[int, int],
+    size: tuple[int, int, int, int],
+    kernel: Triple,
+    tile: Triple | None = None,
+    *,
+    channels_last: bool = False,
+) -> Plan:
+    """Plan ``forward`` or ``backward_weights``; and ``backward_data``, with in and out exchanged.
+
+    Parameters
+    ----------
+    channels_in, channels_out : (int, int)
+        Of the two sources and the two destinations; 0 where there is no second.
+    size : (MB, D, H, W)
+    kernel : (KD, KH, KW)
+        Odd sizes up to 5.
+    tile : (md, mh, mw), optional
+        Winograd F(tile), where the kernel is 3 (1 where the tile is 1); None is direct.
+    channels_last : bool
+        The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`; direct only.
+
+    Raises
+    ------
+    ValueError
+        If there is no such algorithm.
+    """
+    if not all(k in (1, 3, 5) for k in kernel):
+        raise ValueError(f"kernel is {kernel}; fused convolutions have sizes 1, 3 and 5")
+    if channels_last and (channels_in[0] > FEW_CHANNELS or channels_in[1] or tile):
+        raise ValueError(f"{channels_in} channels last: at most {FEW_CHANNELS}, one source, direct")
+    ICB, OCB = sum(map(blocks, channels_in)), sum(map(blocks, channels_out))
+    if tile is None:
+        cut = direct_bricks.cut_output(size, kernel, ICB)
+    elif all(k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True)):
+        cut = winograd_convolve.cut_output(size, tile, ICB, OCB)
+    else:
+        raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
+    width = channels_in[0] if channels_last else LANES
+    return Plan(channels_in, channels_out, size, kernel, tile, width, cut)
+
+
+def packed_shape(p: Plan) -> tuple[int, ...]:
+    """Shape of the weights that ``forward`` and ``backward_data`` take: filled by `pack`."""
+    if p.tile is None:
+        return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, p.blocks_out, p.width)
+    return winograd_convolve.packed_shape(p.cut, p.tile, p.blocks_in, sum(p.blocks_out))
+
+
+def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> None:
+    """Pack weights (OC, IC, KD, KH, KW) for the plan's algorithm; ``adjoint`` for ``backward_data``."""
+    # Channels of the forward convolution's sources, whichever way this plan goes.
+    split = p.channels_out if adjoint else p.channels_in
+    spread = weights if p.width < LANES else _spread(weights, split)
+    if p.tile is None:
+        pack_weights(spread, packed, adjoint=adjoint)
+        return
+    taps = math.prod(p.kernel)
+    shape = packed.shape[1], packed.shape[2], taps, packed.shape[3], packed.shape[4]
+    panel = scratchpad("weight panel", math.prod(shape))[: math.prod(shape)].reshape(shape)
+    pack_weights(spread, panel, adjoint=adjoint)
+    winograd_convolve.transform_weights(panel, p.tile, packed)
+
+
+def moments_shape(p: Plan) -> tuple[int, int, int]:
+    """Shape of the moments that ``forward`` fills: (bricks, 3, channels)."""
+    return p.cut.bricks, 3, sum(p.blocks_out) * LANES
+
+
+def sums_shape(p: Plan, destination: int) -> tuple[int, int, int]:
+    """Shape of the sums in the mask of one destination of ``backward_data``."""
+    return 2, p.cut.bricks, p.blocks_out[destination] * LANES
+
+
+def forward(
+    p: Plan,
+    a: Source,
+    b: Source,
+    packed: Floats,
+    bias: Floats,
+    dst: Floats,
+    moments: Doubles = NO_SUMS,
+) -> None:
+    """Convolve what two deferred sources mean.
+
+    Parameters
+    ----------
+    p : Plan
+    a, b : Source
+        The second is `NO_SOURCE` where nothing is concatenated.
+    packed : ndarray, `packed_shape`
+    bias : ndarray, shape=(CB * 16,)
+        Zeros past the last channel.
+    dst : ndarray, shape=(MB, CB, D, H, W, 16)
+        Filled, not normalised.
+    moments : ndarray, `moments_shape`, float64, optional
+        Filled with count, mean and sum of squared deviations of each brick.
+    """
+    one = np.float32(1.0)
+    out = sum(p.blocks_out)
+    gathered = moments if moments.size else NO_MOMENTS
+    sums = np.empty((2, 0, 0))
+    epilogue = Epilogue(
+        dst.reshape(-1),
+        EMPTY,
+        out,
+        out,
+        bias,
+        gathered,
+        EMPTY,
+        EMPTY,
+        EMPTY,
+        EMPTY,
+        one,
+        one,
+        sums,
+        sums,
+    )
+    _convolve(p, _source_prologue(p, a, b), packed, epilogue)
+
+
+def backward_data(
+    p: Plan,
+    gradient: Gradient,
+    packed: Floats,
+    dst: tuple[Floats, Floats],
+    masks: tuple[Mask, Mask] = (NO_MASK, NO_MASK),
+) -> None:
+    """Gradients of one or two sources.
+
+    Parameters
+    ----------
+    p : Plan
+        Made with in and out exchanged: ``channels_out`` are those of the forward pass's sources.
+    gradient : Gradient
+        Of the forward pass's output.
+    packed : ndarray, `packed_shape`
+        Adjoint weights.
+    dst : two ndarrays, shape=(MB, CB, D, H, W, 16)
+        Filled with dy, or with dz where there is a mask; the second may be empty.
+    masks : two Masks
+        `NO_MASK` where dy itself is wanted. Their sums are filled.
+    """
+    (first, second), (a, b) = dst, masks
+    mask_a, mask_b = (np.concatenate([m.scale, m.shift, m.mean]) for m in (a, b))
+    epilogue = Epilogue(
+        first.reshape(-1),
+        second.reshape(-1),
+        p.blocks_out[0],
+        sum(p.blocks_out),
+        EMPTY,
+        NO_MOMENTS,
+        a.x.reshape(-1),
+        b.x.reshape(-1),
+        mask_a,
+        mask_b,
+        np.float32(a.slope),
+        np.float32(b.slope),
+        a.sums,
+        b.sums,
+    )
+    _convolve(p, _gradient_prologue(gradient), packed, epilogue)
+
+
+def backward_weights(
+    p: Plan, a: Source, b: Source, gradient: Gradient, diff_weights: Floats, diff_bias: Floats
+) -> None:
+    """Gradients of weights and bias.
+
+    Parameters
+    ----------
+    p : Plan
+        The forward pass's sizes; its algorithm may be another.
+    a, b : Source
+        What the forward pass read.
+    gradient : Gradient
+        Of its output.
+    diff_weights : ndarray, shape=(OC, IC, KD, KH, KW)
+    diff_bias : ndarray, shape=(OC,)
+        Both filled.
+    """
+    OC, IC = diff_weights.shape[:2]
+    ICB, OCB = p.blocks_in, sum(p.blocks_out)
+    taps, src_size = math.prod(p.kernel), p.size[1:]
+    prologue, grad = _source_prologue(p, a, b), _gradient_prologue(gradient)
+    if p.tile is None:
+        _, chunks = direct_bricks.split(p.cut.bricks, ICB, OCB)
+        panel = _pad("weight sums", chunks, OCB, ICB, taps, p.width, LANES)
+        totals = np.empty((chunks, OCB * LANES))
+        direct_bricks.backward_weights(
+            prologue, src_size, p.before, grad, p.cut, p.kernel, panel, totals
+        )
+    else:
+        _, cols = winograd_weights.register_tile(OCB)
+        _, chunks = winograd_weights.split(p.cut.bricks, ICB, OCB)
+        panel = _pad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
+        totals = np.empty((chunks, OCB * LANES))
+        winograd_weights.backward_weights(
+            prologue, src_size, p.before, grad, p.cut, p.tile, panel, totals
+        )
+    diff_bias[:] = totals.sum(axis=0)[:OC]
+    flat = diff_weights.reshape(OC, IC, taps)
+    if p.width < LANES or not p.channels_in[1] or p.channels_in[0] % LANES == 0:
+        unpack_weights(panel, flat)
+        return
+    spread = np.empty((OC, ICB * LANES, taps), np.float32)
+    unpack_weights(panel, spread)
+    flat[:] = spread[:, _places(p.channels_in)]
+
+
+def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -> None:
+    size = p.size[1:]
+    if p.tile is None:
+        direct_bricks.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut)
+    else:
+        winograd_convolve.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
+
+
+def _source_prologue(p: Plan, a: Source, b: Source) -> Prologue:
+    one = np.float32(1.0)
+    if p.width < LANES:
+        flat = a.data.reshape(-1)
+        return Prologue(flat, EMPTY, EMPTY, EMPTY, 1, 1, EMPTY, one, one, p.width)
+    coefficients = np.concatenate(
+        [a.scale, b.scale, a.shift, b.shift, np.zeros(a.scale.size + b.scale.size, np.float32)]
+    )
+    return Prologue(
+        a.data.reshape(-1),
+        EMPTY,
+        b.data.reshape(-1),
+        EMPTY,
+        blocks(p.channels_in[0]),
+        p.blocks_in,
+        coefficients,
+        np.float32(a.slope),
+        np.float32(b.slope),
+        LANES,
+    )
+
+
+def _gradient_prologue(gradient: Gradient) -> Prologue:
+    one, count = np.float32(1.0), gradient.dz.shape[1]
+    return Prologue(
+        gradient.dz.reshape(-1),
+        gradient.x.reshape(-1),
+        EMPTY,
+        EMPTY,
+        count,
+        count,
+        np.concatenate([gradient.a, gradient.d, gradient.b]),
+        one,
+        one,
+        LANES,
+    )
+
+
+def _places(channels: tuple[int, int]) -> npt.NDArray[np.intp]:
+    """Lane of each channel of two concatenated sources, each filled up to blocks of 16."""
+    first, second = channels
+    return np.concatenate([np.arange(first), blocks(first) * LANES + np.arange(second)])
+
+
+def _spread(weights: Floats, channels: tuple[int, int]) -> Floats:
+    """Weights with zeros between the input channels of two sources, where the first fills no block."""
+    first, second = channels
+    if not second or first % LANES == 0:
+        return weights
+    lanes = (blocks(first) + blocks(second)) * LANES
+    spread = np.zeros((weights.shape[0], lanes, *weights.shape[2:]), np.float32)
+    spread[:, _places(channels)] = weights
+    return spread
+
+
+def _pad(purpose: str, *shape: int) -> Floats:
+    size = math.prod(shape)
+    return scratchpad(purpose, size)[:size].reshape(shape)
+
+
+__all__ = ["NO_SOURCE", "Plan", "backward_data", "backward_weights", "forward", "pack", "plan"]

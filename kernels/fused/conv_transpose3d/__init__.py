@@ -1,0 +1,27 @@
+"""Transposed convolution with a kernel as large as its stride, of a source still to be normalised.
+
+    y = act(scale * x + shift)
+    dst[n, id*KD + kd, ih*KH + kh, iw*KW + kw, oc] =
+        bias[oc] + sum over ic of y[n, id, ih, iw, ic] * weights[ic, oc, kd, kh, kw]
+
+Idea       Every output voxel has one source voxel, so there is nothing to add up but channels, and each
+           tap is a matrix product of voxels x IC by IC x OC. A chunk of voxels is packed into a panel
+           that stays in the second-level cache; ``y`` is formed while it is packed, so the normalised
+           tensor is never in memory. In backward_data a panel is packed from ``diff_dst``, all taps of
+           a voxel behind each other, and what comes out is added up, masked and summed before the next
+           chunk. backward_weights packs ``y`` again.
+Loop nest  forward: n, id, band | chunk | ocb, kd, kh | voxels | ic     (| register tile: voxels x kw)
+           backward_data: n, id, band | chunk | icb | voxels | kd, kh, ocb, kw, oc   (| voxels x icb)
+           backward_weights: rows, ocb | chunk | ic, kd, kh | voxels              (| ic x kw)
+Traffic    Everything is read once and written once; ``2 * IC * OC * KD*KH*KW`` FLOPs a source voxel, for
+           ``4 * (IC + OC * KD*KH*KW)`` bytes: 13 FLOPs a byte at 32 -> 16 channels.
+Numerics   Fused multiply-adds in float32, in the order of ``ic`` (backward_data: kd, kh, ocb, kw, oc).
+           backward_weights sums a chunk in registers, a range of rows in float32, and the ranges in
+           float64, in their order: nothing depends on the number of threads.
+"""
+
+from kernels.fused.conv_transpose3d.data import backward_data, forward
+from kernels.fused.conv_transpose3d.panels import Packed, pack, panels
+from kernels.fused.conv_transpose3d.weights import backward_weights
+
+__all__ = ["Packed", "backward_data", "backward_weights", "forward", "pack", "panels"]

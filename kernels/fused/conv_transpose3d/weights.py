@@ -1,0 +1,156 @@
+"""The pass of the transposed convolution that makes gradients of parameters: ``backward_weights``."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.fused.conv_transpose3d.panels import pack_source
+from kernels.fused.tensors import LANES, Doubles, Floats, Shape, Source
+from kernels.fused.vectors import add_to_doubles, tile_add_to
+from kernels.machine import tile_vectors
+from kernels.memory import scratchpad
+from kernels.simd import broadcast, load, tile_rank1, tile_store, tile_zero
+
+# Voxels whose products are summed in registers.
+_CHUNK = 128
+# Tasks there should be: where there are few blocks of output channels, rows are cut into ranges that are
+# summed apart. A range has this many voxels, or its sums would cost more than they save.
+_TASKS = 16
+_RANGE = 256
+
+
+def backward_weights(
+    source: Source, diff_dst: Floats, diff_weights: Floats, diff_bias: Floats
+) -> None:
+    """Gradients of weights and bias.
+
+    Parameters
+    ----------
+    source : Source, data of shape (MB, ICB, ID, IH, IW, 16)
+    diff_dst : float32 array, shape=(MB, OCB, OD, OH, OW, 16)
+    diff_weights : float32 array, shape=(IC, OC, KD, KH, KW)
+        Filled.
+    diff_bias : float32 array, shape=(OC,)
+        Filled.
+    """
+    MB, ICB, ID, IH, IW, _ = source.data.shape
+    OCB = diff_dst.shape[1]
+    KD, KH, KW = diff_weights.shape[2:]
+    size = ICB * LANES * OCB * LANES * KD * KH * KW
+    ranges = max(1, min(_TASKS // OCB, MB * ID * IH, MB * ID * IH * IW // _RANGE))
+    partial = scratchpad("fused transposed weights", ranges * size)[: ranges * size]
+    # The bias has float64 partials; two floats make room for one.
+    room = scratchpad("fused transposed bias", 2 * ranges * OCB * LANES)
+    partial_bias = room[: 2 * ranges * OCB * LANES].view(np.float64)
+    _make_backward_weights({24: 8, 6: 2, 2: 1}[tile_vectors()], KW)(
+        source.data.reshape(-1),
+        source.data.shape,
+        source.scale,
+        source.shift,
+        source.slope,
+        diff_dst.reshape(-1),
+        diff_dst.shape,
+        partial,
+        partial_bias,
+    )
+    _combine(partial, partial_bias.reshape(ranges, OCB * LANES), diff_weights, diff_bias)
+
+
+@kernel
+def _add_bias(diff_dst: Floats, first: int, count: int, sums: Doubles, at: int) -> None:
+    """Sum over a row of an output."""
+    total = broadcast(np.float32(0))
+    for voxel in range(first, first + count):
+        total = total + load(diff_dst, voxel * LANES)
+    add_to_doubles(sums, at, total)
+
+
+@functools.cache
+def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
+    width = KW * LANES
+
+    @parallel_kernel
+    def backward_weights(
+        x: Floats,
+        shape: Shape,
+        scales: Floats,
+        shifts: Floats,
+        slope: float,
+        diff_dst: Floats,
+        diff_shape: Shape,
+        partial: Floats,
+        partial_bias: Doubles,
+    ) -> None:
+        MB, ICB, ID, IH, IW, _ = shape
+        _, OCB, OD, OH, OW, _ = diff_shape
+        KD, KH, IC = OD // ID, OH // IH, ICB * LANES
+        ranges = partial_bias.size // (OCB * LANES)
+        rows = MB * ID * IH
+        for task in prange(ranges * OCB):
+            part, block = split_index(task, OCB)
+            for i in range(task * LANES, (task + 1) * LANES):
+                partial_bias[i] = 0.0
+            height = max(1, _CHUNK // IW)
+            panel = np.empty(height * IW * IC, np.float32)
+            start, end = part * rows // ranges, (part + 1) * rows // ranges
+            row = start
+            while row < end:
+                # Rows of one image, as its blocks lie behind each other.
+                image, h = row // (ID * IH), row % (ID * IH)
+                high = min(height, end - row, ID * IH - h)
+                pack_source(
+                    x, shape, scales, shifts, slope, image, h * IW, high * IW, panel, high * IW
+                )
+                lines = (image * OCB + block) * OD
+                for tap in range(KD * KH):
+                    kd, kh = tap // KH, tap % KH
+                    for r in range(h, h + high):
+                        line = (lines + r // IH * KD + kd) * OH + r % IH * KH + kh
+                        _add_bias(diff_dst, line * OW, OW, partial_bias, task * LANES)
+                    for ic in range(0, IC, inputs):
+                        sums = tile_zero(inputs, KW)
+                        k = ic // LANES * high * IW * LANES + ic % LANES
+                        for r in range(h, h + high):
+                            line = (lines + r // IH * KD + kd) * OH + r % IH * KH + kh
+                            at = line * OW * LANES
+                            for _ in range(IW):
+                                sums = tile_rank1(sums, panel, k, 0, 1, diff_dst, at, 1, inputs, KW)
+                                k += LANES
+                                at += width
+                        to = ((task * KD * KH + tap) * IC + ic) * width
+                        if row == start:
+                            tile_store(sums, partial, to, 0, width, LANES, 1, inputs, KW)
+                        else:
+                            tile_add_to(sums, partial, to, width, inputs, KW)
+                row += high
+
+    return backward_weights
+
+
+@parallel_kernel
+def _combine(
+    partial: Floats, partial_bias: Doubles, diff_weights: Floats, diff_bias: Floats
+) -> None:
+    """Add up the ranges, in their order, and bring the weights to (IC, OC, KD, KH, KW)."""
+    IC, OC, KD, KH, KW = diff_weights.shape
+    ranges, OCB = partial_bias.shape[0], partial_bias.shape[1] // LANES
+    taps, lanes = KD * KH, partial.size // (ranges * OCB * KD * KH * KW * LANES)
+    for ic in prange(IC):
+        totals = np.empty(taps * KW * LANES)
+        for block in range(OCB):
+            totals[:] = 0.0
+            for r in range(ranges):
+                for tap in range(taps):
+                    at = (((r * OCB + block) * taps + tap) * lanes + ic) * KW * LANES
+                    for kw in range(KW):
+                        value = load(partial, at + kw * LANES)
+                        add_to_doubles(totals, (tap * KW + kw) * LANES, value)
+            for lane in range(min(LANES, OC - block * LANES)):
+                for tap in range(taps):
+                    for kw in range(KW):
+                        total = totals[(tap * KW + kw) * LANES + lane]
+                        diff_weights[ic, block * LANES + lane, tap // KH, tap % KH, kw] = total
+    for oc in range(OC):
+        diff_bias[oc] = partial_bias[:, oc].sum()

@@ -1,0 +1,247 @@
+"""Fused convolutions against a float64 composition of what they fuse."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from kernels import layout, machine
+from kernels.conv3d import im2col
+from kernels.fused import conv3d as fused
+from kernels.fused.statistics import finish_moments
+from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source
+
+CASES = [
+    # MB, D, H, W, channels of a, of b, OC, kernel, tile
+    (1, 3, 5, 6, 16, 0, 16, (3, 3, 3), None),
+    (2, 4, 3, 7, 5, 9, 20, (3, 3, 3), None),
+    (1, 2, 3, 4, 32, 16, 36, (1, 1, 1), None),
+    (1, 1, 1, 1, 16, 0, 4, (3, 3, 3), None),
+    (1, 1, 9, 10, 8, 8, 16, (1, 3, 3), None),
+    (1, 5, 7, 9, 16, 16, 32, (3, 3, 3), (2, 4, 4)),
+    (2, 3, 5, 6, 8, 24, 16, (3, 3, 3), (2, 2, 2)),
+    (1, 6, 5, 9, 20, 0, 40, (3, 3, 3), (4, 4, 4)),
+    (1, 1, 9, 10, 12, 4, 16, (1, 3, 3), (1, 4, 4)),
+]
+
+
+def blocked(array):
+    return layout.reorder_ndhwc_to_nCdhw16c(array.astype(np.float32))
+
+
+def lanes(values, channels):
+    padded = np.zeros(layout.blocks(channels) * LANES, np.float32)
+    padded[:channels] = values
+    return padded
+
+
+class Problem:
+    """Two deferred sources, a convolution, a deferred gradient; all in float64 too."""
+
+    def __init__(self, MB, D, H, W, Ca, Cb, OC, kernel, tile):
+        generator = np.random.default_rng(0)
+        self.kernel, self.tile, self.OC, self.channels = kernel, tile, OC, (Ca, Cb)
+        self.size = MB, D, H, W
+        normal = generator.standard_normal
+        self.raw, self.scales, self.shifts = [], [], []
+        for channels in self.channels:
+            self.raw.append(normal((*self.size, channels)).astype(np.float32))
+            self.scales.append(normal(channels).astype(np.float32))
+            self.shifts.append(normal(channels).astype(np.float32))
+        self.slopes = (0.0, 0.25)
+        self.weights = normal((OC, Ca + Cb, *kernel)).astype(np.float32)
+        self.bias = normal(OC).astype(np.float32)
+        self.dz, self.x = (normal((*self.size, OC)).astype(np.float32) for _ in range(2))
+        self.abd = [normal(OC).astype(np.float32) for _ in range(3)]
+
+    def sources(self):
+        result = []
+        for i in range(2):
+            C = self.channels[i]
+            if C == 0:
+                result.append(NO_SOURCE)
+                continue
+            scale, shift = lanes(self.scales[i], C), lanes(self.shifts[i], C)
+            result.append(Source(blocked(self.raw[i]), scale, shift, self.slopes[i]))
+        return result
+
+    def before_activation(self, i):
+        return self.scales[i] * self.raw[i].astype(np.float64) + self.shifts[i]
+
+    def src(self):
+        parts = []
+        for i in range(2):
+            z = self.before_activation(i)
+            parts.append(np.where(z > 0, z, self.slopes[i] * z))
+        return np.concatenate(parts, axis=-1)
+
+    def gradient(self):
+        coefficients = [lanes(values, self.OC) for values in self.abd]
+        return Gradient(blocked(self.dz), blocked(self.x), *coefficients)
+
+    def diff_dst(self):
+        a, b, d = (values.astype(np.float64) for values in self.abd)
+        return a * self.dz + b * self.x + d
+
+    def plan(self):
+        return fused.plan(self.channels, (self.OC, 0), self.size, self.kernel, self.tile)
+
+    def adjoint_plan(self):
+        return fused.plan((self.OC, 0), self.channels, self.size, self.kernel, self.tile)
+
+    @property
+    def tolerance(self):
+        """Of the largest value: float32 sums of under 2000 products, or the transforms' rounding."""
+        return {None: 4e-6, (2, 2, 2): 4e-6, (4, 4, 4): 5e-5}.get(self.tile, 2e-5)
+
+
+def nans(*shape, dtype=np.float32):
+    return np.full(shape, np.nan, dtype)
+
+
+def assert_close(got, wanted, tolerance):
+    assert np.abs(got - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.fixture(params=CASES, ids=str)
+def problem(request):
+    return Problem(*request.param)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_forward_and_moments(problem, threads):
+    machine.set_threads(min(threads, machine.cores()))
+    p = problem.plan()
+    packed = nans(*fused.packed_shape(p))
+    fused.pack(p, problem.weights, packed)
+    MB, D, H, W = problem.size
+    OCB = layout.blocks(problem.OC)
+    dst, moments = nans(MB, OCB, D, H, W, LANES), nans(*fused.moments_shape(p), dtype=np.float64)
+    bias = lanes(problem.bias, problem.OC)
+    fused.forward(p, *problem.sources(), packed, bias, dst, moments)
+    exact = im2col.forward(
+        problem.src(), problem.weights.astype(np.float64), problem.bias.astype(np.float64)
+    )
+    got = layout.reorder_nCdhw16c_to_ndhwc(dst, problem.OC)
+    assert_close(got, exact, problem.tolerance)
+    assert not dst[:, -1, ..., (problem.OC - 1) % LANES + 1 :].any()
+
+    C = problem.OC
+    parameters = np.ones(C, np.float32), np.zeros(C, np.float32)
+    running = np.zeros(C, np.float32), np.zeros(C, np.float32)
+    outputs = [nans(OCB * LANES) for _ in range(4)]
+    finish_moments(moments, *parameters, 0.0, 0.0, *running, *outputs)
+    voxels = got.reshape(-1, C).astype(np.float64)
+    assert_close(running[0], voxels.mean(axis=0), 1e-6)
+    if len(voxels) > 1:
+        assert_close(running[1], voxels.var(axis=0), 1e-5)
+
+
+def test_backward_data_masked_and_plain(problem):
+    p = problem.adjoint_plan()
+    packed = nans(*fused.packed_shape(p))
+    fused.pack(p, problem.weights, packed, adjoint=True)
+    exact = im2col.backward_data(
+        problem.diff_dst(),
+        problem.weights.astype(np.float64),
+        (*problem.size, sum(problem.channels)),
+    )
+    parts = np.split(exact, [problem.channels[0]], axis=-1)
+    MB, D, H, W = problem.size
+    dst = tuple(nans(MB, layout.blocks(C), D, H, W, LANES) for C in problem.channels)
+    fused.backward_data(p, problem.gradient(), packed, dst)
+    for got, wanted, C in zip(dst, parts, problem.channels, strict=True):
+        if C:
+            assert_close(layout.reorder_nCdhw16c_to_ndhwc(got, C), wanted, problem.tolerance)
+
+    masks, means = [], []
+    for i, C in enumerate(problem.channels):
+        mean = problem.raw[i].reshape(-1, C).mean(axis=0) if C else np.zeros(0)
+        means.append(mean.astype(np.float32))
+        if not C:
+            masks.append(NO_MASK)
+            continue
+        source = problem.sources()[i]
+        sums = nans(*fused.sums_shape(p, i), dtype=np.float64)
+        masks.append(Mask(*source, lanes(means[i], C), sums))
+    fused.backward_data(p, problem.gradient(), packed, dst, tuple(masks))
+    for i, C in enumerate(problem.channels):
+        if not C:
+            continue
+        slope = np.where(problem.before_activation(i) > 0, 1.0, problem.slopes[i])
+        dz = parts[i] * slope
+        got = layout.reorder_nCdhw16c_to_ndhwc(dst[i], C)
+        # A value within rounding of the kink may fall on either side of it.
+        away = np.abs(problem.before_activation(i)) > 1e-5
+        assert_close(got * away, dz * away, problem.tolerance)
+        s1, s2 = masks[i].sums.sum(axis=1)[:, :C]
+        flat = got.reshape(-1, C).astype(np.float64)
+        centred = problem.raw[i].reshape(-1, C).astype(np.float64) - means[i]
+        assert np.abs(s1 - flat.sum(axis=0)).max() <= 1e-6 * np.abs(flat).sum(axis=0).max()
+        wanted = (flat * centred).sum(axis=0)
+        assert np.abs(s2 - wanted).max() <= 1e-6 * np.abs(flat * centred).sum(axis=0).max()
+
+
+def test_backward_weights(problem):
+    diff_weights, diff_bias = nans(*problem.weights.shape), nans(problem.OC)
+    arguments = problem.plan(), *problem.sources(), problem.gradient()
+    fused.backward_weights(*arguments, diff_weights, diff_bias)
+    exact, exact_bias = im2col.backward_weights(problem.src(), problem.diff_dst(), problem.kernel)
+    assert_close(diff_weights, exact, problem.tolerance)
+    assert_close(diff_bias, exact_bias, 2e-6)
+    machine.set_threads(1)
+    again, again_bias = nans(*problem.weights.shape), nans(problem.OC)
+    fused.backward_weights(*arguments, again, again_bias)
+    machine.set_threads(machine.cores())
+    assert_array_equal(again, diff_weights)
+    assert_array_equal(again_bias, diff_bias)
+
+
+@pytest.mark.parametrize("C", [1, 3, 4])
+def test_first_layer_reads_its_channels_last(C):
+    generator = np.random.default_rng(1)
+    src = generator.integers(-3, 4, (2, 5, 6, 7, C)).astype(np.float32)
+    weights = generator.integers(-3, 4, (20, C, 3, 3, 3)).astype(np.float32)
+    diff_dst = generator.integers(-3, 4, (2, 5, 6, 7, 20)).astype(np.float32)
+    p = fused.plan((C, 0), (20, 0), src.shape[:4], (3, 3, 3), channels_last=True)
+    packed = nans(*fused.packed_shape(p))
+    fused.pack(p, weights, packed)
+    source = Source(src, np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0)
+    dst = nans(2, 2, 5, 6, 7, LANES)
+    fused.forward(p, source, NO_SOURCE, packed, np.zeros(32, np.float32), dst)
+    assert_array_equal(layout.reorder_nCdhw16c_to_ndhwc(dst, 20), im2col.forward(src, weights))
+    one = lanes(np.ones(20), 20)
+    gradient = Gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
+    diff_weights, diff_bias = nans(*weights.shape), nans(20)
+    fused.backward_weights(p, source, NO_SOURCE, gradient, diff_weights, diff_bias)
+    exact = im2col.backward_weights(src, diff_dst, (3, 3, 3))
+    assert_array_equal(diff_weights, exact[0])
+    assert_array_equal(diff_bias, exact[1])
+
+
+def test_moments_are_as_accurate_as_two_passes():
+    """Mean 1000, deviation 1: float32 resolves 6e-5 there, the variance must still come out at 1e-5."""
+    generator = np.random.default_rng(2)
+    src = (1000 + generator.standard_normal((1, 20, 30, 40, 16))).astype(np.float32)
+    weights = np.eye(16, dtype=np.float32).reshape(16, 16, 1, 1, 1)
+    p = fused.plan((16, 0), (16, 0), src.shape[:4], (1, 1, 1))
+    packed = nans(*fused.packed_shape(p))
+    fused.pack(p, weights, packed)
+    source = Source(blocked(src), np.ones(16, np.float32), np.zeros(16, np.float32), 1.0)
+    dst, moments = nans(1, 1, 20, 30, 40, LANES), nans(*fused.moments_shape(p), dtype=np.float64)
+    fused.forward(p, source, NO_SOURCE, packed, np.zeros(16, np.float32), dst, moments)
+    running = np.zeros(16, np.float32), np.zeros(16, np.float32)
+    one, zero = np.ones(16, np.float32), np.zeros(16, np.float32)
+    outputs = [nans(16) for _ in range(4)]
+    finish_moments(moments, one, zero, 0.0, 0.0, *running, *outputs)
+    voxels = src.reshape(-1, 16).astype(np.float64)
+    assert_close(running[0], voxels.mean(axis=0), 1e-7)
+    assert_close(running[1], voxels.var(axis=0), 1e-5)
+
+
+def test_what_has_no_algorithm_is_refused():
+    with pytest.raises(ValueError, match="sizes 1, 3 and 5"):
+        fused.plan((16, 0), (16, 0), (1, 4, 4, 4), (2, 2, 2))
+    with pytest.raises(ValueError, match="no Winograd form"):
+        fused.plan((16, 0), (16, 0), (1, 4, 4, 4), (1, 3, 3), (2, 4, 4))
+    with pytest.raises(ValueError, match="at most 4"):
+        fused.plan((5, 0), (16, 0), (1, 4, 4, 4), (3, 3, 3), channels_last=True)
