@@ -31,7 +31,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.checks import Array, tensor
-from kernels.chunks import CHUNK
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
 
@@ -40,6 +39,8 @@ _Sums = npt.NDArray[np.float64]
 
 # Rows whose sums are added up in registers before they go to memory.
 _ROWS = 4
+# Items that are summed by one thread, apart from the others: their sums are a row of float64 each.
+_CHUNK = 1 << 16
 # Length that a row of repeated channels has at least: 16 vectors of 16.
 _ROW = 256
 
@@ -207,7 +208,7 @@ def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> _Sums:
     channels = arrays[0].shape[-1]
     row = channels * -(-_ROW // channels)
     flat = [_repeated(a)[0] if a.ndim == 1 else a.reshape(-1) for a in arrays]
-    chunk = row * max(1, CHUNK // row)
+    chunk = row * max(1, _CHUNK // row)
     partial = np.empty((-(-flat[0].size // chunk), 2, row))
     kernel_of_sums(*flat, partial)
     return partial.sum(axis=0).reshape(2, -1, channels).sum(axis=1)
@@ -236,7 +237,7 @@ def _moments_row(src: _Floats, sums: _Sums, squares: _Sums) -> None:
 @parallel_kernel
 def _moments(src: _Floats, partial: _Sums) -> None:
     row = partial.shape[2]
-    chunk = row * max(1, CHUNK // row)
+    chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
         partial[i] = 0.0
         start, end = i * chunk, min((i + 1) * chunk, src.size)
@@ -277,7 +278,7 @@ def _moments_backward_row(
 @parallel_kernel
 def _moments_backward(diff_dst: _Floats, src: _Floats, mean: _Floats, partial: _Sums) -> None:
     row = partial.shape[2]
-    chunk = row * max(1, CHUNK // row)
+    chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
         partial[i] = 0.0
         for start in range(i * chunk, min((i + 1) * chunk, src.size), row):
