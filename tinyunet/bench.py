@@ -1,52 +1,191 @@
-"""``python -m tinyunet.bench``: tables of what the kernels reach on this machine."""
+"""``python -m tinyunet.bench TABLE``: what this project and its peers reach on this machine."""
 
-import argparse
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from tinyunet.benchmarks.systems import PEERS, choose
 from tinyunet.commandline import Parser, run, whole_number
 from tinyunet.errors import AgreedError
+from tinyunet.files import write_json
 from tinyunet.parallel.communicator import Communicator
 
+_TABLES = {
+    "step": "a training step of the U-Net",
+    "infer": "a prediction of the U-Net",
+    "memory": "peak resident memory of a training step",
+    "passes": "the compiled training step with each pass of the graph switched off in turn",
+    "scaling": "a training step on 1, 2, 4, ... threads",
+    "conv": "every rung of the convolution on the U-Net's layers",
+}
+# The net halves the volume four times, and not every peer can do that to an odd size.
+_MULTIPLE = 16
+_PICTURES = (".png", ".pdf", ".svg")
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(prog="tinyunet.bench", description=__doc__.split(": ", 1)[1])
+
+def make_parser() -> Parser:
+    """Return the options of the command."""
+    parser = Parser(
+        prog="python -m tinyunet.bench",
+        description="Time this project against TensorFlow, PyTorch, OpenVINO and onnxruntime: the "
+        "same U-Net, weights, input and threads, each in a process of its own, taken in turn. "
+        "What is not installed is skipped: pip install 'tinyunet[bench]'.",
+    )
     tables = parser.add_subparsers(dest="table", required=True, metavar="TABLE")
-    conv = tables.add_parser("conv", help="every rung of the convolution on the U-Net's layers")
-    conv.add_argument(
-        "--size", type=whole_number(16), default=96, help="voxels along each axis (default: 96)"
-    )
-    conv.add_argument(
-        "--threads", type=whole_number(1), help="cores compared with one (default: all)"
-    )
-    return parser.parse_args()
+    for name, text in _TABLES.items():
+        table = tables.add_parser(name, help=text, description=f"Measure {text}.")
+        _add_options(table, name)
+    return parser
 
 
-def main(communicator: Communicator) -> None:
-    """Measure, and print the table that was asked for."""
-    options = parse()
+def _add_options(table: Any, name: str) -> None:
+    table.add_argument(
+        "--size",
+        type=_size,
+        default=96,
+        metavar="N",
+        help=f"voxels along each axis, a multiple of {_MULTIPLE} (default: %(default)s)",
+    )
+    table.add_argument(
+        "--threads",
+        type=whole_number(1),
+        metavar="N",
+        help="threads of every system"
+        + {"scaling": "; the most of them", "conv": ", compared with one"}.get(name, "")
+        + " (default: all cores)",
+    )
+    peers = [
+        s.key for s in PEERS if {"infer": "infer", "conv": "conv"}.get(name, "step") in s.cases
+    ]
+    alone = name in ("passes", "scaling")
+    table.add_argument(
+        "--against",
+        nargs="*",
+        choices=peers,
+        default=[] if alone else peers,
+        metavar="PEER",
+        help=f"of {', '.join(peers)} (default: {'none' if alone else 'all'}; none if nothing "
+        "follows)",
+    )
+    if name != "conv":
+        table.add_argument(
+            "--batch", type=whole_number(1), default=1, metavar="N", help="volumes (default: 1)"
+        )
+        table.add_argument(
+            "--filters",
+            type=whole_number(1),
+            default=16,
+            metavar="N",
+            help="channels of the first level (default: %(default)s)",
+        )
+    if name not in ("conv", "memory"):
+        table.add_argument(
+            "--rounds",
+            type=whole_number(1),
+            default=5,
+            metavar="N",
+            help="turns of each system (default: %(default)s)",
+        )
+    table.add_argument(
+        "--plot",
+        type=_new_picture,
+        metavar="FILE",
+        help=f"draw a picture: {', '.join(_PICTURES)}",
+    )
+    table.add_argument(
+        "--json", type=_new_file, metavar="FILE", help="write the machine and all figures"
+    )
+
+
+def _size(text: str) -> int:
+    size = whole_number(_MULTIPLE)(text)
+    if size % _MULTIPLE:
+        raise ArgumentTypeError(f"{text!r}; expected a multiple of {_MULTIPLE}")
+    return size
+
+
+def _new_file(text: str) -> Path:
+    """Tell now, not after half an hour, that a file cannot be written there."""
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise ArgumentTypeError(f"{text!r}; expected a file in a folder that is there")
+    return path
+
+
+def _new_picture(text: str) -> Path:
+    path = _new_file(text)
+    if path.suffix not in _PICTURES:
+        raise ArgumentTypeError(f"{text!r}; expected one of {', '.join(_PICTURES)} at its end")
+    return path
+
+
+def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table that was asked for, and write the files."""
+    options = make_parser().parse_args(arguments)
+    if communicator.size > 1:
+        raise AgreedError("every system gets processes of its own here: run without mpirun")
     from kernels import machine
 
-    threads = options.threads or machine.cores()
-    if threads > machine.cores():
-        raise AgreedError(
-            f"--threads: {threads}; expected at most {machine.cores()}, the cores here"
-        )
+    cores = machine.cores()
+    options.threads = options.threads or cores
+    if options.threads > cores:
+        raise AgreedError(f"--threads: {options.threads}; expected at most {cores}, the cores here")
+    here = machine.describe()
+    print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
+    print(
+        f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s\n",
+        flush=True,
+    )
+    measure = _convolutions if options.table == "conv" else _nets
+    rows, versions = measure(options, here.peak_gflops)
+    if options.json:
+        found = {"machine": here._asdict() | {"versions": versions}, "rows": rows}
+        write_json(options.json, found)
+
+
+def _nets(options: Namespace, _: float) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    from tinyunet.benchmarks import nets
+
+    settings = nets.Settings(
+        options.table,
+        options.size,
+        options.batch,
+        options.filters,
+        options.threads,
+        getattr(options, "rounds", 1),
+        options.against,
+    )
+    jobs, skipped = nets.entrants(settings)
+    _print_lines(skipped)
+    results, failures = nets.measure(settings, jobs)
+    if results:
+        print(f"{settings.title()}\n\n{nets.table(settings, results)}")
+    _print_lines(failures)
+    if not results:
+        raise AgreedError("nothing could be measured")
+    if options.plot:
+        nets.draw(settings, results, options.plot)
+    return nets.rows(settings, results), {r.job.system.name: r.version for r in results}
+
+
+def _convolutions(options: Namespace, peak: float) -> tuple[list[dict[str, Any]], dict[str, str]]:
     from tinyunet.benchmarks import conv
 
-    found = machine.describe()
-    print(
-        f"{found.processor}, {found.cores} cores, {found.instruction_set}, {found.threading_layer}"
-    )
-    print(
-        f"peak of one core {found.peak_gflops:.0f} GFLOP/s, copy {found.copy_gb_per_s:.0f} GB/s\n"
-    )
-    measurements = list(conv.measure(conv.unet_layers(options.size), threads))
-    print(conv.table(measurements, threads, found.peak_gflops))
-    print(
-        "\nms, GF/s, peak: one core, fastest run; error: largest against float64, of the largest value"
-    )
-    if threads > 1:
-        print(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
+    peers, skipped = choose("conv", options.against)
+    _print_lines(skipped)
+    layers = conv.unet_layers(options.size)
+    measurements, failures = conv.measure(layers, options.threads, peers)
+    print(conv.table(measurements, options.threads, peak))
+    _print_lines(failures)
+    if options.plot:
+        conv.draw(measurements, peak, options.plot)
+    return conv.rows(measurements, options.threads), {}
+
+
+def _print_lines(lines: list[str]) -> None:
+    if lines:
+        print("\n".join(["", *lines]))
 
 
 if __name__ == "__main__":

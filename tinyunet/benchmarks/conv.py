@@ -1,14 +1,17 @@
 """The convolution ladder on the U-Net's layers: time, speed, share of the peak, error, scaling.
 
-Each rung is checked against float64 before it is timed. All rungs are timed on one core, in turn, and
-the fastest of a few runs counts; the last columns say how much faster all cores are. The times are of
-whole calls, arrays in to arrays out: packing and reordering count.
+Each rung is checked against float64 before it is timed. All are timed on one core and on all of them,
+and the fastest of the runs counts. Our rungs' times are of whole calls, arrays in to arrays out:
+packing and reordering count. Peers run in processes of their own, tensors in to tensors out.
 """
 
-import time
+import contextlib
+import statistics
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,14 +20,28 @@ from tqdm import tqdm
 from kernels import machine
 from kernels.conv3d import blocked, direct, im2col, naive
 from kernels.conv3d.shapes import Array, Geometry, geometry
+from tinyunet.benchmarks.problem import convolution_arrays
+from tinyunet.benchmarks.process import Process, WorkerError
+from tinyunet.benchmarks.systems import System
+from tinyunet.benchmarks.timing import timed
 
-RUNGS: tuple[ModuleType, ...] = (naive, im2col, blocked, direct)
+RUNGS: dict[str, ModuleType] = {
+    "naive": naive,
+    "im2col": im2col,
+    "blocked": blocked,
+    "direct": direct,
+}
 DIRECTIONS = ("forward", "backward_data", "backward_weights")
 
+_SECONDS = 0.6
+_TOLERANCE = 1e-4
 # The definition runs at about a GFLOP/s: it is timed on as few planes as make this many FLOPs, and
 # its time for the whole layer is marked as scaled up.
 _SLOW_FLOPS = 2e8
 _CHECKED_FLOPS = 2e8
+
+# Milliseconds of the runs in each direction.
+Times = dict[str, list[float]]
 
 
 class Layer(NamedTuple):
@@ -43,18 +60,98 @@ class Layer(NamedTuple):
         kernel = (self.OC, self.IC, self.K, self.K, self.K)
         return geometry((1, planes, self.size, self.size, self.IC), kernel)
 
+    def planes(self, flops: float) -> int:
+        """Planes of the layer that make about this many FLOPs: 1 at least, all at most."""
+        return int(np.clip(flops / self.sizes(self.size).flops * self.size, 1, self.size))
+
 
 class Measurement(NamedTuple):
-    """One rung on one layer in one direction."""
+    """One rung or peer on one layer in one direction.
+
+    Attributes
+    ----------
+    one, many : list of float
+        Milliseconds of each run, on one core and on all.
+    flops : float
+        Of a run, as the definition counts them.
+    scaled_up : bool
+        Whether the times are from a few planes.
+    """
 
     layer: Layer
-    rung: str
+    name: str
     direction: str
-    ms: float
-    gflops: float
+    one: list[float]
+    many: list[float]
+    flops: float
     error: float
-    scaling: float
-    scaled_up: bool
+    scaled_up: bool = False
+
+    @property
+    def gflops(self) -> float:
+        """GFLOP/s of one core."""
+        return self.flops / min(self.one) / 1e6
+
+
+class Rung:
+    """A rung of our ladder: one module of kernels."""
+
+    def __init__(self, name: str, module: ModuleType) -> None:
+        self.name, self._module = name, module
+        # The definition runs on one core whatever it is given.
+        self.is_slow = module is naive
+
+    def compute(self, sizes: Geometry) -> dict[str, Array]:
+        """Result of each direction."""
+        return {name: call() for name, call in self._calls(sizes).items()}
+
+    def times(self, sizes: Geometry, threads: int) -> Times:
+        """Time each direction."""
+        machine.set_threads(threads)
+        with threadpool_limits(threads, user_api="blas"):
+            return {name: timed(call, _SECONDS)[0] for name, call in self._calls(sizes).items()}
+
+    def _calls(self, sizes: Geometry) -> dict[str, Callable[[], Array]]:
+        src, weights, diff_dst = convolution_arrays(sizes.src_shape, sizes.weights_shape)
+        return _directions(self._module, src, weights, diff_dst)
+
+    def end(self) -> None:
+        """Nothing to end."""
+
+
+class Peer:
+    """Another system: a process for each number of threads."""
+
+    is_slow = False
+
+    def __init__(self, system: System, folder: Path) -> None:
+        self.name = system.name
+        self._system, self._output = system, folder / "output.npz"
+        self._processes: dict[int, Process] = {}
+
+    def compute(self, sizes: Geometry) -> dict[str, Array]:
+        """Result of each direction."""
+        self._ask(1, "convolve", sizes, output=str(self._output))
+        with np.load(self._output) as file:
+            return dict(file)
+
+    def times(self, sizes: Geometry, threads: int) -> Times:
+        """Time each direction."""
+        return self._ask(threads, "time", sizes, seconds=_SECONDS)
+
+    def _ask(self, threads: int, do: str, sizes: Geometry, **arguments: Any) -> dict[str, Any]:
+        if threads not in self._processes:
+            self._processes[threads] = Process(threads)
+            self._processes[threads].ask(
+                "start", peer=self._system.peer, case="conv", threads=threads, options={}
+            )
+        layer = [sizes.src_shape, sizes.weights_shape]
+        return self._processes[threads].ask(do, layer=layer, **arguments)
+
+    def end(self) -> None:
+        """End the processes."""
+        for process in self._processes.values():
+            process.end()
 
 
 def unet_layers(size: int, filters: int = 16, depth: int = 5, channels: int = 4) -> list[Layer]:
@@ -70,105 +167,173 @@ def unet_layers(size: int, filters: int = 16, depth: int = 5, channels: int = 4)
     return layers
 
 
-def measure(layers: list[Layer], threads: int) -> Iterator[Measurement]:
-    """Check and time every rung in every direction; yields as it goes, with a progress bar."""
-    jobs = [(layer, rung) for layer in layers for rung in RUNGS]
-    for layer, rung in tqdm(jobs, desc="convolutions", unit="rung", leave=False):
-        errors = _errors(layer, rung)
-        planes = _planes(layer, _SLOW_FLOPS) if rung is naive else layer.size
-        share = planes / layer.size
-        arguments = _arrays(layer.sizes(planes))
-        flops = layer.sizes(planes).flops
-        for direction in DIRECTIONS:
-            call = _call(rung, direction, *arguments)
-            one = _seconds(call, 1)
-            # The definition runs on one core whatever it is given.
-            many = one if rung is naive or threads == 1 else _seconds(call, threads)
-            yield Measurement(
-                layer,
-                rung.__name__.rsplit(".", 1)[-1],
-                direction,
-                1e3 * one / share,
-                flops / one / 1e9,
-                errors[direction],
-                one / many,
-                share < 1,
+def measure(
+    layers: list[Layer], threads: int, peers: list[System]
+) -> tuple[list[Measurement], list[str]]:
+    """Check and time every rung and peer in every direction, with a progress bar.
+
+    Returns
+    -------
+    measurements : list of Measurement
+        By layer, then rung or peer, then direction.
+    failures : list of str
+        A line for each peer that could not go on.
+    """
+    measurements: list[Measurement] = []
+    failures: dict[str, str] = {}
+    with _runners(peers) as runners:
+        jobs = [(layer, runner) for layer in layers for runner in runners]
+        with tqdm(jobs, unit="rung", leave=False) as bar:
+            exact: dict[Layer, dict[str, Array]] = {}
+            for layer, runner in bar:
+                bar.set_description(f"{layer} {runner.name}")
+                if layer not in exact:
+                    exact = {layer: _exact(layer)}
+                if runner.name not in failures:
+                    try:
+                        measurements += _measure(layer, runner, threads, exact[layer])
+                    except WorkerError as failure:
+                        failures[runner.name] = f"{runner.name}: {layer}: {failure}"
+    return measurements, list(failures.values())
+
+
+def _measure(
+    layer: Layer, runner: Rung | Peer, threads: int, exact: dict[str, Array]
+) -> Iterator[Measurement]:
+    errors = _errors(layer, runner, exact)
+    planes = layer.planes(_SLOW_FLOPS) if runner.is_slow else layer.size
+    sizes = layer.sizes(planes)
+    one = runner.times(sizes, 1)
+    many = one if runner.is_slow or threads == 1 else runner.times(sizes, threads)
+    up = layer.size / planes
+    for direction in DIRECTIONS:
+        yield Measurement(
+            layer,
+            runner.name,
+            direction,
+            [up * ms for ms in one[direction]],
+            [up * ms for ms in many[direction]],
+            up * sizes.flops,
+            errors[direction],
+            up > 1,
+        )
+
+
+@contextlib.contextmanager
+def _runners(peers: list[System]) -> Iterator[list[Rung | Peer]]:
+    with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as folder:
+        runners: list[Rung | Peer] = [Rung(name, module) for name, module in RUNGS.items()]
+        runners += [Peer(system, Path(folder)) for system in peers]
+        try:
+            yield runners
+        finally:
+            for runner in runners:
+                runner.end()
+
+
+def _directions(
+    rung: ModuleType, src: Array, weights: Array, diff_dst: Array
+) -> dict[str, Callable[[], Array]]:
+    return {
+        "forward": lambda: rung.forward(src, weights),
+        "backward_data": lambda: rung.backward_data(diff_dst, weights, src.shape),
+        "backward_weights": lambda: rung.backward_weights(src, diff_dst, weights.shape[2:])[0],
+    }
+
+
+def _exact(layer: Layer) -> dict[str, Array]:
+    """Results in float64, on a few planes."""
+    sizes = layer.sizes(layer.planes(_CHECKED_FLOPS))
+    arrays = convolution_arrays(sizes.src_shape, sizes.weights_shape)
+    src, weights, diff_dst = (array.astype(np.float64) for array in arrays)
+    return {name: call() for name, call in _directions(im2col, src, weights, diff_dst).items()}
+
+
+def _errors(layer: Layer, runner: Rung | Peer, exact: dict[str, Array]) -> dict[str, float]:
+    """Largest error, relative to the largest value, on a few planes.
+
+    Raises
+    ------
+    WorkerError
+        A result is so far off that its time would mean nothing (NaN included).
+    """
+    found = runner.compute(layer.sizes(layer.planes(_CHECKED_FLOPS)))
+    errors = {}
+    for direction, right in exact.items():
+        if found[direction].shape != right.shape:
+            raise WorkerError(
+                f"{direction} is wrong: shape {found[direction].shape}, not {right.shape}"
             )
+        errors[direction] = float(np.abs(found[direction] - right).max() / np.abs(right).max())
+        if not errors[direction] < _TOLERANCE:
+            raise WorkerError(
+                f"{direction} is wrong by {errors[direction]:.1e} of the largest value"
+            )
+    return errors
 
 
 def table(measurements: list[Measurement], threads: int, peak: float) -> str:
     """Rows of layers and rungs, a group of columns for each direction."""
     group = "      ms  GF/s  peak    error" + ("    x" if threads > 1 else "")
     titles = "".join(f" | {direction.center(len(group))}" for direction in DIRECTIONS)
-    head = f"{'':18s} {'':8s}{titles}"
-    lines = [head, f"{'layer':18s} {'rung':8s}" + f" | {group}" * len(DIRECTIONS)]
+    width = max(len(m.name) for m in measurements)
+    head = f"{'':18s} {'':{width}s}{titles}"
+    lines = [head, f"{'layer':18s} {'rung':{width}s}" + f" | {group}" * len(DIRECTIONS)]
+    before = None
     for start in range(0, len(measurements), len(DIRECTIONS)):
         row = measurements[start : start + len(DIRECTIONS)]
-        if row[0].rung == RUNGS[0].__name__.rsplit(".", 1)[-1]:
+        layer = row[0].layer
+        if layer != before:
             lines.append("-" * len(head))
-        name = str(row[0].layer) if lines[-1].startswith("-") else ""
-        lines.append(
-            f"{name:18s} {row[0].rung:8s}" + "".join(_cells(m, threads, peak) for m in row)
-        )
+        name = "" if layer == before else str(layer)
+        cells = "".join(_cells(m, threads, peak) for m in row)
+        lines.append(f"{name:18s} {row[0].name:{width}s}{cells}")
+        before = layer
+    lines.append(
+        "ms, GF/s, peak: one core, fastest run; error: of the largest value, against float64"
+    )
+    if threads > 1:
+        lines.append(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
     return "\n".join(lines)
 
 
 def _cells(m: Measurement, threads: int, peak: float) -> str:
-    ms = f"{'~' if m.scaled_up else ''}{m.ms:.{1 if m.ms < 1e4 else 0}f}"
+    fastest = min(m.one)
+    ms = f"{'~' if m.scaled_up else ''}{fastest:.{1 if fastest < 1e4 else 0}f}"
     cells = f" | {ms:>8s} {m.gflops:5.0f} {m.gflops / peak:5.0%} {m.error:8.1e}"
-    return cells + (f" {m.scaling:4.1f}" if threads > 1 else "")
+    return cells + (f" {fastest / min(m.many):4.1f}" if threads > 1 else "")
 
 
-def _planes(layer: Layer, flops: float) -> int:
-    """Planes of the layer that make about this many FLOPs: 1 at least, all at most."""
-    return int(np.clip(flops / layer.sizes(layer.size).flops * layer.size, 1, layer.size))
-
-
-def _arrays(sizes: Geometry, dtype: type = np.float32) -> tuple[Array, Array, Array]:
-    generator = np.random.default_rng(0)
-    shapes = sizes.src_shape, sizes.weights_shape, sizes.dst_shape
-    arrays: list[Array] = [
-        generator.standard_normal(shape, np.float32).astype(dtype) for shape in shapes
+def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
+    """Return the figures for a file: one row a rung or peer, layer, direction and number of threads."""
+    return [
+        {
+            "system": m.name if m.name not in RUNGS else f"tinyunet {m.name}",
+            "case": f"{m.direction} {m.layer.IC}->{m.layer.OC} k{m.layer.K}",
+            "size": m.layer.size,
+            "threads": count,
+            "median_ms": statistics.median(ms),
+            "min_ms": min(ms),
+            "max_ms": max(ms),
+            "peak_gb": None,
+        }
+        for m in measurements
+        for count, ms in {1: m.one, threads: m.many}.items()
     ]
-    return arrays[0], arrays[1], arrays[2]
 
 
-def _call(
-    rung: ModuleType, direction: str, src: Array, weights: Array, diff_dst: Array
-) -> Callable[[], Array]:
-    if direction == "forward":
-        return lambda: rung.forward(src, weights)
-    if direction == "backward_data":
-        return lambda: rung.backward_data(diff_dst, weights, src.shape)
-    return lambda: rung.backward_weights(src, diff_dst, weights.shape[2:])[0]
+def draw(measurements: list[Measurement], peak: float, path: Path) -> None:
+    """Draw GFLOP/s by layer, a panel a direction."""
+    # Here, because matplotlib takes a second to load and pictures are seldom wanted.
+    from tinyunet.benchmarks.plot import draw_layers
 
-
-def _errors(layer: Layer, rung: ModuleType) -> dict[str, float]:
-    """Largest error against float64, relative to the largest value, on a few planes.
-
-    Raises
-    ------
-    ArithmeticError
-        If a result is so far off that its time would mean nothing (NaN included).
-    """
-    sizes = layer.sizes(_planes(layer, _CHECKED_FLOPS))
-    errors = {}
-    for direction in DIRECTIONS:
-        got = _call(rung, direction, *_arrays(sizes))()
-        exact = _call(im2col, direction, *_arrays(sizes, np.float64))()
-        errors[direction] = float(np.abs(got - exact).max() / np.abs(exact).max())
-        if not errors[direction] < 1e-4:
-            raise ArithmeticError(f"{rung.__name__}.{direction} is wrong at {layer}: {errors}")
-    return errors
-
-
-def _seconds(call: Callable[[], Array], threads: int) -> float:
-    """Fastest of a few runs, within about a second and a half."""
-    machine.set_threads(threads)
-    times: list[float] = []
-    with threadpool_limits(threads, user_api="blas"):
-        while len(times) < 2 or (len(times) < 12 and sum(times) < 1.5):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return min(times)
+    layers = list(dict.fromkeys(m.layer for m in measurements))
+    names = list(dict.fromkeys(m.name for m in measurements))
+    found = {(m.direction, m.name, m.layer): m.gflops for m in measurements}
+    panels = {
+        direction: {
+            name: [found.get((direction, name, layer)) for layer in layers] for name in names
+        }
+        for direction in DIRECTIONS
+    }
+    draw_layers(path, peak, [f"{x.IC}->{x.OC} {x.size}^3 k{x.K}" for x in layers], panels)

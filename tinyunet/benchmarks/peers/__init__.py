@@ -1,0 +1,20 @@
+"""One file a system: how it builds the U-Net, trains it, predicts with it.
+
+Each is written as a careful user of that system would, to be read beside the others, and has
+
+    VERSION                  of the system
+    use_threads(threads)     called first
+    step(problem, ...)       returns a function that does one training step and returns the loss
+    infer(problem, ...)      returns a function that returns probabilities, as the system has them
+    to_array(probabilities)  makes them an array, NDHWC
+    convolution(src, weights, diff_dst)     see ``Convolution``
+
+as far as the system can. Input, labels and weights are brought into the system's own layout
+beforehand, which does not count.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+#: For each direction a function to time, and one that makes its result an array in our layout.
+Convolution: TypeAlias = dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]

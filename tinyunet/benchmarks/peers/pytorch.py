@@ -1,0 +1,163 @@
+"""PyTorch, eager and compiled by ``torch.compile``.
+
+Layout NCDHW.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tinyunet.benchmarks import problem as common
+from tinyunet.benchmarks.peers import Convolution
+from tinyunet.benchmarks.problem import Problem
+
+VERSION = str(torch.__version__)
+
+# This project's names of what a layer holds, and PyTorch's.
+_NAMES = {
+    "weights": "weight",
+    "bias": "bias",
+    "scale": "weight",
+    "shift": "bias",
+    "running_mean": "running_mean",
+    "running_variance": "running_var",
+}
+
+
+def use_threads(threads: int) -> None:
+    """Set the threads inside an operator."""
+    torch.set_num_threads(threads)
+
+
+class Block(nn.Module):
+    """Twice [convolution, batch norm, ReLU]."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        # PyTorch's momentum is the share of the new statistics, Keras' that of the old.
+        norm = {"eps": common.NORM_EPSILON, "momentum": 1 - common.NORM_MOMENTUM}
+        self.conv0 = nn.Conv3d(in_channels, width, 3, padding=1)
+        self.norm0 = nn.BatchNorm3d(width, **norm)
+        self.conv1 = nn.Conv3d(width, width, 3, padding=1)
+        self.norm1 = nn.BatchNorm3d(width, **norm)
+
+    def forward(self, x: Any) -> Any:
+        """(MB, IC, D, H, W) -> (MB, width, D, H, W)."""
+        x = torch.relu(self.norm0(self.conv0(x)))
+        return torch.relu(self.norm1(self.conv1(x)))
+
+
+class UNet(nn.Module):
+    """The model, with this project's names of its parts."""
+
+    def __init__(self, filters: int) -> None:
+        super().__init__()
+        widths = [filters << level for level in range(common.DEPTH)]
+        pairs = list(zip([common.CHANNELS, *widths], widths, strict=False))
+        self.encoder = nn.ModuleList(Block(above, width) for above, width in pairs)
+        upwards = pairs[:0:-1]
+        self.up = nn.ModuleList(nn.ConvTranspose3d(low, width, 2, 2) for width, low in upwards)
+        self.decoder = nn.ModuleList(Block(2 * width, width) for width, _ in upwards)
+        self.head = nn.Conv3d(filters, common.CLASSES, 1)
+
+    def forward(self, x: Any) -> Any:
+        """(MB, CHANNELS, D, H, W) -> probabilities (MB, CLASSES, D, H, W)."""
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(nn.functional.max_pool3d(x, 2) if level else x)
+            skips.append(x)
+        skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = block(torch.cat([up(x), skips.pop()], 1))
+        return torch.softmax(self.head(x), 1)
+
+
+def unet(problem: Problem) -> UNet:
+    """Build the model and give it the problem's weights, whose layouts are PyTorch's too."""
+    model = UNet(problem.filters)
+    state = {}
+    for name, array in problem.weights.items():
+        layer, _, variable = name.rpartition(".")
+        state[f"{layer}.{_NAMES[variable]}"] = torch.from_numpy(array)
+    # Not strict only because batch norm also counts its batches.
+    missing, unknown = model.load_state_dict(state, strict=False)
+    if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
+        raise RuntimeError(f"weights missing {missing}, unknown {unknown}")
+    return model
+
+
+def soft_dice(probabilities: Any, target: Any) -> Any:
+    """One minus the mean Dice over images and classes."""
+    voxels = (2, 3, 4)
+    intersection = (probabilities * target).sum(voxels)
+    total = probabilities.sum(voxels) + target.sum(voxels)
+    smoothing = common.DICE_SMOOTHING
+    return 1 - ((2 * intersection + smoothing) / (total + smoothing)).mean()
+
+
+def step(problem: Problem, compiled: bool = False) -> Callable[[], float]:
+    """Return a training step."""
+    model = unet(problem)
+    optimizer = torch.optim.Adam(
+        model.parameters(), common.LEARNING_RATE, eps=common.ADAM_EPSILON, fused=True
+    )
+
+    def loss_of(image: Any, target: Any) -> Any:
+        return soft_dice(model(image), target)
+
+    forward = torch.compile(loss_of) if compiled else loss_of
+    image, target = _ncdhw(problem.image), _ncdhw(problem.one_hot())
+
+    def train() -> float:
+        optimizer.zero_grad()
+        loss = forward(image, target)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    return train
+
+
+def infer(problem: Problem, compiled: bool = False) -> Callable[[], Any]:
+    """Return a prediction."""
+    model = unet(problem).eval()
+    forward = torch.compile(model) if compiled else model
+    image = _ncdhw(problem.image)
+
+    def predict() -> Any:
+        with torch.inference_mode():
+            return forward(image)
+
+    return predict
+
+
+def convolution(
+    src: NDArray[np.float32], weights: NDArray[np.float32], diff_dst: NDArray[np.float32]
+) -> Convolution:
+    """Return a single convolution in all directions; stride 1, padding "same"."""
+    x, w, dy = _ncdhw(src), torch.from_numpy(weights), _ncdhw(diff_dst)
+    one, pad = [1] * 3, [size // 2 for size in weights.shape[2:]]
+
+    def backward(data: bool) -> Any:
+        return torch.ops.aten.convolution_backward(
+            dy, x, w, None, one, pad, one, False, [0] * 3, 1, [data, not data, False]
+        )
+
+    return {
+        "forward": (lambda: nn.functional.conv3d(x, w, None, one, pad), to_array),
+        "backward_data": (lambda: backward(True)[0], to_array),
+        "backward_weights": (lambda: backward(False)[1], lambda diff_weights: diff_weights.numpy()),
+    }
+
+
+def to_array(probabilities: Any) -> NDArray[np.float32]:
+    """Return a prediction as this project has it: NDHWC."""
+    return np.ascontiguousarray(probabilities.permute(0, 2, 3, 4, 1).numpy())
+
+
+def _ncdhw(array: NDArray[np.float32]) -> Any:
+    return torch.from_numpy(array).permute(0, 4, 1, 2, 3).contiguous()

@@ -1,0 +1,143 @@
+"""TensorFlow: the U-Net in Keras' functional API, run as a graph.
+
+A training step is one ``tf.function``: forward, ``GradientTape``, Adam. TensorFlow rewrites the
+graph for oneDNN (blocked layouts; fused bias and ReLU in inference). XLA (``jit_compile``) does not
+use oneDNN on a CPU and was slower.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from numpy.typing import NDArray
+
+from tinyunet.benchmarks import problem as common
+from tinyunet.benchmarks.peers import Convolution
+from tinyunet.benchmarks.problem import Problem
+
+VERSION = str(tf.__version__)
+
+# This project's names of what a layer holds, and Keras'.
+_VARIABLES = {
+    "weights": "kernel",
+    "bias": "bias",
+    "scale": "gamma",
+    "shift": "beta",
+    "running_mean": "moving_mean",
+    "running_variance": "moving_variance",
+}
+
+
+def use_threads(threads: int) -> None:
+    """Set the threads inside an operator; operators run one after the other."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def block(x: Any, width: int, name: str) -> Any:
+    """Twice [convolution, batch norm, ReLU]."""
+    for i in (0, 1):
+        x = layers.Conv3D(width, 3, padding="same", name=f"{name}_conv{i}")(x)
+        x = layers.BatchNormalization(
+            momentum=common.NORM_MOMENTUM, epsilon=common.NORM_EPSILON, name=f"{name}_norm{i}"
+        )(x)
+        x = layers.Activation("relu")(x)
+    return x
+
+
+def unet(problem: Problem) -> Any:
+    """Build the model and give it the problem's weights."""
+    inputs = x = layers.Input(problem.image.shape[1:])
+    widths = [problem.filters << level for level in range(common.DEPTH)]
+    skips = []
+    for level, width in enumerate(widths):
+        x = block(x, width, f"encoder_{level}")
+        if level < common.DEPTH - 1:
+            skips.append(x)
+            x = layers.MaxPooling3D(2)(x)
+    for i, width in enumerate(reversed(widths[:-1])):
+        x = layers.Conv3DTranspose(width, 2, strides=2, padding="same", name=f"up_{i}")(x)
+        x = block(layers.Concatenate()([x, skips.pop()]), width, f"decoder_{i}")
+    x = layers.Conv3D(common.CLASSES, 1, name="head")(x)
+    model = keras.Model(inputs, layers.Softmax()(x))
+    for name, array in problem.weights.items():
+        layer, _, variable = name.rpartition(".")
+        # OIdhw -> dhwIO, and likewise (IC, OC, ...) -> (..., OC, IC) of a transposed convolution.
+        value = array.transpose(2, 3, 4, 1, 0) if array.ndim == 5 else array
+        keras_layer = model.get_layer(layer.replace(".", "_"))
+        getattr(keras_layer, _VARIABLES[variable]).assign(value)
+    return model
+
+
+def soft_dice(probabilities: Any, target: Any) -> Any:
+    """One minus the mean Dice over images and classes."""
+    voxels = (1, 2, 3)
+    intersection = tf.reduce_sum(probabilities * target, voxels)
+    total = tf.reduce_sum(probabilities, voxels) + tf.reduce_sum(target, voxels)
+    smoothing = common.DICE_SMOOTHING
+    return 1 - tf.reduce_mean((2 * intersection + smoothing) / (total + smoothing))
+
+
+def step(problem: Problem) -> Callable[[], float]:
+    """Return a training step."""
+    model = unet(problem)
+    optimizer = keras.optimizers.Adam(common.LEARNING_RATE, epsilon=common.ADAM_EPSILON)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def train(image: Any, target: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = soft_dice(model(image, training=True), target)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    image, target = tf.constant(problem.image), tf.constant(problem.one_hot())
+    return lambda: float(train(image, target))
+
+
+def infer(problem: Problem) -> Callable[[], Any]:
+    """Return a prediction."""
+    model = unet(problem)
+    image = tf.constant(problem.image)
+    predict = tf.function(lambda image: model(image, training=False))
+    return lambda: predict(image)
+
+
+def convolution(
+    src: NDArray[np.float32], weights: NDArray[np.float32], diff_dst: NDArray[np.float32]
+) -> Convolution:
+    """Return a single convolution in all directions; stride 1, padding "same"."""
+    x, dy = tf.constant(src), tf.constant(diff_dst)
+    w = tf.constant(weights.transpose(2, 3, 4, 1, 0))  # OIdhw -> dhwIO
+    settings = {"strides": [1] * 5, "padding": "SAME"}
+    forward = tf.function(lambda x, w: tf.nn.conv3d(x, w, **settings))
+    backward_data = tf.function(
+        lambda w, dy: tf.raw_ops.Conv3DBackpropInputV2(
+            input_sizes=src.shape, filter=w, out_backprop=dy, **settings
+        )
+    )
+    backward_weights = tf.function(
+        lambda x, dy: tf.raw_ops.Conv3DBackpropFilterV2(
+            input=x, filter_sizes=w.shape, out_backprop=dy, **settings
+        )
+    )
+    return {
+        "forward": (lambda: forward(x, w), to_array),
+        "backward_data": (lambda: backward_data(w, dy), to_array),
+        "backward_weights": (
+            lambda: backward_weights(x, dy),
+            lambda diff_weights: to_array(diff_weights).transpose(4, 3, 0, 1, 2),
+        ),
+    }
+
+
+def to_array(probabilities: Any) -> NDArray[np.float32]:
+    """Return a prediction as this project has it: NDHWC."""
+    return np.asarray(probabilities)

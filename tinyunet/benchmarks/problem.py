@@ -1,0 +1,125 @@
+"""What every system is given: the same input, labels and first weights, in one file.
+
+A system runs in its own process and knows nothing of this project's engine: it reads this file with
+NumPy alone, and brings the arrays into its own layout.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHANNELS = CLASSES = 4
+DEPTH = 5
+
+# As Keras has them; PyTorch's and ONNX's own differ.
+LEARNING_RATE = 1e-3
+ADAM_EPSILON = 1e-7
+NORM_EPSILON = 1e-3
+NORM_MOMENTUM = 0.99
+DICE_SMOOTHING = 1.0
+
+
+class Problem(NamedTuple):
+    """One input and the weights to start from.
+
+    Attributes
+    ----------
+    image : array of float32, shape = (MB, D, H, W, CHANNELS)
+    labels : array of uint8, shape = (MB, D, H, W)
+    weights : dict of str to array of float32
+        Under this project's names (``encoder.0.conv0.weights``) and in its layouts: ``OIdhw`` for a
+        convolution, (IC, OC, KD, KH, KW) for a transposed one.
+    """
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    weights: dict[str, NDArray[np.float32]]
+
+    @property
+    def filters(self) -> int:
+        """Channels of the first level."""
+        return len(self.weights["encoder.0.conv0.bias"])
+
+    def one_hot(self) -> NDArray[np.float32]:
+        """Labels as most losses want them, shape = (MB, D, H, W, CLASSES)."""
+        return np.eye(CLASSES, dtype=np.float32)[self.labels]
+
+    def save(self, path: Path | str) -> None:
+        """Write everything to an ``.npz`` file."""
+        arrays: dict[str, Any] = {"image": self.image, "labels": self.labels, **self.weights}
+        np.savez(path, **arrays)
+
+
+def load(path: Path | str) -> Problem:
+    """Read what :meth:`Problem.save` wrote."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    return Problem(arrays.pop("image"), arrays.pop("labels"), arrays)
+
+
+def make(size: int, batch: int, filters: int) -> Problem:
+    """Return images of balls in noise, and a U-Net's first weights.
+
+    Parameters
+    ----------
+    size : int
+        Voxels along each axis; a multiple of 16, because the net halves four times.
+    batch : int
+    filters : int
+        Channels of the first level.
+
+    Notes
+    -----
+    Everything that is one or zero in a new net (batch norm, biases) is moved a little off it: a
+    system that mixes two of them up must not get the right result.
+    """
+    # Here, because a process that runs another system must not load Numba beside it.
+    from tinyunet.unet import UNet
+
+    generator = np.random.default_rng(0)
+    state = UNet(in_channels=CHANNELS, classes=CLASSES, filters=filters, depth=DEPTH).state_dict()
+    weights = {
+        name: array if array.ndim == 5 else array + generator.uniform(0, 0.2, array.shape)
+        for name, array in state.items()
+    }
+    labels = np.stack([_balls(size, generator) for _ in range(batch)])
+    contrast = generator.uniform(-1, 1, (CLASSES, CHANNELS)).astype(np.float32)
+    noise = generator.standard_normal((*labels.shape, CHANNELS), np.float32)
+    return Problem(
+        contrast[labels] + 0.3 * noise,
+        labels,
+        {name: array.astype(np.float32) for name, array in weights.items()},
+    )
+
+
+def convolution_arrays(
+    src_shape: Sequence[int], weights_shape: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return ``src``, ``weights`` and ``diff_dst`` of a convolution of stride 1, padding "same".
+
+    Parameters
+    ----------
+    src_shape : (MB, D, H, W, IC)
+    weights_shape : (OC, IC, KD, KH, KW)
+    """
+    generator = np.random.default_rng(0)
+    dst_shape = (*src_shape[:-1], weights_shape[0])
+    src, weights, diff_dst = (
+        generator.standard_normal(shape, np.float32)
+        for shape in (src_shape, weights_shape, dst_shape)
+    )
+    return src, weights, diff_dst
+
+
+def _balls(size: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Labels of one image: a ball of each class but the background."""
+    labels = np.zeros((size,) * 3, np.uint8)
+    axes = np.ogrid[:size, :size, :size]
+    for label in range(1, CLASSES):
+        centre = generator.uniform(0.3, 0.7, 3) * size
+        distance = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True))
+        labels[distance < (size / 5) ** 2] = label
+    return labels

@@ -1,0 +1,113 @@
+"""What can be compared, and whether it is here."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class System(NamedTuple):
+    """One way to run the net.
+
+    Attributes
+    ----------
+    key : str
+        What the command line calls it.
+    name : str
+        What tables call it.
+    package : str
+        What must be installed.
+    peer : str
+        Module that says how this system does it; see :mod:`tinyunet.benchmarks.peers`.
+    cases : tuple of str
+        Which of ``step``, ``infer`` and ``conv`` it can do.
+    options : dict
+        Given to the peer's functions.
+    tolerance : float
+        How far probabilities and losses may be from those of our eager engine.
+    """
+
+    key: str
+    name: str
+    package: str
+    peer: str
+    cases: tuple[str, ...]
+    options: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    tolerance: float = 2e-3
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package can be imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+_PEERS = "tinyunet.benchmarks.peers"
+_NET = ("step", "infer")
+
+EAGER = System("eager", "tinyunet eager", "tinyunet", f"{_PEERS}.ours", _NET)
+COMPILED = System(
+    "compiled", "tinyunet compiled", "tinyunet.graph", f"{_PEERS}.ours", _NET, {"compiled": True}
+)
+OURS = (EAGER, COMPILED)
+
+TENSORFLOW = System(
+    "tensorflow", "TensorFlow", "tensorflow", f"{_PEERS}.tensorflow", (*_NET, "conv")
+)
+PYTORCH = System("torch", "PyTorch", "torch", f"{_PEERS}.pytorch", (*_NET, "conv"))
+PEERS = (
+    TENSORFLOW,
+    PYTORCH,
+    PYTORCH._replace(
+        key="torch-compiled", name="PyTorch compiled", cases=_NET, options={"compiled": True}
+    ),
+    System("openvino", "OpenVINO", "openvino", f"{_PEERS}.openvino", ("infer",)),
+    System(
+        "openvino-bf16",
+        "OpenVINO bf16",
+        "openvino",
+        f"{_PEERS}.openvino",
+        ("infer",),
+        {"precision": "bf16"},
+        # bfloat16 keeps 8 bits of a number.
+        tolerance=0.1,
+    ),
+    System("onnxruntime", "onnxruntime", "onnxruntime", f"{_PEERS}.onnxruntime", ("infer",)),
+)
+
+
+class Job(NamedTuple):
+    """One system doing one thing with so many threads.
+
+    Attributes
+    ----------
+    variant : str
+        What is special about it, such as ``without fuse_epilogue``; else empty.
+    options : dict
+        What makes it so: given to the peer's functions, besides the system's own.
+    """
+
+    system: System
+    case: str
+    threads: int
+    variant: str = ""
+    options: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
+    @property
+    def name(self) -> str:
+        """What a line on the screen calls it."""
+        return f"{self.system.name} {self.variant}".rstrip()
+
+
+def choose(case: str, keys: Sequence[str]) -> tuple[list[System], list[str]]:
+    """Return the systems that do ``case``, ours first, and a line for each that is not here.
+
+    Parameters
+    ----------
+    case : str
+    keys : sequence of str
+        Of the peers to compare with, in any order.
+    """
+    wanted = [s for s in (*OURS, *PEERS) if case in s.cases and (s in OURS or s.key in keys)]
+    skipped = [
+        f"{s.name}: {s.package} is not installed, skipped" for s in wanted if not s.installed
+    ]
+    return [s for s in wanted if s.installed], skipped
