@@ -33,7 +33,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
 
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _LANE_INDEX = ir.VectorType(ir.IntType(32), LANES)
 # A float array is aligned to its items at least; x86 loads unaligned vectors at no cost if they
 # happen to be aligned, and `memory.empty` sees to it that ours are.
@@ -62,13 +62,13 @@ f32x16 = F32x16()
 @register_model(F32x16)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: F32x16) -> None:
-        super().__init__(manager, numba_type, _VECTOR)
+        super().__init__(manager, numba_type, VECTOR)
 
 
 @register_model(Tile)
 class _TileModel(models.PrimitiveModel):
     def __init__(self, manager: Any, numba_type: Tile) -> None:
-        super().__init__(manager, numba_type, ir.ArrayType(_VECTOR, numba_type.count))
+        super().__init__(manager, numba_type, ir.ArrayType(VECTOR, numba_type.count))
 
 
 # --- LLVM pieces that the intrinsics are made of ------------------------------------------------
@@ -81,24 +81,25 @@ def _float_pointer(context: Any, builder: Any, array_type: Any, array: Any, offs
 
 def _load(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
     pointer = _float_pointer(context, builder, array_type, array, offset)
-    return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=_ALIGN)
+    return builder.load(builder.bitcast(pointer, VECTOR.as_pointer()), align=_ALIGN)
 
 
 def _store(
     context: Any, builder: Any, array_type: Any, array: Any, offset: Any, vector: Any
 ) -> None:
     pointer = _float_pointer(context, builder, array_type, array, offset)
-    builder.store(vector, builder.bitcast(pointer, _VECTOR.as_pointer()), align=_ALIGN)
+    builder.store(vector, builder.bitcast(pointer, VECTOR.as_pointer()), align=_ALIGN)
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_LANE_INDEX, [0] * LANES))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    signature = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+def fused_multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """LLVM value of ``a * b + c``, for those who write intrinsics."""
+    signature = ir.FunctionType(VECTOR, [VECTOR] * 3)
     function = cgutils.get_or_insert_function(builder.module, signature, "llvm.fma.v16f32")
     return builder.call(function, [a, b, c])
 
@@ -146,7 +147,19 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` with one rounding."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fma(builder, *args)
+        return fused_multiply_add(builder, *args)
+
+    return f32x16(f32x16, f32x16, f32x16), codegen
+
+
+@intrinsic
+def where_positive(typing_context: Any, test: Any, a: Any, b: Any) -> Any:
+    """Lanes of ``a`` where ``test > 0``, else of ``b`` (also where ``test`` is NaN)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        test, a, b = args
+        positive = builder.fcmp_ordered(">", test, ir.Constant(VECTOR, [0.0] * LANES))
+        return builder.select(positive, a, b)
 
     return f32x16(f32x16, f32x16, f32x16), codegen
 
@@ -188,7 +201,7 @@ def tile_zero(typing_context: Any, rows: Any, cols: Any) -> Any:
     tile_type = Tile(rows.literal_value * cols.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(ir.ArrayType(_VECTOR, tile_type.count), None)
+        return ir.Constant(ir.ArrayType(VECTOR, tile_type.count), None)
 
     return tile_type(rows, cols), codegen
 
@@ -200,7 +213,7 @@ def tile_fill(typing_context: Any, array: Any, offset: Any, rows: Any, cols: Any
     tile_type = Tile(R * C)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile = ir.Constant(ir.ArrayType(_VECTOR, R * C), ir.Undefined)
+        tile = ir.Constant(ir.ArrayType(VECTOR, R * C), ir.Undefined)
         array_type, start = signature.args[0], args[1]
         for c in range(C):
             at = builder.add(start, ir.Constant(start.type, LANES * c))
@@ -241,7 +254,7 @@ def tile_load(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, start, *strides = args[:5]
-        tile = ir.Constant(ir.ArrayType(_VECTOR, tile_type.count), ir.Undefined)
+        tile = ir.Constant(ir.ArrayType(VECTOR, tile_type.count), ir.Undefined)
         for i, at in enumerate(_tile_offsets(builder, start, strides, *size)):
             vector = _load(context, builder, signature.args[0], array, at)
             tile = builder.insert_value(tile, vector, i)
@@ -315,7 +328,9 @@ def tile_rank1(
                 scalar = _splat(builder, builder.load(pointer))
                 for c in range(C):
                     index = (h * W + w) * C + c
-                    total = _fma(builder, scalar, vectors[c], builder.extract_value(tile, index))
+                    total = fused_multiply_add(
+                        builder, scalar, vectors[c], builder.extract_value(tile, index)
+                    )
                     tile = builder.insert_value(tile, total, index)
         return tile
 

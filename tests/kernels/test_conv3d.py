@@ -11,12 +11,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from kernels import conv3d, machine
-from kernels.conv3d import blocked, direct, im2col, naive
+from kernels.conv3d import blocked, direct, im2col, naive, winograd
 from kernels.conv3d.shapes import geometry
 
 RUNGS = [im2col, blocked, direct]
@@ -110,6 +110,58 @@ def test_error_against_float64(rung: ModuleType):
     for name, got, wanted in zip(NAMES, single, exact, strict=True):
         error = np.abs(got - wanted).max() / np.abs(wanted).max()
         assert error < 4 * np.sqrt(864) * 2**-24, name
+
+
+# Largest error allowed, of the largest value. The transforms' constants amplify rounding; each bound
+# is four times what standard normal data show, and 5e-5 is the most that "fast" may take.
+WINOGRAD_ERRORS = {
+    (2, 2, 2): 2e-6,
+    (2, 4, 4): 2e-5,
+    (4, 4, 4): 5e-5,
+    (1, 2, 2): 2e-6,
+    (1, 4, 4): 2e-5,
+}
+
+
+@pytest.mark.parametrize("tile", winograd.TILES, ids=str)
+@given(data=st.data(), seed=st.integers(0, 1000))
+@settings(max_examples=6)
+def test_winograd_against_float64(tile, data, seed):
+    """Sizes that the tile does not divide, channels that are no multiple of 16, both paddings."""
+    padding = data.draw(st.sampled_from(["same", "valid"]))
+    kernel = tuple(3 if m > 1 else 1 for m in tile)
+    size = [data.draw(st.sampled_from([3, 6, 11]) if k == 3 else st.just(1)) for k in kernel]
+    MB, IC, OC = (data.draw(st.sampled_from(c)) for c in ([1, 2], [1, 16, 20], [3, 16]))
+    generator = np.random.default_rng(seed)
+    src = generator.standard_normal((MB, *size, IC))
+    weights = generator.standard_normal((OC, IC, *kernel))
+    bias = generator.standard_normal(OC)
+    shape = geometry(src.shape, weights.shape, 1, padding).dst_shape
+    diff_dst = generator.standard_normal(shape)
+    arrays = [src, weights, bias, diff_dst]
+    exact = all_directions(im2col, *arrays, 1, padding)
+    src, weights, bias, diff_dst = (array.astype(np.float32) for array in arrays)
+    single = (
+        winograd.forward(src, weights, bias, 1, padding, tile),
+        winograd.backward_data(diff_dst, weights, src.shape, 1, padding, tile),
+        *winograd.backward_weights(src, diff_dst, kernel, 1, padding, tile),
+    )
+    for name, got, wanted in zip(NAMES, single, exact, strict=True):
+        assert got.shape == wanted.shape, name
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        assert error < WINOGRAD_ERRORS[tile], name
+
+
+def test_winograd_refuses_what_it_cannot_do():
+    src, weights = zeros(1, 4, 4, 4, 2), zeros(3, 2, 3, 3, 3)
+    for arguments in (
+        (src, weights, None, 2),
+        (src, zeros(3, 2, 1, 3, 3), None, 1, "same", (2, 4, 4)),
+        (src, weights, None, 1, "same", (3, 3, 3)),
+        (src, zeros(3, 2, 5, 5, 5)),
+    ):
+        with pytest.raises(ValueError, match="has no Winograd form"):
+            winograd.forward(*arguments)
 
 
 @given(case=convolutions(), seed=st.integers(0, 1000))

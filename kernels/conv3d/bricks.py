@@ -1,0 +1,212 @@
+"""How a blocked convolution is cut into bricks, and what is done to each before and after.
+
+The output is cut into bricks of whole rows: a few planes by a few rows. A thread takes a brick, packs
+the part of the source that its taps meet (`slab`), convolves, and finishes the brick while it is in
+cache (`epilogue`). Prologue and epilogue are the same for every algorithm, which only differ in between.
+
+Which thread takes which brick does not matter to the result: sums are kept for each brick and combined
+in order afterwards.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.compiler import kernel
+from kernels.conv3d.epilogue import Doubles, finish_backward, finish_forward
+from kernels.conv3d.shapes import Triple
+from kernels.conv3d.slab import pack_block, pack_channels
+from kernels.layout import Floats
+from kernels.simd import LANES, load, store
+
+EMPTY = np.zeros(0, np.float32)
+NO_SUMS = np.zeros((2, 0, 0))
+NO_MOMENTS = np.zeros((0, 3, 0))
+
+
+class Prologue(NamedTuple):
+    """What a convolution reads: one or two blocked tensors, and what to make of their values.
+
+    ``u_a, v_a`` and ``u_b, v_b`` are flat; the first ``blocks_a`` of ``blocks`` channel blocks come
+    from ``a``, the others from ``b``. ``coefficients`` holds scale, shift and also, for all blocks.
+    ``width`` is the channels of a block: 16, or all of them in a first layer that reads its few as they
+    are, channels last and unchanged.
+    """
+
+    u_a: Floats
+    v_a: Floats
+    u_b: Floats
+    v_b: Floats
+    blocks_a: int
+    blocks: int
+    coefficients: Floats
+    slope_a: np.float32
+    slope_b: np.float32
+    width: int
+
+
+class Epilogue(NamedTuple):
+    """What a convolution writes: one or two blocked tensors, and what is done on the way.
+
+    With a ``bias``, it is added, and ``moments`` (bricks, 3, channels) are gathered unless empty. With
+    ``x_a``, the values of ``a`` are gradients that are masked; ``mask_a`` holds scale, shift and mean
+    and ``sums_a`` (2, bricks, channels) is filled. The same for ``b``.
+    """
+
+    dst_a: Floats
+    dst_b: Floats
+    blocks_a: int
+    blocks: int
+    bias: Floats
+    moments: Doubles
+    x_a: Floats
+    x_b: Floats
+    mask_a: Floats
+    mask_b: Floats
+    slope_a: np.float32
+    slope_b: np.float32
+    sums_a: Doubles
+    sums_b: Doubles
+
+
+class Cut(NamedTuple):
+    """Bricks of an output of ``OD x OH x OW``: ``planes`` by ``lines`` rows each."""
+
+    MB: int
+    OD: int
+    OH: int
+    OW: int
+    planes: int
+    lines: int
+
+    @property
+    def bricks(self) -> int:
+        """Number of bricks."""
+        return self.MB * -(-self.OD // self.planes) * -(-self.OH // self.lines)
+
+
+def plain_prologue(data: Floats) -> Prologue:
+    """Prologue that takes one blocked tensor ``(MB, CB, D, H, W, 16)`` as it is."""
+    coefficients = np.zeros((3, data.shape[1] * LANES), np.float32)
+    coefficients[0] = 1.0
+    blocks, one = data.shape[1], np.float32(1.0)
+    flat = data.reshape(-1)
+    return Prologue(
+        flat, EMPTY, EMPTY, EMPTY, blocks, blocks, coefficients.reshape(-1), one, one, LANES
+    )
+
+
+def plain_epilogue(dst: Floats, bias: Floats) -> Epilogue:
+    """Epilogue that writes one blocked tensor, and adds the bias unless it is empty."""
+    blocks, one = dst.shape[1], np.float32(1.0)
+    padded = EMPTY
+    if bias.size > 0:
+        padded = np.zeros(blocks * LANES, np.float32)
+        padded[: bias.size] = bias
+    return Epilogue(
+        dst.reshape(-1),
+        EMPTY,
+        blocks,
+        blocks,
+        padded,
+        NO_MOMENTS,
+        EMPTY,
+        EMPTY,
+        EMPTY,
+        EMPTY,
+        one,
+        one,
+        NO_SUMS,
+        NO_SUMS,
+    )
+
+
+def channel_parts(cut: Cut, groups: int) -> int:
+    """Into how many the output channels are cut, so that few bricks still make eight tasks."""
+    return int(np.clip(-(-8 // cut.bricks), 1, groups))
+
+
+@kernel
+def locate(cut: Cut, brick: int) -> tuple[int, Triple, Triple]:
+    """Image, first voxel and end of a brick."""
+    high = -(-cut.OH // cut.lines)
+    deep = -(-cut.OD // cut.planes)
+    n, rest = brick // (deep * high), brick % (deep * high)
+    d, h = rest // high * cut.planes, rest % high * cut.lines
+    stop = (min(d + cut.planes, cut.OD), min(h + cut.lines, cut.OH), cut.OW)
+    return n, (d, h, 0), stop
+
+
+@kernel
+def pack_brick(
+    prologue: Prologue, n: int, size: Triple, slab: Floats, to: int, start: Triple, extent: Triple
+) -> None:
+    """Pack all channel blocks of image ``n`` into ``slab[to:]``, ``extent`` voxels from ``start``."""
+    if prologue.width < LANES:
+        voxels = size[0] * size[1] * size[2] * prologue.width
+        pack_channels(prologue.u_a, n * voxels, size, prologue.width, slab, to, start, extent)
+        return
+    voxels = size[0] * size[1] * size[2] * LANES
+    blocks_b = prologue.blocks - prologue.blocks_a
+    for block in range(prologue.blocks):
+        at = to + block * extent[0] * extent[1] * extent[2] * LANES
+        if block < prologue.blocks_a:
+            u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
+            first = (n * prologue.blocks_a + block) * voxels
+        else:
+            u, v, slope = prologue.u_b, prologue.v_b, prologue.slope_b
+            first = (n * blocks_b + block - prologue.blocks_a) * voxels
+        pack_block(
+            u, v, first, size, prologue.coefficients, block * LANES, slope, slab, at, start, extent
+        )
+
+
+@kernel
+def finish_brick(
+    epilogue: Epilogue,
+    cut: Cut,
+    brick: int,
+    n: int,
+    start: Triple,
+    stop: Triple,
+    first_block: int,
+    end_block: int,
+    row_sums: Floats,
+) -> None:
+    """Apply the epilogue to some channel blocks of a brick that has just been written."""
+    size = (cut.OD, cut.OH, cut.OW)
+    voxels = cut.OD * cut.OH * cut.OW * LANES
+    blocks_b = epilogue.blocks - epilogue.blocks_a
+    for block in range(first_block, end_block):
+        if block < epilogue.blocks_a:
+            local, dst, x, mask = block, epilogue.dst_a, epilogue.x_a, epilogue.mask_a
+            slope, sums = epilogue.slope_a, epilogue.sums_a
+            first = (n * epilogue.blocks_a + local) * voxels
+        else:
+            local = block - epilogue.blocks_a
+            dst, x, mask = epilogue.dst_b, epilogue.x_b, epilogue.mask_b
+            slope, sums = epilogue.slope_b, epilogue.sums_b
+            first = (n * blocks_b + local) * voxels
+        if epilogue.bias.size > 0:
+            at = block * LANES
+            gathered = epilogue.moments[brick : brick + 1, :, at : at + LANES]
+            finish_forward(dst, first, size, start, stop, epilogue.bias, at, gathered, row_sums)
+        elif x.size > 0:
+            at = local * LANES
+            gathered = sums[:, brick, at : at + LANES]
+            finish_backward(dst, first, size, start, stop, x, mask, at, slope, gathered, row_sums)
+
+
+@kernel
+def add_voxels(slab: Floats, voxels: int, totals: Doubles, sums: Floats) -> None:
+    """Add up the voxels of a slab, channel by channel; ``sums`` is scratch for 16 floats."""
+    for block in range(totals.size // LANES):
+        # Runs of a thousand in float32, added up in float64.
+        for run in range(0, voxels, 1024):
+            at = (block * voxels + run) * LANES
+            total = load(slab, at)
+            for voxel in range(1, min(1024, voxels - run)):
+                total = total + load(slab, at + voxel * LANES)
+            store(sums, 0, total)
+            for lane in range(LANES):
+                totals[block * LANES + lane] += sums[lane]

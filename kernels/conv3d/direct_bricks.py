@@ -1,0 +1,400 @@
+"""Direct convolution of blocked tensors, brick by brick, with prologue and epilogue.
+
+The register tiles of `direct`, on slabs: where Winograd does not pay (first layer, 1^3 kernels, few
+voxels) or its rounding is not wanted. Loop nest: bricks and parts of the output channels | groups, od,
+oh and ow tiles | icb, kd, kh | kw and ic | register tile | epilogue. For the weight gradient: parts and
+chunks of bricks | groups, icb, kd, kh | rows of voxels | register tile of (kw, ic) x oc.
+
+Source: as `direct`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.conv3d.bricks import (
+    Cut,
+    Epilogue,
+    Prologue,
+    add_voxels,
+    channel_parts,
+    finish_brick,
+    locate,
+    pack_brick,
+)
+from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
+from kernels.conv3d.epilogue import Doubles
+from kernels.conv3d.shapes import Triple
+from kernels.layout import Floats
+from kernels.machine import threads
+from kernels.memory import scratchpad
+from kernels.simd import LANES, tile_load, tile_rank1, tile_store, tile_zero
+
+# Bytes of one thread's slab: half of a second-level cache, the rest is for weights.
+_CACHED = 512 * 1024
+
+
+def cut_output(dst_size: tuple[int, int, int, int], kernel: Triple, blocks: int) -> Cut:
+    """Bricks of whole rows whose slabs of ``blocks`` channel blocks stay in cache."""
+    MB, OD, OH, OW = dst_size
+    row = (OW + kernel[2] - 1) * blocks * LANES * 4
+    best, best_cost = (1, 1), float("inf")
+    for planes in range(1, min(OD, 8) + 1):
+        lines = int(np.clip(_CACHED // row // (planes + kernel[0] - 1) - kernel[1] + 1, 1, OH))
+        lines = -(-OH // -(-OH // lines))
+        # Voxels packed for each voxel computed.
+        cost = (planes + kernel[0] - 1) * (lines + kernel[1] - 1) / (planes * lines)
+        if cost < best_cost:
+            best, best_cost = (planes, lines), cost
+    return Cut(MB, OD, OH, OW, *best)
+
+
+def packed_shape(
+    cut: Cut, kernel: Triple, ICB: int, blocks_out: tuple[int, int], width: int
+) -> tuple[int, int, int, int, int]:
+    """Shape of the packed weights: ``(groups, ICB, KD * KH * KW, width, cols * 16)``."""
+    cols = register_tile(cut, blocks_out).cols
+    return sum(blocks_out) // cols, ICB, math.prod(kernel), width, cols * LANES
+
+
+def register_tile(cut: Cut, blocks_out: tuple[int, int]) -> TileShape:
+    """Register tile: one row high, because a brick may be; no wider than either destination."""
+    return tile_shape(1, cut.OW, math.gcd(*blocks_out))
+
+
+def convolve(
+    prologue: Prologue,
+    src_size: Triple,
+    before: Triple,
+    weights: Floats,
+    kernel: Triple,
+    epilogue: Epilogue,
+    cut: Cut,
+) -> None:
+    """Convolve blocked tensors, stride 1.
+
+    Parameters
+    ----------
+    prologue, epilogue
+        What is read and written; see `bricks`.
+    src_size : (D, H, W)
+    before : (d, h, w)
+        Zeros before the first voxel.
+    weights : ndarray, `packed_shape`
+    kernel : (KD, KH, KW)
+    cut : Cut
+        Bricks of the output.
+    """
+    blocks_out = epilogue.blocks_a, epilogue.blocks - epilogue.blocks_a
+    tile = register_tile(cut, blocks_out)
+    workers = threads()
+    extent = _extent(cut, kernel)
+    size = prologue.blocks * math.prod(extent) * prologue.width + 3 * LANES
+    scratch = scratchpad("direct bricks", workers * size)[: workers * size]
+    run = _make_convolve(tile.wide, tile.cols, prologue.width)
+    run(
+        prologue,
+        src_size,
+        before,
+        weights.reshape(-1),
+        kernel,
+        epilogue,
+        cut,
+        channel_parts(cut, epilogue.blocks // tile.cols),
+        scratch.reshape(workers, size),
+    )
+
+
+def split(bricks: int, ICB: int, OCB: int) -> tuple[int, int]:
+    """Parts of the output channels, and chunks of bricks: about eight tasks, whatever the threads."""
+    chunks = max(1, min(bricks, 16 // (ICB * OCB)))
+    return max(1, min(OCB, 8 // chunks)), chunks
+
+
+def backward_weights(
+    prologue: Prologue,
+    src_size: Triple,
+    before: Triple,
+    gradient: Prologue,
+    cut: Cut,
+    kernel: Triple,
+    panel: Floats,
+    diff_bias: Doubles,
+) -> None:
+    """Gradients of weights and bias of a stride-1 convolution of blocked tensors.
+
+    Parameters
+    ----------
+    prologue, gradient : Prologue
+        The source, and the gradient of the output.
+    src_size, before, cut, kernel
+        As in `convolve`.
+    panel : ndarray, shape=(chunks, groups, ICB, KD * KH * KW, width, lanes), float32
+        Filled, as `layout.unpack_weights` takes it; chunks as in `split`, a group is one block.
+    diff_bias : ndarray, shape=(chunks, channels), float64
+        Filled; the sum over the chunks is the gradient of the bias.
+    """
+    inputs, _ = weight_tile(kernel[2], prologue.width, 1)
+    workers = threads()
+    slab = prologue.blocks * math.prod(_extent(cut, kernel)) * prologue.width
+    size = slab + (gradient.blocks * cut.planes * cut.lines * cut.OW + 1) * LANES
+    scratch = scratchpad("direct bricks", workers * size)[: workers * size].reshape(workers, size)
+    parts, _ = split(cut.bricks, prologue.blocks, gradient.blocks)
+    run = _make_accumulate(kernel[2], inputs, prologue.width)
+    chunks = panel.reshape(panel.shape[0], -1)
+    run(prologue, src_size, before, gradient, cut, kernel, parts, chunks, diff_bias, scratch)
+
+
+def _extent(cut: Cut, kernel: Triple) -> Triple:
+    return cut.planes + kernel[0] - 1, cut.lines + kernel[1] - 1, cut.OW + kernel[2] - 1
+
+
+def convolve_slab(
+    own: Floats,
+    extent: Triple,
+    ICB: int,
+    weights: Floats,
+    kernel: Triple,
+    epilogue: Epilogue,
+    cut: Cut,
+    n: int,
+    start: Triple,
+    stop: Triple,
+    first: int,
+    end: int,
+    wide: int,
+    cols: int,
+    width: int,
+) -> None:
+    """Convolve a slab into output blocks ``first`` to ``end``; to be called from kernels only."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(convolve_slab, prefer_literal=True)
+def _convolve_slab(  # type: ignore[no-untyped-def]
+    own, extent, ICB, weights, kernel, epilogue, cut, n, start, stop, first, end, wide, cols, width
+):
+    if not all(isinstance(number, types.IntegerLiteral) for number in (wide, cols, width)):
+        return None
+    R, C, I = (number.literal_value for number in (wide, cols, width))  # noqa: E741
+
+    def implementation(  # type: ignore[no-untyped-def]
+        own,
+        extent,
+        ICB,
+        weights,
+        kernel,
+        epilogue,
+        cut,
+        n,
+        start,
+        stop,
+        first,
+        end,
+        wide,
+        cols,
+        width,
+    ):
+        KD, KH, KW = kernel
+        line = extent[2] * I
+        voxels = cut.OD * cut.OH * cut.OW * LANES
+        run = KW * I
+        for ocb in range(first, end, C):
+            for row in range((stop[0] - start[0]) * (stop[1] - start[1])):
+                d, h = row // (stop[1] - start[1]), row % (stop[1] - start[1])
+                for w_tile in range(0, cut.OW, R):
+                    # The last tile is moved back inside; its voxels are written twice.
+                    w = min(w_tile, cut.OW - R)
+                    sums = tile_zero(R, C)
+                    for icb in range(ICB):
+                        for tap in range(KD * KH):
+                            kd, kh = tap // KH, tap % KH
+                            x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + w * I
+                            y = ((ocb * ICB + icb * C) * KD * KH + tap * C) * run * LANES
+                            for k in range(run):
+                                at = y + k * C * LANES
+                                sums = tile_rank1(sums, own, x + k, 0, I, weights, at, 1, R, C)
+                    to = (((start[0] + d) * cut.OH + start[1] + h) * cut.OW + w) * LANES
+                    if ocb < epilogue.blocks_a:
+                        at = (n * epilogue.blocks_a + ocb) * voxels + to
+                        tile_store(sums, epilogue.dst_a, at, 0, LANES, voxels, 1, R, C)
+                    else:
+                        blocks_b = epilogue.blocks - epilogue.blocks_a
+                        at = (n * blocks_b + ocb - epilogue.blocks_a) * voxels + to
+                        tile_store(sums, epilogue.dst_b, at, 0, LANES, voxels, 1, R, C)
+
+    return implementation
+
+
+@functools.cache
+def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
+    @parallel_kernel
+    def run(
+        prologue: Prologue,
+        src_size: Triple,
+        before: Triple,
+        weights: Floats,
+        kernel: Triple,
+        epilogue: Epilogue,
+        cut: Cut,
+        parts: int,
+        scratch: Floats,
+    ) -> None:
+        KD, KH, KW = kernel
+        groups = epilogue.blocks // cols
+        extent = (cut.planes + KD - 1, cut.lines + KH - 1, cut.OW + KW - 1)
+        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        workers = scratch.shape[0]
+        for index in prange(workers):
+            worker, _ = split_index(index, 1)
+            own = scratch[worker]
+            for task in range(worker, bricks * parts, workers):
+                brick, part = task // parts, task % parts
+                first, end = part * groups // parts * cols, (part + 1) * groups // parts * cols
+                n, start, stop = locate(cut, brick)
+                origin = (start[0] - before[0], start[1] - before[1], -before[2])
+                pack_brick(prologue, n, src_size, own, 0, origin, extent)
+                convolve_slab(
+                    own,
+                    extent,
+                    prologue.blocks,
+                    weights,
+                    kernel,
+                    epilogue,
+                    cut,
+                    n,
+                    start,
+                    stop,
+                    first,
+                    end,
+                    wide,
+                    cols,
+                    width,
+                )
+                row_sums = own[own.size - 3 * LANES :]
+                finish_brick(epilogue, cut, brick, n, start, stop, first, end, row_sums)
+
+    return run
+
+
+def accumulate_slab(
+    own: Floats,
+    extent: Triple,
+    ICB: int,
+    G: int,
+    kernel: Triple,
+    cut: Cut,
+    rows: tuple[int, int],
+    first: int,
+    end: int,
+    sums: Floats,
+    KW: int,
+    inputs: int,
+    width: int,
+) -> None:
+    """Add a brick's share of the weight gradient to ``sums``; to be called from kernels only."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(accumulate_slab, prefer_literal=True)
+def _accumulate_slab(  # type: ignore[no-untyped-def]
+    own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
+):
+    if not all(isinstance(number, types.IntegerLiteral) for number in (KW, inputs, width)):
+        return None
+    W, R, I = (number.literal_value for number in (KW, inputs, width))  # noqa: E741
+
+    def implementation(  # type: ignore[no-untyped-def]
+        own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
+    ):
+        KD, KH, _ = kernel
+        line = extent[2] * I
+        for block in range(first * ICB, end * ICB):
+            ocb, icb = block // ICB, block % ICB
+            for tap in range(KD * KH):
+                kd, kh = tap // KH, tap % KH
+                for ic in range(0, I, R):
+                    at = ((block * KD * KH + tap) * W * I + ic) * LANES
+                    tile = tile_load(sums, at, I * LANES, LANES, 0, W, R, 1)
+                    for row in range(rows[0] * rows[1]):
+                        d, h = row // rows[1], row % rows[1]
+                        x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + ic
+                        y = G + ((ocb * cut.planes + d) * cut.lines + h) * cut.OW * LANES
+                        for w in range(cut.OW):
+                            tile = tile_rank1(
+                                tile, own, x + w * I, I, 1, own, y + w * LANES, W, R, 1
+                            )
+                    tile_store(tile, sums, at, I * LANES, LANES, 0, W, R, 1)
+
+    return implementation
+
+
+@functools.cache
+def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
+    @parallel_kernel
+    def run(
+        prologue: Prologue,
+        src_size: Triple,
+        before: Triple,
+        gradient: Prologue,
+        cut: Cut,
+        kernel: Triple,
+        parts: int,
+        sums: Floats,
+        diff_bias: Doubles,
+        scratch: Floats,
+    ) -> None:
+        KD, KH, _ = kernel
+        ICB, OCB = prologue.blocks, gradient.blocks
+        inner = (cut.planes, cut.lines, cut.OW)
+        extent = (inner[0] + KD - 1, inner[1] + KH - 1, inner[2] + KW - 1)
+        G = ICB * extent[0] * extent[1] * extent[2] * width
+        S = G + OCB * inner[0] * inner[1] * inner[2] * LANES
+        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        chunks, workers = sums.shape[0], scratch.shape[0]
+        block = ICB * KD * KH * KW * width * LANES
+        for index in prange(workers):
+            worker, _ = split_index(index, 1)
+            own = scratch[worker]
+            for task in range(worker, chunks * parts, workers):
+                chunk, part = task // parts, task % parts
+                first, end = part * OCB // parts, (part + 1) * OCB // parts
+                own_sums = sums[chunk]
+                for i in range(first * block, end * block):
+                    own_sums[i] = 0.0
+                if part == 0:
+                    for c in range(OCB * LANES):
+                        diff_bias[chunk, c] = 0.0
+                for brick in range(chunk * bricks // chunks, (chunk + 1) * bricks // chunks):
+                    n, start, stop = locate(cut, brick)
+                    origin = (start[0] - before[0], start[1] - before[1], -before[2])
+                    pack_brick(prologue, n, src_size, own, 0, origin, extent)
+                    size = (cut.OD, cut.OH, cut.OW)
+                    pack_brick(gradient, n, size, own, G, start, inner)
+                    if part == 0:
+                        add_voxels(
+                            own[G:], inner[0] * inner[1] * inner[2], diff_bias[chunk], own[S:]
+                        )
+                    rows = (stop[0] - start[0], stop[1] - start[1])
+                    accumulate_slab(
+                        own,
+                        extent,
+                        ICB,
+                        G,
+                        kernel,
+                        cut,
+                        rows,
+                        first,
+                        end,
+                        own_sums,
+                        KW,
+                        inputs,
+                        width,
+                    )
+
+    return run

@@ -1,0 +1,192 @@
+"""Winograd transforms of tiles of vectors, compiled from the matrices of `cook_toom`.
+
+A transform multiplies small constant matrices from all sides: zeros cost nothing, a factor of 1 is an
+addition, any other one fused multiply-add. The points come in pairs a, -a, whose rows differ only in
+the signs of the odd powers, so each pair shares its sums::
+
+    row(a)  = even + odd            (or, where pairs are columns, x_a + x_-a serves all even rows
+    row(-a) = even - odd             and x_a - x_-a all odd ones)
+
+In 3-D a plane is transformed along w and h in registers, and the planes then along d::
+
+    n planes of n x n  --w, h-->  n planes of m x m  (scratch)  --d-->  m x m lines of m
+"""
+
+import itertools
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+from kernels.conv3d.cook_toom import Matrix, matrix, sizes, transpose
+from kernels.simd import (
+    LANES,
+    VECTOR,
+    Tile,
+    fused_multiply_add,
+    tile_load,
+    tile_store,
+)
+
+
+def _constant(value: Any) -> Any:
+    return ir.Constant(VECTOR, [float(value)] * LANES)
+
+
+def _linear(builder: Any, coefficients: Any, vectors: Any) -> Any:
+    """Sum of coefficient * vector over the terms that are not zero; None where there is none."""
+    terms = [(c, v) for c, v in zip(coefficients, vectors, strict=True) if c != 0]
+    # A term with factor 1 first: it starts the sum at no cost.
+    terms.sort(key=lambda term: (term[0] != 1, abs(term[0]) == 1))
+    total = None
+    for c, v in terms:
+        if total is None:
+            total = v if c == 1 else builder.fmul(_constant(c), v)
+        elif c == 1:
+            total = builder.fadd(total, v)
+        elif c == -1:
+            total = builder.fsub(total, v)
+        else:
+            total = fused_multiply_add(builder, _constant(c), v, total)
+    return total
+
+
+def _partner(rows: Matrix, i: int) -> int | None:
+    """Index of the later row that is row ``i`` with its odd entries negated."""
+    mirrored = tuple(-c if k % 2 else c for k, c in enumerate(rows[i]))
+    if mirrored == rows[i]:
+        return None
+    return next((j for j in range(i + 1, len(rows)) if rows[j] == mirrored), None)
+
+
+def _apply(builder: Any, rows: Matrix, vectors: list[Any]) -> list[Any]:
+    """Rows times vectors, sharing the sums of paired rows or the pairs of paired columns."""
+    columns = transpose(rows)
+    pairs = {i: j for i in range(len(columns)) if (j := _partner(columns, i)) is not None}
+    if pairs and len(rows) < len(columns):
+        return _apply_columns(builder, rows, vectors, pairs)
+    results: list[Any] = [None] * len(rows)
+    for i, row in enumerate(rows):
+        if results[i] is not None:
+            continue
+        j = _partner(rows, i)
+        if j is None:
+            results[i] = _linear(builder, row, vectors)
+            continue
+        even = _linear(builder, row[0::2], vectors[0::2])
+        odd = _linear(builder, row[1::2], vectors[1::2])
+        results[i], results[j] = builder.fadd(even, odd), builder.fsub(even, odd)
+    return results
+
+
+def _apply_columns(
+    builder: Any, rows: Matrix, vectors: list[Any], pairs: dict[int, int]
+) -> list[Any]:
+    sums = {i: builder.fadd(vectors[i], vectors[j]) for i, j in pairs.items()}
+    differences = {i: builder.fsub(vectors[i], vectors[j]) for i, j in pairs.items()}
+    seconds = set(pairs.values())
+    results = []
+    for r, row in enumerate(rows):
+        shared = differences if r % 2 else sums
+        kept = [i for i in range(len(row)) if i not in seconds]
+        operands = [shared.get(i, vectors[i]) for i in kept]
+        results.append(_linear(builder, [row[i] for i in kept], operands))
+    return results
+
+
+@intrinsic(prefer_literal=True)
+def transform_axis(
+    typing_context: Any, tile: Any, kind: Any, m: Any, outer: Any, inner: Any
+) -> Any:
+    """Transform the middle axis of a tile seen as ``[outer][n][inner]`` vectors."""
+    rows = matrix(kind.literal_value, m.literal_value)
+    before, n, after = outer.literal_value, len(rows[0]), inner.literal_value
+    result_type = Tile(before * len(rows) * after)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile = args[0]
+        result = ir.Constant(ir.ArrayType(VECTOR, result_type.count), ir.Undefined)
+        for o, i in itertools.product(range(before), range(after)):
+            vectors = [builder.extract_value(tile, (o * n + k) * after + i) for k in range(n)]
+            for k, vector in enumerate(_apply(builder, rows, vectors)):
+                at = (o * len(rows) + k) * after + i
+                result = builder.insert_value(result, vector, at)
+        return result
+
+    return result_type(tile, kind, m, outer, inner), codegen
+
+
+def transform_tile(
+    src: Any,
+    at: int,
+    src_strides: Any,
+    dst: Any,
+    to: int,
+    dst_strides: Any,
+    scratch: Any,
+    scratch_at: int,
+    kind: int,
+    md: int,
+    mh: int,
+    mw: int,
+) -> None:
+    """Transform one tile along all three axes; to be called from compiled kernels only.
+
+    Parameters
+    ----------
+    src, dst, scratch : flat float32 arrays
+    at, to, scratch_at : int
+        Offsets of the tile in each; the scratch holds `scratch_vectors` vectors.
+    src_strides, dst_strides : (d, h, w)
+        Distances of neighbouring vectors, in floats.
+    kind : int
+        One of `cook_toom`'s kinds.
+    md, mh, mw : int
+        Outputs at a time along each axis, compile-time constants.
+    """
+    raise NotImplementedError("transform_tile runs only inside a compiled kernel")
+
+
+def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
+    """Vectors of scratch that `transform_tile` needs."""
+    return sizes(kind, md)[0] * sizes(kind, mh)[1] * sizes(kind, mw)[1]
+
+
+@overload(transform_tile, prefer_literal=True)
+def _transform_tile(  # type: ignore[no-untyped-def]
+    src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
+):
+    numbers = (kind, md, mh, mw)
+    if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
+        return None
+    K, MD, MH, MW = (number.literal_value for number in numbers)
+    (in_d, out_d), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
+    points = out_h * out_w
+
+    def implementation(  # type: ignore[no-untyped-def]
+        src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
+    ):
+        for d in range(in_d):
+            first = at + d * src_strides[0]
+            plane = tile_load(src, first, src_strides[1], src_strides[2], 0, in_h, in_w, 1)
+            plane = transform_axis(transform_axis(plane, K, MW, in_h, 1), K, MH, 1, out_w)
+            tile_store(
+                plane,
+                scratch,
+                scratch_at + d * points * LANES,
+                out_w * LANES,
+                LANES,
+                0,
+                out_h,
+                out_w,
+                1,
+            )
+        for point in range(points):
+            line = tile_load(scratch, scratch_at + point * LANES, points * LANES, 0, 0, in_d, 1, 1)
+            line = transform_axis(line, K, MD, 1, 1)
+            h, w = point // out_w, point % out_w
+            last = to + h * dst_strides[1] + w * dst_strides[2]
+            tile_store(line, dst, last, dst_strides[0], 0, 0, out_d, 1, 1)
+
+    return implementation

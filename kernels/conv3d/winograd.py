@@ -1,0 +1,157 @@
+"""Rung ``winograd``: 3-D minimal filtering, with 3.4 to 8 times fewer multiplications.
+
+    dst tile = A^T [ sum over ic of (G weights G^T) * (B^T src tile B) ] A      along d, h and w alike
+
+Idea       ``direct`` does every multiplication there is. F(2, 2, 2) computes 2^3 outputs from 4^3 inputs
+           in 64 multiplications a channel pair instead of 216; F(2, 4, 4) 32 in 144 instead of 864;
+           F(4, 4, 4) 64 in 216 instead of 1728. Summed over input channels, each of the 64, 144 or 216
+           points is one small matrix product, tiles x IC by IC x OC, which is register-tile work.
+Loop nest  bricks | icb, tiles: transform in | points, groups | icb, ic | register tile |
+           ocb, tiles: transform out | epilogue
+Memory     everything between source and destination stays in the second-level cache, a brick of a dozen
+           to fifty tiles at a time::
+
+               slab  --B^T-->  V[point][icb][tile][16]  --GEMM-->  M[point][ocb][tile][16]  --A^T--> dst
+
+Traffic    src once and a halo, dst once; weights grow from 27 to 64, 144 or 216 numbers a channel pair
+           and are read once a brick: bricks are large where channels are many
+Gradients  ``backward_data`` is ``forward`` with reversed, transposed weights. ``backward_weights`` sums
+           (A diff_dst A^T) * (B^T src B) over all tiles, point by point, and goes back once: G^T [...] G
+Numerics   float32; the constants amplify rounding. Largest error against float64, of the largest
+           output: about 1e-6 for F(2, 2, 2), 5e-6 for F(2, 4, 4), 2e-5 for F(4, 4, 4)
+Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016); matrices:
+           `kernels.conv3d.cook_toom`
+"""
+
+import numpy as np
+
+from kernels.conv3d import winograd_convolve, winograd_weights
+from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
+from kernels.conv3d.shapes import (
+    Geometry,
+    Triple,
+    adjoint_before,
+    backward_data_geometry,
+    backward_weights_geometry,
+    check_float32,
+    forward_geometry,
+)
+from kernels.layout import (
+    Floats,
+    blocks,
+    pack_weights,
+    reorder_nCdhw16c_to_ndhwc,
+    reorder_ndhwc_to_nCdhw16c,
+    unpack_weights,
+)
+from kernels.memory import empty
+from kernels.simd import LANES
+
+#: Tiles that can be asked for; what F(1, ...) leaves alone has a kernel of 1 along that axis.
+TILES: tuple[Triple, ...] = ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4))
+
+
+def forward(
+    src: Floats,
+    weights: Floats,
+    bias: Floats | None = None,
+    stride: int | Triple = 1,
+    padding: str = "same",
+    tile: Triple | None = None,
+) -> Floats:
+    """Convolve; arguments, result and errors as `naive.forward`, float32 and stride 1 only.
+
+    ``tile`` is one of `TILES`; F(2, 4, 4), or F(1, 4, 4) for a 1x3x3 kernel, where it is None.
+    """
+    g = forward_geometry(src, weights, bias, stride, padding)
+    check_float32(src)
+    return _convolve(src, weights, bias, g.dst_shape, g.before, _tile(g, tile), adjoint=False)
+
+
+def backward_data(
+    diff_dst: Floats,
+    weights: Floats,
+    src_shape: tuple[int, ...],
+    stride: int | Triple = 1,
+    padding: str = "same",
+    tile: Triple | None = None,
+) -> Floats:
+    """Gradient of ``src``; as `naive.backward_data`, float32 and stride 1 only; tile as `forward`."""
+    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    check_float32(diff_dst)
+    before = adjoint_before(g)
+    return _convolve(diff_dst, weights, None, g.src_shape, before, _tile(g, tile), adjoint=True)
+
+
+def backward_weights(
+    src: Floats,
+    diff_dst: Floats,
+    kernel: Triple,
+    stride: int | Triple = 1,
+    padding: str = "same",
+    tile: Triple | None = None,
+) -> tuple[Floats, Floats]:
+    """Gradients of weights and bias; as `naive.backward_weights`, float32 and stride 1 only."""
+    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    check_float32(src)
+    tile = _tile(g, tile)
+    ICB, OCB = blocks(g.IC), blocks(g.OC)
+    cut = winograd_convolve.cut_output(g.dst_shape[:4], tile, ICB, OCB)
+    _, cols = winograd_weights.register_tile(OCB)
+    _, chunks = winograd_weights.split(cut.bricks, ICB, OCB)
+    panel = empty((1, OCB // cols, ICB, g.KD * g.KH * g.KW, LANES, cols * LANES))
+    diff_bias = np.empty((chunks, OCB * LANES))
+    winograd_weights.backward_weights(
+        plain_prologue(reorder_ndhwc_to_nCdhw16c(src)),
+        g.src_shape[1:4],
+        g.before,
+        plain_prologue(reorder_ndhwc_to_nCdhw16c(diff_dst)),
+        cut,
+        tile,
+        panel,
+        diff_bias,
+    )
+    diff_weights = empty(g.weights_shape)
+    unpack_weights(panel, diff_weights.reshape(g.OC, g.IC, -1))
+    return diff_weights, diff_bias.sum(axis=0)[: g.OC].astype(np.float32)
+
+
+def supports(g: Geometry, tile: Triple) -> bool:
+    """Whether the convolution has stride 1, and a kernel of 3 where the tile is above 1, else of 1."""
+    kernel = (g.KD, g.KH, g.KW)
+    fits = all(k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True))
+    return fits and g.stride == (1, 1, 1)
+
+
+def _tile(g: Geometry, tile: Triple | None) -> Triple:
+    tile = tile or ((2, 4, 4) if g.KD == 3 else (1, 4, 4))
+    if tile not in TILES or not supports(g, tile):
+        raise ValueError(
+            f"kernel {(g.KD, g.KH, g.KW)} with stride {g.stride} has no Winograd form F{tile}; "
+            "it must be 3 along each axis (1 where the tile is 1), with stride 1"
+        )
+    return tile
+
+
+def _convolve(
+    src: Floats,
+    weights: Floats,
+    bias: Floats | None,
+    dst_shape: tuple[int, int, int, int, int],
+    before: Triple,
+    tile: Triple,
+    *,
+    adjoint: bool,
+) -> Floats:
+    MB, OD, OH, OW, OC = dst_shape
+    ICB, OCB = blocks(src.shape[-1]), blocks(OC)
+    cut = winograd_convolve.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
+    packed = empty(winograd_convolve.packed_shape(cut, tile, ICB, OCB))
+    panel = empty((*packed.shape[1:3], int(np.prod(weights.shape[2:])), *packed.shape[3:]))
+    pack_weights(weights, panel, adjoint=adjoint)
+    winograd_convolve.transform_weights(panel, tile, packed)
+    dst = empty((MB, OCB, OD, OH, OW, LANES))
+    epilogue: Epilogue = plain_epilogue(dst, EMPTY if bias is None else bias)
+    prologue = plain_prologue(reorder_ndhwc_to_nCdhw16c(src))
+    winograd_convolve.convolve(prologue, src.shape[1:4], before, packed, epilogue, cut, tile)
+    return reorder_nCdhw16c_to_ndhwc(dst, OC)

@@ -1,0 +1,232 @@
+"""Winograd convolution of blocked tensors, brick by brick, with prologue and epilogue.
+
+The idea and the equation are told in `winograd`. Loop nest: bricks and parts of the output channels |
+icb, tiles: transform in | points, groups, icb, ic: register tile | ocb, tiles: transform out | epilogue.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.conv3d.bricks import (
+    Cut,
+    Epilogue,
+    Prologue,
+    channel_parts,
+    finish_brick,
+    locate,
+    pack_brick,
+)
+from kernels.conv3d.cook_toom import INPUT, OUTPUT, WEIGHTS, sizes
+from kernels.conv3d.shapes import Triple
+from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.conv3d.winograd_stages import multiply, transform_in, transform_out
+from kernels.layout import Floats
+from kernels.machine import threads, tile_vectors
+from kernels.memory import scratchpad
+from kernels.simd import LANES
+
+# Bytes of one thread's transformed tiles, V and M: what the second-level cache keeps.
+_CACHED = 768 * 1024
+# Bytes of transformed weights above which they are worth reading for more tiles at a time.
+_CACHED_WEIGHTS = 1024 * 1024
+
+
+def points(tile: Triple) -> int:
+    """Points of F(tile): multiplications for each tile and pair of channels."""
+    pd, ph, pw = (sizes(INPUT, m)[1] for m in tile)
+    return pd * ph * pw
+
+
+def gemm_tile(count: int, OCB: int) -> tuple[int, int]:
+    """Rows (tiles) and columns (blocks of output channels) of the register tile of the product."""
+    best, best_cost = (1, 1), float("inf")
+    for cols in (1, 2):
+        for rows in (24, 12, 9, 6, 3, 1):
+            if OCB % cols or rows > count or rows * cols > tile_vectors():
+                continue
+            cost = -(-count // rows) * (OCB // cols) * max(rows * cols, rows + cols, 8)
+            if cost < best_cost:
+                best, best_cost = (rows, cols), cost
+    return best
+
+
+def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
+    """Bricks of whole rows of tiles: as many tiles as the cache holds, more where weights are large."""
+    MB, OD, OH, OW = dst_size
+    per_tile = points(tile) * (ICB + OCB) * LANES * 4
+    weights = points(tile) * ICB * OCB * LANES * LANES * 4
+    most = max(_CACHED // per_tile, 12 if weights <= _CACHED_WEIGHTS else 48)
+    wide = -(-OW // tile[2])
+    high_all, deep_all = -(-OH // tile[1]), -(-OD // tile[0])
+    high = int(np.clip(most // wide, 1, high_all))
+    # Bricks of like size: 9 rows of tiles as 5 + 4, not 8 + 1.
+    high = -(-high_all // -(-high_all // high))
+    deep = int(np.clip(most // (wide * high), 1, deep_all))
+    deep = -(-deep_all // -(-deep_all // deep))
+    return Cut(MB, OD, OH, OW, deep * tile[0], high * tile[1])
+
+
+def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
+    """Shape of the transformed weights: ``(points, groups, ICB, 16, cols * 16)``."""
+    _, cols = gemm_tile(tile_count(cut, tile), OCB)
+    return points(tile), OCB // cols, ICB, LANES, cols * LANES
+
+
+def transform_weights(panel: Floats, tile: Triple, dst: Floats) -> None:
+    """Transform packed weights into the Winograd domain.
+
+    Parameters
+    ----------
+    panel : ndarray, shape=(groups, ICB, KD * KH * KW, 16, lanes), float32
+        As `layout.pack_weights` makes it; kernel 3 along each axis where ``tile`` is above 1, else 1.
+    tile : (md, mh, mw)
+    dst : ndarray, shape=(points, groups, ICB, 16, lanes), float32
+        Filled.
+    """
+    vectors = scratch_vectors(WEIGHTS, *tile)
+    scratch = scratchpad("winograd weights", panel.shape[0] * panel.shape[1] * vectors * LANES)
+    _make_weights(*tile)(panel.reshape(-1), panel.shape, dst.reshape(-1), scratch, vectors * LANES)
+
+
+def convolve(
+    prologue: Prologue,
+    src_size: Triple,
+    before: Triple,
+    weights: Floats,
+    epilogue: Epilogue,
+    cut: Cut,
+    tile: Triple,
+) -> None:
+    """Convolve blocked tensors, stride 1.
+
+    Parameters
+    ----------
+    prologue, epilogue
+        What is read and written; see `bricks`.
+    src_size : (D, H, W)
+    before : (d, h, w)
+        Zeros before the first voxel.
+    weights : ndarray, `packed_shape`
+    cut : Cut
+        Bricks of the output, in whole tiles.
+    tile : (md, mh, mw)
+    """
+    rows, _ = gemm_tile(tile_count(cut, tile), epilogue.blocks)
+    cols = weights.shape[-1] // LANES
+    workers = threads()
+    size = _scratch_size(cut, tile, prologue.blocks, epilogue.blocks)
+    scratch = scratchpad("winograd", workers * size)
+    run = _make_convolve(*tile, rows, cols)
+    run(
+        prologue,
+        src_size,
+        before,
+        weights.reshape(-1),
+        epilogue,
+        cut,
+        channel_parts(cut, epilogue.blocks // cols),
+        scratch[: workers * size].reshape(workers, size),
+    )
+
+
+def tile_count(cut: Cut, tile: Triple) -> int:
+    """Tiles of a brick."""
+    return cut.planes // tile[0] * (cut.lines // tile[1]) * -(-cut.OW // tile[2])
+
+
+def slab_extent(cut: Cut, tile: Triple) -> Triple:
+    """Voxels that the taps of a brick's tiles meet: a brick and a halo where the kernel is 3."""
+    wide = -(-cut.OW // tile[2]) * tile[2]
+    grown = [
+        outputs + (2 if m > 1 else 0)
+        for outputs, m in zip((cut.planes, cut.lines, wide), tile, strict=True)
+    ]
+    return grown[0], grown[1], grown[2]
+
+
+def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
+    """Floats of one worker's scratchpad: slab, V, M, a tile under transformation, sums of a row."""
+    voxels = math.prod(slab_extent(cut, tile))
+    transformed = points(tile) * tile_count(cut, tile) * (ICB + OCB)
+    between = max(scratch_vectors(INPUT, *tile), scratch_vectors(OUTPUT, *tile))
+    clipped = math.prod(tile)
+    return (ICB * voxels + transformed + between + clipped + 3) * LANES
+
+
+@functools.cache
+def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
+    _, (KH, PH), (KW, PW) = (sizes(WEIGHTS, m) for m in (md, mh, mw))
+    kind = WEIGHTS
+
+    @parallel_kernel
+    def transform(
+        panel: Floats,
+        shape: tuple[int, int, int, int, int],
+        dst: Floats,
+        scratch: Floats,
+        scratch_size: int,
+    ) -> None:
+        groups, ICB, taps, width, lanes = shape
+        block = width * lanes
+        point = groups * ICB * block
+        from_strides = (KH * KW * block, KW * block, block)
+        to_strides = (PH * PW * point, PW * point, point)
+        for task in prange(groups * ICB):
+            part, _ = split_index(task, 1)
+            for i in range(0, block, LANES):
+                at, to, own = part * taps * block + i, part * block + i, part * scratch_size
+                transform_tile(
+                    panel, at, from_strides, dst, to, to_strides, scratch, own, kind, md, mh, mw
+                )
+
+    return transform
+
+
+@functools.cache
+def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..., None]:
+    P = points((md, mh, mw))
+    halo_d, halo_h, halo_w = (2 if m > 1 else 0 for m in (md, mh, mw))
+
+    @parallel_kernel
+    def run(
+        prologue: Prologue,
+        src_size: Triple,
+        before: Triple,
+        weights: Floats,
+        epilogue: Epilogue,
+        cut: Cut,
+        parts: int,
+        scratch: Floats,
+    ) -> None:
+        ICB, OCB = prologue.blocks, epilogue.blocks
+        tiles = (cut.planes // md, cut.lines // mh, -(-cut.OW // mw))
+        T = tiles[0] * tiles[1] * tiles[2]
+        extent = (cut.planes + halo_d, cut.lines + halo_h, tiles[2] * mw + halo_w)
+        V = ICB * extent[0] * extent[1] * extent[2] * LANES
+        M = V + P * ICB * T * LANES
+        S = M + P * OCB * T * LANES
+        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        workers = scratch.shape[0]
+        for index in prange(workers):
+            worker, _ = split_index(index, 1)
+            own = scratch[worker]
+            for task in range(worker, bricks * parts, workers):
+                brick, part = task // parts, task % parts
+                first = part * (OCB // cols) // parts * cols
+                end = (part + 1) * (OCB // cols) // parts * cols
+                n, start, stop = locate(cut, brick)
+                origin = (start[0] - before[0], start[1] - before[1], -before[2])
+                pack_brick(prologue, n, src_size, own, 0, origin, extent)
+                transform_in(own, extent, ICB, tiles, V, S, 1, INPUT, md, mh, mw)
+                multiply(own, V, M, ICB, OCB, T, first, end, weights, P, rows, cols)
+                transform_out(
+                    own, M, S, tiles, OCB, epilogue, cut, n, start, first, end, md, mh, mw
+                )
+                row_sums = own[own.size - 3 * LANES :]
+                finish_brick(epilogue, cut, brick, n, start, stop, first, end, row_sums)
+
+    return run
