@@ -63,6 +63,16 @@ def band_of_task(task: int, shape: Shape) -> tuple[int, int, int, int]:
 
 
 @kernel
+def place_band(partial: int, shape: Shape) -> tuple[int, int, int]:
+    """Image, first voxel in it, and voxels, of the band of a partial sum."""
+    _, _, D, H, W, _ = shape
+    count = bands(H, W)
+    plane, band = split_index(partial, count)
+    start, stop = band * H // count, (band + 1) * H // count
+    return plane // D, (plane % D * H + start) * W, (stop - start) * W
+
+
+@kernel
 def clear(mask: Mask, channel: int, partial: int) -> None:
     """Set a partial sum of 16 channels to zero."""
     at = partial * mask.mean.size + channel

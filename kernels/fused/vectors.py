@@ -11,7 +11,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from kernels.compiler import kernel
-from kernels.simd import LANES, VECTOR, Tile, f32x16, fma, where_positive
+from kernels.simd import LANES, VECTOR, Tile, f32x16, fma, fused_multiply_add, where_positive
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
@@ -141,6 +141,43 @@ def tile_add_to(
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp, types.intp, rows, cols), codegen
+
+
+@intrinsic
+def tile_multiply(
+    typing_context: Any, tile: Any, src: Any, offset: Any, step: Any, vector: Any
+) -> Any:
+    """``tile[r] += src[offset + r * step] * vector`` for each vector of a tile of any size."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile, src, offset, step, vector = args
+        at = offset
+        for r in range(signature.args[0].count):
+            pointer = _pointer(context, builder, signature.args[1], src, at, ir.FloatType())
+            undefined = ir.Constant(VECTOR, ir.Undefined)
+            one = builder.insert_element(undefined, builder.load(pointer), ir.IntType(32)(0))
+            scalar = _shuffle(builder, one, undefined, [0] * LANES)
+            total = fused_multiply_add(builder, scalar, vector, builder.extract_value(tile, r))
+            tile = builder.insert_value(tile, total, r)
+            at = builder.add(at, step)
+        return tile
+
+    return tile(tile, src, types.intp, types.intp, f32x16), codegen
+
+
+@intrinsic
+def tile_spread(typing_context: Any, tile: Any, array: Any, offset: Any, step: Any) -> Any:
+    """``array[offset + r * step :][:16] = tile[r]`` for each vector of a tile of any size."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile, array, at, step = args
+        for r in range(signature.args[0].count):
+            pointer = _pointer(context, builder, signature.args[1], array, at, VECTOR)
+            builder.store(builder.extract_value(tile, r), pointer, align=4)
+            at = builder.add(at, step)
+        return context.get_dummy_value()
+
+    return types.void(tile, array, types.intp, types.intp), codegen
 
 
 @intrinsic

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,10 @@ from kernels.fused.conv_transpose3d.panels import (
     Places,
     backward_cols,
     chunk_voxels,
-    pack_source,
     place_voxels,
 )
-from kernels.fused.epilogue import bands, clear, finish, flat
+from kernels.fused.epilogue import bands, clear, finish, flat, place_band
+from kernels.fused.prologue import pack_source
 from kernels.fused.tensors import LANES, Floats, Mask, Shape, Source
 from kernels.fused.vectors import tile_scatter
 from kernels.machine import tile_vectors
@@ -83,17 +82,6 @@ def backward_data(
 
 
 @kernel
-def _share(task: int, shape: Shape, parts: int) -> tuple[int, int, int, int, int]:
-    """Image, first voxel in it, voxels, partial, and part of the channel blocks, of a task."""
-    _, _, D, H, W, _ = shape
-    count = bands(H, W)
-    partial, part = split_index(task, parts)
-    plane, band = partial // count, partial % count
-    start, stop = band * H // count, (band + 1) * H // count
-    return plane // D, (plane % D * H + start) * W, (stop - start) * W, partial, part
-
-
-@kernel
 def _parts(shape: Shape, blocks: int) -> int:
     """Parts that the channel blocks are cut into, each a task of every band."""
     MB, _, D, H, W, _ = shape
@@ -125,7 +113,8 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
                 biases[(oc // LANES * KW + kw) * LANES + oc % LANES] = bias[oc]
         parts = _parts(shape, OCB)
         for task in prange(MB * ID * bands(IH, IW) * parts):
-            image, begin, voxels, _, part = _share(task, shape, parts)
+            band, part = split_index(task, parts)
+            image, begin, voxels = place_band(band, shape)
             chunk = chunk_voxels(IC, rows, voxels)
             panel = np.empty(chunk * IC, np.float32)
             offsets = np.empty(chunk, np.int64)
@@ -153,25 +142,29 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
     return forward
 
 
+@kernel
+def _pack_lines(
+    diff_dst: Floats, diff_shape: Shape, offsets: Places, taps: tuple[int, int, int], panel: Floats
+) -> None:
+    """``panel[kd, kh, ocb, kw, voxel, lane]``."""
+    _, OCB, OD, OH, OW, _ = diff_shape
+    KD, KH, KW = taps
+    chunk, to = offsets.size, 0
+    for kd in range(KD):
+        for kh in range(KH):
+            for block in range(OCB):
+                base = ((block * OD + kd) * OH + kh) * OW * LANES
+                for voxel in range(chunk):
+                    at = offsets[voxel] + base
+                    for kw in range(KW):
+                        value = load(diff_dst, at + kw * LANES)
+                        store(panel, to + (kw * chunk + voxel) * LANES, value)
+                to += KW * chunk * LANES
+
+
 @functools.cache
 def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
     width = cols * LANES
-
-    @kernel
-    def pack_lines(diff_dst: Floats, offsets: Places, taps: Any, panel: Floats) -> None:
-        """``panel[kd, kh, ocb, kw, voxel, lane]``."""
-        chunk, to = offsets.size, 0
-        OCB, OD, OH, OW, KD, KH = taps
-        for kd in range(KD):
-            for kh in range(KH):
-                for block in range(OCB):
-                    base = ((block * OD + kd) * OH + kh) * OW * LANES
-                    for voxel in range(chunk):
-                        at = offsets[voxel] + base
-                        for kw in range(KW):
-                            value = load(diff_dst, at + kw * LANES)
-                            store(panel, to + (kw * chunk + voxel) * LANES, value)
-                    to += KW * chunk * LANES
 
     @parallel_kernel
     def backward_data(
@@ -184,13 +177,14 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
         mask: Mask,
     ) -> None:
         MB, ICB, ID, IH, IW, _ = shape
-        _, OCB, OD, OH, OW, _ = diff_shape
+        _, OCB, OD, OH, _, _ = diff_shape
         KD, KH = OD // ID, OH // IH
         K = KD * KH * OCB * KW * LANES
         groups = ICB // cols
         parts = _parts(shape, groups)
         for task in prange(MB * ID * bands(IH, IW) * parts):
-            image, begin, voxels, partial, part = _share(task, shape, parts)
+            partial, part = split_index(task, parts)
+            image, begin, voxels = place_band(partial, shape)
             chunk = chunk_voxels(K, rows, voxels)
             panel = np.empty(chunk * K, np.float32)
             offsets = np.empty(chunk, np.int64)
@@ -201,7 +195,7 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
             for first in range(begin, begin + voxels, chunk):
                 count = min(chunk, begin + voxels - first)
                 place_voxels(image, first, count, shape, diff_shape, offsets)
-                pack_lines(diff_dst, offsets, (OCB, OD, OH, OW, KD, KH), panel)
+                _pack_lines(diff_dst, diff_shape, offsets, (KD, KH, KW), panel)
                 for group in range(part * groups // parts, (part + 1) * groups // parts):
                     for voxel in range(0, count, rows):
                         sums = tile_zero(rows, cols)

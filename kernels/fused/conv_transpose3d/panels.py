@@ -7,11 +7,9 @@ import numpy.typing as npt
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.fused.tensors import LANES, Floats, Shape
-from kernels.fused.vectors import read
 from kernels.layout import blocks
 from kernels.machine import tile_vectors
 from kernels.memory import empty
-from kernels.simd import broadcast, load, store
 
 Places = npt.NDArray[np.int64]
 
@@ -84,36 +82,6 @@ def chunk_voxels(floats: int, rows: int, count: int) -> int:
     """Voxels of a chunk that need ``floats`` each: whole tiles, and no more than ``count`` needs."""
     most = max(rows, _PANEL // floats // rows * rows)
     return min(most, (count + rows - 1) // rows * rows)
-
-
-@kernel
-def pack_source(
-    x: Floats,
-    shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
-    image: int,
-    first: int,
-    count: int,
-    panel: Floats,
-    chunk: int,
-) -> None:
-    """Pack ``y`` of ``count`` voxels: ``panel[icb, voxel, lane]``, of ``chunk`` voxels each.
-
-    Voxels past ``count`` repeat the last one. ``first`` is counted within the image.
-    """
-    _, CB, D, H, W, _ = shape
-    slopes = broadcast(np.float32(slope))
-    for block in range(CB):
-        scale, shift = load(scales, block * LANES), load(shifts, block * LANES)
-        src = (image * CB + block) * D * H * W + first
-        for voxel in range(count):
-            value = read(load(x, (src + voxel) * LANES), scale, shift, slopes)
-            store(panel, (block * chunk + voxel) * LANES, value)
-        for voxel in range(count, chunk):
-            last = load(panel, (block * chunk + count - 1) * LANES)
-            store(panel, (block * chunk + voxel) * LANES, last)
 
 
 @kernel

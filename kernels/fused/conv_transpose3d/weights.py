@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.fused.conv_transpose3d.panels import pack_source
+from kernels.fused.prologue import pack_source
 from kernels.fused.tensors import LANES, Doubles, Floats, Shape, Source
 from kernels.fused.vectors import add_to_doubles, tile_add_to
 from kernels.machine import tile_vectors
