@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tinyunet.data.cases import Case, load_case
+from tinyunet.viz.colours import CLASSES
 
-# Edema green, core red, rim yellow, as often for BraTS; then some for data sets with more classes.
-LABEL_COLOURS = ("#3ac56d", "#ef4b3e", "#ffd21f", "#4aa3ff", "#c678dd", "#ff9f43", "#e6e6e6")
+# The same as in every other picture.
+LABEL_COLOURS = CLASSES
 
 # Each plane's name, and the axis of the volume it is cut across.
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
