@@ -72,6 +72,16 @@ def test_a_prediction_is_seen(tmp_path):
     assert (np.abs(shown_picture - nothing_picture).max(axis=-1) > 0.05).sum() > 2000
 
 
+def test_long_voxels_make_a_long_picture(tmp_path):
+    flat = case(0, (20, 20, 20))._replace(spacing=(1.0, 1.0, 1.0))
+    tall = flat._replace(spacing=(1.0, 1.0, 2.0))
+    for name, one in (("flat", flat), ("tall", tall)):
+        draw_predictions(tmp_path / name, [one], MODALITIES, LABELS)
+    black = [(pixels(tmp_path / name).max(axis=-1) == 0).mean() for name in ("flat", "tall")]
+    # Seen from above nothing has changed but the scale: half of the panel is now around it.
+    assert black[1] > black[0] + 0.2
+
+
 def test_what_is_absent_is_not_needed(tmp_path):
     empty = np.zeros((5, 6, 7), np.uint8)
     blank = PicturedCase("blank", np.zeros((5, 6, 7, 1), np.float32), empty, empty, "")

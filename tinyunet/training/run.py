@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from tinyunet import checkpoint
-from tinyunet.data.decathlon import Case
+from tinyunet.data.decathlon import Case, load_case
 from tinyunet.files import write_json
 from tinyunet.optim import Adam, polynomial, warm_up
 from tinyunet.parallel.communicator import Communicator
@@ -180,11 +180,13 @@ class Run:
 
         draw_learning_curves(self._folder / "learning_curves.png", self._history)
         pictured = []
-        for case, result in zip(self._data.test, cases, strict=True):
-            if result.prediction is not None:
-                image, labels = self._data.volumes[case]
-                note = f"mean Dice {overall(result.scores):.2f}"
-                pictured.append(PicturedCase(case.name, image, labels, result.prediction, note))
+        for case, (name, scores, prediction) in zip(self._data.test, cases, strict=True):
+            if prediction is not None:
+                image, labels, geometry = load_case(case)
+                note = f"mean Dice {overall(scores):.2f}"
+                pictured.append(
+                    PicturedCase(name, image, labels, prediction, note, geometry.spacing)
+                )
         draw_predictions(
             self._folder / "predictions.png",
             pictured,

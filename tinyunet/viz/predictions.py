@@ -32,6 +32,8 @@ class PicturedCase(NamedTuple):
         Class of each voxel.
     note : str
         Shown under the name.
+    spacing : (float, float, float)
+        Size of a voxel along each axis.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PicturedCase(NamedTuple):
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     note: str
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def draw_predictions(
@@ -77,9 +80,9 @@ def draw_predictions(
         where = _center(case.truth if case.truth.any() else case.prediction)
         grey = [_grey(case.image[..., channel]) for channel in range(len(modalities))]
         for axes, channel in zip(row, plain, strict=False):
-            _show(axes, grey[channel], 2, where[2])
+            _show(axes, grey[channel], case.spacing, 2, where[2])
         for axes, plane in zip(row[len(plain) :], (2, 1, 0), strict=True):
-            _show(axes, grey[under], plane, where[plane])
+            _show(axes, grey[under], case.spacing, plane, where[plane])
             _overlay(axes, case, plane, where[plane], len(labels))
         row[0].set_ylabel(f"{case.name}\n{case.note}", fontsize=8)
     titles = [modalities[channel] for channel in plain] + [_PLANES[p] for p in (2, 1, 0)]
@@ -143,24 +146,48 @@ def _slice(volume: NDArray[Any], plane: int, index: int) -> NDArray[Any]:
     return np.take(volume, index, axis=plane).T
 
 
-def _show(axes: Axes, grey: NDArray[np.float32], plane: int, index: int) -> None:
-    picture, side = _slice(grey, plane, index), max(grey.shape)
-    axes.imshow(picture, cmap="gray", origin="lower", vmin=0, vmax=1, interpolation="bilinear")
-    # Every panel is a square as wide as the longest axis, so that they line up.
-    middle = [(size - 1) / 2 for size in picture.shape]
-    limits = [(m - side / 2, m + side / 2) for m in middle]
-    axes.set(xticks=[], yticks=[], facecolor="black", ylim=limits[0], xlim=limits[1])
-    axes.spines[:].set_visible(False)
+def _in_plane(values: Sequence[float], plane: int) -> tuple[float, float]:
+    """Return the two of three values that belong to the rows and the columns of a slice."""
+    across, along = (value for axis, value in enumerate(values) if axis != plane)
+    return along, across
+
+
+def _show(
+    axes: Axes, grey: NDArray[np.float32], spacing: Sequence[float], plane: int, index: int
+) -> None:
+    sides = [size * step for size, step in zip(grey.shape, spacing, strict=True)]
+    height, width = _in_plane(sides, plane)
+    axes.imshow(
+        _slice(grey, plane, index),
+        cmap="gray",
+        origin="lower",
+        extent=(0, width, 0, height),
+        vmin=0,
+        vmax=1,
+        interpolation="bilinear",
+    )
+    # Every panel is a square as wide as the longest side, so that they line up.
+    half = max(sides) / 2
+    axes.set(
+        xticks=[],
+        yticks=[],
+        facecolor="black",
+        xlim=(width / 2 - half, width / 2 + half),
+        ylim=(height / 2 - half, height / 2 + half),
+    )
 
 
 def _overlay(axes: Axes, case: PicturedCase, plane: int, index: int, classes: int) -> None:
     prediction = _slice(case.prediction, plane, index)
     truth = _slice(case.truth, plane, index)
+    middles = [
+        (np.arange(size) + 0.5) * step
+        for size, step in zip(truth.shape, _in_plane(case.spacing, plane), strict=True)
+    ]
+    y, x = middles
     for label in range(1, classes):
-        levels = [0.5, 1.5]
-        if (prediction == label).any():
-            mask = (prediction == label).astype(np.float32)
-            axes.contourf(mask, levels, colors=[of_class(label)], alpha=_OPACITY)
-        if (truth == label).any():
-            mask = (truth == label).astype(np.float32)
-            axes.contour(mask, levels[:1], colors="white", linewidths=0.8)
+        found, true = ((labels == label).astype(np.float32) for labels in (prediction, truth))
+        if found.any():
+            axes.contourf(x, y, found, [0.5, 1.5], colors=[of_class(label)], alpha=_OPACITY)
+        if true.any():
+            axes.contour(x, y, true, [0.5], colors="white", linewidths=0.8)
