@@ -117,6 +117,7 @@ def _convolution(
     node: Node, gradient: str, wanted: dict[str, str], kernel: tuple[int, ...]
 ) -> Iterator[Node]:
     settings: dict[str, Any] = {n: node.attributes[n] for n in ("stride", "padding", "function")}
+    settings["kernel"] = kernel
     if "diff_src" in wanted:
         yield Node(
             f"d {node.name}.src",
@@ -133,6 +134,6 @@ def _convolution(
             f"{node.op}_backward_weights",
             {"src": node.inputs["src"], "diff_dst": gradient},
             weights,
-            settings | {"kernel": kernel},
+            settings,
             "backward",
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.memory import empty
-from tinyunet.graph import unfused
+from tinyunet.graph import fused, unfused
 from tinyunet.graph.ir import Graph, Node
 from tinyunet.graph.memory import plan
 from tinyunet.graph.show import verbose_line
@@ -55,16 +55,24 @@ class Program:
             self._dying.setdefault(buffer.last, []).append(
                 self._arena[start : start + buffer.nbytes]
             )
-        self._prepared = False
+        self._prepared: object = None
 
-    def run(self, **inputs: Array) -> None:
-        """Run all nodes on the inputs; results are in ``arrays`` until the next run."""
+    def run(self, state: object = None, **inputs: Array) -> None:
+        """Run all nodes on the inputs; results are in ``arrays`` until the next run.
+
+        Nodes of the phase "prepare" run only if ``state``, whatever it is, is not that of the last
+        run.
+        """
         for name, array in inputs.items():
             np.copyto(self.arrays[name], array)
         verbose = os.environ.get("TINYUNET_VERBOSE") == "1"
-        if self._debug:
+        prepared = state is not None and state == self._prepared
+        self._prepared = state
+        if self._debug and not prepared:
             self._arena.fill(_NAN_BYTE)
         for at, node, call in self._calls:
+            if prepared and node.phase == "prepare":
+                continue
             if verbose:
                 self._timed(node, call)
             else:
@@ -79,6 +87,8 @@ class Program:
         print(verbose_line(node, self.graph, seconds), flush=True)
 
     def _bind(self, node: Node, shared: dict[str, Any]) -> Callable[[], None]:
+        if node.attributes.get("implementation") == "fused":
+            return fused.bind(node, self.graph, self.arrays)
         inputs = {role: self.arrays[value] for role, value in node.inputs.items()}
         outputs = {role: self.arrays[value] for role, value in node.outputs.items()}
         return unfused.bind(node, inputs, outputs, shared)

@@ -83,7 +83,7 @@ def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
     shape = "x".join(map(str, value.shape)) or "1"
     fused = fused_parts(node) or "-"
     return (
-        f"tinyunet: {node.op:36} {shape:18} {value.layout:9} {kernel_of(node):12} {fused:44}"
+        f"tinyunet: {node.op:36} {shape:18} {value.layout:9} {kernel_of(node):14} {fused:56}"
         f" {seconds * 1e3:8.3f} ms {flops(node, graph) / seconds / 1e9:8.1f} GFLOP/s"
         f" {nbytes(node, graph) / seconds / 1e9:6.1f} GB/s  {node.name}"
     )
@@ -100,20 +100,38 @@ def kernel_of(node: Node) -> str:
     """Return the algorithm; "eager" for an unfused operator, "view" for what moves nothing."""
     if node.views:
         return "view"
-    return str(node.attributes.get("algorithm") or node.attributes.get("implementation") or "eager")
+    if node.attributes.get("implementation") is None:
+        return "eager"
+    if "convolution" in node.op and not node.op.startswith("transposed"):
+        tile = node.attributes.get("tile")
+        return (
+            f"winograd F{tile}".replace(" ", "").replace("winogradF", "winograd F")
+            if tile
+            else "direct"
+        )
+    return "fused"
 
 
 def fused_parts(node: Node) -> str:
     """Return what the kernel does beside its own operator, before (prologue) and after (epilogue)."""
-    before = [part for role, part in _PROLOGUES.items() if role in node.inputs]
-    after = [part for role, part in _EPILOGUES.items() if role in (*node.inputs, *node.outputs)]
-    parts = [" ".join(["prologue:", ", ".join(before)])] if before else []
-    parts += [" ".join(["epilogue:", ", ".join(after)])] if after else []
+    roles = {*node.inputs, *node.outputs}
+    before = ["concatenation"] if "src_b" in roles else []
+    if {"src.scale", "src_b.scale"} & roles and node.op != "normalize":
+        before.append("normalisation")
+    if "diff_dst.x" in roles and node.op != "gradient":
+        before.append("batch-norm gradient")
+    packing = node.op in ("pad_bias", "fold") or node.attributes.get("implementation") is None
+    after = [name for role, name in _EPILOGUES.items() if role in roles and not packing]
+    if {"mask.x", "mask_b.x"} & roles and node.op != "mask":
+        after.append("activation mask and sums")
+    if "moments" in node.outputs and node.op != "moments":
+        after.append("moments")
+    parts = [f"prologue: {', '.join(before)}"] if before else []
+    parts += [f"epilogue: {', '.join(after)}"] if after else []
     return "; ".join(parts)
 
 
-_PROLOGUES: dict[str, str] = {}
-_EPILOGUES: dict[str, str] = {}
+_EPILOGUES = {"bias": "bias", "accumulate": "sum", "diff_src_b": "split"}
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:

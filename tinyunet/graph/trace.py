@@ -89,6 +89,8 @@ class _Trace:
             "needs_gradient": needs,
             "saves": known.saves,
         }
+        if "weights" in arrays:
+            attributes["kernel"] = arrays["weights"].shape[2:]
         views = {"dst": "a"} if known.name == "reshape" else {}
         self.nodes.append(Node(name, known.name, inputs, outputs, attributes, views=views))
         return self.tensor(dst)

@@ -1,22 +1,29 @@
 """Passes over the graph, in order; each is one file and can be switched off by name."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
 
 from tinyunet.graph.ir import Graph
+from tinyunet.graph.passes.defer_normalization import defer_normalization
+from tinyunet.graph.passes.eliminate_concat import eliminate_concat
+from tinyunet.graph.passes.fold_batch_norm import fold_batch_norm
+from tinyunet.graph.passes.fuse_backward import fuse_backward
+from tinyunet.graph.passes.fuse_epilogue import fuse_epilogue
+from tinyunet.graph.passes.options import Options
+from tinyunet.graph.passes.propagate_layout import propagate_layout
 
-
-class Options(NamedTuple):
-    """What a pass may want to know beside the graph."""
-
-    training: bool
-    accuracy: str
-
+__all__ = ["NAMES", "PASSES", "Options", "chosen"]
 
 Pass = Callable[[Graph, Options], Graph]
 
 #: Name and function, in the order in which they run. ``plan_memory`` is the executor's, and last.
-PASSES: dict[str, Pass] = {}
+PASSES: dict[str, Pass] = {
+    "fold_batch_norm": fold_batch_norm,
+    "fuse_epilogue": fuse_epilogue,
+    "defer_normalization": defer_normalization,
+    "fuse_backward": fuse_backward,
+    "eliminate_concat": eliminate_concat,
+    "propagate_layout": propagate_layout,
+}
 
 NAMES = (*PASSES, "plan_memory")
 

@@ -1,0 +1,75 @@
+"""What every graph needs before it can run, whatever passes have done: layouts, packed weights, sizes."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from tinyunet.graph import fused
+from tinyunet.graph.convolutions import is_transposed, packed_size
+from tinyunet.graph.ir import Graph, Node, Value
+from tinyunet.graph.layouts import insert_reorders
+from tinyunet.graph.passes.split import vector
+from tinyunet.graph.support import is_fused
+
+_PACKED = (
+    "convolution",
+    "convolution_backward_data",
+    "transposed_convolution",
+    "transposed_convolution_backward_data",
+)
+
+
+def finish(graph: Graph) -> Graph:
+    """Return a graph that an executor can bind."""
+    if not any(node.op == "reorder" for node in graph.nodes):
+        blocked = {node.name for node in graph.nodes if is_fused(node)}
+        for node in graph.nodes:
+            if node.op == "max_pooling_backward" and blocked & {node.name, node.attributes["of"]}:
+                blocked |= {node.name, node.attributes["of"]}  # they share the argmax
+        if blocked:
+            graph = insert_reorders(graph, blocked, stay=False)
+    return _sized(_packed(graph)).check()
+
+
+def _packed(graph: Graph) -> Graph:
+    """Weights of blocked convolutions are packed by nodes of their own, just before they are used."""
+    training = bool(graph.gradients)
+    done: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op not in _PACKED or node.attributes.get("implementation") != "fused":
+            continue
+        weights, nodes, values = node.inputs["weights"], [], []
+        # Both directions of a transposed convolution read what is packed for both.
+        key = weights if is_transposed(node) else node.name
+        if key not in done:
+            done[key] = f"{node.name}:weights"
+            size = packed_size(node, graph)
+            values.append(Value(done[key], (size,), np.dtype(np.float32)))
+            nodes.append(_pack("pack_weights", "weights", "packed", node, weights, done[key]))
+        fused = node.with_inputs(weights=done[key])
+        if node.op == "convolution" and "bias" in node.inputs:
+            padded = vector(f"{node.name}:bias", graph.values[node.outputs["dst"]].shape[-1])
+            values.append(padded)
+            nodes.append(
+                _pack("pad_bias", "bias", "padded", node, node.inputs["bias"], padded.name)
+            )
+            fused = fused.with_inputs(bias=padded.name)
+        nodes = [replace(n, phase=node.phase if training else "prepare") for n in nodes]
+        graph = graph.rewrite({node.name: [*nodes, fused]}, values)
+    return graph
+
+
+def _pack(op: str, role: str, result: str, node: Node, value: str, target: str) -> Node:
+    settings = {"implementation": "fused", "for": node}
+    return Node(f"{op} {node.name}", op, {role: value}, {result: target}, settings)
+
+
+def _sized(graph: Graph) -> Graph:
+    """Partial sums are as many as the kernel makes that writes them."""
+    values = []
+    for node in graph.nodes:
+        for role, value in node.outputs.items():
+            shape = fused.sums_shape(node, role, graph)
+            if shape:
+                values.append(replace(graph.values[value], shape=shape))
+    return graph.rewrite({}, values)

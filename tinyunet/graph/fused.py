@@ -1,0 +1,157 @@
+"""How a node runs on blocked tensors.
+
+Everything is decided when a program is built: a call is a function without arguments that closes over
+views of the arena.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from kernels.fused import conv3d, epilogue, pooling, statistics, whole
+from kernels.fused.tensors import NO_MASK
+from kernels.layout import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
+from tinyunet.graph import convolutions
+from tinyunet.graph.binder import Array, Binder, Call
+from tinyunet.graph.ir import BLOCKED, LANES, Graph, Node, blocks
+
+
+def bind(node: Node, graph: Graph, arrays: Mapping[str, Array]) -> Call:
+    """Return a function without arguments that runs a node of blocked tensors."""
+    return _BINDERS[node.op](Binder(node, graph, arrays))
+
+
+def sums_shape(node: Node, role: str, graph: Graph) -> tuple[int, ...]:
+    """Return the shape of the partial sums that a node writes; empty for every other role."""
+    if role not in _SUMMED:
+        return ()
+    if node.op == "convolution":
+        return conv3d.moments_shape(convolutions.plan_of(node, graph))
+    if node.op == "convolution_backward_data":
+        return conv3d.sums_shape(convolutions.plan_of(node, graph), int(role == "sums_b"))
+    volume = graph.values[node.inputs["src"] if node.op == "moments" else node.outputs["diff_src"]]
+    partials = epilogue.partials(volume.storage_shape)
+    lanes = blocks(volume.shape[-1]) * LANES
+    return (partials, 3, lanes) if role == "moments" else (2, partials, lanes)
+
+
+_SUMMED = ("moments", "sums", "sums_b")
+
+
+# ---- pooling ---------------------------------------------------------------------------------
+
+
+def _max_pooling(b: Binder) -> Call:
+    source, dst, size = b.source(), b.array("dst"), tuple(b.node.attributes["size"])
+    argmax = b.array("argmax") if b.has("argmax") else np.empty(dst.shape, np.uint8)
+    return lambda: pooling.forward(source, dst, argmax, size)
+
+
+def _max_pooling_backward(b: Binder) -> Call:
+    diff_dst, argmax, dst = b.array("gradient"), b.array("saved.argmax"), b.array("diff_src")
+    accumulate, mask, size = b.has("accumulate"), b.mask(), tuple(b.node.attributes["size"])
+    return lambda: pooling.backward(diff_dst, argmax, dst, accumulate, mask, size)
+
+
+# ---- batch norm in pieces --------------------------------------------------------------------
+
+
+def _moments(b: Binder) -> Call:
+    x, moments = b.array("src"), b.array("moments")
+    return lambda: statistics.gather_moments(x, moments)
+
+
+def _normalize(b: Binder) -> Call:
+    source, dst = b.source(), b.array("dst")
+    return lambda: whole.normalize(source, dst)
+
+
+def _mask(b: Binder) -> Call:
+    diff, mask = b.array("diff_src"), b.mask() or NO_MASK
+    return lambda: epilogue.apply_mask(diff, mask)
+
+
+def _gradient(b: Binder) -> Call:
+    gradient, dst = b.gradient(), b.array("dst")
+    return lambda: whole.form_gradient(gradient, dst)
+
+
+def _statistics(b: Binder) -> Call:
+    moments, gamma, beta = (b.arrays[b.node.inputs[r]] for r in ("moments", "scale", "shift"))
+    mean, variance = (b.arrays[b.node.inputs[r]] for r in ("running_mean", "running_variance"))
+    epsilon, momentum = (float(b.node.attributes[name]) for name in ("epsilon", "momentum"))
+    out = [b.arrays[b.node.outputs[role]] for role in ("scale", "shift", "mean", "rstd")]
+    return lambda: statistics.finish_moments(
+        moments, gamma, beta, epsilon, momentum, mean, variance, *out
+    )
+
+
+def _fixed_statistics(b: Binder) -> Call:
+    gamma, beta, mean, variance = (
+        b.arrays[b.node.inputs[r]] for r in ("scale", "shift", "mean", "variance")
+    )
+    scale, shift = (b.arrays[b.node.outputs[r]] for r in ("scale", "shift"))
+    epsilon, channels = b.node.attributes["epsilon"], gamma.size
+
+    def run() -> None:
+        scale[:], shift[:] = 0.0, 0.0
+        scale[:channels] = gamma / np.sqrt(variance.astype(np.float64) + epsilon)
+        shift[:channels] = beta - mean.astype(np.float64) * scale[:channels]
+
+    return run
+
+
+def _fold(b: Binder) -> Call:
+    weights, bias = (b.arrays[b.node.outputs[role]] for role in ("weights", "bias"))
+    old = b.arrays[b.node.inputs["weights"]]
+    old_bias = b.arrays[b.node.inputs["bias"]] if "bias" in b.node.inputs else np.zeros_like(bias)
+    gamma, beta = b.array("scale"), b.array("shift")
+    mean, variance = b.array("mean"), b.array("variance")
+    epsilon, shape = b.node.attributes["epsilon"], [1] * weights.ndim
+    shape[b.node.attributes["axis"]] = bias.size
+
+    def run() -> None:
+        factor = gamma / np.sqrt(variance.astype(np.float64) + epsilon)
+        weights[:] = old * factor.reshape(shape)
+        bias[:] = (old_bias - mean.astype(np.float64)) * factor + beta
+
+    return run
+
+
+def _statistics_backward(b: Binder) -> Call:
+    sums, count = b.array("sums"), b.node.attributes["count"]
+    arrays = [b.arrays[b.node.inputs[r]] for r in ("scale", "mean", "rstd")]
+    out = [b.arrays[b.node.outputs[r]] for r in ("a", "b", "d", "diff_scale", "diff_shift")]
+    return lambda: statistics.finish_gradient(sums, count, *arrays, *out)
+
+
+# ---- others ----------------------------------------------------------------------------------
+
+
+def _reorder(b: Binder) -> Call:
+    src, dst = b.array("src"), b.array("dst")
+    if b.value("dst").layout == BLOCKED:
+        return lambda: np.copyto(dst, reorder_ndhwc_to_nCdhw16c(src))
+    return lambda: np.copyto(dst, reorder_nCdhw16c_to_ndhwc(src, dst.shape[-1]))
+
+
+def _accumulate(b: Binder) -> Call:
+    first, second, dst = b.array("a"), b.array("b"), b.array("dst")
+    return lambda: np.copyto(dst, np.add(first, second, out=dst))
+
+
+_BINDERS: dict[str, Callable[[Binder], Call]] = {
+    **convolutions.BINDERS,
+    "accumulate": _accumulate,
+    "fold": _fold,
+    "fixed_statistics": _fixed_statistics,
+    "gradient": _gradient,
+    "mask": _mask,
+    "max_pooling": _max_pooling,
+    "max_pooling_backward": _max_pooling_backward,
+    "moments": _moments,
+    "normalize": _normalize,
+    "reorder": _reorder,
+    "statistics": _statistics,
+    "statistics_backward": _statistics_backward,
+}

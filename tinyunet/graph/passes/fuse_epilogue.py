@@ -1,0 +1,28 @@
+"""Bias and batch-norm sums are taken from the register tile, before it is stored.
+
+    before    x = conv(src) + bias > memory > moments(x)
+    after     x, moments = conv(src) + bias
+
+Saves one pass over each convolution's output: 4 bytes an element, read once. The bias is an epilogue
+of every kernel here. The activation is not: what is stored is ``x``, which the gradient needs, and
+the activation is taken where it is read (``defer_normalization``).
+"""
+
+from tinyunet.graph.ir import Graph
+from tinyunet.graph.passes.options import Options
+from tinyunet.graph.passes.split import split
+from tinyunet.graph.support import can_block
+
+
+def fuse_epilogue(graph: Graph, options: Options) -> Graph:
+    """Return the graph with each ``moments`` in the convolution that wrote its source."""
+    graph = split(graph)
+    for node in graph.nodes:
+        if node.op != "moments":
+            continue
+        made = graph.producer(node.inputs["src"])
+        if made is None or made.op != "convolution" or not can_block(made, graph):
+            continue
+        fused = made.with_outputs(moments=node.outputs["moments"])
+        graph = graph.rewrite({made.name: [fused], node.name: []})
+    return graph
