@@ -133,10 +133,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         raise AgreedError(f"--threads: {options.threads}; expected at most {cores}, the cores here")
     here = machine.describe()
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
-    print(
-        f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s\n",
-        flush=True,
-    )
+    print(f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s")
     measure = _convolutions if options.table == "conv" else _nets
     rows, versions = measure(options, here.peak_gflops)
     if options.json:
@@ -157,11 +154,12 @@ def _nets(options: Namespace, _: float) -> tuple[list[dict[str, Any]], dict[str,
         options.against,
     )
     jobs, skipped = nets.entrants(settings)
-    _print_lines(skipped)
+    print(*skipped, "", sep="\n", flush=True)
     results, failures = nets.measure(settings, jobs)
     if results:
         print(f"{settings.title()}\n\n{nets.table(settings, results)}")
-    _print_lines(failures)
+    if failures:
+        print("", *failures, sep="\n")
     if not results:
         raise AgreedError("nothing could be measured")
     if options.plot:
@@ -173,19 +171,15 @@ def _convolutions(options: Namespace, peak: float) -> tuple[list[dict[str, Any]]
     from tinyunet.benchmarks import conv
 
     peers, skipped = choose("conv", options.against)
-    _print_lines(skipped)
+    print(*skipped, "", sep="\n", flush=True)
     layers = conv.unet_layers(options.size)
     measurements, failures = conv.measure(layers, options.threads, peers)
     print(conv.table(measurements, options.threads, peak))
-    _print_lines(failures)
+    if failures:
+        print("", *failures, sep="\n")
     if options.plot:
         conv.draw(measurements, peak, options.plot)
     return conv.rows(measurements, options.threads), {}
-
-
-def _print_lines(lines: list[str]) -> None:
-    if lines:
-        print("\n".join(["", *lines]))
 
 
 if __name__ == "__main__":

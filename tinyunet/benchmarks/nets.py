@@ -79,7 +79,7 @@ def entrants(settings: Settings) -> tuple[list[Job], list[str]]:
     if settings.table == "passes" and COMPILED in systems:
         jobs += [
             Job(COMPILED, settings.case, settings.threads, variant, options)
-            for variant, options in _variants()
+            for variant, options in variants()
         ]
     return jobs, skipped
 
@@ -89,7 +89,7 @@ def thread_counts(most: int) -> list[int]:
     return sorted({1 << power for power in range(most.bit_length())} | {most})
 
 
-def _variants() -> list[tuple[str, dict[str, Any]]]:
+def variants() -> list[tuple[str, dict[str, Any]]]:
     """Ways to compile: without each pass, without all, and with accuracy alone in mind."""
     from tinyunet.graph.passes import NAMES
 

@@ -160,7 +160,7 @@ class Contestant:
         output = self._folder / "output.npy"
         answer = process.ask("check", output=str(output))
         found = np.array(answer["losses"]) if "losses" in answer else np.load(output)
-        self._error = _difference(found, self._folder / f"{self.job.case}.npy", system.tolerance)
+        self._error = difference(found, self._folder / f"{self.job.case}.npy", system.tolerance)
         return process
 
     def result(self) -> Result:
@@ -193,7 +193,7 @@ def _starting_line(jobs: list[Job], problem: Problem) -> Iterator[list[Contestan
                 contestant.end()
 
 
-def _difference(found: NDArray[Any], reference: Path, tolerance: float) -> float:
+def difference(found: NDArray[Any], reference: Path, tolerance: float) -> float:
     """Largest difference from the reference, or from zero to one where this is the first.
 
     Raises

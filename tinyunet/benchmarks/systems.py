@@ -32,7 +32,7 @@ class System(NamedTuple):
     peer: str
     cases: tuple[str, ...]
     options: dict[str, Any] = {}  # noqa: RUF012 - never written to
-    tolerance: float = 2e-3
+    tolerance: float = 5e-4
 
     @property
     def installed(self) -> bool:

@@ -1,6 +1,10 @@
 """PyTorch, eager and compiled by ``torch.compile``.
 
-Layout NCDHW.
+Tensors are NCDHW by shape and channels last in memory, which was a fifth faster than NCDHW in memory
+too (96^3, one thread: step 4.7 s against 6.0, prediction 1.8 against 2.2). A convolution of one volume
+goes to oneDNN only where IC * D * H of its input is above 20,480; the others, which are the deeper
+levels of this net, run PyTorch's own im2col (``slow_conv3d``, as its profiler shows). ``torch.compile``
+fuses what lies between convolutions.
 """
 
 from collections.abc import Callable
@@ -78,7 +82,7 @@ class UNet(nn.Module):
 
 def unet(problem: Problem) -> UNet:
     """Build the model and give it the problem's weights, whose layouts are PyTorch's too."""
-    model = UNet(problem.filters)
+    model = UNet(problem.filters).to(memory_format=torch.channels_last_3d)
     state = {}
     for name, array in problem.weights.items():
         layer, _, variable = name.rpartition(".")
@@ -110,7 +114,7 @@ def step(problem: Problem, compiled: bool = False) -> Callable[[], float]:
         return soft_dice(model(image), target)
 
     forward = torch.compile(loss_of) if compiled else loss_of
-    image, target = _ncdhw(problem.image), _ncdhw(problem.one_hot())
+    image, target = _channels_last(problem.image), _channels_last(problem.one_hot())
 
     def train() -> float:
         optimizer.zero_grad()
@@ -126,7 +130,7 @@ def infer(problem: Problem, compiled: bool = False) -> Callable[[], Any]:
     """Return a prediction."""
     model = unet(problem).eval()
     forward = torch.compile(model) if compiled else model
-    image = _ncdhw(problem.image)
+    image = _channels_last(problem.image)
 
     def predict() -> Any:
         with torch.inference_mode():
@@ -139,7 +143,7 @@ def convolution(
     src: NDArray[np.float32], weights: NDArray[np.float32], diff_dst: NDArray[np.float32]
 ) -> Convolution:
     """Return a single convolution in all directions; stride 1, padding "same"."""
-    x, w, dy = _ncdhw(src), torch.from_numpy(weights), _ncdhw(diff_dst)
+    x, w, dy = _channels_last(src), torch.from_numpy(weights), _channels_last(diff_dst)
     one, pad = [1] * 3, [size // 2 for size in weights.shape[2:]]
 
     def backward(data: bool) -> Any:
@@ -159,5 +163,6 @@ def to_array(probabilities: Any) -> NDArray[np.float32]:
     return np.ascontiguousarray(probabilities.permute(0, 2, 3, 4, 1).numpy())
 
 
-def _ncdhw(array: NDArray[np.float32]) -> Any:
-    return torch.from_numpy(array).permute(0, 4, 1, 2, 3).contiguous()
+def _channels_last(array: NDArray[np.float32]) -> Any:
+    """NDHWC as it is, called NCDHW."""
+    return torch.from_numpy(array).permute(0, 4, 1, 2, 3)

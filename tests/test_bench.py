@@ -1,0 +1,454 @@
+"""The benchmarks: who takes part, that nothing wrong is timed, tables, files, wrong options."""
+
+import importlib.util
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kernels import machine
+from tinyunet import bench
+from tinyunet.benchmarks import conv, nets, race, systems
+from tinyunet.benchmarks.peers import ours
+from tinyunet.benchmarks.problem import CHANNELS, CLASSES, load, make
+from tinyunet.benchmarks.process import Process, WorkerError
+from tinyunet.benchmarks.race import Outcome, Result
+from tinyunet.benchmarks.systems import EAGER, PEERS, TENSORFLOW, Job, System
+from tinyunet.commandline import run
+
+FAKE = System("fake", "Fake", "numpy", "fake_peer", ("step", "infer", "conv"))
+ROW = ["system", "case", "size", "threads", "median_ms", "min_ms", "max_ms", "peak_gb"]
+SMALL = ("--size", 16, "--threads", 1)
+SMALL_NET = (*SMALL, "--filters", 4)
+
+needs_tensorflow = pytest.mark.skipif(not TENSORFLOW.installed, reason="no TensorFlow here")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return make(16, 1, 4)
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_fake(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture
+def command(capsys):
+    """Run ``python -m tinyunet.bench`` in this process: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run("tinyunet.bench", lambda ranks: bench.main(ranks, [str(a) for a in arguments]))
+        return int(left.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def all_threads():
+    """Set the threads back to all there are."""
+    yield
+    machine.set_threads(machine.cores())
+
+
+def fakes(*faults, case="step"):
+    return [Job(FAKE, case, 1, fault, {"fault": fault} if fault else {}) for fault in faults]
+
+
+# ---- the problem -----------------------------------------------------------------------------------
+
+
+def test_problem_is_the_same_again_and_from_its_file(problem, tmp_path):
+    problem.save(tmp_path / "problem.npz")
+    for other in (make(16, 1, 4), load(tmp_path / "problem.npz")):
+        assert np.array_equal(problem.image, other.image)
+        assert np.array_equal(problem.labels, other.labels)
+        assert problem.weights.keys() == other.weights.keys()
+        assert all(np.array_equal(a, other.weights[n]) for n, a in problem.weights.items())
+    assert problem.filters == 4
+    assert problem.image.shape == (1, 16, 16, 16, CHANNELS)
+    assert {a.dtype for a in (problem.image, *problem.weights.values())} == {np.dtype(np.float32)}
+    assert set(np.unique(problem.labels)) == set(range(CLASSES))
+    assert np.array_equal(problem.one_hot().argmax(-1), problem.labels)
+
+
+def swap(a, b):
+    def change(weights):
+        weights[a], weights[b] = weights[b], weights[a]
+
+    return change
+
+
+def turn_kernel(weights):
+    weights["encoder.1.conv0.weights"] = weights["encoder.1.conv0.weights"].swapaxes(2, 4).copy()
+
+
+def concatenate_the_other_way(weights):
+    name = "decoder.3.conv0.weights"
+    weights[name] = np.roll(weights[name], weights[name].shape[1] // 2, axis=1)
+
+
+def forget_bias_of_head(weights):
+    weights["head.bias"] = np.zeros_like(weights["head.bias"])
+
+
+def forget_statistics(weights):
+    for name in weights:
+        if name.endswith("running_mean"):
+            weights[name] = np.zeros_like(weights[name])
+
+
+MISTAKES = {
+    "scale and shift": ("step", swap("decoder.3.norm1.scale", "decoder.3.norm1.shift")),
+    "a turned kernel": ("step", turn_kernel),
+    "concatenation": ("step", concatenate_the_other_way),
+    "no bias": ("step", forget_bias_of_head),
+    "statistics": (
+        "infer",
+        swap("encoder.0.norm1.running_mean", "encoder.0.norm1.running_variance"),
+    ),
+    "no statistics": ("infer", forget_statistics),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_peer_that_mixes_weights_up_would_be_noticed(problem, tmp_path, mistake, all_threads):
+    case, change = MISTAKES[mistake]
+    mixed_up = problem._replace(weights=dict(problem.weights))
+    change(mixed_up.weights)
+
+    def result(of):
+        if case == "infer":
+            return ours.to_array(ours.infer(of)())
+        step = ours.step(of)
+        return np.array([step() for _ in range(3)])
+
+    machine.set_threads(1)
+    reference = tmp_path / "reference.npy"
+    assert race.difference(result(problem), reference, EAGER.tolerance) == 0
+    with pytest.raises(WorkerError, match="wrong: results differ"):
+        race.difference(result(mixed_up), reference, EAGER.tolerance)
+
+
+# ---- processes -------------------------------------------------------------------------------------
+
+
+def test_a_race_times_everybody_in_every_round(problem):
+    jobs = fakes("", "is another")
+    outcome = race.race(jobs, problem, rounds=3, seconds=0)
+    assert not outcome.failures
+    for job, result in zip(jobs, outcome.results, strict=True):
+        assert result.job == job
+        assert result.version == "1.5"
+        assert [len(turn) for turn in result.rounds] == [2, 2, 2]
+        assert all(ms > 0 for ms in result.ms)
+        assert 0.005 < result.built_gb <= result.peak_gb < 0.5
+        assert result.error == 0
+
+
+FAULTS = {
+    "raises": "ValueError: no such operator",
+    "dies": "exit code 3: the last line",
+    "crashes": "SIGSEGV: more chatter",
+    "is killed": "killed by the system, most likely for want of memory",
+    "is NaN": "wrong: results from nan to nan, not 0 to 1",
+    "is zero": "wrong: results differ by 7.0e-01, more than 0.0005",
+    "is off": "wrong: results differ by 7.0e-04, more than 0.0005",
+    "is NaN later": "ArithmeticError: the loss has become nan",
+}
+
+
+def test_each_failure_is_named_in_a_line_and_the_rest_goes_on(problem):
+    outcome = race.race(fakes("", *FAULTS, "is last"), problem, rounds=2, seconds=0)
+    assert [result.job.variant for result in outcome.results] == ["", "is last"]
+    assert all(len(result.rounds) == 2 for result in outcome.results)
+    assert outcome.failures == [f"Fake {name}, 1 thread: {why}" for name, why in FAULTS.items()]
+
+
+def test_predictions_are_compared_voxel_by_voxel(problem):
+    jobs = fakes("", "is off", "has another shape", case="infer")
+    outcome = race.race(jobs, problem, rounds=1, seconds=0)
+    assert [result.job for result in outcome.results] == jobs[:1]
+    off, shape = outcome.failures
+    assert off.endswith("differ by 2.5e-03, more than 0.0005")
+    assert shape.endswith("results of shape (1, 16, 16, 16), not (1, 16, 16, 16, 4)")
+
+
+def test_processes_that_do_not_fit_together_are_started_anew(problem, monkeypatch):
+    monkeypatch.setattr(race, "machine_memory", lambda: (1.0, 0.0))
+    started = []
+
+    class Counted(Process):
+        def __init__(self, threads):
+            started.append(threads)
+            super().__init__(threads)
+
+    monkeypatch.setattr(race, "Process", Counted)
+    outcome = race.race(fakes("", "is another"), problem, rounds=2, seconds=0)
+    assert [len(result.rounds) for result in outcome.results] == [2, 2]
+    assert len(started) == 4
+
+
+def test_the_machine_is_not_run_out_of_memory(problem, tmp_path, monkeypatch):
+    from tinyunet.benchmarks import process
+
+    monkeypatch.setattr(process, "machine_memory", lambda: (20.0, 0.1))
+    worker = Process(1)
+    try:
+        with pytest.raises(WorkerError, match=r"^stopped, because the machine's 20 GB of memory"):
+            worker.ask("start", peer="fake_peer", case="conv", threads=1, options={})
+    finally:
+        worker.end()
+
+
+def test_what_a_worker_has_started_ends_with_it(problem, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHILD_FILE", str(tmp_path / "child"))
+    race.race(fakes("has a child"), problem, rounds=1, seconds=0)
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or _is_dead(child):
+            return
+        time.sleep(0.05)
+    os.kill(child, 9)
+    pytest.fail("a child of a worker has outlived it")
+
+
+def _is_dead(pid):
+    """A zombie, where nobody collects it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+# ---- tables, from made-up times --------------------------------------------------------------------
+
+
+def made_up(job, ms, peak_gb=1.0, error=1e-6):
+    """Three rounds on a machine that gets slower: ratios of one round are exact all the same."""
+    return Result(job, "1.0", [[ms, ms], [2 * ms, 2 * ms], [4 * ms, 5 * ms]], 0.5, peak_gb, error)
+
+
+@pytest.fixture
+def made_up_race(monkeypatch):
+    """Compiled 100 ms on two threads, eager twice, TensorFlow four times, each pass a quarter."""
+
+    def entered(jobs, problem, *arguments, **named):
+        ms = {"eager": 200.0, "compiled": 100.0, "tensorflow": 400.0}
+        return Outcome(
+            [
+                made_up(job, ms[job.system.key] * (1.25 if job.variant else 1) * 2 / job.threads)
+                for job in jobs
+                if job.system.key in ms
+            ],
+            ["PyTorch: a reason"],
+        )
+
+    monkeypatch.setattr(nets, "race", entered)
+    monkeypatch.setattr(nets, "variants", lambda: [("without a pass", {"disable": ["a"]})])
+    here = ("eager", "compiled", "tensorflow")
+    monkeypatch.setattr(System, "installed", property(lambda system: system.key in here))
+
+
+LINES = {
+    "step": [
+        r"tinyunet eager +1\.0 +400\.0 +200\.0 +1000 +2\.00 x +1\.00 +1e-06",
+        r"tinyunet compiled +1\.0 +200\.0 +100\.0 +500\.0 +4\.00 x +1\.00 +1e-06",
+        r"TensorFlow +1\.0 +800\.0 +400\.0 +2000 +1\.00 x +1\.00 +1e-06",
+    ],
+    "infer": [r"tinyunet compiled +1\.0 +200\.0 +100\.0 +500\.0 +4\.00 x +1\.00 +1e-06"],
+    "memory": [r"tinyunet compiled +1\.0 +1\.00 +0\.50 +100% +200\.0"],
+    "passes": [
+        r"tinyunet compiled +200\.0 +100\.0 +500\.0 +\+0% +1\.00 +1e-06",
+        r"without a pass +250\.0 +125\.0 +625\.0 +\+25% +1\.00 +1e-06",
+    ],
+    "scaling": [r"ms on threads: +1 +2 +x", r"tinyunet compiled +400\.0 +200\.0 +2\.00"],
+}
+
+
+@pytest.mark.parametrize("table", nets.TABLES)
+def test_tables_and_files(table, made_up_race, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    measured = machine.Machine("a processor", 2, "avx512", "omp", 200.0, 30.0)
+    monkeypatch.setattr(machine, "describe", lambda: measured)
+    files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
+    code, out, err = command(table, "--size", 16, "--filters", 4, "--batch", 2, *files)
+    assert code == 0, err
+    for line in LINES[table]:
+        assert re.search(f"^{line}$", out, re.MULTILINE), out
+    assert "16^3 voxels, batch 2, 4 filters" in out
+    assert out.endswith("\n\nPyTorch: a reason\n")
+    if table not in ("passes", "scaling"):
+        assert "PyTorch compiled: torch is not installed, skipped\n" in out
+
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["machine", "rows"]
+    assert figures["machine"].items() > measured._asdict().items()
+    assert figures["machine"]["versions"]["tinyunet eager"] == "1.0"
+    assert all(list(row) == ROW for row in figures["rows"])
+    first = figures["rows"][0]
+    label = "infer" if table == "infer" else "memory" if table == "memory" else "step"
+    threads = 1 if table == "scaling" else 2
+    ms = (800.0 / threads, 400.0 / threads, 2000.0 / threads)
+    assert tuple(first.values()) == (
+        "tinyunet eager",
+        f"{label}, batch 2, 4 filters",
+        16,
+        threads,
+        *ms,
+        1.0,
+    )
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert min(picture.size) > 100
+        assert len(picture.getcolors(1 << 20)) > 10
+
+
+def test_default_peers(made_up_race, command):
+    assert "TensorFlow" in command("step", "--size", 16)[1]
+    assert "TensorFlow" not in command("step", "--size", 16, "--against")[1]
+    assert "TensorFlow" not in command("scaling", "--size", 16)[1]
+    assert "TensorFlow" in command("scaling", "--size", 16, "--against", "tensorflow")[1]
+
+
+def test_without_tensorflow_eager_is_the_measure(made_up_race, command):
+    _, out, _ = command("step", "--size", 16, "--against")
+    assert re.search(r"^tinyunet compiled .* 2\.00 x ", out, re.MULTILINE), out
+    assert "faster: than tinyunet eager" in out
+
+
+def test_nothing_measured_is_an_error(monkeypatch, command, tmp_path):
+    monkeypatch.setattr(nets, "race", lambda *_, **__: Outcome([], ["tinyunet eager: a reason"]))
+    code, out, err = command("step", *SMALL, "--against", "--json", tmp_path / "figures.json")
+    assert code == 2
+    assert out.endswith("\ntinyunet eager: a reason\n")
+    assert err.endswith("tinyunet.bench: nothing could be measured\n")
+    assert not (tmp_path / "figures.json").exists()
+
+
+def test_thread_counts():
+    assert nets.thread_counts(1) == [1]
+    assert nets.thread_counts(2) == [1, 2]
+    assert nets.thread_counts(6) == [1, 2, 4, 6]
+    assert nets.thread_counts(8) == [1, 2, 4, 8]
+
+
+def test_every_pass_is_switched_off_in_turn():
+    from tinyunet.graph.passes import NAMES
+
+    settings = nets.Settings("passes", 16, 1, 4, 1, 1, [])
+    jobs, _ = nets.entrants(settings)
+    assert [job.options for job in jobs[:2]] == [{}, {}]
+    options = [job.options for job in jobs]
+    assert all({"disable": [name]} in options for name in NAMES)
+    assert len(jobs) == 2 + len(NAMES) + 2
+
+
+# ---- end to end ------------------------------------------------------------------------------------
+
+
+def rows_of(path):
+    return json.loads(path.read_text())["rows"]
+
+
+@pytest.mark.parametrize("table", ["step", "infer"])
+def test_this_project_against_tensorflow(table, command, tmp_path):
+    """Small, but real: also the check that both compute the same."""
+    peers = ["tensorflow"] if TENSORFLOW.installed else []
+    arguments = ("--rounds", 1, "--json", tmp_path / "figures.json", "--against", *peers)
+    code, out, err = command(table, *SMALL_NET, *arguments)
+    assert code == 0, err
+    names = ["tinyunet eager", "tinyunet compiled", *(["TensorFlow"] if peers else [])]
+    assert [row["system"] for row in rows_of(tmp_path / "figures.json")] == names, out
+    for row in rows_of(tmp_path / "figures.json"):
+        assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+        assert 0.05 < row["peak_gb"] < 5
+
+
+OTHERS = [peer for peer in PEERS if peer != TENSORFLOW]
+
+
+@pytest.mark.parametrize("peer", OTHERS, ids=[peer.key for peer in OTHERS])
+def test_other_peers_compute_the_same(peer, problem):
+    if not peer.installed:
+        pytest.skip(f"no {peer.package} here")
+    for case in set(peer.cases) - {"conv"}:
+        outcome = race.race([Job(EAGER, case, 1), Job(peer, case, 1)], problem, 1, seconds=0)
+        assert not outcome.failures
+
+
+def test_conv_with_peers(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(conv, "unet_layers", lambda size: [conv.Layer(4, 16, 6, 3)])
+    monkeypatch.setattr(conv, "_SECONDS", 0.0)
+    wrong = FAKE._replace(name="Wrong")
+    monkeypatch.setattr(systems, "PEERS", (TENSORFLOW, wrong))
+    files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
+    code, out, err = command("conv", *SMALL, *files, "--against", "tensorflow")
+    assert code == 0, err
+    rungs = [*conv.RUNGS, *(["TensorFlow"] if TENSORFLOW.installed else [])]
+    table = [line.split(" | ")[0].split() for line in out.splitlines() if " | " in line]
+    assert [cells[-1] for cells in table[2:]] == rungs, out
+    rows = rows_of(tmp_path / "figures.json")
+    assert all(list(row) == ROW for row in rows)
+    assert {row["case"] for row in rows} == {f"{d} 4->16 k3" for d in conv.DIRECTIONS}
+    assert len(rows) == 3 * len(rungs)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_conv_names_a_wrong_peer():
+    layers = [conv.Layer(4, 16, 6, 3), conv.Layer(16, 4, 6, 1)]
+    measurements, failures = conv.measure(layers, 1, [FAKE])
+    assert {m.name for m in measurements} == set(conv.RUNGS)
+    assert failures == [
+        "Fake:   4 ->  16    6^3 k3: forward is wrong by 1.0e+00 of the largest value"
+    ]
+
+
+# ---- wrong options ---------------------------------------------------------------------------------
+
+WRONG = {
+    "": "the following arguments are required: TABLE",
+    "stp": "'stp'",
+    "step --size 20": "--size: '20'; expected a multiple of 16",
+    "step --size big": "--size: 'big'; expected a whole number of at least 16",
+    "step --threads 0": "--threads: '0'; expected a whole number of at least 1",
+    "step --threads 4096": "--threads: 4096; expected at most",
+    "step --against keras": "'keras'",
+    "step --against openvino": "'openvino'",
+    "step --rounds 0": "--rounds: '0'",
+    "memory --rounds 2": "unrecognized arguments: --rounds 2",
+    "conv --batch 2": "unrecognized arguments: --batch 2",
+    "step --json no/such/folder/file.json": "--json: 'no/such/folder/file.json'; expected a file in",
+    "step --plot /": "--plot: '/'; expected a file in",
+    "step --plot picture.txt": "--plot: 'picture.txt'; expected one of .png, .pdf, .svg",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_options_are_told_in_a_line(arguments, command):
+    code, out, err = command(*arguments.split())
+    assert code == 2
+    assert not out
+    assert err.startswith("tinyunet.bench: ")
+    assert WRONG[arguments] in err
+    assert err.count("\n") == 1
+
+
+def test_ranks_are_refused(command, monkeypatch):
+    from tinyunet.parallel.communicator import Communicator
+
+    ranks = Communicator()
+    ranks.size = 2
+    with pytest.raises(ValueError, match="run without mpirun"):
+        bench.main(ranks, ["step"])
+
+
+def test_what_is_installed_is_found():
+    assert EAGER.installed
+    assert not EAGER._replace(package="no_such_package").installed
+    assert TENSORFLOW.installed == (importlib.util.find_spec("tensorflow") is not None)
