@@ -21,7 +21,8 @@ KERNELS = """
     machine
     layout
     conv3d
-    activation batch_norm concat conv_transpose3d fused optimizers pooling softmax_dice upsample
+    activation
+    batch_norm concat conv_transpose3d fused optimizers pooling softmax_dice upsample
 """
 TINYUNET = """
     errors

@@ -282,7 +282,7 @@ def test_ctrl_c_ends_with_one_line_that_tells_what_is_left(dataset, tmp_path, ra
             if re.search(r"\b2  \d\.", line):  # the second epoch has ended
                 break
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == (130 if ranks == 1 else process.returncode) != 0
