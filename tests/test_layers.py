@@ -22,7 +22,8 @@ KERNELS = """
     layout
     conv3d
     activation
-    batch_norm concat conv_transpose3d fused optimizers pooling softmax_dice upsample
+    batch_norm concat conv_transpose3d optimizers pooling softmax_dice upsample
+    fused
 """
 TINYUNET = """
     errors
