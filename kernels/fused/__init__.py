@@ -12,7 +12,9 @@ before the result is written)::
                       that is still to be formed, a mask that an epilogue applies
 ``vectors``           the few vector operations that ``kernels.simd`` does not have
 ``statistics``        what batch norm makes of moments and sums; and both of whole tensors
-``epilogue``          a gradient added up, masked and summed on its way to memory
+``prologue``          a source normalised on its way into a panel
+``epilogue``          a gradient masked and summed on its way to memory; bands, their partial sums
+``whole``             prologues as passes of their own, for readers that cannot do them
 ``pooling``, ``conv_transpose3d``, ``conv3d``, ``head``
                       the operators of a U-Net; ``head`` is its last layer with softmax and loss
 ``edges``             between channels last, outside, and blocks of 16 channels, inside

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.compiler import kernel
@@ -43,6 +43,25 @@ def add_to_doubles(typing_context: Any, array: Any, offset: Any, vector: Any) ->
 
 
 @intrinsic
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Have the cache line of ``array[offset]`` brought near, if there is such an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
+        number = ir.IntType(32)
+        # For reading, to stay in the first-level cache, data.
+        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]
+        function = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        name = "llvm.prefetch.p0i8"
+        builder.call(
+            cgutils.get_or_insert_function(builder.module, function, name), [pointer, *hints]
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
 def load_bytes(typing_context: Any, array: Any, offset: Any) -> Any:
     """``array[offset : offset + 16]`` of a uint8 array, as floats."""
 
@@ -51,6 +70,29 @@ def load_bytes(typing_context: Any, array: Any, offset: Any) -> Any:
         return builder.uitofp(builder.load(pointer, align=1), VECTOR)
 
     return f32x16(array, types.intp), codegen
+
+
+@intrinsic
+def load_first_bytes(typing_context: Any, array: Any, offset: Any, count: Any) -> Any:
+    """The first ``count`` lanes of `load_bytes`, then 255; memory past ``count`` is not touched."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array, offset, count = args
+        pointer = _pointer(context, builder, signature.args[0], array, offset, _BYTES)
+        number, bit = ir.IntType(32), ir.IntType(1)
+        places = ir.VectorType(number, LANES)
+        one = ir.Constant(places, ir.Undefined)
+        one = builder.insert_element(one, builder.trunc(count, number), number(0))
+        limit = builder.shuffle_vector(one, one, ir.Constant(places, [0] * LANES))
+        inside = builder.icmp_signed("<", ir.Constant(places, list(range(LANES))), limit)
+        mask = ir.VectorType(bit, LANES)
+        function = ir.FunctionType(_BYTES, [pointer.type, number, mask, _BYTES])
+        name = "llvm.masked.load.v16i8.p0v16i8"
+        load = cgutils.get_or_insert_function(builder.module, function, name)
+        beyond = ir.Constant(_BYTES, [255] * LANES)
+        return builder.uitofp(builder.call(load, [pointer, number(1), inside, beyond]), VECTOR)
+
+    return f32x16(array, types.intp, types.intp), codegen
 
 
 @intrinsic

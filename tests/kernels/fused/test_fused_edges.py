@@ -1,0 +1,78 @@
+"""The edges of the graph: exactly the plain reorders, on whole numbers."""
+
+import numpy as np
+from checkers import assert_exact, integers, unchanged
+from deferred import (
+    CHANNELS,
+    SIZES,
+    SLOPES,
+    THREADS,
+    blocked,
+    blocked_shape,
+    deferred,
+    poisoned,
+    totals,
+    unblocked,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernels import layout, machine
+from kernels.fused import edges
+from kernels.fused.tensors import plain
+
+CASES = {
+    "size": SIZES,
+    "channels": st.one_of(CHANNELS, st.sampled_from([4, 15, 32])),
+    "seed": st.integers(0, 99),
+    "threads": THREADS,
+}
+
+
+@given(**CASES)
+def test_there_and_back(size, channels, seed, threads):
+    machine.set_threads(threads)
+    src = integers(np.random.default_rng(seed), *size, channels)
+    dst, back = poisoned(*blocked_shape(src.shape)), poisoned(*src.shape)
+    with unchanged(src):
+        edges.to_blocked(src, dst)
+    assert_exact(dst, layout.reorder_ndhwc_to_nCdhw16c(src))
+    edges.to_ndhwc(plain(dst, channels), back)
+    assert_exact(back, src)
+
+
+@given(**CASES, slope=SLOPES)
+def test_deferred_source(size, channels, slope, seed, threads):
+    machine.set_threads(threads)
+    data = deferred(np.random.default_rng(seed), (*size, channels), slope)
+    source, dst = data.source, poisoned(*size, channels)
+    with unchanged(*source[:3]):
+        edges.to_ndhwc(source, dst)
+    assert_exact(dst, data.value())
+
+
+@given(**CASES, slope=SLOPES, accumulate=st.booleans(), masked=st.booleans())
+def test_gradient(size, channels, slope, seed, threads, accumulate, masked):
+    machine.set_threads(threads)
+    generator = np.random.default_rng(seed)
+    data = deferred(generator, (*size, channels), slope)
+    diff, before = integers(generator, *size, channels), integers(generator, *size, channels)
+    dst = blocked(before) if accumulate else poisoned(*blocked_shape(before.shape))
+    wanted = np.float64(diff) + (before if accumulate else 0)
+    mask = data.mask if masked else None
+    with unchanged(diff, *(mask[:3] if mask else ())):
+        edges.to_blocked(diff, dst, accumulate, mask)
+    if mask:
+        wanted, *wanted_sums = data.masked(wanted)
+        for name, *sums in zip(("S1", "S2"), totals(mask, channels), wanted_sums, strict=True):
+            assert_exact(*sums, name)
+    assert_exact(unblocked(dst, channels), wanted)
+
+
+def test_nan_of_a_neighbour_stays_out():
+    """What is loaded past the last channel is the next voxel's."""
+    src = np.zeros((1, 1, 1, 4, 3), np.float32)
+    src[0, 0, 0, 2] = np.nan
+    dst = poisoned(*blocked_shape(src.shape))
+    edges.to_blocked(src, dst)
+    assert_exact(dst, blocked(src))
