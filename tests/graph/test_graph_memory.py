@@ -1,6 +1,7 @@
 """No two arrays that live at the same time share a byte, and the debug mode would notice."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -119,3 +120,18 @@ def test_a_deep_unet_reuses_most_of_its_memory():
     plan = memory.plan(graph)
     assert overlap(plan) == []
     assert plan.nbytes < 0.6 * memory.plan(graph, reuse=False).nbytes
+
+
+def test_nothing_as_large_as_an_activation_is_allocated_after_the_first_step():
+    """What NumPy takes during a step, scratchpads aside, is small beside one feature map (2 MB)."""
+    shape = (1, 32, 32, 32)
+    model = UNet(filters=16, depth=2)
+    step = tinyunet.compile(model, losses.dice_cross_entropy, Adam(model.parameters()), (*shape, 4))
+    images, labels = np.ones((*shape, 4), np.float32), np.zeros(shape, np.uint8)
+    for _ in range(2):
+        step(images, labels)
+    tracemalloc.start()
+    step(images, labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32**3 * 16 * 4 / 10

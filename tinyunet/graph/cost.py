@@ -29,11 +29,17 @@ def flops(node: Node, graph: Graph) -> int:
     """Multiplications and additions of the definition, whatever algorithm runs."""
     shapes = {role: graph.values[v].shape for role, v in {**node.inputs, **node.outputs}.items()}
     if "convolution" in node.op:
-        weights = shapes.get("weights") or shapes.get("diff_weights", ())
-        volume = shapes.get("dst") or shapes["diff_dst"]
-        if node.op.startswith("transposed"):  # each voxel of the small side meets every weight
-            volume = shapes.get("src") or shapes["diff_src"]
-        return 2 * math.prod(weights) * math.prod(volume[:-1])
+        sources = [r for r in ("src", "src_b", "diff_src", "diff_src_b") if r in shapes]
+        inputs = sum(shapes[role][-1] for role in sources)
+        dst = shapes.get("dst") or shapes["diff_dst"]
+        # Each voxel of a transposed convolution's small side meets every weight, else of the result.
+        volume = shapes[sources[0]] if node.op.startswith("transposed") else dst
+        taps = math.prod(node.attributes["kernel"])
+        return 2 * taps * inputs * dst[-1] * math.prod(volume[:-1])
+    if node.op.startswith("head"):  # the convolution, forward or again and twice backward; softmax
+        source, weights = shapes["src"], shapes["weights"]
+        products = 2 * weights[0] * weights[1] * (3 if node.op.endswith("backward") else 1)
+        return math.prod(source[:-1]) * (products + 20 * weights[0])
     if node.views:
         return 0
     largest = max((math.prod(shape) for shape in shapes.values()), default=0)

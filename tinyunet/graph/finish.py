@@ -6,7 +6,7 @@ import numpy as np
 
 from tinyunet.graph import fused
 from tinyunet.graph.convolutions import is_transposed, packed_size
-from tinyunet.graph.ir import Graph, Node, Value
+from tinyunet.graph.ir import BLOCKED, Graph, Node, Value
 from tinyunet.graph.layouts import insert_reorders
 from tinyunet.graph.passes.split import vector
 from tinyunet.graph.support import is_fused
@@ -21,7 +21,7 @@ _PACKED = (
 
 def finish(graph: Graph) -> Graph:
     """Return a graph that an executor can bind."""
-    if not any(node.op == "reorder" for node in graph.nodes):
+    if not any(value.layout == BLOCKED for value in graph.values.values()):
         blocked = {node.name for node in graph.nodes if is_fused(node)}
         for node in graph.nodes:
             if node.op == "max_pooling_backward" and blocked & {node.name, node.attributes["of"]}:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from kernels.fused import conv3d, epilogue, pooling, statistics, whole
+from kernels.fused import conv3d, edges, epilogue, head, pooling, statistics, whole
 from kernels.fused.tensors import NO_MASK
-from kernels.layout import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from tinyunet.graph import convolutions
 from tinyunet.graph.binder import Array, Binder, Call
 from tinyunet.graph.ir import BLOCKED, LANES, Graph, Node, blocks
@@ -51,6 +50,53 @@ def _max_pooling_backward(b: Binder) -> Call:
     diff_dst, argmax, dst = b.array("gradient"), b.array("saved.argmax"), b.array("diff_src")
     accumulate, mask, size = b.has("accumulate"), b.mask(), tuple(b.node.attributes["size"])
     return lambda: pooling.backward(diff_dst, argmax, dst, accumulate, mask, size)
+
+
+# ---- the last layer --------------------------------------------------------------------------
+
+
+def _head(b: Binder) -> Call:
+    source, weights, bias, dst = b.source(), b.array("weights"), b.array("bias"), b.array("dst")
+    volume = dst.reshape(dst.shape[0], *source.data.shape[2:5], dst.shape[-1])
+    return lambda: head.infer(source, weights, bias, volume)
+
+
+def _head_loss(b: Binder) -> Call:
+    source, weights, bias, labels = (
+        b.source(),
+        b.array("weights"),
+        b.array("bias"),
+        b.array("labels"),
+    )
+    dice, cross_entropy = b.array("dice"), b.array("cross_entropy").reshape(1)
+    return lambda: head.forward(source, weights, bias, labels, dice, cross_entropy)
+
+
+def _head_loss_backward(b: Binder) -> Call:
+    source, weights, bias, labels = (
+        b.source(),
+        b.array("weights"),
+        b.array("bias"),
+        b.array("labels"),
+    )
+    MB, classes = source.data.shape[0], bias.size
+    dice = b.array("diff_dice")[:2] if b.has("diff_dice") else np.zeros((2, MB, classes))
+    cross_entropy = b.array("diff_cross_entropy") if b.has("diff_cross_entropy") else np.zeros(())
+    dst, diff_weights, diff_bias = (b.array(f"diff_{r}") for r in ("src", "weights", "bias"))
+    accumulate, mask = b.has("accumulate"), b.mask()
+    return lambda: head.backward(
+        source,
+        weights,
+        bias,
+        labels,
+        dice,
+        float(cross_entropy),
+        dst,
+        diff_weights,
+        diff_bias,
+        accumulate,
+        mask,
+    )
 
 
 # ---- batch norm in pieces --------------------------------------------------------------------
@@ -129,15 +175,21 @@ def _statistics_backward(b: Binder) -> Call:
 
 
 def _reorder(b: Binder) -> Call:
-    src, dst = b.array("src"), b.array("dst")
+    dst = b.array("dst")
     if b.value("dst").layout == BLOCKED:
-        return lambda: np.copyto(dst, reorder_ndhwc_to_nCdhw16c(src))
-    return lambda: np.copyto(dst, reorder_nCdhw16c_to_ndhwc(src, dst.shape[-1]))
+        src = b.array("src")
+        return lambda: edges.to_blocked(src, dst)
+    source = b.source()
+    return lambda: edges.to_ndhwc(source, dst)
 
 
 def _accumulate(b: Binder) -> Call:
     first, second, dst = b.array("a"), b.array("b"), b.array("dst")
-    return lambda: np.copyto(dst, np.add(first, second, out=dst))
+
+    def run() -> None:
+        np.add(first, second, out=dst)
+
+    return run
 
 
 _BINDERS: dict[str, Callable[[Binder], Call]] = {
@@ -146,6 +198,9 @@ _BINDERS: dict[str, Callable[[Binder], Call]] = {
     "fold": _fold,
     "fixed_statistics": _fixed_statistics,
     "gradient": _gradient,
+    "head": _head,
+    "head_loss": _head_loss,
+    "head_loss_backward": _head_loss_backward,
     "mask": _mask,
     "max_pooling": _max_pooling,
     "max_pooling_backward": _max_pooling_backward,

@@ -13,21 +13,25 @@ READS = {
     "transposed_convolution": ("src",),
     "transposed_convolution_backward_weights": ("src",),
     "max_pooling": ("src",),
+    "head": ("src",),
+    "head_loss": ("src",),
+    "head_loss_backward": ("src",),
 }
 #: Roles that write a gradient, and can apply ``mask`` on the way.
 WRITES = {
     "convolution_backward_data": ("diff_src", "diff_src_b"),
     "transposed_convolution_backward_data": ("diff_src",),
     "max_pooling_backward": ("diff_src",),
+    "head_loss_backward": ("diff_src",),
 }
 #: Those that can add to what is there; the others only mask.
-ADDS = ("transposed_convolution_backward_data", "max_pooling_backward")
+ADDS = ("transposed_convolution_backward_data", "max_pooling_backward", "head_loss_backward")
 #: Nodes that read a deferred gradient: ``diff_dst.x``, ``.a``, ``.b`` and ``.d``.
 FORMS = ("convolution_backward_data", "convolution_backward_weights")
 
 #: Operators that passes make; they have no eager form.
 _FUSED_ROLES = {"accumulate", "src_b", "diff_src_b", "moments", "sums"}
-_PIECES = ("moments", "normalize", "mask", "gradient")
+_PIECES = ("moments", "normalize", "mask", "gradient", "head", "head_loss", "head_loss_backward")
 
 
 def suffix(role: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 
 from tinyunet.graph.ir import Graph
+from tinyunet.graph.passes.choose_algorithm import choose_algorithm
 from tinyunet.graph.passes.defer_normalization import defer_normalization
 from tinyunet.graph.passes.eliminate_concat import eliminate_concat
 from tinyunet.graph.passes.fold_batch_norm import fold_batch_norm
@@ -23,6 +24,7 @@ PASSES: dict[str, Pass] = {
     "fuse_backward": fuse_backward,
     "eliminate_concat": eliminate_concat,
     "propagate_layout": propagate_layout,
+    "choose_algorithm": choose_algorithm,
 }
 
 NAMES = (*PASSES, "plan_memory")

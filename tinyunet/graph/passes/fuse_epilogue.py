@@ -5,18 +5,20 @@
 
 Saves one pass over each convolution's output: 4 bytes an element, read once. The bias is an epilogue
 of every kernel here. The activation is not: what is stored is ``x``, which the gradient needs, and
-the activation is taken where it is read (``defer_normalization``).
+the activation is taken where it is read (``defer_normalization``). The last layer has an epilogue of
+its own: softmax and the sums of the loss (``head``).
 """
 
 from tinyunet.graph.ir import Graph
+from tinyunet.graph.passes.head import fuse_head
 from tinyunet.graph.passes.options import Options
 from tinyunet.graph.passes.split import split
 from tinyunet.graph.support import can_block
 
 
 def fuse_epilogue(graph: Graph, options: Options) -> Graph:
-    """Return the graph with each ``moments`` in the convolution that wrote its source."""
-    graph = split(graph)
+    """Return the graph with moments, softmax and loss in the convolutions they come after."""
+    graph = split(fuse_head(graph))
     for node in graph.nodes:
         if node.op != "moments":
             continue

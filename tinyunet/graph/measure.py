@@ -1,0 +1,125 @@
+"""Which algorithm a convolution runs fastest with on this machine: timed once, remembered on disk.
+
+The file is ``algorithms.json`` in ``$TINYUNET_CACHE``, or in the user's cache folder. What can neither be
+read nor written is measured again in each process.
+"""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels import machine
+from kernels.conv3d.shapes import Triple
+from kernels.fused import conv3d
+from kernels.memory import empty
+from tinyunet.files import write_json
+from tinyunet.graph import convolutions, fused
+from tinyunet.graph.binder import Binder, Call
+from tinyunet.graph.ir import Graph, Node
+
+Tile = Triple | None
+_RUNS = 3
+
+
+def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
+    """Return the fastest of some algorithms for a node, by the clock.
+
+    Parameters
+    ----------
+    node : Node
+        A convolution on blocked tensors, in any direction.
+    graph : Graph
+    candidates : sequence of tiles
+        Winograd F(tile); None is direct.
+    """
+    memory = _memory()
+    key = _key(node, graph, candidates)
+    if key not in memory:
+        times = [_seconds(node.with_attributes(tile=tile), graph) for tile in candidates]
+        best = candidates[int(np.argmin(times))]
+        memory[key] = None if best is None else list(best)
+        _save(memory)
+    found = memory[key]
+    return None if found is None else (found[0], found[1], found[2])
+
+
+def _key(node: Node, graph: Graph, candidates: Sequence[Tile]) -> str:
+    plan = convolutions.plan_of(node.with_attributes(tile=None), graph)
+    roles = sorted(
+        r for r in (*node.inputs, *node.outputs) if r.endswith((".x", ".scale", "moments"))
+    )
+    parts: list[Any] = [node.op, *plan[:4], plan.width, *roles, machine.threads()]
+    parts += [
+        "training" if graph.gradients else "inference",
+        machine.instruction_set(),
+        machine.processor_name(),
+        *candidates,
+    ]
+    return " ".join(map(str, parts))
+
+
+def _seconds(node: Node, graph: Graph) -> float:
+    """Time of the fastest of a few runs, on arrays of the right shapes."""
+    arrays: dict[str, Any] = {}
+    for role, name in (*node.inputs.items(), *node.outputs.items()):
+        value, shape = graph.values[name], fused.sums_shape(node, role, graph)
+        if role == "weights":
+            shape = (convolutions.packed_size(node, graph),)
+        elif role == "bias":
+            shape = (-(-value.shape[0] // 16) * 16,)
+        arrays[name] = empty(shape or value.storage_shape, value.dtype)
+        arrays[name].fill(0.5)
+    run = convolutions.BINDERS[node.op](Binder(node, graph, arrays))
+    if graph.gradients and "weights" in node.inputs:  # packed anew at each step
+        run = _with_packing(node, graph, arrays, run)
+    run()
+    times = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _with_packing(node: Node, graph: Graph, arrays: dict[str, Any], run: Call) -> Call:
+    plan, packed = convolutions.plan_of(node, graph), arrays[node.inputs["weights"]]
+    panel = packed.reshape(conv3d.packed_shape(plan))
+    weights = np.ones(graph.values[node.inputs["weights"]].shape, np.float32)
+    adjoint = node.op.endswith("_data")
+
+    def both() -> None:
+        conv3d.pack(plan, weights, panel, adjoint=adjoint)
+        run()
+
+    return both
+
+
+def _path() -> Path:
+    folder = os.environ.get("TINYUNET_CACHE")
+    if folder:
+        return Path(folder) / "algorithms.json"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "tinyunet" / "algorithms.json"
+
+
+@functools.cache
+def _memory() -> dict[str, list[int] | None]:
+    try:
+        found: dict[str, list[int] | None] = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _save(memory: dict[str, list[int] | None]) -> None:
+    try:
+        _path().parent.mkdir(parents=True, exist_ok=True)
+        write_json(_path(), memory)
+    except OSError:
+        pass
