@@ -14,7 +14,7 @@ from kernels.fused.conv_transpose3d.panels import (
     place_voxels,
 )
 from kernels.fused.epilogue import bands, clear, finish, flat, place_band
-from kernels.fused.prologue import pack_source
+from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Mask, Shape, Source
 from kernels.fused.vectors import tile_scatter
 from kernels.machine import tile_vectors
@@ -116,7 +116,7 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
             band, part = split_index(task, parts)
             image, begin, voxels = place_band(band, shape)
             chunk = chunk_voxels(IC, rows, voxels)
-            panel = np.empty(chunk * IC, np.float32)
+            panel = aligned(chunk * IC)
             offsets = np.empty(chunk, np.int64)
             for first in range(begin, begin + voxels, chunk):
                 count = min(chunk, begin + voxels - first)
@@ -186,9 +186,9 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
             partial, part = split_index(task, parts)
             image, begin, voxels = place_band(partial, shape)
             chunk = chunk_voxels(K, rows, voxels)
-            panel = np.empty(chunk * K, np.float32)
+            panel = aligned(chunk * K)
             offsets = np.empty(chunk, np.int64)
-            stored = np.empty(rows * width, np.float32)
+            stored = aligned(rows * width)
             blocks = range(part * groups // parts * cols, (part + 1) * groups // parts * cols)
             for block in blocks:
                 clear(mask, block * LANES, partial)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.fused.prologue import pack_source
+from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Doubles, Floats, Shape, Source
 from kernels.fused.vectors import add_to_doubles, tile_add_to
 from kernels.machine import tile_vectors
@@ -93,7 +93,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
             for i in range(task * LANES, (task + 1) * LANES):
                 partial_bias[i] = 0.0
             height = max(1, _CHUNK // IW)
-            panel = np.empty(height * IW * IC, np.float32)
+            panel = aligned(height * IW * IC)
             start, end = part * rows // ranges, (part + 1) * rows // ranges
             row = start
             while row < end:
