@@ -92,11 +92,12 @@ def _to_blocked(
         for voxel in range(first, first + count):
             at = (voxel + shift) * C + block * LANES
             if at + LANES <= src.size:
-                value = where_above(used, place, load(src, at), zero)
+                value = load(src, at)
             else:
                 for lane in range(lanes):
                     single[lane] = src[at + lane]
                 value = load(single, 0)
+            value = where_above(used, place, value, zero)
             if accumulate:
                 value = value + load(dst, voxel * LANES)
             store(dst, voxel * LANES, value)

@@ -70,9 +70,13 @@ def test_gradient(size, channels, slope, seed, threads, accumulate, masked):
 
 
 def test_nan_of_a_neighbour_stays_out():
-    """What is loaded past the last channel is the next voxel's."""
-    src = np.zeros((1, 1, 1, 4, 3), np.float32)
-    src[0, 0, 0, 2] = np.nan
-    dst = poisoned(*blocked_shape(src.shape))
-    edges.to_blocked(src, dst)
-    assert_exact(dst, blocked(src))
+    """What is loaded past the last channel is the next voxel's; at the end, what was in memory."""
+    for channels in (1, 3, 17):
+        src = np.zeros((1, 2, 29, 75, channels), np.float32)
+        src[0, 0, 0, 2] = np.nan
+        for _ in range(5):
+            # Freed at once: the next temporary array may find the NaN in its place.
+            [np.full(size, np.nan, np.float32) for size in (16, 32, 40)]
+            dst = poisoned(*blocked_shape(src.shape))
+            edges.to_blocked(src, dst)
+            assert_exact(dst, blocked(src))
