@@ -19,12 +19,17 @@ Numerics   Sums are float64, of float32 items converted first: the square of suc
            order: the result does not depend on the number of threads. float64 arrays take the NumPy
            expressions, with the variance in a second pass.
 
+Together   Batch norm over several processes ("synchronised") needs what one process would sum over the
+           whole batch: three numbers a channel each way. Both functions hand their sums to ``combine``,
+           which replaces them by the sums of all; everything else is the same.
+
 Conventions are those of Keras 3: ``epsilon`` is inside the root, and the running variance is fed with
 the biased variance.
 
 Source: Ioffe and Szegedy, "Batch normalization" (2015), algorithm 1 and section 3.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +40,9 @@ from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
 
 _Floats = npt.NDArray[np.float32]
-_Sums = npt.NDArray[np.float64]
+Sums = npt.NDArray[np.float64]
+#: Replaces sums, in place, by those over all that is normalised together.
+Combine = Callable[[Sums], None]
 
 # Rows whose sums are added up in registers before they go to memory.
 _ROWS = 4
@@ -46,7 +53,11 @@ _ROW = 256
 
 
 def forward_training(
-    src: Array, scale: Array, shift: Array, epsilon: float = 1e-3
+    src: Array,
+    scale: Array,
+    shift: Array,
+    epsilon: float = 1e-3,
+    combine: Combine | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalise with the statistics of ``src`` itself.
 
@@ -58,6 +69,8 @@ def forward_training(
         Of the dtype of ``src``.
     epsilon : float
         Added to the variance.
+    combine : callable, optional
+        Is given (3, C) numbers: count, sum and sum of squares. See "Together" above.
 
     Returns
     -------
@@ -72,14 +85,21 @@ def forward_training(
     """
     src = _checked_src(src, epsilon)
     scale, shift = _checked_channels(src, scale=scale, shift=shift)
-    if src.dtype == np.float64:
+    if src.dtype == np.float64 and combine is None:
         axes = tuple(range(src.ndim - 1))
         mean, variance = src.mean(axis=axes), src.var(axis=axes)
         return (src - mean) / np.sqrt(variance + epsilon) * scale + shift, mean, variance
-    sums = _sum_chunks(_moments, src)
-    exact_mean = sums[0] / (src.size // src.shape[-1])
+    if src.dtype == np.float64:
+        total, squares = _sum_voxels(src), _sum_voxels(src**2)
+    else:
+        total, squares = _sum_chunks(_moments, src)
+    count, total, squares = _combined(src, total, squares, combine)
+    exact_mean = total / count
     # Rounding can leave a variance of 0 just below 0.
-    exact_variance = np.maximum(sums[1] / (src.size // src.shape[-1]) - exact_mean**2, 0.0)
+    exact_variance = np.maximum(squares / count - exact_mean**2, 0.0)
+    if src.dtype == np.float64:
+        normalised = (src - exact_mean) / np.sqrt(exact_variance + epsilon)
+        return normalised * scale + shift, exact_mean, exact_variance
     mean, variance = exact_mean.astype(np.float32), exact_variance.astype(np.float32)
     slope = scale / np.sqrt(exact_variance + epsilon)
     dst = _normalise(src, mean, slope, shift - (exact_mean - mean) * slope)
@@ -120,7 +140,13 @@ def forward_inference(
 
 
 def backward(
-    diff_dst: Array, src: Array, scale: Array, mean: Array, variance: Array, epsilon: float = 1e-3
+    diff_dst: Array,
+    src: Array,
+    scale: Array,
+    mean: Array,
+    variance: Array,
+    epsilon: float = 1e-3,
+    combine: Combine | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of :func:`forward_training`, through mean and variance as well.
 
@@ -139,11 +165,14 @@ def backward(
         As given to and returned from the forward pass.
     epsilon : float
         As in the forward pass.
+    combine : callable, optional
+        Is given (3, C) numbers: count, sum of ``diff_dst`` and of ``diff_dst * (src - mean)``.
 
     Returns
     -------
     diff_src : array, shape (..., C)
     diff_scale, diff_shift : array, shape (C,)
+        Of this source alone, also with ``combine``: they are summed with all other gradients.
 
     Raises
     ------
@@ -153,22 +182,20 @@ def backward(
     src = _checked_src(src, epsilon)
     diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
     scale, mean, variance = _checked_channels(src, scale=scale, mean=mean, variance=variance)
-    count = src.size // src.shape[-1]
-    if src.dtype == np.float64:
-        axes = tuple(range(src.ndim - 1))
-        rstd = 1.0 / np.sqrt(variance + epsilon)
-        normalised = (src - mean) * rstd
-        diff_shift = diff_dst.sum(axis=axes)
-        diff_scale = (diff_dst * normalised).sum(axis=axes)
-        centred = diff_dst - diff_shift / count - normalised * (diff_scale / count)
-        return scale * rstd * centred, diff_scale, diff_shift
     rstd = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
-    sums = _sum_chunks(_moments_backward, diff_dst, src, mean)
-    diff_shift, diff_scale = sums[0], sums[1] * rstd
+    if src.dtype == np.float64:
+        total, products = _sum_voxels(diff_dst), _sum_voxels(diff_dst * (src - mean))
+    else:
+        total, products = _sum_chunks(_moments_backward, diff_dst, src, mean)
+    diff_shift, diff_scale = total, products * rstd
+    count, total, products = _combined(src, total, products, combine)
+    if src.dtype == np.float64:
+        normalised = (src - mean) * rstd
+        centred = diff_dst - total / count - normalised * (products * rstd / count)
+        return scale * rstd * centred, diff_scale, diff_shift
     slope = scale * rstd
-    coefficients = _repeated(
-        slope, mean, -slope * rstd * diff_scale / count, -slope * diff_shift / count
-    )
+    tilt, level = -slope * rstd * (products * rstd) / count, -slope * total / count
+    coefficients = _repeated(slope, mean, tilt, level)
     diff_src = empty(src.shape)
     _apply_backward(diff_dst.reshape(-1), src.reshape(-1), coefficients, diff_src.reshape(-1))
     return diff_src, diff_scale.astype(np.float32), diff_shift.astype(np.float32)
@@ -188,6 +215,22 @@ def _checked_channels(src: Array, **vectors: Array) -> tuple[Array, ...]:
     return tuple(tensor(name, v, shape=shape, dtype=src.dtype) for name, v in vectors.items())
 
 
+def _combined(
+    src: Array, first: Sums, second: Sums, combine: Combine | None
+) -> tuple[Sums, Sums, Sums]:
+    """Count and two sums of each channel, of this source or of all that belong together."""
+    count = np.full(src.shape[-1], src.size // src.shape[-1], np.float64)
+    sums = np.stack([count, first, second])
+    if combine is not None:
+        combine(sums)
+    count, first, second = sums
+    return count, first, second
+
+
+def _sum_voxels(values: Array) -> Sums:
+    return values.sum(axis=tuple(range(values.ndim - 1)))
+
+
 # --- float32 ------------------------------------------------------------------------------------------
 
 
@@ -203,7 +246,7 @@ def _normalise(src: Array, mean: Array, slope: Array, shift: Array) -> Array:
     return dst
 
 
-def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> _Sums:
+def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> Sums:
     """Two sums per channel, shape (2, C), of arrays of shape (..., C); a last (C,) is repeated."""
     channels = arrays[0].shape[-1]
     row = channels * -(-_ROW // channels)
@@ -215,7 +258,7 @@ def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> _Sums:
 
 
 @kernel
-def _moments_rows(src: _Floats, sums: _Sums, squares: _Sums) -> None:
+def _moments_rows(src: _Floats, sums: Sums, squares: Sums) -> None:
     for i in range(sums.size):
         total, square = sums[i], squares[i]
         for k in range(_ROWS):
@@ -227,7 +270,7 @@ def _moments_rows(src: _Floats, sums: _Sums, squares: _Sums) -> None:
 
 
 @kernel
-def _moments_row(src: _Floats, sums: _Sums, squares: _Sums) -> None:
+def _moments_row(src: _Floats, sums: Sums, squares: Sums) -> None:
     for i in range(src.size):
         x = np.float64(src[i])
         sums[i] += x
@@ -235,7 +278,7 @@ def _moments_row(src: _Floats, sums: _Sums, squares: _Sums) -> None:
 
 
 @parallel_kernel
-def _moments(src: _Floats, partial: _Sums) -> None:
+def _moments(src: _Floats, partial: Sums) -> None:
     row = partial.shape[2]
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
@@ -267,7 +310,7 @@ def _apply(src: _Floats, coefficients: _Floats, dst: _Floats) -> None:
 
 @kernel
 def _moments_backward_row(
-    diff_dst: _Floats, src: _Floats, mean: _Floats, sums: _Sums, products: _Sums
+    diff_dst: _Floats, src: _Floats, mean: _Floats, sums: Sums, products: Sums
 ) -> None:
     for i in range(src.size):
         diff = np.float64(diff_dst[i])
@@ -276,7 +319,7 @@ def _moments_backward_row(
 
 
 @parallel_kernel
-def _moments_backward(diff_dst: _Floats, src: _Floats, mean: _Floats, partial: _Sums) -> None:
+def _moments_backward(diff_dst: _Floats, src: _Floats, mean: _Floats, partial: Sums) -> None:
     row = partial.shape[2]
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):

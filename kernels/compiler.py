@@ -13,6 +13,12 @@
     (results repeat bit for bit) and NaN stays NaN (the tests rely on it).
 ``parallel=True``
     Only in :func:`parallel_kernel`: ``prange`` loops run on the threads of ``machine.threads()``.
+
+A kernel with many variants
+    Numba compiles what stands in a ``prange`` loop three times over (the loop's body, its wrapper, the
+    function around it), 7 s for one variant of a convolution. So these have one parallel loop, a driver,
+    compiled once, that calls a variant by the address of its machine code; the variant, a
+    :func:`worker_kernel`, takes 2.5 s.
 """
 
 from collections.abc import Callable
@@ -20,6 +26,8 @@ from typing import Any, TypeVar
 
 import numba
 import numpy
+from numba.core import types
+from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,6 +58,57 @@ def parallel_kernel(function: Function) -> Function:
     """Compile a function whose ``prange`` loops are shared among the threads, on its first call."""
     compiled: Function = numba.njit(**_FLAGS, parallel=True)(function)
     return compiled
+
+
+def worker_kernel(function: Function) -> Function:
+    """Compile a function ``f(worker, *arguments)`` that only drivers call; see `run_workers`."""
+    flags = _FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Function = numba.njit(**flags)(function)
+    return compiled
+
+
+_addresses: dict[Callable[..., None], int] = {}
+
+
+def run_workers(driver: Any, worker: Any, *arguments: Any) -> None:
+    """Run ``driver(address of the worker, *arguments)``, which calls the worker on each thread.
+
+    Parameters
+    ----------
+    driver : parallel_kernel
+        Calls ``call_worker(address, index, *arguments)`` for each index of its ``prange`` loop.
+    worker : worker_kernel
+    *arguments
+        Of the same types at each call of a driver: another type raises TypeError.
+    """
+    if worker in _addresses:
+        driver(_addresses[worker], *arguments)
+        return
+    signature = (types.int64, *map(numba.typeof, arguments))
+    worker.compile(signature)
+    compiled = worker.overloads[signature]
+    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    driver(address, *arguments)
+    # The address is good for arguments of these types and no others.
+    driver.disable_compile()
+    _addresses[worker] = address
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_worker(typing_context: Any, address: Any, worker: Any, *arguments: Any) -> Any:
+    """Call a worker's machine code; what it raises is lost."""
+    given = types.Tuple(arguments)  # type: ignore[attr-defined]
+    signature_types = (types.int64, *arguments)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        convention = context.call_conv
+        function = convention.get_function_type(types.none, signature_types)
+        pointer = builder.inttoptr(values[0], function.as_pointer())
+        rest = [builder.extract_value(values[2], i) for i in range(len(arguments))]
+        convention.call_function(builder, pointer, types.none, signature_types, [values[1], *rest])
+        return context.get_dummy_value()
+
+    return types.void(address, types.int64, given), codegen
 
 
 @kernel

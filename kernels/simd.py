@@ -91,6 +91,16 @@ def _store(
     builder.store(vector, builder.bitcast(pointer, VECTOR.as_pointer()), align=_ALIGN)
 
 
+def _stream(
+    context: Any, builder: Any, array_type: Any, array: Any, offset: Any, vector: Any
+) -> None:
+    pointer = _float_pointer(context, builder, array_type, array, offset)
+    line = builder.bitcast(pointer, VECTOR.as_pointer())
+    store = builder.store(vector, line, align=LANES * 4)
+    hint = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+    store.set_metadata("nontemporal", hint)
+
+
 def _splat(builder: Any, scalar: Any) -> Any:
     undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
@@ -130,6 +140,52 @@ def store(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, f32x16), codegen
+
+
+@intrinsic
+def stream(typing_context: Any, array: Any, offset: Any, vector: Any) -> Any:
+    """`store` to memory past the caches: for what fills a whole cache line and is not read soon.
+
+    A store reads the line into the cache before it changes it; this one does not, which saves a third
+    of the traffic of a copy. The address must be a multiple of 64. `fence` once at the end.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _stream(context, builder, signature.args[0], args[0], args[1], args[2])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, f32x16), codegen
+
+
+@intrinsic
+def fence(typing_context: Any) -> Any:
+    """What was stored before, streamed too, is seen by other threads before what is stored after."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Have the cache line of ``array[offset]`` brought near, if there is such an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _float_pointer(context, builder, signature.args[0], args[0], args[1])
+        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        # For reading, into the second-level cache, data.
+        hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]
+        function = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        name = "llvm.prefetch.p0i8"
+        builder.call(
+            cgutils.get_or_insert_function(builder.module, function, name), [pointer, *hints]
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
 
 
 @intrinsic

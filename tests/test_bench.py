@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launcher import needs_mpi
 from PIL import Image
 
 from kernels import machine
 from tinyunet import bench
-from tinyunet.benchmarks import conv, nets, race, systems
+from tinyunet.benchmarks import conv, mpi, nets, race, systems
 from tinyunet.benchmarks.peers import ours
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, load, make
 from tinyunet.benchmarks.process import Process, WorkerError
 from tinyunet.benchmarks.race import Outcome, Result
 from tinyunet.benchmarks.systems import EAGER, PEERS, TENSORFLOW, Job, System
 from tinyunet.commandline import run
+from tinyunet.errors import AgreedError
+from tinyunet.parallel.options import ALLREDUCES
 
 FAKE = System("fake", "Fake", "numpy", "fake_peer", ("step", "infer", "conv"))
 ROW = ["system", "case", "size", "threads", "median_ms", "min_ms", "max_ms", "peak_gb"]
@@ -255,6 +258,15 @@ def made_up_race(monkeypatch):
     monkeypatch.setattr(System, "installed", property(lambda system: system.key in here))
 
 
+def made_up_ranks(ranks, task, wrapper=()):
+    """Steps of 50 ms a patch; messages of 20 us and 1 GB/s."""
+    if task["do"] == "steps":
+        times = {"seconds": 0.05 * task["batch"], "backward_end": 0.09, "waited": 0.002}
+        return times | {"buckets": [(0.02, 4_000_000), (0.09, 1_000)]}
+    seconds = [2e-5 + 1e-9 * size for size in task["sizes"]]
+    return {name: [2 * s for s in seconds] for name in task["algorithms"]} | {"exchange": seconds}
+
+
 LINES = {
     "step": [
         r"tinyunet eager +1\.0 +400\.0 +200\.0 +1000 +2\.00 x +1\.00 +1e-06",
@@ -267,7 +279,18 @@ LINES = {
         r"tinyunet compiled +200\.0 +100\.0 +500\.0 +\+0% +1\.00 +1e-06",
         r"without a pass +250\.0 +125\.0 +625\.0 +\+25% +1\.00 +1e-06",
     ],
-    "scaling": [r"ms on threads: +1 +2 +x", r"tinyunet compiled +400\.0 +200\.0 +2\.00"],
+    "scaling": [
+        r"ms on threads: +1 +2 +x",
+        r"tinyunet compiled +400\.0 +200\.0 +2\.00",
+        r"ranks x 1 thread +patches a rank +step ms +waited ms +efficiency",
+        r"2 +2 +100\.0 +2\.00 +1\.00",
+        r"1 +4 +200\.0 +2\.00 +1\.00",
+        # Two messages, and the array once: half each way, twice.
+        r"allreduce here: 20\.0 us a message, 0\.5 GB/s",
+        # 2 x 1023 messages of 50 us for each of two buckets, and 2 x 4.001 MB in 64 ms: 268.6 ms,
+        # of which 70 are hidden behind the 100 of the step.
+        r"1 Gbit/s ring +1\.00 +.* 0\.33",
+    ],
 }
 
 
@@ -276,18 +299,19 @@ def test_tables_and_files(table, made_up_race, command, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     measured = machine.Machine("a processor", 2, "avx512", "omp", 200.0, 30.0)
     monkeypatch.setattr(machine, "describe", lambda: measured)
+    monkeypatch.setattr(mpi, "run", made_up_ranks)
     files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
     code, out, err = command(table, "--size", 16, "--filters", 4, "--batch", 2, *files)
     assert code == 0, err
     for line in LINES[table]:
         assert re.search(f"^{line}$", out, re.MULTILINE), out
     assert "16^3 voxels, batch 2, 4 filters" in out
-    assert out.endswith("\n\nPyTorch: a reason\n")
+    assert "\n\nPyTorch: a reason\n" in out
     if table not in ("passes", "scaling"):
         assert "PyTorch compiled: torch is not installed, skipped\n" in out
 
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == ["machine", "rows"]
+    assert list(figures) == ["machine", "rows"] + ["ranks"] * (table == "scaling")
     assert figures["machine"].items() > measured._asdict().items()
     assert figures["machine"]["versions"]["tinyunet eager"] == "1.0"
     assert all(list(row) == ROW for row in figures["rows"])
@@ -308,7 +332,38 @@ def test_tables_and_files(table, made_up_race, command, tmp_path, monkeypatch):
         assert len(picture.getcolors(1 << 20)) > 10
 
 
-def test_default_peers(made_up_race, command):
+def test_allreduce_table_and_files(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(mpi, "run", made_up_ranks)
+    files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
+    code, out, err = command("allreduce", "--ranks", 4, *files)
+    assert code == 0, err
+    assert re.search(
+        r"^bytes +mpi us +ring us +recursive-halving us +bound us +mpi GB/s", out, re.M
+    )
+    # 2 x 3 / 4 exchanges of 20 us + 1.024 us.
+    assert re.search(r"^1,024 +42\.0 +42\.0 +42\.0 +31\.5 +0\.02", out, re.MULTILINE)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {row["algorithm"] for row in figures["ranks"]} == set(ALLREDUCES)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert min(picture.size) > 100
+
+
+@needs_mpi
+def test_ranks_are_really_run(monkeypatch):
+    steps = {"do": "steps", "size": 16, "batch": 1, "filters": 4, "threads": 1, "count": 1}
+    found = mpi.run(2, steps)
+    assert 0 < found["backward_end"] < found["seconds"]
+    assert 0 <= found["waited"] < found["seconds"]
+    ready = [seconds for seconds, _ in found["buckets"]]
+    assert ready == sorted(ready)
+    found = mpi.run(2, {"do": "allreduce", "sizes": [1000], "algorithms": ["ring"]})
+    assert 0 < found["ring"][0] < 1
+    with pytest.raises(AgreedError, match="the ranks ended with code 1: KeyError"):
+        mpi.run(1, {"do": "nothing"})
+
+
+def test_default_peers(made_up_race, command, monkeypatch):
+    monkeypatch.setattr(mpi, "run", made_up_ranks)
     assert "TensorFlow" in command("step", "--size", 16)[1]
     assert "TensorFlow" not in command("step", "--size", 16, "--against")[1]
     assert "TensorFlow" not in command("scaling", "--size", 16)[1]

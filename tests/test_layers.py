@@ -22,11 +22,11 @@ KERNELS = """
     layout
     conv3d
     activation
-    batch_norm concat conv_transpose3d optimizers pooling softmax_dice upsample
+    batch_norm bfloat16 concat conv_transpose3d optimizers pooling softmax_dice upsample
     fused
 """
 TINYUNET = """
-    errors
+    errors verbose
     files
     context
     autograd

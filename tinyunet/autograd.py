@@ -12,6 +12,7 @@ The tape comes first, the arithmetic of :class:`Tensor` second: the two need eac
 
 import heapq
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import EllipsisType
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinyunet.context import Array, Context, Gradients
+from tinyunet.context import Array, Context, Gradients, Leaf, Listener
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = int | slice | EllipsisType | None
@@ -90,6 +91,20 @@ def _parent(argument: Any) -> "Context | Tensor | None":
     return None
 
 
+def _uses_of_leaves(newest: Context) -> Counter[Leaf]:
+    """How often each leaf is an argument on the tape that ends here."""
+    uses, seen, waiting = Counter[Leaf](), {newest}, [newest]
+    while waiting:
+        for parent in waiting.pop().parents:
+            if isinstance(parent, Context):
+                if parent not in seen:
+                    seen.add(parent)
+                    waiting.append(parent)
+            elif parent is not None:
+                uses[parent] += 1
+    return uses
+
+
 class Tensor:
     """An array that remembers how it was computed.
 
@@ -119,13 +134,15 @@ class Tensor:
         self.requires_grad = requires_grad
         self._context: Context | None = None
 
-    def backward(self, gradient: ArrayLike | None = None) -> None:
+    def backward(self, gradient: ArrayLike | None = None, listener: Listener | None = None) -> None:
         """Add the gradient of this tensor by each leaf it was computed from to the leaf's ``grad``.
 
         Parameters
         ----------
         gradient : array_like, shape = self.shape
             What to start from. A tensor of one element may leave it out: one.
+        listener : callable, optional
+            Called after each operator with its name, and the leaves whose ``grad`` is complete.
 
         Raises
         ------
@@ -139,6 +156,7 @@ class Tensor:
             return self.accumulate(start)
         gradients, ours = {self._context: start}, set[Context]()
         newest_first = [(-self._context.serial_number, self._context)]
+        uses = _uses_of_leaves(self._context) if listener else Counter[Leaf]()
         while newest_first:
             _, ctx = heapq.heappop(newest_first)
             parents = ctx.parents
@@ -157,6 +175,10 @@ class Tensor:
                 else:  # the first one may be some other tensor's gradient too, the sum is not
                     gradients[parent] = gradients[parent] + diff
                     ours.add(parent)
+            if listener is not None:
+                leaves = [p for p in parents if p is not None and not isinstance(p, Context)]
+                uses.subtract(leaves)
+                listener(f"d {ctx.function.__name__}", [p for p in set(leaves) if not uses[p]])
 
     def _starting_gradient(self, gradient: ArrayLike | None) -> Array:
         if not self.requires_grad:

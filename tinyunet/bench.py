@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from tinyunet.benchmarks.systems import PEERS, choose
-from tinyunet.commandline import Parser, run, whole_number
+from tinyunet.commandline import Parser, number, run, whole_number
 from tinyunet.errors import AgreedError
 from tinyunet.files import write_json
 from tinyunet.parallel.communicator import Communicator
+
+# What a table leaves for the file (rows of systems, and of ranks), and the versions of the systems.
+Found = tuple[dict[str, list[dict[str, Any]]], dict[str, str]]
 
 _TABLES = {
     "step": "a training step of the U-Net",
     "infer": "a prediction of the U-Net",
     "memory": "peak resident memory of a training step",
     "passes": "the compiled training step with each pass of the graph switched off in turn",
-    "scaling": "a training step on 1, 2, 4, ... threads",
+    "scaling": "a training step on 1, 2, 4, ... threads, then ranks; and predict it for 1,024 ranks",
+    "allreduce": "the sum over ranks: MPI's, a ring, and recursive halving",
     "conv": "every rung of the convolution on the U-Net's layers",
 }
 # The net halves the volume four times, and not every peer can do that to an odd size.
@@ -35,7 +39,11 @@ def make_parser() -> Parser:
     tables = parser.add_subparsers(dest="table", required=True, metavar="TABLE")
     for name, text in _TABLES.items():
         table = tables.add_parser(name, help=text, description=f"Measure {text}.")
-        _add_options(table, name)
+        if name != "allreduce":
+            _add_options(table, name)
+        if name in ("allreduce", "scaling"):
+            _add_ranks(table, name)
+        _add_files(table)
     return parser
 
 
@@ -87,11 +95,41 @@ def _add_options(table: Any, name: str) -> None:
             metavar="N",
             help="turns of each system (default: %(default)s)",
         )
+
+
+def _add_ranks(table: Any, name: str) -> None:
+    table.add_argument(
+        "--ranks",
+        type=whole_number(2 if name == "allreduce" else 1),
+        metavar="N",
+        help="processes, at most; mpirun is called from here (default: all cores, at least 2)",
+    )
+    if name == "allreduce":
+        return
+    table.add_argument(
+        "--gbits",
+        type=number(0),
+        nargs="+",
+        default=[1.0, 10.0, 100.0],
+        metavar="G",
+        help="networks to predict for, in Gbit/s (default: 1 10 100)",
+    )
+    table.add_argument(
+        "--throttle",
+        type=number(0),
+        nargs="+",
+        default=[],
+        metavar="G",
+        help="compare the prediction with two ranks held to so many Gbit/s; needs root, ip and tc",
+    )
+
+
+def _add_files(table: Any) -> None:
     table.add_argument(
         "--plot",
         type=_new_picture,
         metavar="FILE",
-        help=f"draw a picture: {', '.join(_PICTURES)}",
+        help=f"draw a picture: {', '.join(_PICTURES)} (of ranks: NAME-ranks)",
     )
     table.add_argument(
         "--json", type=_new_file, metavar="FILE", help="write the machine and all figures"
@@ -128,20 +166,19 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     from kernels import machine
 
     cores = machine.cores()
-    options.threads = options.threads or cores
+    options.threads = getattr(options, "threads", None) or cores
     if options.threads > cores:
         raise AgreedError(f"--threads: {options.threads}; expected at most {cores}, the cores here")
     here = machine.describe()
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
     print(f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s")
-    measure = _convolutions if options.table == "conv" else _nets
-    rows, versions = measure(options, here.peak_gflops)
+    tables = {"conv": _convolutions, "allreduce": _allreduce, "scaling": _scaling}
+    found, versions = tables.get(options.table, _nets)(options, here.peak_gflops)
     if options.json:
-        found = {"machine": here._asdict() | {"versions": versions}, "rows": rows}
-        write_json(options.json, found)
+        write_json(options.json, {"machine": here._asdict() | {"versions": versions}} | found)
 
 
-def _nets(options: Namespace, _: float) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _nets(options: Namespace, _: float) -> Found:
     from tinyunet.benchmarks import nets
 
     settings = nets.Settings(
@@ -164,10 +201,40 @@ def _nets(options: Namespace, _: float) -> tuple[list[dict[str, Any]], dict[str,
         raise AgreedError("nothing could be measured")
     if options.plot:
         nets.draw(settings, results, options.plot)
-    return nets.rows(settings, results), {r.job.system.name: r.version for r in results}
+    return {"rows": nets.rows(settings, results)}, {r.job.system.name: r.version for r in results}
 
 
-def _convolutions(options: Namespace, peak: float) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _scaling(options: Namespace, peak: float) -> Found:
+    from tinyunet.benchmarks import mpi, scaling
+
+    found, versions = _nets(options, peak)
+    if options.ranks is None and mpi.mpirun() is None:
+        print("\nranks: there is no mpirun, skipped")
+        return found, versions
+    ranks = options.ranks or max(2, options.threads)
+    print(f"\nranks: {options.size}^3 voxels, {options.filters} filters\n", flush=True)
+    measured = scaling.measure(options.size, options.batch, options.filters, ranks)
+    print(f"{scaling.measured_table(measured)}\n", flush=True)
+    print(scaling.predicted_table(measured.step, options.gbits), flush=True)
+    for gbit in options.throttle:
+        print(f"\n{scaling.validate(measured, options.size, options.filters, gbit)}", flush=True)
+    if options.plot:
+        path = options.plot.with_name(f"{options.plot.stem}-ranks{options.plot.suffix}")
+        scaling.draw(measured, options.gbits, path)
+    return found | {"ranks": scaling.rows(measured, options.gbits)}, versions
+
+
+def _allreduce(options: Namespace, _: float) -> Found:
+    from tinyunet.benchmarks import allreduce
+
+    measured = allreduce.measure(options.ranks or max(2, options.threads))
+    print(f"\n{allreduce.table(measured)}")
+    if options.plot:
+        allreduce.draw(measured, options.plot)
+    return {"rows": [], "ranks": allreduce.rows(measured)}, {}
+
+
+def _convolutions(options: Namespace, peak: float) -> Found:
     from tinyunet.benchmarks import conv
 
     peers, skipped = choose("conv", options.against)
@@ -179,7 +246,7 @@ def _convolutions(options: Namespace, peak: float) -> tuple[list[dict[str, Any]]
         print("", *failures, sep="\n")
     if options.plot:
         conv.draw(measurements, peak, options.plot)
-    return conv.rows(measurements, options.threads), {}
+    return {"rows": conv.rows(measurements, options.threads)}, {}
 
 
 if __name__ == "__main__":

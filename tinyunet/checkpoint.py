@@ -3,39 +3,42 @@
 The file is an ordinary archive of NumPy arrays, without pickled objects: reading one from a
 stranger runs none of their code. Its members:
 
-    header                JSON: format, the model's configuration, the state of the training
+    header                JSON: format, the model's configuration and random generators, the order
+                          of the optimizer's parameters, the state of the training
     model/NAME            parameters and buffers, as ``Module.state_dict`` names them
     optimizer/NAME        what ``state_dict`` of the optimizer holds
+    training/NAME         further arrays of the training
+
+The file ends in the SHA-256 of all that comes before, as the archive's comment. So a file that is
+cut off, or in which a byte has changed, is refused before anything of it is believed.
 """
 
+import hashlib
+import io
 import json
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.errors import UserError, one_line
 from tinyunet.files import atomic
+from tinyunet.nn import Module
+from tinyunet.optim import Optimizer
 from tinyunet.unet import UNet
 
-FORMAT = "tinyunet checkpoint 1"
+FORMAT = "tinyunet checkpoint 2"
+# Hexadecimal digits of the SHA-256 that a file ends in.
+_SEAL = 64
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class CheckpointError(UserError):
     """A file is no checkpoint that can be used; the message is one line and names the file."""
-
-
-class HasState(Protocol):
-    """An optimizer, as far as a checkpoint is concerned."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a further step depends on."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,27 @@ class Checkpoint:
         Its ``state_dict()``.
     optimizer : dict of ndarray
         The optimizer's ``state_dict()``.
+    order : list of str
+        Names of the parameters, in the order in which the optimizer held them.
+    random : dict
+        The model's ``random_state()``.
     state : dict
         What the training has noted beside it: epoch, sequences, labels, ...
+    arrays : dict of ndarray
+        What it has noted of numbers.
     """
 
     path: Path
     config: dict[str, Any]
     model: Arrays
     optimizer: Arrays
+    order: list[str]
+    random: dict[str, Any]
     state: dict[str, Any]
+    arrays: Arrays
 
     def make_model(self) -> UNet:
-        """Return a model of this configuration that holds these parameters and buffers.
+        """Return a model of this configuration, as it was saved.
 
         Raises
         ------
@@ -73,6 +85,7 @@ class Checkpoint:
         try:
             model = UNet(**self.config)
             model.load_state_dict(self.model)
+            model.load_random_state(self.random)
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{self.path}: holds another model than its configuration says "
@@ -80,8 +93,40 @@ class Checkpoint:
             ) from error
         return model
 
+    def load_optimizer(self, model: Module, optimizer: Optimizer) -> None:
+        """Give an optimizer of the model's parameters the state that was saved.
 
-def save(path: Path | str, model: UNet, optimizer: HasState, state: dict[str, Any]) -> None:
+        It may hold the parameters in another order than the one that was saved.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is that of another optimizer, or of other parameters.
+        """
+        sizes = {name: parameter.data.size for name, parameter in model.named_parameters()}
+        order = _order(model, optimizer)
+        state = dict(self.optimizer)
+        try:
+            ends = np.cumsum([sizes[name] for name in self.order])
+            for name in optimizer.averages:
+                parts = dict(zip(self.order, np.split(state[name], ends[:-1]), strict=True))
+                state[name] = np.concatenate([parts[parameter] for parameter in order])
+            optimizer.load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.path}: its optimizer is of another kind or another model "
+                f"({one_line(str(error))})"
+            ) from error
+
+
+def save(
+    path: Path | str,
+    model: UNet,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+    previous: Path | None = None,
+) -> None:
     """Write a checkpoint; a reader finds the old one or the whole new one.
 
     Parameters
@@ -94,18 +139,53 @@ def save(path: Path | str, model: UNet, optimizer: HasState, state: dict[str, An
         Its state is written.
     state : dict
         What JSON can hold; comes back as :attr:`Checkpoint.state`.
+    arrays : mapping of ndarray, optional
+        Comes back as :attr:`Checkpoint.arrays`.
+    previous : Path, optional
+        Name beside it that the checkpoint replaced gets.
 
     Raises
     ------
     OSError
         If the file cannot be written; what was there before still is.
     """
-    header = json.dumps({"format": FORMAT, "config": model.config, "state": state})
-    members: dict[str, Any] = {"header": np.array(header)}
-    members |= {f"model/{name}": array for name, array in model.state_dict().items()}
-    members |= {f"optimizer/{k}": np.asarray(v) for k, v in optimizer.state_dict().items()}
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **members)
+    header = {
+        "format": FORMAT,
+        "config": model.config,
+        "random": model.random_state(),
+        "order": _order(model, optimizer),
+        "state": state,
+    }
+    members: dict[str, Any] = {"header": np.array(json.dumps(header))}
+    groups = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "training": arrays or {},
+    }
+    for group, named in groups.items():
+        members |= {f"{group}/{name}": array for name, array in named.items()}
+    with atomic(path, previous) as temporary:
+        with temporary.open("wb") as file:
+            np.savez(file, **members)
+        seal(temporary)
+
+
+def seal(path: Path) -> None:
+    """Append to an archive the SHA-256 of all its bytes, as its comment."""
+    with path.open("r+b") as file:
+        # An archive ends in the length of its comment, which is 0 so far.
+        file.seek(-2, io.SEEK_END)
+        file.write(_SEAL.to_bytes(2, "little"))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, io.SEEK_END)
+        file.write(digest.encode())
+
+
+def _order(model: Module, optimizer: Optimizer) -> list[str]:
+    """Return the names of an optimizer's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for parameter in optimizer.parameters]
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -119,34 +199,33 @@ def load(path: Path | str) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If there is no such file, it is damaged anywhere (each array has a checksum), or it is not
-        a checkpoint of this program.
+        If there is no such file, it is cut off or changed anywhere, or it is not a checkpoint of
+        this program.
     """
     path = Path(path)
     try:
-        # Opened first: of a file that is missing or closed to us the system says so best.
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise CheckpointError(f"{path}: damaged, or not a checkpoint (.npz)")
-        with np.load(path, allow_pickle=False) as archive:
-            members = {name: archive[name] for name in archive.files}
-    except CheckpointError:
-        raise
+        content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"{path}: {one_line(error.strerror or str(error))}; expected a checkpoint (.npz)"
         ) from error
-    except (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint ({one_line(str(error))})"
-        ) from error
+    if hashlib.sha256(content[:-_SEAL]).hexdigest().encode() != content[-_SEAL:]:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint (its checksum is wrong)")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            members = {name: archive[name] for name in archive.files}
+    except ValueError as error:  # whole, but with pickled objects
+        raise CheckpointError(f"{path}: not a checkpoint ({one_line(str(error))})") from error
     header = _header(path, members)
     return Checkpoint(
         path,
         header["config"],
         _under("model/", members),
         _under("optimizer/", members),
+        header["order"],
+        header["random"],
         header["state"],
+        _under("training/", members),
     )
 
 
@@ -155,12 +234,11 @@ def _header(path: Path, members: Arrays) -> dict[str, Any]:
     try:
         header = json.loads(str(members["header"]))
         found = header["format"]
-        usable = isinstance(header["config"], dict) and isinstance(header["state"], dict)
     except (KeyError, ValueError, TypeError):
         raise CheckpointError(
             f"{path}: an archive of arrays, but not a checkpoint of tinyunet"
         ) from None
-    if found != FORMAT or not usable:
+    if found != FORMAT:
         raise CheckpointError(f'{path}: format "{found}"; this program reads "{FORMAT}"')
     return dict(header)
 

@@ -1,22 +1,28 @@
 """What the commands share: reading options, and leaving with one line when something is wrong.
 
-Exit codes: 0 when all is done, 2 for what the user can put right, 130 after Ctrl-C, 1 for a fault
-of the program (with its traceback).
+Exit codes: 0 when all is done, 2 for what the user can put right, 130 after Ctrl-C, 143 after SIGTERM,
+1 for a fault of the program (with its traceback).
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from tinyunet.errors import AgreedError, as_user_error, one_line
+from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
 _SPINS = "1000"
+# Seconds among which the ranks' turns to speak are spread.
+_TURNS = 2.0
+# Seconds that a launcher may take to pass on what a rank has said: once told to abort, it ends at once.
+_HEARD = 0.2
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,6 +67,24 @@ def number(above: float, below: float = float("inf")) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def add_execution(group: Any) -> None:
+    """Give a parser, or a group of its options, those that say how a model runs."""
+    group.add_argument(
+        "--eager",
+        action="store_true",
+        help="run the model's operators one after the other, not the compiled graph: slower, for "
+        "comparison",
+    )
+    group.add_argument(
+        "--accuracy",
+        choices=("fast", "strict"),
+        default="fast",
+        help="what convolutions of the compiled graph may lose: strict is no worse than direct "
+        "convolution in float32, fast errs by up to 5e-5 of the largest result "
+        "(default: %(default)s)",
+    )
 
 
 def size(numbers: list[int]) -> tuple[int, int, int]:
@@ -115,41 +139,90 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         The command; it is given the ranks. An error that it raises on one rank only ends all.
     """
     communicator = Communicator()
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         communicator = world()
         if communicator.rank > 0:
             # One rank speaks for all, also when the text is argparse's own, as that of --help.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open to the end
-        main(communicator)
+        with watched_over(program, communicator):
+            main(communicator)
     except KeyboardInterrupt as interrupt:
-        _interrupted(program, communicator, str(interrupt))
+        _interrupted(program, communicator, interrupt)
     except AgreedError as error:
         if communicator.rank == 0:
             _say(f"{program}: {error}")
-        sys.exit(2)
+        sys.exit(error.code)
     except Exception as error:
-        known = as_user_error(error)
-        if known is None:
-            traceback.print_exc()
-            communicator.abort(1)
-        _say(f"{program}: {one_line(str(known))}")
-        communicator.abort(2)
+        _failed(program, communicator, error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(0)
 
 
-def _interrupted(program: str, communicator: Communicator, note: str) -> NoReturn:
-    """Leave after Ctrl-C, which every rank gets, without waiting for one in the middle of a step.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
-    The launcher ends all ranks as soon as one has left. Rank 0 has something to say, so the others
-    give it time; no rank ends MPI in order, because that would be another wait for all.
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+@contextlib.contextmanager
+def watched_over(program: str, communicator: Communicator) -> Iterator[None]:
+    """Inside, a rank that is killed is named; who leaves the block ends of its own accord."""
+    if communicator.size == 1:  # the shell says so
+        yield
+        return
+    address = f"tinyunet-{communicator.node_token}"
+    if communicator.local_rank == 0:
+        sentinel.start(address, program)
+    communicator.barrier()
+    line = sentinel.Line(address, communicator.rank)
+    try:
+        yield
+    finally:
+        line.leave()
+
+
+def _failed(program: str, communicator: Communicator, error: Exception) -> NoReturn:
+    """End all ranks for what one of them has met, and perhaps others at the same time."""
+    text = "".join(traceback.format_exception(error))
+    known = as_user_error(error)
+    _wait_for_turn(communicator)
+    if known is None:
+        _say(f"{program}: rank {communicator.rank} failed\n{text}")
+    else:
+        _say(f"{program}: {one_line(str(known))}")
+    if communicator.size > 1:
+        # Not until the next rank's turn, which may have met the same.
+        time.sleep(min(_HEARD, _TURNS / communicator.size / 2))
+    communicator.abort(1 if known is None else 2)
+
+
+def _interrupted(
+    program: str, communicator: Communicator, interrupt: KeyboardInterrupt
+) -> NoReturn:
+    """Leave at once after a signal, without waiting for other ranks, which may be anywhere.
+
+    No rank ends MPI in order, because that would be another wait for all.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if communicator.rank > 0:
-        time.sleep(5)
-    else:
-        _say(f"{program}: interrupted" + (f"; {note}" if note else ""))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    terminated = isinstance(interrupt, Terminated)
+    _wait_for_turn(communicator)
+    note = f"; {interrupt}" if str(interrupt) else ""
+    _say(f"{program}: {'terminated' if terminated else 'interrupted'}{note}")
     sys.stdout.flush()
-    os._exit(130)
+    os._exit(143 if terminated else 130)
+
+
+def _wait_for_turn(communicator: Communicator) -> None:
+    """Let lower ranks speak first: the launcher ends all as soon as one has left.
+
+    What many ranks meet at once, such as Ctrl-C, is then said by one of them.
+    """
+    time.sleep(_TURNS * communicator.rank / communicator.size)
 
 
 def _say(line: str) -> None:

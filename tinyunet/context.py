@@ -7,6 +7,7 @@ done; going backward through it again is an error.
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -32,6 +33,10 @@ class Leaf(Protocol):
 
     def accumulate(self, gradient: Array) -> None:
         """Add to the gradient found so far."""
+
+
+#: Told, while backward goes on, what has just run and which leaves have got their whole gradient.
+Listener: TypeAlias = Callable[[str, Sequence[Leaf]], None]
 
 
 class Context:

@@ -11,6 +11,26 @@ class UserError(ValueError):
 class AgreedError(UserError):
     """A :class:`UserError` that every rank raises at the same point, so each can simply leave."""
 
+    #: What the program ends with.
+    code = 2
+
+
+class StoppedError(AgreedError):
+    """The program was asked to end by a signal, and every rank has come to a good place for it.
+
+    Parameters
+    ----------
+    message : str
+        One line: what there is, and how to go on.
+    signal_number : int
+        SIGINT or SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+        self.code = 128 + signal_number
+
 
 def as_user_error(error: BaseException) -> UserError | None:
     """Return ``error`` as a :class:`UserError` of one line, or None if it is a fault of the program.

@@ -9,16 +9,20 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic(path: Path | str) -> Iterator[Path]:
+def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes ``path`` when the block ends well.
 
     The temporary file lies in the same folder (a rename does not cross file systems) and keeps the
-    ending of the name, which some libraries read. After an error nothing of it is left.
+    ending of the name, which some libraries read. After an error nothing of it is left. It is on
+    the disk before it gets its name: after a power cut, too, the name leads to a whole file.
 
     Parameters
     ----------
     path : Path or str
         The file to make or replace. Its folder must exist.
+    previous : Path, optional
+        Another name in that folder, which the file replaced gets. At each moment at least one of
+        the two names leads to a whole file.
 
     Yields
     ------
@@ -34,12 +38,21 @@ def atomic(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield temporary
+        _to_disk(temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except OSError as error:
         # A disk that is full raises without a name, and a temporary name would help nobody.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the disk holds what has been written to a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path | str, content: Any) -> None:

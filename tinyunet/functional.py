@@ -21,6 +21,7 @@ import kernels.conv_transpose3d
 import kernels.pooling
 import kernels.softmax_dice
 import kernels.upsample
+from kernels.batch_norm import Combine
 from tinyunet.autograd import Function, Tensor
 from tinyunet.context import Array, Context, Gradients
 
@@ -113,19 +114,24 @@ class BatchNormTraining(Function):
         running_variance: Array,  # (C,), changed
         momentum: float,
         epsilon: float,
+        combine: Combine | None = None,
     ) -> Array:
-        dst, mean, variance = kernels.batch_norm.forward_training(src, scale, shift, epsilon)
+        dst, mean, variance = kernels.batch_norm.forward_training(
+            src, scale, shift, epsilon, combine
+        )
         for running, batch in ((running_mean, mean), (running_variance, variance)):
             running *= momentum
             running += (1 - momentum) * batch
         ctx.save(src, scale, mean, variance)
-        ctx.momentum, ctx.epsilon = momentum, epsilon
+        ctx.epsilon, ctx.combine = epsilon, combine
         return dst
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         src, scale, mean, variance = ctx.saved
-        return kernels.batch_norm.backward(gradient, src, scale, mean, variance, ctx.epsilon)
+        return kernels.batch_norm.backward(
+            gradient, src, scale, mean, variance, ctx.epsilon, ctx.combine
+        )
 
 
 class BatchNormInference(Function):
@@ -321,15 +327,17 @@ def batch_norm(
     training: bool,
     momentum: float = 0.99,
     epsilon: float = 1e-3,
+    combine: Combine | None = None,
 ) -> Tensor:
     """``(src - mean) / sqrt(variance + epsilon) * scale + shift``, for each channel (last axis).
 
     In training, mean and (biased) variance are the batch's, and the running ones become
     ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones.
+    With ``combine`` the batch is that of several processes (:mod:`kernels.batch_norm`).
     """
     statistics = running_mean, running_variance
     if training:
-        return BatchNormTraining.apply(src, scale, shift, *statistics, momentum, epsilon)
+        return BatchNormTraining.apply(src, scale, shift, *statistics, momentum, epsilon, combine)
     return BatchNormInference.apply(src, scale, shift, *statistics, epsilon)
 
 

@@ -9,15 +9,46 @@ Source: Isensee et al., "nnU-Net" (2021): Gaussian weights, deviation of an eigh
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.autograd import no_grad
+from tinyunet.graph import Inference
+from tinyunet.graph.passes import NAMES
 from tinyunet.unet import UNet
+
+#: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).
+Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 # The largest patch taken at once: a tensor of 16 channels of it holds 134 MB.
 LARGEST_PATCH = 128
+
+
+def predictor(model: UNet, eager: bool = False, accuracy: str = "fast") -> Predict:
+    """Return what runs a model on patches: compiled for each size that comes, or eager.
+
+    Parameters
+    ----------
+    model : UNet
+        May be trained on meanwhile: what is predicted is always that of its present parameters.
+    eager : bool
+    accuracy : {"fast", "strict"}
+        Of the compiled model: see :func:`tinyunet.compile`.
+    """
+    return partial(_eager, model) if eager else Inference(model, NAMES, accuracy, debug=False)
+
+
+def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run in inference mode, with the running statistics of batch norm; then as before."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            return model(images).data
+    finally:
+        model.train(was_training)
 
 
 def patch_for(model: UNet, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -49,6 +80,7 @@ def predict_volume(
     patch_size: Sequence[int],
     overlap: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
+    predict: Predict | None = None,
 ) -> NDArray[np.float32]:
     """Return the probabilities of each class for each voxel of a volume.
 
@@ -56,7 +88,7 @@ def predict_volume(
     ----------
     model : UNet
         Runs in inference mode, with the running statistics of its batch norm; its own mode is
-        restored.
+        as before afterwards.
     image : ndarray, shape=(D, H, W, C), float32
         Any size. Where it is smaller than the patch, zeros (what surrounds a brain) are appended.
     patch_size : (D, H, W)
@@ -66,6 +98,8 @@ def predict_volume(
         the patches would not end with the volume otherwise.
     progress : callable, optional
         Called after each patch with how many are done and how many there are.
+    predict : callable, optional
+        What runs the model: :func:`predictor`. Left out, the eager model runs.
 
     Returns
     -------
@@ -98,19 +132,14 @@ def predict_volume(
     total = np.zeros((*padded.shape[:3], int(model.config["classes"])), np.float32)
     norm = np.zeros((*padded.shape[:3], 1), np.float32)
     patches = list(itertools.product(*starts))
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            for done, corner in enumerate(patches, start=1):
-                here = tuple(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True))
-                patch = np.ascontiguousarray(padded[here])
-                total[here] += model(patch[None]).data[0] * weights
-                norm[here] += weights
-                if progress is not None:
-                    progress(done, len(patches))
-    finally:
-        model.train(was_training)
+    predict = predict or predictor(model, eager=True)
+    for done, corner in enumerate(patches, start=1):
+        here = tuple(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True))
+        patch = np.ascontiguousarray(padded[here])
+        total[here] += predict(patch[None])[0] * weights
+        norm[here] += weights
+        if progress is not None:
+            progress(done, len(patches))
     total /= norm
     d, h, w = shape
     return np.ascontiguousarray(total[:d, :h, :w])
@@ -121,12 +150,13 @@ def segment(
     image: NDArray[np.float32],
     overlap: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
+    predict: Predict | None = None,
 ) -> NDArray[np.uint8]:
     """Return the most probable class of each voxel.
 
     Parameters
     ----------
-    model, image, overlap, progress
+    model, image, overlap, progress, predict
         As of :func:`predict_volume`; the patch is that of :func:`patch_for`.
 
     Returns
@@ -135,7 +165,7 @@ def segment(
         For a model of one class, 1 where its probability is above a half.
     """
     patch_size = patch_for(model, image.shape[:3])
-    probabilities = predict_volume(model, image, patch_size, overlap, progress)
+    probabilities = predict_volume(model, image, patch_size, overlap, progress, predict)
     if probabilities.shape[3] == 1:
         return (probabilities[..., 0] > 0.5).astype(np.uint8)
     return probabilities.argmax(axis=3).astype(np.uint8)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from kernels.batch_norm import Combine
 from tinyunet import functional
 from tinyunet.autograd import Tensor
 from tinyunet.context import Array
@@ -119,6 +120,28 @@ class Module:
                 raise ValueError(f"state has {name!r}, which the model does not know")
         for name, array in own.items():
             np.copyto(array, new[name], casting="same_kind")
+
+    def random_state(self) -> dict[str, Any]:
+        """Return where each random generator stands, by the name of its module: for JSON."""
+        return {name: g.bit_generator.state for name, g in self._generators().items()}
+
+    def load_random_state(self, state: Mapping[str, Any]) -> None:
+        """Go on drawing from where :meth:`random_state` was taken.
+
+        Raises
+        ------
+        ValueError
+            A generator is missing or unknown, or of another kind.
+        """
+        own = self._generators()
+        if set(state) != set(own):
+            raise ValueError(f"state has random generators {sorted(state)}, not {sorted(own)}")
+        for name, generator in own.items():
+            generator.bit_generator.state = state[name]
+
+    def _generators(self) -> dict[str, Generator]:
+        found = {name: getattr(module, "generator", None) for name, module in self.named_modules()}
+        return {name: g for name, g in found.items() if isinstance(g, np.random.Generator)}
 
     def astype(self, dtype: npt.DTypeLike) -> Self:
         """Convert parameters and buffers to float32 or float64, before an optimizer holds them."""
@@ -243,6 +266,11 @@ class BatchNorm(Module):
         Share of the running statistics that stays at each training step.
     epsilon : float
         Added to the variance.
+
+    Attributes
+    ----------
+    combine : callable or None
+        Makes the statistics those of several processes (:mod:`kernels.batch_norm`).
     """
 
     def __init__(self, channels: int, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
@@ -251,6 +279,7 @@ class BatchNorm(Module):
         self.running_mean: Array = np.zeros(channels, np.float32)
         self.running_variance: Array = np.ones(channels, np.float32)
         self.momentum, self.epsilon = momentum, epsilon
+        self.combine: Combine | None = None
 
     def forward(self, src: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
@@ -263,6 +292,7 @@ class BatchNorm(Module):
             self.training,
             self.momentum,
             self.epsilon,
+            self.combine,
         )
 
 

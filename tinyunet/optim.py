@@ -6,6 +6,7 @@ send each other. From then on a parameter's arrays are the optimizer's: change t
 (``load_state_dict`` does), do not replace them.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import kernels.optimizers
+from tinyunet import verbose
 from tinyunet.context import Array
 from tinyunet.nn import Parameter
 
@@ -38,6 +40,8 @@ class Optimizer:
 
     #: Names of the running averages: arrays as long as ``flat_parameters``, from zero on.
     averages: ClassVar[tuple[str, ...]] = ()
+    #: Floating-point operations of a step on each parameter, without weight decay.
+    operations: ClassVar[int]
 
     def __init__(self, parameters: Iterable[Parameter], lr: float, weight_decay: float) -> None:
         self.parameters = list(parameters)
@@ -75,7 +79,16 @@ class Optimizer:
                     " optimizer's: change .data and .grad in place, and use optimizer.zero_grad()"
                 )
         self.steps += 1
+        start = time.perf_counter()
         self._update()
+        if verbose.wanted():
+            print(self._verbose_line(time.perf_counter() - start), flush=True)
+
+    def _verbose_line(self, seconds: float) -> str:
+        size, arrays = self.flat_parameters.size, 3 + 2 * len(self.averages)
+        work = self.operations * size, arrays * self.flat_parameters.nbytes
+        name = type(self).__name__
+        return verbose.line(name.lower(), (size,), "plain", "fused", "", seconds, *work, name)
 
     def _update(self) -> None:
         raise NotImplementedError
@@ -130,6 +143,7 @@ class Adam(Optimizer):
     """
 
     averages = ("m", "v")
+    operations = 12
     m: Array
     v: Array
 
@@ -177,6 +191,7 @@ class SGD(Optimizer):
     """
 
     averages = ("velocity",)
+    operations = 4
     velocity: Array
 
     def __init__(

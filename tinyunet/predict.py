@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tinyunet.commandline import Parser, run, use_threads, whole_number
+from tinyunet.commandline import Parser, add_execution, run, use_threads, whole_number
 from tinyunet.parallel.communicator import Communicator
 
 
@@ -30,6 +30,7 @@ def make_parser() -> Parser:
         help="folder for the labels, named as the images are; older files of these names are "
         "replaced",
     )
+    add_execution(parser)
     parser.add_argument(
         "--threads",
         type=whole_number(1),
@@ -46,7 +47,14 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     # Imported here, so that a wrong option is told at once.
     from tinyunet.prediction import predict
 
-    for found in predict(options.checkpoint, options.images, options.output, communicator):
+    for found in predict(
+        options.checkpoint,
+        options.images,
+        options.output,
+        communicator,
+        options.eager,
+        options.accuracy,
+    ):
         volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in found.millilitres.items())
         print(f"{found.output}  {volumes}")
 

@@ -12,7 +12,7 @@ from tinyunet.checkpoint import Checkpoint, CheckpointError, load
 from tinyunet.data.brats import LABEL_VALUES
 from tinyunet.data.decathlon import case_files, load_image, save_labels
 from tinyunet.errors import UserError
-from tinyunet.inference import segment
+from tinyunet.inference import Predict, predictor, segment
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.unet import UNet
 
@@ -78,6 +78,8 @@ def predict(
     images: Sequence[str | Path],
     output: Path | str,
     communicator: Communicator,
+    eager: bool = False,
+    accuracy: str = "fast",
 ) -> list[Segmented]:
     """Segment images, shared among the ranks, behind a progress bar.
 
@@ -89,6 +91,8 @@ def predict(
     checkpoint_path, images, output
         See :func:`plan`.
     communicator : Communicator
+    eager, accuracy
+        See :func:`tinyunet.inference.predictor`.
 
     Returns
     -------
@@ -105,6 +109,7 @@ def predict(
     with communicator.together():
         checkpoint = load(checkpoint_path)
         model = checkpoint.make_model()
+        run_model = predictor(model, eager, accuracy)
         jobs = plan(images, output, checkpoint)
         mine = jobs[communicator.rank :: communicator.size]
         for job in mine[1:]:
@@ -115,19 +120,19 @@ def predict(
     ):
         for job in mine:
             bar.set_description_str(job.name)
-            done.append((jobs.index(job), _run(job, model, checkpoint, bar)))
+            done.append((jobs.index(job), _run(job, model, run_model, checkpoint, bar)))
     everyones = [found for rank in communicator.gather(done) for found in rank]
     return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]
 
 
-def _run(job: Job, model: UNet, checkpoint: Checkpoint, bar: tqdm) -> Segmented:
+def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar: tqdm) -> Segmented:
     """Read an image, segment it, and write labels that lie exactly over it."""
 
     def progress(patch: int, patches: int) -> None:
         bar.update(1 / patches)
 
     image, geometry = load_image(job.image_paths, model.config["in_channels"])
-    labels = segment(model, image, progress=progress)
+    labels = segment(model, image, progress=progress, predict=run_model)
     job.output.parent.mkdir(parents=True, exist_ok=True)
     save_labels(job.output, labels, geometry, job.label_values)
     millilitres = math.prod(geometry.spacing) / 1000

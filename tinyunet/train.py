@@ -1,9 +1,12 @@
 """Train a U-Net to segment brain tumours: ``python -m tinyunet.train``, alone or under mpirun."""
 
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
+from typing import Any
 
-from tinyunet.commandline import Parser, number, run, size, use_threads, whole_number
+from tinyunet.commandline import Parser, add_execution, number, run, size, use_threads, whole_number
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.parallel.options import ALLREDUCES, COMPRESSIONS, FEW_PATCHES
 from tinyunet.training.settings import Settings
 
 
@@ -110,10 +113,39 @@ def make_parser() -> Parser:
         "(default: %(default)s)",
     )
     training.add_argument(
+        "--accumulate",
+        type=whole_number(1),
+        default=default.accumulate,
+        metavar="K",
+        help="add up the gradients of K batches for one step of the optimizer (default: %(default)s)",
+    )
+    training.add_argument(
+        "--warmup-epochs",
+        type=number(0),
+        metavar="E",
+        help="epochs in which the learning rate rises (default: a twentieth of all steps)",
+    )
+    add_execution(training)
+    training.add_argument(
         "--threads",
         type=whole_number(1),
         metavar="N",
         help="threads of each rank (default: the cores of the node, divided among its ranks)",
+    )
+    training.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="go on with a run, given by its folder or a checkpoint in it; without RUN with the latest "
+        "in --output, or with a new one if there is none. The run keeps its settings",
+    )
+    training.add_argument(
+        "--checkpoint-every",
+        type=whole_number(1),
+        metavar="STEPS",
+        help="write a checkpoint each time after so many steps (default: every ten minutes), and "
+        "after each epoch",
     )
     training.add_argument(
         "--output",
@@ -121,20 +153,73 @@ def make_parser() -> Parser:
         metavar="DIR",
         help="where each run gets a folder named by its time (default: %(default)s)",
     )
+    _add_ranks(parser.add_argument_group("ranks (under mpirun)"), default)
     return parser
+
+
+def _add_ranks(group: Any, default: Settings) -> None:
+    group.add_argument(
+        "--scale-lr",
+        action="store_true",
+        help="multiply --lr by the number of ranks, as one does when --batch-size grows with them",
+    )
+    group.add_argument(
+        "--sync-batch-norm",
+        action=BooleanOptionalAction,
+        help="take batch norm's statistics over the patches of all ranks: N ranks with b patches "
+        f"then are one with N b (default: if a rank has fewer than {FEW_PATCHES})",
+    )
+    group.add_argument(
+        "--bucket-mb",
+        type=number(0),
+        default=default.bucket_mb,
+        metavar="MB",
+        help="gradients that are sent at once, while backward goes on (default: %(default)s)",
+    )
+    group.add_argument(
+        "--allreduce",
+        choices=ALLREDUCES,
+        default=default.allreduce,
+        help="how gradients are summed: by MPI, or as written out here (default: %(default)s)",
+    )
+    group.add_argument(
+        "--compression",
+        choices=COMPRESSIONS,
+        default=default.compression,
+        help="what is sent: float32, or bfloat16 with error feedback (default: %(default)s)",
+    )
+    group.add_argument(
+        "--stall-warning",
+        type=number(0),
+        default=default.stall_warning,
+        metavar="SECONDS",
+        help="name a rank that the others have waited for so long (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeline",
+        metavar="FILE",
+        help="write when each kernel ran and each bucket was on its way, a JSON file for each rank "
+        "(FILE.rank0.json, ...) that https://ui.perfetto.dev opens",
+    )
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
     """Read the options and train."""
-    options = vars(make_parser().parse_args(arguments))
-    threads = options.pop("threads")
-    settings = Settings(**options | {"patch_size": size(options["patch_size"])})
-    settings.check(communicator.size)
+    parser = make_parser()
+    # An attribute that is there gets no default: what is not None in the end has been given.
+    nothing = Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
+    options = vars(parser.parse_args(arguments, nothing))
+    given = {name: value for name, value in options.items() if value is not None}
+    threads, resume = given.pop("threads", None), given.pop("resume", None)
+    if "patch_size" in given:
+        given["patch_size"] = size(given["patch_size"])
+    if resume is None:
+        Settings(**given).check(communicator.size)
     use_threads(threads, communicator)
     # Imported here, so that a wrong option is told at once.
     from tinyunet.training.run import train
 
-    train(settings, communicator)
+    train(given, communicator, resume)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.compiler import kernel
-from kernels.conv3d.epilogue import Doubles, finish_backward, finish_forward
+from kernels.compiler import call_worker, kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import pack_block, pack_channels
 from kernels.layout import Floats
+from kernels.memory import ALIGNMENT
 from kernels.simd import LANES, load, store
 
 EMPTY = np.zeros(0, np.float32)
 NO_SUMS = np.zeros((2, 0, 0))
 NO_MOMENTS = np.zeros((0, 3, 0))
+
+# Bytes of a destination above which it is written past the caches.
+_STREAMED = 8 * 1024 * 1024
 
 
 class Prologue(NamedTuple):
@@ -48,9 +52,9 @@ class Prologue(NamedTuple):
 class Epilogue(NamedTuple):
     """What a convolution writes: one or two blocked tensors, and what is done on the way.
 
-    With a ``bias``, it is added, and ``moments`` (bricks, 3, channels) are gathered unless empty. With
-    ``x_a``, the values of ``a`` are gradients that are masked; ``mask_a`` holds scale, shift and mean
-    and ``sums_a`` (2, bricks, channels) is filled. The same for ``b``.
+    The ``bias`` is added, and ``moments`` (bricks, 3, channels) are gathered unless empty. With ``x_a``,
+    the values of ``a`` are gradients that are masked instead; ``mask_a`` holds scale, shift and mean
+    and ``sums_a`` (2, bricks, channels) is filled. The same for ``b``. ``streams``: see `past_caches`.
     """
 
     dst_a: Floats
@@ -67,6 +71,7 @@ class Epilogue(NamedTuple):
     slope_b: np.float32
     sums_a: Doubles
     sums_b: Doubles
+    streams: bool
 
 
 class Cut(NamedTuple):
@@ -97,12 +102,10 @@ def plain_prologue(data: Floats) -> Prologue:
 
 
 def plain_epilogue(dst: Floats, bias: Floats) -> Epilogue:
-    """Epilogue that writes one blocked tensor, and adds the bias unless it is empty."""
+    """Epilogue that writes one blocked tensor, and adds the bias, which may be empty."""
     blocks, one = dst.shape[1], np.float32(1.0)
-    padded = EMPTY
-    if bias.size > 0:
-        padded = np.zeros(blocks * LANES, np.float32)
-        padded[: bias.size] = bias
+    padded = np.zeros(blocks * LANES, np.float32)
+    padded[: bias.size] = bias
     return Epilogue(
         dst.reshape(-1),
         EMPTY,
@@ -118,12 +121,40 @@ def plain_epilogue(dst: Floats, bias: Floats) -> Epilogue:
         one,
         NO_SUMS,
         NO_SUMS,
+        past_caches(dst),
     )
 
 
-def channel_parts(cut: Cut, groups: int) -> int:
-    """Into how many the output channels are cut, so that few bricks still make eight tasks."""
-    return int(np.clip(-(-8 // cut.bricks), 1, groups))
+def past_caches(*destinations: Floats) -> bool:
+    """Whether to write past the caches: what they could not keep anyhow, and starts at a cache line."""
+    large = sum(dst.nbytes for dst in destinations) > _STREAMED
+    return large and all(dst.ctypes.data % ALIGNMENT == 0 for dst in destinations)
+
+
+@parallel_kernel
+def convolve_bricks(
+    address: int,
+    prologue: Prologue,
+    src_size: Triple,
+    before: Triple,
+    weights: Floats,
+    kernel: Triple,
+    epilogue: Epilogue,
+    cut: Cut,
+    scratch: Floats,
+) -> None:
+    """Driver of all convolutions: each worker its share, with a row of ``scratch`` for itself."""
+    for index in prange(scratch.shape[0]):
+        worker, _ = split_index(index, 1)
+        call_worker(
+            address, worker, prologue, src_size, before, weights, kernel, epilogue, cut, scratch
+        )
+
+
+@kernel
+def share(units: int, worker: int, workers: int) -> tuple[int, int]:
+    """First and last + 1 of a worker's units: neighbours, because they share halos."""
+    return units * worker // workers, units * (worker + 1) // workers
 
 
 @kernel
@@ -162,39 +193,39 @@ def pack_brick(
 
 
 @kernel
-def finish_brick(
+def finish_block(
     epilogue: Epilogue,
     cut: Cut,
     brick: int,
     n: int,
     start: Triple,
     stop: Triple,
-    first_block: int,
-    end_block: int,
+    block: int,
+    own: Floats,
+    at: int,
+    lines: int,
+    wide: int,
     row_sums: Floats,
 ) -> None:
-    """Apply the epilogue to some channel blocks of a brick that has just been written."""
+    """Apply the epilogue to one channel block of a brick that is staged at ``own[at:]``."""
     size = (cut.OD, cut.OH, cut.OW)
     voxels = cut.OD * cut.OH * cut.OW * LANES
-    blocks_b = epilogue.blocks - epilogue.blocks_a
-    for block in range(first_block, end_block):
-        if block < epilogue.blocks_a:
-            local, dst, x, mask = block, epilogue.dst_a, epilogue.x_a, epilogue.mask_a
-            slope, sums = epilogue.slope_a, epilogue.sums_a
-            first = (n * epilogue.blocks_a + local) * voxels
-        else:
-            local = block - epilogue.blocks_a
-            dst, x, mask = epilogue.dst_b, epilogue.x_b, epilogue.mask_b
-            slope, sums = epilogue.slope_b, epilogue.sums_b
-            first = (n * blocks_b + local) * voxels
-        if epilogue.bias.size > 0:
-            at = block * LANES
-            gathered = epilogue.moments[brick : brick + 1, :, at : at + LANES]
-            finish_forward(dst, first, size, start, stop, epilogue.bias, at, gathered, row_sums)
-        elif x.size > 0:
-            at = local * LANES
-            gathered = sums[:, brick, at : at + LANES]
-            finish_backward(dst, first, size, start, stop, x, mask, at, slope, gathered, row_sums)
+    if block < epilogue.blocks_a:
+        local, dst, x, mask = block, epilogue.dst_a, epilogue.x_a, epilogue.mask_a
+        slope, sums, blocks_here = epilogue.slope_a, epilogue.sums_a, epilogue.blocks_a
+    else:
+        local = block - epilogue.blocks_a
+        dst, x, mask = epilogue.dst_b, epilogue.x_b, epilogue.mask_b
+        slope, sums, blocks_here = epilogue.slope_b, epilogue.sums_b, epilogue.blocks
+        blocks_here -= epilogue.blocks_a
+    first = (n * blocks_here + local) * voxels
+    staged = Staged(at, lines, wide, first, size, start, stop, epilogue.streams)
+    if x.size > 0:
+        gathered = sums[:, brick, local * LANES : (local + 1) * LANES]
+        finish_backward(own, staged, dst, x, mask, local * LANES, slope, gathered, row_sums)
+    else:
+        moments = epilogue.moments[brick : brick + 1, :, block * LANES : (block + 1) * LANES]
+        finish_forward(own, staged, dst, epilogue.bias, block * LANES, moments, row_sums)
 
 
 @kernel

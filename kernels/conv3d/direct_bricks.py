@@ -16,16 +16,17 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
     Prologue,
     add_voxels,
-    channel_parts,
-    finish_brick,
+    convolve_bricks,
+    finish_block,
     locate,
     pack_brick,
+    share,
 )
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import Doubles
@@ -33,7 +34,7 @@ from kernels.conv3d.shapes import Triple
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
 
 # Bytes of one thread's slab: half of a second-level cache, the rest is for weights.
 _CACHED = 512 * 1024
@@ -55,16 +56,16 @@ def cut_output(dst_size: tuple[int, int, int, int], kernel: Triple, blocks: int)
 
 
 def packed_shape(
-    cut: Cut, kernel: Triple, ICB: int, blocks_out: tuple[int, int], width: int
+    cut: Cut, kernel: Triple, ICB: int, OCB: int, width: int
 ) -> tuple[int, int, int, int, int]:
     """Shape of the packed weights: ``(groups, ICB, KD * KH * KW, width, cols * 16)``."""
-    cols = register_tile(cut, blocks_out).cols
-    return sum(blocks_out) // cols, ICB, math.prod(kernel), width, cols * LANES
+    cols = register_tile(cut, OCB).cols
+    return OCB // cols, ICB, math.prod(kernel), width, cols * LANES
 
 
-def register_tile(cut: Cut, blocks_out: tuple[int, int]) -> TileShape:
-    """Register tile: one row high, because a brick may be; no wider than either destination."""
-    return tile_shape(1, cut.OW, math.gcd(*blocks_out))
+def register_tile(cut: Cut, OCB: int) -> TileShape:
+    """Register tile: one row high, because a brick may be."""
+    return tile_shape(1, cut.OW, OCB)
 
 
 def convolve(
@@ -90,14 +91,15 @@ def convolve(
     cut : Cut
         Bricks of the output.
     """
-    blocks_out = epilogue.blocks_a, epilogue.blocks - epilogue.blocks_a
-    tile = register_tile(cut, blocks_out)
+    tile = register_tile(cut, epilogue.blocks)
     workers = threads()
     extent = _extent(cut, kernel)
-    size = prologue.blocks * math.prod(extent) * prologue.width + 3 * LANES
+    slab = prologue.blocks * math.prod(extent) * prologue.width
+    size = -(-slab // LANES) * LANES + (tile.cols * cut.planes * cut.lines * cut.OW + 3) * LANES
     scratch = scratchpad("direct bricks", workers * size)[: workers * size]
-    run = _make_convolve(tile.wide, tile.cols, prologue.width)
-    run(
+    run_workers(
+        convolve_bricks,
+        _make_convolve(tile.wide, tile.cols, prologue.width),
         prologue,
         src_size,
         before,
@@ -105,7 +107,6 @@ def convolve(
         kernel,
         epilogue,
         cut,
-        channel_parts(cut, epilogue.blocks // tile.cols),
         scratch.reshape(workers, size),
     )
 
@@ -160,81 +161,55 @@ def convolve_slab(
     ICB: int,
     weights: Floats,
     kernel: Triple,
-    epilogue: Epilogue,
-    cut: Cut,
-    n: int,
-    start: Triple,
-    stop: Triple,
-    first: int,
-    end: int,
+    ocb: int,
+    to: int,
+    brick: Triple,
     wide: int,
     cols: int,
     width: int,
 ) -> None:
-    """Convolve a slab into output blocks ``first`` to ``end``; to be called from kernels only."""
+    """Convolve a slab at ``own[0:]`` to ``own[to:]``: ``brick`` voxels of ``cols`` blocks from ``ocb``."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(convolve_slab, prefer_literal=True)
 def _convolve_slab(  # type: ignore[no-untyped-def]
-    own, extent, ICB, weights, kernel, epilogue, cut, n, start, stop, first, end, wide, cols, width
+    own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
 ):
     if not all(isinstance(number, types.IntegerLiteral) for number in (wide, cols, width)):
         return None
     R, C, I = (number.literal_value for number in (wide, cols, width))  # noqa: E741
 
     def implementation(  # type: ignore[no-untyped-def]
-        own,
-        extent,
-        ICB,
-        weights,
-        kernel,
-        epilogue,
-        cut,
-        n,
-        start,
-        stop,
-        first,
-        end,
-        wide,
-        cols,
-        width,
+        own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
     ):
         KD, KH, KW = kernel
-        line = extent[2] * I
-        voxels = cut.OD * cut.OH * cut.OW * LANES
-        run = KW * I
-        for ocb in range(first, end, C):
-            for row in range((stop[0] - start[0]) * (stop[1] - start[1])):
-                d, h = row // (stop[1] - start[1]), row % (stop[1] - start[1])
-                for w_tile in range(0, cut.OW, R):
-                    # The last tile is moved back inside; its voxels are written twice.
-                    w = min(w_tile, cut.OW - R)
-                    sums = tile_zero(R, C)
-                    for icb in range(ICB):
-                        for tap in range(KD * KH):
-                            kd, kh = tap // KH, tap % KH
-                            x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + w * I
-                            y = ((ocb * ICB + icb * C) * KD * KH + tap * C) * run * LANES
-                            for k in range(run):
-                                at = y + k * C * LANES
-                                sums = tile_rank1(sums, own, x + k, 0, I, weights, at, 1, R, C)
-                    to = (((start[0] + d) * cut.OH + start[1] + h) * cut.OW + w) * LANES
-                    if ocb < epilogue.blocks_a:
-                        at = (n * epilogue.blocks_a + ocb) * voxels + to
-                        tile_store(sums, epilogue.dst_a, at, 0, LANES, voxels, 1, R, C)
-                    else:
-                        blocks_b = epilogue.blocks - epilogue.blocks_a
-                        at = (n * blocks_b + ocb - epilogue.blocks_a) * voxels + to
-                        tile_store(sums, epilogue.dst_b, at, 0, LANES, voxels, 1, R, C)
+        line, run = extent[2] * I, KW * I
+        block = brick[0] * brick[1] * brick[2] * LANES
+        for row in range(brick[0] * brick[1]):
+            d, h = row // brick[1], row % brick[1]
+            for w_tile in range(0, brick[2], R):
+                # The last tile is moved back inside; its voxels are written twice.
+                w = min(w_tile, brick[2] - R)
+                sums = tile_zero(R, C)
+                for icb in range(ICB):
+                    for tap in range(KD * KH):
+                        kd, kh = tap // KH, tap % KH
+                        x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + w * I
+                        y = ((ocb * ICB + icb * C) * KD * KH + tap * C) * run * LANES
+                        for k in range(run):
+                            at = y + k * C * LANES
+                            sums = tile_rank1(sums, own, x + k, 0, I, weights, at, 1, R, C)
+                tile_store(sums, own, to + (row * brick[2] + w) * LANES, 0, LANES, block, 1, R, C)
 
     return implementation
 
 
 @functools.cache
 def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
-    @parallel_kernel
-    def run(
+    @worker_kernel
+    def convolve_share(
+        worker: int,
         prologue: Prologue,
         src_size: Triple,
         before: Triple,
@@ -242,44 +217,47 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
         kernel: Triple,
         epilogue: Epilogue,
         cut: Cut,
-        parts: int,
         scratch: Floats,
     ) -> None:
         KD, KH, KW = kernel
-        groups = epilogue.blocks // cols
+        ICB, groups = prologue.blocks, epilogue.blocks // cols
         extent = (cut.planes + KD - 1, cut.lines + KH - 1, cut.OW + KW - 1)
         bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
-        workers = scratch.shape[0]
-        for index in prange(workers):
-            worker, _ = split_index(index, 1)
-            own = scratch[worker]
-            for task in range(worker, bricks * parts, workers):
-                brick, part = task // parts, task % parts
-                first, end = part * groups // parts * cols, (part + 1) * groups // parts * cols
-                n, start, stop = locate(cut, brick)
-                origin = (start[0] - before[0], start[1] - before[1], -before[2])
-                pack_brick(prologue, n, src_size, own, 0, origin, extent)
+        slab = ICB * extent[0] * extent[1] * extent[2] * width
+        staged = -(-slab // LANES) * LANES
+        own = scratch[worker]
+        row_sums = own[own.size - 3 * LANES :]
+        begin, stop_unit = share(bricks * groups, worker, scratch.shape[0])
+        for brick in range(begin // groups, -(-stop_unit // groups)):
+            first = max(begin - brick * groups, 0) * cols
+            end = min(stop_unit - brick * groups, groups) * cols
+            n, start, stop = locate(cut, brick)
+            origin = (start[0] - before[0], start[1] - before[1], -before[2])
+            pack_brick(prologue, n, src_size, own, 0, origin, extent)
+            rows = (stop[0] - start[0], cut.lines, cut.OW)
+            for ocb in range(first, end, cols):
                 convolve_slab(
-                    own,
-                    extent,
-                    prologue.blocks,
-                    weights,
-                    kernel,
-                    epilogue,
-                    cut,
-                    n,
-                    start,
-                    stop,
-                    first,
-                    end,
-                    wide,
-                    cols,
-                    width,
+                    own, extent, ICB, weights, kernel, ocb, staged, rows, wide, cols, width
                 )
-                row_sums = own[own.size - 3 * LANES :]
-                finish_brick(epilogue, cut, brick, n, start, stop, first, end, row_sums)
+                for c in range(cols):
+                    at = staged + c * rows[0] * rows[1] * rows[2] * LANES
+                    finish_block(
+                        epilogue,
+                        cut,
+                        brick,
+                        n,
+                        start,
+                        stop,
+                        ocb + c,
+                        own,
+                        at,
+                        cut.lines,
+                        cut.OW,
+                        row_sums,
+                    )
+        fence()
 
-    return run
+    return convolve_share
 
 
 def accumulate_slab(

@@ -98,7 +98,7 @@ def backward_weights(
     ICB, OCB = blocks(g.IC), blocks(g.OC)
     cut = winograd_convolve.cut_output(g.dst_shape[:4], tile, ICB, OCB)
     _, cols = winograd_weights.register_tile(OCB)
-    _, chunks = winograd_weights.split(cut.bricks, ICB, OCB)
+    chunks = winograd_weights.bias_chunks(cut, tile, ICB, OCB)
     panel = empty((1, OCB // cols, ICB, g.KD * g.KH * g.KW, LANES, cols * LANES))
     diff_bias = np.empty((chunks, OCB * LANES))
     winograd_weights.backward_weights(

@@ -10,24 +10,27 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
     Prologue,
-    channel_parts,
-    finish_brick,
+    convolve_bricks,
+    finish_block,
     locate,
     pack_brick,
+    past_caches,
+    share,
 )
 from kernels.conv3d.cook_toom import INPUT, OUTPUT, WEIGHTS, sizes
+from kernels.conv3d.epilogue import put
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.conv3d.winograd_stages import multiply, transform_in, transform_out
 from kernels.layout import Floats
 from kernels.machine import threads, tile_vectors
 from kernels.memory import scratchpad
-from kernels.simd import LANES
+from kernels.simd import LANES, fence, load
 
 # Bytes of one thread's transformed tiles, V and M: what the second-level cache keeps.
 _CACHED = 768 * 1024
@@ -57,7 +60,7 @@ def gemm_tile(count: int, OCB: int) -> tuple[int, int]:
 def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
     """Bricks of whole rows of tiles: as many tiles as the cache holds, more where weights are large."""
     MB, OD, OH, OW = dst_size
-    per_tile = points(tile) * (ICB + OCB) * LANES * 4
+    per_tile = points(tile) * max(ICB, OCB) * LANES * 4
     weights = points(tile) * ICB * OCB * LANES * LANES * 4
     most = max(_CACHED // per_tile, 12 if weights <= _CACHED_WEIGHTS else 48)
     wide = -(-OW // tile[2])
@@ -87,9 +90,11 @@ def transform_weights(panel: Floats, tile: Triple, dst: Floats) -> None:
     dst : ndarray, shape=(points, groups, ICB, 16, lanes), float32
         Filled.
     """
-    vectors = scratch_vectors(WEIGHTS, *tile)
-    scratch = scratchpad("winograd weights", panel.shape[0] * panel.shape[1] * vectors * LANES)
-    _make_weights(*tile)(panel.reshape(-1), panel.shape, dst.reshape(-1), scratch, vectors * LANES)
+    streams = past_caches(dst)
+    workers, size = threads(), points(tile) * panel.shape[3] * panel.shape[4]
+    size += scratch_vectors(WEIGHTS, *tile) * LANES
+    scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
+    _make_weights(*tile)(panel.reshape(-1), panel.shape, dst.reshape(-1), streams, scratch)
 
 
 def convolve(
@@ -120,15 +125,16 @@ def convolve(
     workers = threads()
     size = _scratch_size(cut, tile, prologue.blocks, epilogue.blocks)
     scratch = scratchpad("winograd", workers * size)
-    run = _make_convolve(*tile, rows, cols)
-    run(
+    run_workers(
+        convolve_bricks,
+        _make_convolve(*tile, rows, cols),
         prologue,
         src_size,
         before,
         weights.reshape(-1),
+        _kernel(tile),
         epilogue,
         cut,
-        channel_parts(cut, epilogue.blocks // cols),
         scratch[: workers * size].reshape(workers, size),
     )
 
@@ -136,6 +142,10 @@ def convolve(
 def tile_count(cut: Cut, tile: Triple) -> int:
     """Tiles of a brick."""
     return cut.planes // tile[0] * (cut.lines // tile[1]) * -(-cut.OW // tile[2])
+
+
+def _kernel(tile: Triple) -> Triple:
+    return 3 if tile[0] > 1 else 1, 3 if tile[1] > 1 else 1, 3 if tile[2] > 1 else 1
 
 
 def slab_extent(cut: Cut, tile: Triple) -> Triple:
@@ -149,39 +159,47 @@ def slab_extent(cut: Cut, tile: Triple) -> Triple:
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slab, V, M, a tile under transformation, sums of a row."""
+    """Floats of one worker's scratchpad: slab, V and M, a tile under transformation, sums of a row."""
     voxels = math.prod(slab_extent(cut, tile))
-    transformed = points(tile) * tile_count(cut, tile) * (ICB + OCB)
+    transformed = (points(tile) + 1) * tile_count(cut, tile) * max(ICB, OCB)
     between = max(scratch_vectors(INPUT, *tile), scratch_vectors(OUTPUT, *tile))
-    clipped = math.prod(tile)
-    return (ICB * voxels + transformed + between + clipped + 3) * LANES
+    return (ICB * voxels + transformed + between + 3) * LANES
 
 
 @functools.cache
 def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
     _, (KH, PH), (KW, PW) = (sizes(WEIGHTS, m) for m in (md, mh, mw))
-    kind = WEIGHTS
+    kind, P = WEIGHTS, points((md, mh, mw))
 
     @parallel_kernel
     def transform(
         panel: Floats,
         shape: tuple[int, int, int, int, int],
         dst: Floats,
+        streams: bool,
         scratch: Floats,
-        scratch_size: int,
     ) -> None:
         groups, ICB, taps, width, lanes = shape
         block = width * lanes
-        point = groups * ICB * block
         from_strides = (KH * KW * block, KW * block, block)
-        to_strides = (PH * PW * point, PW * point, point)
-        for task in prange(groups * ICB):
-            part, _ = split_index(task, 1)
-            for i in range(0, block, LANES):
-                at, to, own = part * taps * block + i, part * block + i, part * scratch_size
-                transform_tile(
-                    panel, at, from_strides, dst, to, to_strides, scratch, own, kind, md, mh, mw
-                )
+        to_strides = (PH * PW * block, PW * block, block)
+        workers, S = scratch.shape[0], P * block
+        for index in prange(workers):
+            worker, _ = split_index(index, 1)
+            # Staged, because a point's weights are far from the next one's: all would meet in a few
+            # sets of the cache.
+            own = scratch[worker]
+            for part in range(worker, groups * ICB, workers):
+                for i in range(0, block, LANES):
+                    at = part * taps * block + i
+                    transform_tile(
+                        panel, at, from_strides, own, i, to_strides, own, S, kind, md, mh, mw
+                    )
+                for point in range(P):
+                    for i in range(0, block, LANES):
+                        at = (point * groups * ICB + part) * block + i
+                        put(dst, at, load(own, point * block + i), streams)
+            fence()
 
     return transform
 
@@ -191,42 +209,47 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
     P = points((md, mh, mw))
     halo_d, halo_h, halo_w = (2 if m > 1 else 0 for m in (md, mh, mw))
 
-    @parallel_kernel
-    def run(
+    @worker_kernel
+    def convolve_share(
+        worker: int,
         prologue: Prologue,
         src_size: Triple,
         before: Triple,
         weights: Floats,
+        kernel: Triple,
         epilogue: Epilogue,
         cut: Cut,
-        parts: int,
         scratch: Floats,
     ) -> None:
         ICB, OCB = prologue.blocks, epilogue.blocks
         tiles = (cut.planes // md, cut.lines // mh, -(-cut.OW // mw))
         T = tiles[0] * tiles[1] * tiles[2]
         extent = (cut.planes + halo_d, cut.lines + halo_h, tiles[2] * mw + halo_w)
-        V = ICB * extent[0] * extent[1] * extent[2] * LANES
-        M = V + P * ICB * T * LANES
-        S = M + P * OCB * T * LANES
         bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
-        workers = scratch.shape[0]
-        for index in prange(workers):
-            worker, _ = split_index(index, 1)
-            own = scratch[worker]
-            for task in range(worker, bricks * parts, workers):
-                brick, part = task // parts, task % parts
-                first = part * (OCB // cols) // parts * cols
-                end = (part + 1) * (OCB // cols) // parts * cols
-                n, start, stop = locate(cut, brick)
-                origin = (start[0] - before[0], start[1] - before[1], -before[2])
-                pack_brick(prologue, n, src_size, own, 0, origin, extent)
-                transform_in(own, extent, ICB, tiles, V, S, 1, INPUT, md, mh, mw)
-                multiply(own, V, M, ICB, OCB, T, first, end, weights, P, rows, cols)
-                transform_out(
-                    own, M, S, tiles, OCB, epilogue, cut, n, start, first, end, md, mh, mw
+        slot = max(ICB, OCB) * T * LANES
+        M = ICB * extent[0] * extent[1] * extent[2] * LANES
+        V, S = M + slot, M + (P + 1) * slot
+        own = scratch[worker]
+        row_sums = own[own.size - 3 * LANES :]
+        groups = OCB // cols
+        begin, stop_unit = share(bricks * groups, worker, scratch.shape[0])
+        for brick in range(begin // groups, -(-stop_unit // groups)):
+            first = max(begin - brick * groups, 0) * cols
+            end = min(stop_unit - brick * groups, groups) * cols
+            n, start, stop = locate(cut, brick)
+            origin = (start[0] - before[0], start[1] - before[1], -before[2])
+            pack_brick(prologue, n, src_size, own, 0, origin, extent)
+            transform_in(own, extent, ICB, tiles, own, V, slot, T, S, 1, INPUT, md, mh, mw)
+            for point in range(P):
+                at = point * OCB * ICB * LANES * LANES
+                v, m = V + point * slot, M + point * slot
+                multiply(own, v, m, ICB, T, first, end, weights, at, rows, cols)
+            for ocb in range(first, end):
+                transform_out(own, M, slot, S, tiles, ocb, md, mh, mw)
+                wide = tiles[2] * mw
+                finish_block(
+                    epilogue, cut, brick, n, start, stop, ocb, own, 0, cut.lines, wide, row_sums
                 )
-                row_sums = own[own.size - 3 * LANES :]
-                finish_brick(epilogue, cut, brick, n, start, stop, first, end, row_sums)
+        fence()
 
-    return run
+    return convolve_share

@@ -5,7 +5,10 @@ called by the kernels of `winograd` and `winograd_weights`. All work on one thre
 
     slab[icb][d][h][w][16]  --transform_in-->  V[point][icb][tile][16]
     V, weights              --multiply------>  M[point][ocb][tile][16]
-    M                       --transform_out->  dst[ocb][d][h][w][16]
+    M                       --transform_out->  brick[d][h][w][16] of one ocb, where the slab was
+
+V and M lie in the same slots, M one slot ahead: the product at a point is written where the point before
+was, which nobody needs any more.
 
 They run only inside compiled kernels: the definitions below carry the signatures, the overloads the code.
 """
@@ -17,10 +20,10 @@ from numba.extending import overload
 
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_tile
-from kernels.simd import LANES, load, store, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, tile_load, tile_rank1, tile_store, tile_zero
 
 
-def _literals(*numbers: Any) -> list[int] | None:
+def literals(*numbers: Any) -> list[int] | None:
     """Values of compile-time constants; None where one is not."""
     if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
         return None
@@ -32,7 +35,10 @@ def transform_in(
     extent: Any,
     blocks: int,
     tiles: Any,
+    to: Any,
     V: int,
+    slot: int,
+    T: int,
     S: int,
     cols: int,
     kind: int,
@@ -42,35 +48,32 @@ def transform_in(
 ) -> None:
     """Transform every tile of a slab: ``V[point][block / cols][tile][cols]``, via scratch at S.
 
-    The slab is at ``own[0:]``. ``cols`` blocks lie side by side for each tile, as a register tile of
-    so many columns loads them.
+    The slab is at ``own[0:]``, V at ``to[V:]``, with ``slot`` floats from point to point and ``T`` tiles
+    from block to block. ``cols`` blocks lie side by side for each tile, as a register tile of so many
+    columns loads them.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(transform_in, prefer_literal=True)
-def _transform_in(own, extent, blocks, tiles, V, S, cols, kind, md, mh, mw):  # type: ignore[no-untyped-def]
-    constants = _literals(kind, md, mh, mw)
+def _transform_in(own, extent, blocks, tiles, to, V, slot, T, S, cols, kind, md, mh, mw):  # type: ignore[no-untyped-def]
+    constants = literals(kind, md, mh, mw)
     if constants is None:
         return None
     K, MD, MH, MW = constants
     _, PH, PW = (sizes(K, m)[1] for m in (MD, MH, MW))
 
-    def implementation(own, extent, blocks, tiles, V, S, cols, kind, md, mh, mw):  # type: ignore[no-untyped-def]
+    def implementation(own, extent, blocks, tiles, to, V, slot, T, S, cols, kind, md, mh, mw):  # type: ignore[no-untyped-def]
         deep, high, wide = tiles
-        T = deep * high * wide
         line = extent[2] * LANES
         plane = extent[1] * line
-        step = blocks * T * LANES
-        strides = (PH * PW * step, PW * step, step)
+        strides = (PH * PW * slot, PW * slot, slot)
         for block in range(blocks):
-            for t in range(T):
+            for t in range(deep * high * wide):
                 d, h, w = t // (high * wide) * MD, t // wide % high * MH, t % wide * MW
                 at = (block * extent[0] + d) * plane + h * line + w * LANES
-                to = V + (block // cols * cols * T + t * cols + block % cols) * LANES
-                transform_tile(
-                    own, at, (plane, line, LANES), own, to, strides, own, S, K, MD, MH, MW
-                )
+                v = V + (block // cols * cols * T + t * cols + block % cols) * LANES
+                transform_tile(own, at, (plane, line, LANES), to, v, strides, own, S, K, MD, MH, MW)
 
     return implementation
 
@@ -80,159 +83,101 @@ def multiply(
     V: int,
     M: int,
     ICB: int,
-    OCB: int,
     T: int,
     first: int,
     end: int,
     weights: Any,
-    points: int,
+    at: int,
     rows: int,
     cols: int,
 ) -> None:
-    """Multiply tiles by weights at each point: ``M[point][ocb]`` for blocks ``first`` to ``end``."""
+    """Multiply the tiles of one point by its weights: ``M[ocb]`` for blocks ``first`` to ``end``."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(multiply, prefer_literal=True)
-def _multiply(  # type: ignore[no-untyped-def]
-    own, V, M, ICB, OCB, T, first, end, weights, points, rows, cols
-):
-    constants = _literals(rows, cols)
+def _multiply(own, V, M, ICB, T, first, end, weights, at, rows, cols):  # type: ignore[no-untyped-def]
+    constants = literals(rows, cols)
     if constants is None:
         return None
     R, C = constants
 
-    def implementation(  # type: ignore[no-untyped-def]
-        own, V, M, ICB, OCB, T, first, end, weights, points, rows, cols
-    ):
-        for point in range(points):
-            for ocb in range(first, end, C):
-                for row in range(0, T, R):
-                    # The last rows are moved back inside; their tiles are computed twice.
-                    t = min(row, T - R)
-                    sums = tile_zero(R, C)
-                    for icb in range(ICB):
-                        x = V + ((point * ICB + icb) * T + t) * LANES
-                        w = ((point * OCB + ocb) * ICB + icb * C) * LANES * LANES
-                        for ic in range(LANES):
-                            at = w + ic * C * LANES
-                            sums = tile_rank1(sums, own, x + ic, 0, LANES, weights, at, 1, R, C)
-                    to = M + ((point * OCB + ocb) * T + t) * LANES
-                    tile_store(sums, own, to, 0, LANES, T * LANES, 1, R, C)
+    def implementation(own, V, M, ICB, T, first, end, weights, at, rows, cols):  # type: ignore[no-untyped-def]
+        for ocb in range(first, end, C):
+            for row in range(0, T, R):
+                # The last rows are moved back inside; their tiles are computed twice.
+                t = min(row, T - R)
+                sums = tile_zero(R, C)
+                for icb in range(ICB):
+                    x = V + (icb * T + t) * LANES
+                    w = at + (ocb * ICB + icb * C) * LANES * LANES
+                    for ic in range(LANES):
+                        y = w + ic * C * LANES
+                        sums = tile_rank1(sums, own, x + ic, 0, LANES, weights, y, 1, R, C)
+                to = M + (ocb * T + t) * LANES
+                tile_store(sums, own, to, 0, LANES, T * LANES, 1, R, C)
 
     return implementation
 
 
 def accumulate(
-    own: Any,
-    V: int,
-    E: int,
-    ICB: int,
-    OCB: int,
-    T: int,
-    first: int,
-    end: int,
-    sums: Any,
-    points: int,
-    inputs: int,
-    cols: int,
+    src: Any, V: int, E: int, T: int, sums: Any, at: int, fresh: bool, inputs: int, cols: int
 ) -> None:
-    """Add ``V[point][icb][tile][ic] * E[point][ocb][tile][oc]``, summed over tiles, to ``sums``."""
+    """Sum over tiles ``V[tile][ic] * E[tile][oc]`` of one block by ``cols`` blocks, at one point.
+
+    Added to what ``sums[at:]`` holds, unless ``fresh``.
+    """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(accumulate, prefer_literal=True)
-def _accumulate(  # type: ignore[no-untyped-def]
-    own, V, E, ICB, OCB, T, first, end, sums, points, inputs, cols
-):
-    constants = _literals(inputs, cols)
+def _accumulate(src, V, E, T, sums, at, fresh, inputs, cols):  # type: ignore[no-untyped-def]
+    constants = literals(inputs, cols)
     if constants is None:
         return None
     R, C = constants
 
-    def implementation(  # type: ignore[no-untyped-def]
-        own, V, E, ICB, OCB, T, first, end, sums, points, inputs, cols
-    ):
-        for point in range(points):
-            for ocb in range(first, end, C):
-                for icb in range(ICB):
-                    for ic in range(0, LANES, R):
-                        at = (((point * OCB + ocb) * ICB + icb * C) * LANES + ic * C) * LANES
-                        tile = tile_load(sums, at, 0, C * LANES, LANES, 1, R, C)
-                        x = V + (point * ICB + icb) * T * LANES + ic
-                        y = E + ((point * OCB) + ocb) * T * LANES
-                        for t in range(T):
-                            step = t * LANES
-                            tile = tile_rank1(tile, own, x + step, 0, 1, own, y + step * C, 1, R, C)
-                        tile_store(tile, sums, at, 0, C * LANES, LANES, 1, R, C)
+    def implementation(src, V, E, T, sums, at, fresh, inputs, cols):  # type: ignore[no-untyped-def]
+        for ic in range(0, LANES, R):
+            place = at + ic * C * LANES
+            if fresh:  # noqa: SIM108 - a conditional expression of tiles is no tile to Numba
+                tile = tile_zero(R, C)
+            else:
+                tile = tile_load(sums, place, 0, C * LANES, LANES, 1, R, C)
+            for t in range(T):
+                x, y = V + t * LANES + ic, E + t * C * LANES
+                tile = tile_rank1(tile, src, x, 0, 1, src, y, 1, R, C)
+            tile_store(tile, sums, place, 0, C * LANES, LANES, 1, R, C)
 
     return implementation
 
 
 def transform_out(
-    own: Any,
-    M: int,
-    S: int,
-    tiles: Any,
-    OCB: int,
-    epilogue: Any,
-    cut: Any,
-    n: int,
-    start: Any,
-    first: int,
-    end: int,
-    md: int,
-    mh: int,
-    mw: int,
+    own: Any, M: int, slot: int, S: int, tiles: Any, ocb: int, md: int, mh: int, mw: int
 ) -> None:
-    """Transform the tiles of blocks ``first`` to ``end`` into the destination, clipped to its size."""
+    """Transform the tiles of one block into a brick at ``own[0:]``, via scratch at S."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(transform_out, prefer_literal=True)
-def _transform_out(  # type: ignore[no-untyped-def]
-    own, M, S, tiles, OCB, epilogue, cut, n, start, first, end, md, mh, mw
-):
-    constants = _literals(md, mh, mw)
+def _transform_out(own, M, slot, S, tiles, ocb, md, mh, mw):  # type: ignore[no-untyped-def]
+    constants = literals(md, mh, mw)
     if constants is None:
         return None
     MD, MH, MW = constants
     K = OUTPUT
     _, PH, PW = (sizes(K, m)[0] for m in (MD, MH, MW))
-    clipped = (MD * MH * MW + 3) * LANES
 
-    def implementation(  # type: ignore[no-untyped-def]
-        own, M, S, tiles, OCB, epilogue, cut, n, start, first, end, md, mh, mw
-    ):
+    def implementation(own, M, slot, S, tiles, ocb, md, mh, mw):  # type: ignore[no-untyped-def]
         deep, high, wide = tiles
         T = deep * high * wide
-        step = OCB * T * LANES
-        strides = (PH * PW * step, PW * step, step)
-        voxel_strides = (cut.OH * cut.OW * LANES, cut.OW * LANES, LANES)
-        tile_strides = (MH * MW * LANES, MW * LANES, LANES)
-        voxels = cut.OD * cut.OH * cut.OW * LANES
-        for ocb in range(first, end):
-            if ocb < epilogue.blocks_a:
-                dst, block = epilogue.dst_a, n * epilogue.blocks_a + ocb
-            else:
-                blocks_b = OCB - epilogue.blocks_a
-                dst, block = epilogue.dst_b, n * blocks_b + ocb - epilogue.blocks_a
-            for t in range(T):
-                d = start[0] + t // (high * wide) * MD
-                h = start[1] + t // wide % high * MH
-                w = t % wide * MW
-                at = M + (ocb * T + t) * LANES
-                to = block * voxels + ((d * cut.OH + h) * cut.OW + w) * LANES
-                if d + MD <= cut.OD and h + MH <= cut.OH and w + MW <= cut.OW:
-                    transform_tile(own, at, strides, dst, to, voxel_strides, own, S, K, MD, MH, MW)
-                    continue
-                # A tile that sticks out goes to scratch, and what is inside goes on from there.
-                clip = own.size - clipped
-                transform_tile(own, at, strides, own, clip, tile_strides, own, S, K, MD, MH, MW)
-                for i in range(min(MD, cut.OD - d)):
-                    for j in range(min(MH, cut.OH - h)):
-                        for k in range(min(MW, cut.OW - w)):
-                            value = load(own, clip + ((i * MH + j) * MW + k) * LANES)
-                            store(dst, to + ((i * cut.OH + j) * cut.OW + k) * LANES, value)
+        strides = (PH * PW * slot, PW * slot, slot)
+        line = wide * MW * LANES
+        voxel_strides = (high * MH * line, line, LANES)
+        for t in range(T):
+            d, h, w = t // (high * wide) * MD, t // wide % high * MH, t % wide * MW
+            at = M + (ocb * T + t) * LANES
+            to = (d * high * MH + h) * line + w * LANES
+            transform_tile(own, at, strides, own, to, voxel_strides, own, S, K, MD, MH, MW)
 
     return implementation

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.conv3d import direct_bricks, winograd_convolve, winograd_weights
-from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue
+from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
 from kernels.conv3d.shapes import Triple
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
@@ -102,7 +102,7 @@ def plan(
 def packed_shape(p: Plan) -> tuple[int, ...]:
     """Shape of the weights that ``forward`` and ``backward_data`` take: filled by `pack`."""
     if p.tile is None:
-        return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, p.blocks_out, p.width)
+        return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, sum(p.blocks_out), p.width)
     return winograd_convolve.packed_shape(p.cut, p.tile, p.blocks_in, sum(p.blocks_out))
 
 
@@ -174,6 +174,7 @@ def forward(
         one,
         sums,
         sums,
+        past_caches(dst),
     )
     _convolve(p, _source_prologue(p, a, b), packed, epilogue)
 
@@ -207,7 +208,7 @@ def backward_data(
         second.reshape(-1),
         p.blocks_out[0],
         sum(p.blocks_out),
-        EMPTY,
+        np.zeros(sum(p.blocks_out) * LANES, np.float32),
         NO_MOMENTS,
         a.x.reshape(-1),
         b.x.reshape(-1),
@@ -217,6 +218,7 @@ def backward_data(
         np.float32(b.slope),
         a.sums,
         b.sums,
+        past_caches(first, second),
     )
     _convolve(p, _gradient_prologue(gradient), packed, epilogue)
 
@@ -251,7 +253,7 @@ def backward_weights(
         )
     else:
         _, cols = winograd_weights.register_tile(OCB)
-        _, chunks = winograd_weights.split(p.cut.bricks, ICB, OCB)
+        chunks = winograd_weights.bias_chunks(p.cut, p.tile, ICB, OCB)
         panel = _pad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
         totals = np.empty((chunks, OCB * LANES))
         winograd_weights.backward_weights(

@@ -31,6 +31,7 @@ import math
 
 import numpy as np
 
+from kernels.batch_norm import Combine
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.fused.epilogue import RUN, band_of_task, bands
 from kernels.fused.tensors import LANES, Doubles, Floats, Shape
@@ -134,6 +135,54 @@ def finish_gradient(
         d[c] = -slope * s1[c] / count - np.float64(b[c]) * mean[c]
         diff_gamma[c] = s2[c] * r
         diff_beta[c] = s1[c]
+
+
+def combine_moments(moments: Doubles, combine: Combine) -> Doubles:
+    """Moments of several processes as those of one brick, for :func:`finish_moments`.
+
+    Parameters
+    ----------
+    moments : float64 array, shape=(bricks, 3, CB * 16)
+        Count, mean and M2 of this process' bricks.
+    combine : callable
+        As in :mod:`kernels.batch_norm`: is given count, sum and sum of squares.
+
+    Returns
+    -------
+    float64 array, shape=(1, 3, CB * 16)
+    """
+    count, mean, squared = moments[:, 0], moments[:, 1], moments[:, 2]
+    sums = np.stack(
+        [count.sum(axis=0), (count * mean).sum(axis=0), (squared + count * mean**2).sum(axis=0)]
+    )
+    combine(sums)
+    # Padding lanes count nothing.
+    voxels = np.maximum(sums[0], 1.0)
+    mean = sums[1] / voxels
+    return np.stack([sums[0], mean, np.maximum(sums[2] - voxels * mean**2, 0.0)])[np.newaxis]
+
+
+def combine_sums(sums: Doubles, count: int, combine: Combine) -> tuple[Doubles, int]:
+    """Sums and count of several processes, for :func:`finish_gradient`.
+
+    Parameters
+    ----------
+    sums : float64 array, shape=(2, partials, CB * 16)
+        S1 and S2 of this process.
+    count : int
+        Of this process.
+    combine : callable
+        As in :mod:`kernels.batch_norm`: is given count, S1 and S2.
+
+    Returns
+    -------
+    sums : float64 array, shape=(2, 1, CB * 16)
+    count : int
+    """
+    total = sums.sum(axis=1)
+    both = np.concatenate([np.full_like(total[:1], count), total])
+    combine(both)
+    return np.ascontiguousarray(both[1:, np.newaxis]), int(both[0, 0])
 
 
 def gather_moments(x: Floats, moments: Doubles) -> None:

@@ -43,25 +43,6 @@ def add_to_doubles(typing_context: Any, array: Any, offset: Any, vector: Any) ->
 
 
 @intrinsic
-def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Have the cache line of ``array[offset]`` brought near, if there is such an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(8))
-        number = ir.IntType(32)
-        # For reading, to stay in the first-level cache, data.
-        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]
-        function = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        name = "llvm.prefetch.p0i8"
-        builder.call(
-            cgutils.get_or_insert_function(builder.module, function, name), [pointer, *hints]
-        )
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), codegen
-
-
-@intrinsic
 def load_bytes(typing_context: Any, array: Any, offset: Any) -> Any:
     """``array[offset : offset + 16]`` of a uint8 array, as floats."""
 

@@ -131,6 +131,7 @@ def test_a_checkpoint_of_another_model_is_told(command, model, dataset, tmp_path
         members = {name: archive[name] for name in archive.files}
     del members["model/head.bias"]
     np.savez(tmp_path / "other.npz", **members)
+    checkpoint.seal(tmp_path / "other.npz")
     done = command("predict", tmp_path / "other.npz", image_of(dataset), "-o", tmp_path)
     assert done.code == 2
     assert f"{tmp_path}/other.npz: holds another model than its configuration says" in done.error

@@ -12,6 +12,7 @@ from volumes import head, oblique, orientations, tumour, write
 from tinyunet.data.cases import (
     Case,
     check_patch_fits,
+    check_patch_fits_all,
     load_case,
     load_image,
     normalise,
@@ -143,6 +144,18 @@ class TestRefuse:
             match=r"^a\.nii: the patch of 8 x 10 x 8 voxels is larger than the volume of 8 x 9 x 10;",
         ):
             check_patch_fits("a.nii", (8, 9, 10, 4), (8, 10, 8))
+
+    def test_a_volume_too_small_is_known_from_its_header(self, tmp_path: Path) -> None:
+        small = case(tmp_path, image_paths=(write(tmp_path / "small.nii.gz", head((6, 7, 4))),))
+        # The voxels are cut off: nothing but the header can have been read.
+        path = small.image_paths[0]
+        path.write_bytes(path.read_bytes()[:300])
+        cases = [case(tmp_path), small]
+        check_patch_fits_all(cases, (6, 7, 4))
+        with pytest.raises(
+            DataError, match=r"small\.nii\.gz: the patch of 6 x 7 x 5 voxels is larger"
+        ):
+            check_patch_fits_all(cases, (6, 7, 5))
 
 
 class TestNormalise:

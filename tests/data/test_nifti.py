@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from volumes import head, oblique, orientations, tumour, write
 
 from tinyunet.data import nifti
-from tinyunet.data.nifti import DataError, Geometry, read_labels, read_volume, save_labels
+from tinyunet.data.nifti import (
+    DataError,
+    Geometry,
+    read_labels,
+    read_shape,
+    read_volume,
+    save_labels,
+)
 
 VALUES = (0, 1, 2, 3)
 
@@ -55,6 +62,13 @@ class TestOrientation:
             there = np.append(np.argwhere(stored == value)[0], 1)
             here = np.append(np.argwhere(voxels == value)[0], 1)
             assert np.allclose(affine @ there, geometry.canonical_affine @ here)
+
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    def test_the_header_alone_tells_the_size(self, suffix: str, tmp_path: Path) -> None:
+        for number, affine in enumerate(orientations()):
+            stored = head((6, 7, 5))
+            path = write(tmp_path / f"{number}{suffix}", stored, affine)
+            assert read_shape(path) == read_volume(path)[0].shape
 
     @pytest.mark.parametrize("degrees", [0, 20, 40])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

@@ -1,6 +1,9 @@
 """Compiled equals eager: the U-Net in two and three dimensions, with every set of passes."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +105,16 @@ def test_two_runs_are_the_same_bit_for_bit():
         results.append((values, optimizer.flat_parameters.copy()))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_avx2_passes_too():
+    """Compiled for a Haswell: vectors are halves, and the numbers those of the eager model."""
+    environment = dict(os.environ, NUMBA_CPU_NAME="haswell")
+    command = [sys.executable, "-m", "pytest", __file__, "-p", "no:cacheprovider"]
+    command += ["-k", "test_with_all_passes and (images or wide)"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "2 passed" in run.stdout
 
 
 class TestShapes:

@@ -154,23 +154,23 @@ class TestAlgorithms:
 
     def test_what_was_measured_is_remembered(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
-        measure._memory.cache_clear()
+        measure.remembered.cache_clear()
         first = compiled(training=False)
         kept = json.loads((tmp_path / "algorithms.json").read_text())
         assert kept
         monkeypatch.setattr(measure, "_seconds", None)  # measuring again would fail
-        measure._memory.cache_clear()
+        measure.remembered.cache_clear()
         again = compiled(training=False)
         assert [n.attributes.get("tile") for n in again.nodes] == [
             n.attributes.get("tile") for n in first.nodes
         ]
-        measure._memory.cache_clear()
+        measure.remembered.cache_clear()
 
     @pytest.mark.parametrize("content", ["", "[]", '{"a": '])
     def test_a_broken_memory_is_made_anew(self, monkeypatch, tmp_path, content):
         (tmp_path / "algorithms.json").write_text(content)
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
-        measure._memory.cache_clear()
+        measure.remembered.cache_clear()
         compiled(training=False)
         assert json.loads((tmp_path / "algorithms.json").read_text())
-        measure._memory.cache_clear()
+        measure.remembered.cache_clear()

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 
 import tinyunet
-from tinyunet import Adam, UNet, losses
+from tinyunet import Adam, UNet, functional, losses
 from tinyunet.graph import passes
 from tinyunet.graph.show import aligned, nodes_table, summary
+from tinyunet.nn import Conv3d
 from tinyunet.viz.graphs import draw_graph
 
 SHAPE = (1, 6, 7, 8, 4)
@@ -70,6 +71,58 @@ def test_a_line_for_each_kernel_that_runs(monkeypatch, capsys):
         r"tinyunet: convolution +1x6x7x8x4 +ndhwc +eager .* ms .* GFLOP/s .* GB/s  encoder.0.conv0$",
         lines[0],
     )
+
+
+def lines_of(capsys) -> dict[str, str]:
+    """The lines printed, by the name at their end; each has all its figures."""
+    found = capsys.readouterr().out.splitlines()
+    for line in found:
+        assert re.match(
+            r"tinyunet: \w+ +[0-9x]+ +\w+ +(eager|direct|fused|winograd F\([0-9,]+\)) "
+            r".* [0-9.]+ ms +[0-9.]+ GFLOP/s +[0-9.]+ GB/s  .+$",
+            line,
+        ), line
+    return {line.rpartition("GB/s  ")[2]: line for line in found}
+
+
+def test_every_kernel_of_a_fused_step_and_of_a_prediction_has_a_line(monkeypatch, capsys):
+    compiled = step()
+    images, labels = np.zeros(SHAPE, np.float32), np.zeros(SHAPE[:-1], int)
+    monkeypatch.setenv("TINYUNET_VERBOSE", "1")
+    compiled(images, labels)
+    found = lines_of(capsys)
+    nodes = [node.name for node in compiled.stages(SHAPE)[-1].graph.nodes if not node.views]
+    assert list(found) == [*nodes, "Adam"]
+    unfused = [name for name, line in found.items() if " eager " in line and "6x7x8" in line]
+    assert unfused == ["zero_padding"]  # 7 is odd
+    assert "prologue: normalisation; epilogue: bias, moments" in found["encoder.0.conv1"]
+    assert "epilogue: activation mask and sums" in found["d encoder.0.conv1.src"]
+
+    predict = tinyunet.compile(compiled.model, SHAPE)
+    predict(images)
+    first = list(lines_of(capsys))
+    nodes = predict.program(SHAPE).graph.nodes
+    assert first == [node.name for node in nodes if not node.views]
+    predict(images)  # weights are packed once, and said to be once
+    again = list(lines_of(capsys))
+    assert again == [node.name for node in nodes if not node.views and node.phase != "prepare"]
+    assert len(again) < len(first)
+
+
+def test_what_no_pass_knows_is_said_to_be_eager(monkeypatch, capsys):
+    class Sigmoids(tinyunet.Module):
+        def __init__(self):
+            self.conv = Conv3d(4, 4)
+
+        def forward(self, src):
+            return functional.sigmoid(self.conv(src))
+
+    predict = tinyunet.compile(Sigmoids(), SHAPE)
+    monkeypatch.setenv("TINYUNET_VERBOSE", "1")
+    predict(np.zeros(SHAPE, np.float32))
+    found = lines_of(capsys)
+    assert " eager " in found["sigmoid"]
+    assert " direct " in found["conv"]
 
 
 def test_command_line(tmp_path):

@@ -1,5 +1,7 @@
 """Batch normalisation: float32 kernels against NumPy in float64, gradients, statistics that cancel."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from checkers import assert_close, assert_exact, check_gradients, normal, unchanged
@@ -167,3 +169,41 @@ def test_errors():
         batch_norm.backward(diff_dst[:, :1], src, scale, scale, shift)
     with pytest.raises(TypeError, match="variance must be float32"):
         batch_norm.forward_inference(src, scale, shift, scale, shift.astype(np.float64))
+
+
+def test_halves_that_combine_their_sums_are_the_whole():
+    """Synchronised: what the other half sums up is played by ``combine``."""
+    generator = np.random.default_rng(0)
+    for dtype, bound in ((np.float32, 2e-6), (np.float64, 1e-13)):
+        src, diff = (normal(generator, 6, 5, 4, 3, dtype=dtype) + 3 for _ in range(2))
+        scale, shift = (normal(generator, 3, dtype=dtype) for _ in range(2))
+        whole, mean, variance = batch_norm.forward_training(src, scale, shift)
+        gradients = batch_norm.backward(diff, src, scale, mean, variance)
+
+        sums = []
+        halves = (slice(2), slice(2, 6))
+        for half in halves:
+            batch_norm.forward_training(src[half], scale, shift, combine=sums.append)
+            batch_norm.backward(diff[half], src[half], scale, mean, variance, combine=sums.append)
+        totals = [sums[0] + sums[2], sums[1] + sums[3]]
+        of_halves = []
+        for half in halves:
+            found = batch_norm.forward_training(
+                src[half], scale, shift, combine=partial(np.copyto, src=totals[0])
+            )
+            for actual, expected in zip(found, (whole[half], mean, variance), strict=True):
+                assert_close(actual, expected, bound)
+            of_halves.append(
+                batch_norm.backward(
+                    diff[half],
+                    src[half],
+                    scale,
+                    mean,
+                    variance,
+                    combine=partial(np.copyto, src=totals[1]),
+                )
+            )
+        first, second = of_halves
+        assert_close(np.concatenate([first[0], second[0]]), gradients[0], bound)
+        assert_close(first[1] + second[1], gradients[1], bound)
+        assert_close(first[2] + second[2], gradients[2], bound)

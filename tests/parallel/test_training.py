@@ -50,7 +50,9 @@ def test_after_two_epochs_all_ranks_hold_the_same(dataset, tmp_path, ranks):
     start = training.make_model().state_dict()
     for name, array in start.items():
         assert np.isfinite(first[name]).all()
-        assert not np.array_equal(first[name], array), f"{name} was not trained"
+        # Batch norm takes the bias before it away again: it has no gradient.
+        is_cancelled = name.endswith(("conv0.bias", "conv1.bias"))
+        assert np.array_equal(first[name], array) == is_cancelled, name
     for other in others:
         for name, array in first.items():
             np.testing.assert_array_equal(other[name], array, err_msg=name)

@@ -17,6 +17,7 @@ from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.training.loop import BATCH_NORM_MOMENTUM, Trainer
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, Inspector, Loader, Volumes
+from tinyunet.training.step import cancelled_biases, compiled_gradients
 from tinyunet.unet import UNet
 
 PATCH, PATCHES_PER_CASE, BATCH, SEED, LR, EPOCHS = (16, 16, 16), 2, 4, 3, 0.01, 2
@@ -49,7 +50,7 @@ def epochs(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarra
 
 
 def epochs_in_turn(ranks: int, cases: list[Case]) -> dict[str, np.ndarray]:
-    """What :func:`epochs` should give: one process, a model a rank, the mean by hand."""
+    """What :func:`epochs` should give: one process, a model a rank, the sums by hand."""
     models = [make_model() for _ in range(ranks)]
     optimizers = [Adam(model.parameters(), LR) for model in models]
     loaders = [make_loader(cases, rank, ranks) for rank in range(ranks)]
@@ -57,17 +58,29 @@ def epochs_in_turn(ranks: int, cases: list[Case]) -> dict[str, np.ndarray]:
         for _, module in model.named_modules():
             if isinstance(module, BatchNorm):
                 module.momentum = BATCH_NORM_MOMENTUM
+    steps = [
+        compiled_gradients(model, optimizer, (*loader.batch_shapes()[0], 4))
+        for model, optimizer, loader in zip(models, optimizers, loaders, strict=True)
+    ]
     losses = []
     for epoch in range(1, EPOCHS + 1):
-        of_steps = []
+        total, patches = 0.0, 0
         for batches in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
-            of_ranks = [gradients(*each) for each in zip(models, optimizers, batches, strict=True)]
-            of_steps.append(np.mean(of_ranks))
-            mean = sum(o.flat_gradients for o in optimizers) * np.float32(1 / ranks)
+            of_ranks = [step(batch).loss for step, batch in zip(steps, batches, strict=True)]
+            total += sum(batch.patches * x for batch, x in zip(batches, of_ranks, strict=True))
+            patches += sum(batch.patches for batch in batches)
+            for model, batch in zip(models, batches, strict=True):
+                for bias in cancelled_biases(model.train(), batch.images.shape):
+                    bias.grad.fill(0)
+            gradient = sum(
+                o.flat_gradients
+                for o, batch in zip(optimizers, batches, strict=True)
+                if batch.patches
+            )
             for optimizer in optimizers:
-                optimizer.flat_gradients[:] = mean
+                optimizer.flat_gradients[:] = gradient
                 optimizer.step()
-        losses.append(np.mean(of_steps))
+        losses.append(total / patches)
         for buffers in zip(*(model.buffers() for model in models), strict=True):
             mean = sum(buffers) * np.float32(1 / ranks)
             for buffer in buffers:

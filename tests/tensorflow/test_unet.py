@@ -14,11 +14,13 @@ of zero before a ReLU, or two of each other in a pooling window, sends its gradi
 16 filters, 5 levels and 32^3 both ours and Keras' gradients are then 3e-4 off, float64's are not.)
 """
 
+import functools
 import os
 
 import numpy as np
 import pytest
 
+import tinyunet
 from tinyunet import Adam, UNet, losses
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -188,6 +190,18 @@ def our_step(model: UNet, image: np.ndarray, labels: np.ndarray) -> dict[str, np
     return results | {name: buffer.copy() for name, buffer in model.named_buffers()}
 
 
+def our_compiled_step(
+    model: UNet, image: np.ndarray, labels: np.ndarray, accuracy: str
+) -> dict[str, np.ndarray]:
+    """The same, but for the prediction, which a compiled step does not write down."""
+    loss = functools.partial(losses.log_dice, smoothing=SMOOTHING)
+    optimizer = Adam(model.parameters())
+    step = tinyunet.compile(model, loss, optimizer, image.shape, accuracy=accuracy, debug=True)
+    results = {"loss": np.array(step.gradients(image, labels))}
+    results |= {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+    return results | {name: buffer.copy() for name, buffer in model.named_buffers()}
+
+
 def keras_step(model: "keras.Model", ours: UNet, image, labels) -> dict[str, np.ndarray]:
     """The same of Keras, under our names and in our layouts."""
     dim = ours.config["dim"]
@@ -244,8 +258,15 @@ def test_one_step_of_the_talks_model_in_float64():
     compare_in_float64(TALK, (32, 32, 32))
 
 
-def allowed(name: str) -> float:
-    """Error of a float32 result; see the head of this file."""
+def allowed(name: str, accuracy: str = "strict") -> float:
+    """Error of a float32 result; see the head of this file.
+
+    "Fast" convolutions err by up to 5e-5 of their largest output, 800 roundings. That close to zero
+    before a ReLU are two of ten thousand values, each of which sends its gradient another way: the
+    root of 2e-4 is 1.4 % of the gradients. 0.6 % was seen.
+    """
+    if accuracy == "fast":
+        return 2e-2 if name.startswith("gradient") else 1e-4
     if name.startswith("gradient"):
         return 2e-5
     return {"loss": 3e-6, "prediction": 5e-6}.get(name, 5e-7)
@@ -260,6 +281,18 @@ def test_one_step_in_float32(config):
     for whose, run in runs.items():
         for name, error in errors(run, exact).items():
             assert error < allowed(name), f"{whose}, {name}: {error}"
+
+
+@pytest.mark.parametrize("accuracy", ["strict", "fast"])
+@configs
+def test_one_compiled_step(config, accuracy):
+    """Rounding of float32, in another order than eager; "fast" convolutions may lose more."""
+    image, labels = make_batch(config, batch_sides(config), seed=0)
+    exact = our_step(our_unet(config, "float64"), image, labels)
+    del exact["prediction"]
+    found = our_compiled_step(our_unet(config, "float32"), image, labels, accuracy)
+    for name, error in errors(found, exact).items():
+        assert error < allowed(name, accuracy), f"{name}: {error}"
 
 
 def test_the_comparison_finds_a_small_mistake():
@@ -289,6 +322,13 @@ def our_curve(model: UNet, batches: list, rate_of_step=lambda step: LR) -> np.nd
         optimizer.step()
         curve.append(loss.item())
     return np.array(curve)
+
+
+def our_compiled_curve(model: UNet, batches: list, accuracy: str) -> np.ndarray:
+    loss = functools.partial(losses.log_dice, smoothing=SMOOTHING)
+    shape = batches[0][0].shape
+    step = tinyunet.compile(model, loss, Adam(model.parameters(), LR), shape, accuracy=accuracy)
+    return np.array([step(*batches[number % len(batches)]) for number in range(STEPS)])
 
 
 def keras_curve(model: "keras.Model", ours: UNet, batches: list) -> np.ndarray:
@@ -338,7 +378,7 @@ def test_twenty_steps_in_float64():
 
 
 def test_twenty_steps_of_the_talks_model_in_float32():
-    """Both with their own Adam: 1e-4 apart was seen, 1e-3 is allowed.
+    """Both with their own Adam: 1e-4 apart was seen, 1e-3 is allowed; compiled as eager.
 
     What is apart is rounding (1e-7 a loss) and Keras' shorter steps, magnified by training: see
     the test before. The curve itself falls to less than a half.
@@ -346,6 +386,10 @@ def test_twenty_steps_of_the_talks_model_in_float32():
     batches = [make_batch(TALK, (32, 32, 32), seed) for seed in range(4)]
     ours, theirs = same_models(TALK, "float32")
     exact = keras_curve(theirs, ours, batches)
-    found = our_curve(ours, batches)
-    np.testing.assert_allclose(found, exact, rtol=1e-3)
+    curves = {"eager": our_curve(ours, batches)}
+    for accuracy in ("strict", "fast"):
+        model = our_unet(TALK, "float32")
+        curves[accuracy] = our_compiled_curve(model, batches, accuracy)
+    for way, found in curves.items():
+        np.testing.assert_allclose(found, exact, rtol=1e-3, err_msg=way)
     assert exact[-1] < 0.5 * exact[0], "nothing was learnt"

@@ -39,43 +39,64 @@ def loads(monkeypatch):
 )
 def test_each_patch_of_an_epoch_is_trained_on(cases, per_case, batch, seed, epoch):
     order = epoch_samples(cases, per_case, batch, seed, epoch)
-    count = cases * per_case
-    steps = order.size // batch
-    assert order.shape == (steps, batch)
-    assert (steps - 1) * batch < count <= steps * batch
-    assert set(order.ravel()) == set(range(count))
-    # Only what fills the last step comes twice.
-    assert sorted(order.ravel()[:count]) == list(range(count))
-    np.testing.assert_array_equal(order, epoch_samples(cases, per_case, batch, seed, epoch))
+    *full, last = map(len, order)
+    assert set(full) <= {batch}
+    assert 0 < last <= batch
+    assert sorted(np.concatenate(order)) == list(range(cases * per_case))
+    again = epoch_samples(cases, per_case, batch, seed, epoch)
+    assert all(np.array_equal(a, b) for a, b in zip(order, again, strict=True))
 
 
 def test_each_epoch_and_each_seed_has_its_own_order():
     orders = [
-        tuple(epoch_samples(8, 4, 4, seed, epoch).ravel()) for seed in (0, 1) for epoch in (1, 2)
+        tuple(np.concatenate(epoch_samples(8, 4, 4, seed, epoch)))
+        for seed in (0, 1)
+        for epoch in (1, 2)
     ]
     assert len(set(orders)) == 4
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_together_get_what_one_rank_gets(cases, ranks):
     volumes = Volumes(10**9)
     alone = list(Loader(cases, volumes, PATCH, 3, 4, 7).epoch(2))
     of_ranks = [
         Loader(cases, volumes, PATCH, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)
     ]
-    for whole, *shares in zip(alone, *of_ranks, strict=True):
+    for number, (whole, *shares) in enumerate(zip(alone, *of_ranks, strict=True)):
+        assert sum(share.weight for share in shares) == pytest.approx(1.0)
+        shares = [share for share in shares if share.patches]
+        assert sum(share.patches for share in shares) == whole.patches == (1 if number == 2 else 4)
         np.testing.assert_array_equal(np.concatenate([s.images for s in shares]), whole.images)
         np.testing.assert_array_equal(np.concatenate([s.labels for s in shares]), whole.labels)
-        assert whole.images.shape == (4, *PATCH, 4)
+        assert whole.images.shape == (whole.patches, *PATCH, 4)
         assert whole.images.dtype == np.float32
-        assert whole.labels.shape == (4, *PATCH)
+        assert whole.labels.shape == (whole.patches, *PATCH)
         assert whole.labels.dtype == np.uint8
 
 
 def test_steps_and_volumes_of_an_epoch(cases):
     loader = Loader(cases, Volumes(10**9), PATCH, 3, 4, 0, 1, 2)
-    assert (loader.steps, loader.volumes, loader.batch_size) == (3, 12, 4)
+    assert (loader.steps, loader.volumes, loader.batch_size) == (3, 9, 4)
     assert len(list(loader.epoch(1))) == 3
+    # Two patches a rank, and one that is left: the other rank computes it, too, but for nothing.
+    assert loader.batch_shapes() == [(2, *PATCH), (1, *PATCH)]
+
+
+def test_several_batches_make_a_step(cases):
+    loader = Loader(cases, Volumes(10**9), PATCH, 3, 2, 0, 1, 2, accumulate=3)
+    batches = list(loader.epoch(1))
+    assert loader.steps == 2
+    assert [batch.ends_step for batch in batches] == [False, False, True, False, True]
+    weights = [batch.weight for batch in batches]
+    assert weights == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 3, 0])
+    assert [batch.patches for batch in batches] == [1, 1, 1, 1, 0]
+
+
+def test_an_epoch_of_less_than_a_batch(cases):
+    loader = Loader(cases, Volumes(10**9), PATCH, 1, 8, 0, 0, 4)
+    assert loader.batch_shapes() == [(1, *PATCH)]
+    assert [batch.patches for batch in loader.epoch(1)] == [1]
 
 
 def test_volumes_are_read_once(cases, loads):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.nifti import DataError, Geometry, read_labels, read_volume
+from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,18 @@ def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequenc
             f"{path}: the patch of {_size(patch_size)} voxels is larger than the volume of "
             f"{_size(volume)}; expected a patch of at most that size"
         )
+
+
+def check_patch_fits_all(cases: Sequence[Case], patch_size: Sequence[int]) -> None:
+    """Check that a patch is no larger than any volume, by the headers of the files alone.
+
+    Raises
+    ------
+    DataError
+        As :func:`check_patch_fits`, or a file is missing or not NIfTI.
+    """
+    for case in cases:
+        check_patch_fits(case.image_paths[0], read_shape(case.image_paths[0]), patch_size)
 
 
 def _check_same_space(

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import io
 import math
 import os
 import zlib
@@ -28,6 +29,8 @@ _POSITION_FIELDS = (
 )  # fmt: skip
 
 _GZIP_MAGIC = b"\x1f\x8b"
+# Enough of a file, also of a compressed one, for its header; version 2 has one of 540 bytes.
+_HEADER_BYTES = 4096
 
 
 class DataError(UserError):
@@ -125,10 +128,7 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
     """
     path = Path(path)
     raw = _read_bytes(path)
-    version_2 = raw[4:8] == b"n+2\0"
-    if not version_2 and raw[344:348] != b"n+1\0":
-        raise DataError(f"{path}: not a NIfTI file; expected a .nii or .nii.gz file")
-    image_class: Any = nibabel.Nifti2Image if version_2 else nibabel.Nifti1Image
+    image_class = _image_class(path, raw)
     try:
         with _quiet_nibabel():
             image = image_class.from_bytes(raw)
@@ -157,6 +157,42 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
     if bad:
         raise DataError(f"{path}: {bad} voxels are NaN or infinite; expected finite numbers")
     return geometry.to_canonical(voxels), geometry
+
+
+def read_shape(path: str | Path) -> tuple[int, ...]:
+    """Return the size of a volume in the common frame, from the first bytes of its file.
+
+    Nothing is said of the voxels: they may be cut off or damaged.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    shape
+        (D, H, W) or (D, H, W, C), as :func:`read_volume` would return voxels of.
+
+    Raises
+    ------
+    DataError
+        The file is missing, is not NIfTI, or has no three-dimensional volume in it.
+    """
+    path = Path(path)
+    raw = _read_bytes(path, _HEADER_BYTES)
+    header_class = _image_class(path, raw).header_class
+    try:
+        with _quiet_nibabel():
+            header = header_class.from_fileobj(io.BytesIO(raw))
+            shape = _check_shape(path, header.get_data_shape())
+            affine = np.asarray(header.get_best_affine(), np.float64)
+            geometry = Geometry(affine, (shape[0], shape[1], shape[2]), header)
+            return (*geometry.canonical_shape, *shape[3:])
+    except DataError:
+        raise
+    except Exception as error:  # nibabel raises nearly any type on damaged bytes
+        raise DataError(f"{path}: damaged NIfTI file ({_one_line(error)})") from error
 
 
 def read_labels(
@@ -279,12 +315,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error
 
 
-def _read_bytes(path: Path) -> bytes:
-    """Return the content of a file, uncompressed, or say in one line why that is not possible."""
+def _image_class(path: Path, raw: bytes) -> Any:
+    """Return nibabel's class for the version of the format, after checking that it is one."""
+    if raw[4:8] == b"n+2\0":
+        return nibabel.Nifti2Image
+    if raw[344:348] == b"n+1\0":
+        return nibabel.Nifti1Image
+    raise DataError(f"{path}: not a NIfTI file; expected a .nii or .nii.gz file")
+
+
+def _read_bytes(path: Path, most: int | None = None) -> bytes:
+    """Return the first bytes of a file, or all, uncompressed; or say why that is not possible."""
     if path.is_dir():
         raise DataError(f"{path}: is a folder; expected a .nii or .nii.gz file")
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(most)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a .nii or .nii.gz file") from None
     except OSError as error:
@@ -294,11 +340,16 @@ def _read_bytes(path: Path) -> bytes:
     if not raw.startswith(_GZIP_MAGIC):
         return raw
     try:
-        return gzip.decompress(raw)
+        return _inflate_start(raw, most) if most else gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: truncated or damaged ({_one_line(error)}); expected a whole .nii.gz file"
         ) from error
+
+
+def _inflate_start(raw: bytes, most: int) -> bytes:
+    """Uncompress the start of a gzip file of which only the start was read."""
+    return zlib.decompressobj(wbits=31).decompress(raw, most)
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,19 +4,21 @@ Each input shape has a program of its own. The last few are kept.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyunet.graph.differentiate import differentiate
+from tinyunet.context import Listener
+from tinyunet.graph.differentiate import differentiate, gradient_name
 from tinyunet.graph.executor import Program
 from tinyunet.graph.finish import finish
 from tinyunet.graph.ir import Graph
 from tinyunet.graph.passes import PASSES, Options
-from tinyunet.graph.show import Stage, stage
+from tinyunet.graph.show import Stage
 from tinyunet.graph.trace import LABELS, Loss, trace
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
@@ -40,14 +42,14 @@ class Compiled:
         """Return the graph for a shape as traced, and after each pass."""
         reuse = "plan_memory" in self.passes
         graph = self._trace(tuple(input_shape))
-        found = [stage("traced", graph, reuse=False)]
+        found = [Stage("traced", graph, reuse=False)]
         options = Options(self.passes, self._accuracy)
         for name, run in PASSES.items():
             if name in self.passes:
                 graph = run(graph, options).check()
-                found.append(stage(name, graph, reuse=False))
+                found.append(Stage(name, graph, reuse=False))
         graph = finish(graph)
-        return [*found, stage("plan_memory" if reuse else "finished", graph, reuse)]
+        return [*found, Stage("plan_memory" if reuse else "finished", graph, reuse)]
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
@@ -111,6 +113,11 @@ class TrainingStep(Compiled):
     """One step of training: ``step(images, labels)`` returns the loss.
 
     The gradients of the step stay in the optimizer's buffer until the next one.
+
+    Attributes
+    ----------
+    dice_sums : array, shape = (3, MB, classes), or None
+        What :class:`tinyunet.losses.DiceSums` found for the last batch, if the loss has it.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class TrainingStep(Compiled):
     ) -> None:
         super().__init__(model, passes, accuracy, debug)
         self.loss, self.optimizer = loss, optimizer
+        self.dice_sums: Array | None = None
 
     def __call__(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Run forward, backward and the optimizer; return the loss before the step."""
@@ -131,18 +139,28 @@ class TrainingStep(Compiled):
         self.optimizer.step()
         return loss
 
-    def gradients(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    def gradients(
+        self,
+        images: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        weight: float = 1.0,
+        listener: Listener | None = None,
+    ) -> float:
         """Run forward and backward only, and fill the optimizer's gradients.
 
         Parameters
         ----------
         images : array, shape = (MB, D, H, W, C), or (MB, H, W, C) for a model in two dimensions
         labels : array of int, shape = (MB, D, H, W), or (MB, H, W)
+        weight : float
+            The gradients are those of ``weight`` times the loss.
+        listener : callable, optional
+            Called after each node with its name, and the parameters whose ``grad`` is complete.
 
         Returns
         -------
         float
-            The loss.
+            The loss, without the weight.
 
         Raises
         ------
@@ -151,14 +169,30 @@ class TrainingStep(Compiled):
         """
         array = self._images(images)
         program = self.program(array.shape)
-        program.run(images=array, labels=_checked_labels(labels, program.graph))
-        for parameter in self._unused(program):
-            parameter.fill(0)
-        return float(program.arrays[program.graph.outputs[0]])
+        checked = _checked_labels(labels, program.graph)
+        loss, *dice = program.graph.outputs
+        program.arrays[gradient_name(loss)][...] = weight
+        parameters = dict(self.model.named_parameters())
+        unused = [p for name, p in parameters.items() if name not in program.graph.gradients]
+        for parameter in unused:
+            assert parameter.grad is not None  # or there would be no program
+            parameter.grad.fill(0)
+
+        def told(node: str, complete: Sequence[str]) -> None:
+            if listener is not None:
+                listener(node, [parameters[name] for name in complete])
+
+        if listener is not None and unused:
+            listener("no gradient", unused)
+        program.run(listener=told if listener else None, images=array, labels=checked)
+        self.dice_sums = np.array(program.arrays[dice[0]]) if dice else None
+        return float(program.arrays[loss])
 
     def _trace(self, input_shape: Shape) -> Graph:
         with _mode(self.model, training=True):
-            return differentiate(trace(self.model, input_shape, self.loss))
+            graph = differentiate(trace(self.model, input_shape, self.loss))
+        dice = [node.outputs["dst"] for node in graph.nodes if node.op == "dice_sums"]
+        return replace(graph, outputs=(*graph.outputs, *dice))
 
     def _gradients(self) -> dict[str, Array]:
         found: dict[str, Array] = {}
@@ -167,10 +201,6 @@ class TrainingStep(Compiled):
                 raise ValueError(f"optimizer: it does not hold the model's parameter {name!r}")
             found[name] = parameter.grad
         return found
-
-    def _unused(self, program: Program) -> list[Array]:
-        used = program.graph.gradients
-        return [g for name, g in self._gradients().items() if name not in used]
 
     def _model_arrays(self) -> list[Array]:
         return super()._model_arrays() + list(self._gradients().values())

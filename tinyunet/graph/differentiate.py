@@ -21,19 +21,24 @@ CONVOLUTIONS = ("convolution", "transposed_convolution")
 def differentiate(graph: Graph) -> Graph:
     """Return the graph with the gradient of its (only) output by every parameter behind it."""
     (loss,) = graph.outputs
-    start = replace(graph.values[loss], name=f"d({loss})", kind="constant", needs_gradient=False)
+    start = replace(
+        graph.values[loss], name=gradient_name(loss), kind="constant", needs_gradient=False
+    )
     one = np.ones((), start.dtype)
     tape = _Tape(graph, dict(graph.values) | {start.name: start}, {loss: start.name})
     for node in reversed(graph.nodes):
         for backward in _backward_nodes(node, tape):
             tape.add(backward)
+    nodes = tuple(
+        n.with_inputs(gradient=start.name) if n.op == "eager_loss" else n for n in graph.nodes
+    )
     found = {name: tape.of[name] for name, v in graph.values.items() if _is_wanted(v, tape)}
     for gradient in found.values():
         tape.values[gradient] = replace(tape.values[gradient], kind="gradient")
     return (
         replace(
             graph,
-            nodes=graph.nodes + tuple(tape.nodes),
+            nodes=nodes + tuple(tape.nodes),
             values=tape.values,
             data={**graph.data, start.name: one},
             gradients=found,
@@ -41,6 +46,11 @@ def differentiate(graph: Graph) -> Graph:
         .rewrite({})
         .check()
     )
+
+
+def gradient_name(value: str) -> str:
+    """What the gradient of a value is called, if it is no sum of several."""
+    return f"d({value})"
 
 
 def _is_wanted(value: Value, tape: "_Tape") -> bool:
@@ -60,7 +70,7 @@ class _Tape:
         sums: list[Node] = []
         for role, target in node.outputs.items():
             value, before = self.graph.values[target], self.of.get(target)
-            name = f"d({target})" if before is None else f"{before}+"
+            name = gradient_name(target) if before is None else f"{before}+"
             more = f"{name}more"
             self.values[name] = replace(
                 value, name=name, kind="temporary", needs_gradient=False, split=()

@@ -4,15 +4,15 @@ All temporary arrays are views into one arena, made when the program is built; a
 allocates nothing but what unfused operators take for themselves.
 """
 
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.memory import empty
+from tinyunet import verbose
 from tinyunet.graph import fused, unfused
 from tinyunet.graph.ir import Graph, Node
 from tinyunet.graph.memory import plan
@@ -49,6 +49,7 @@ class Program:
             for at, node in enumerate(graph.nodes)
             if not node.views
         ]
+        self._complete = _completions(graph)
         self._dying: dict[int, list[Array]] = {}
         for name, buffer in self.plan.buffers.items():
             start = self.plan.offsets[name]
@@ -57,15 +58,21 @@ class Program:
             )
         self._prepared: object = None
 
-    def run(self, state: object = None, **inputs: Array) -> None:
+    def run(
+        self,
+        state: object = None,
+        listener: Callable[[str, Sequence[str]], None] | None = None,
+        **inputs: Array,
+    ) -> None:
         """Run all nodes on the inputs; results are in ``arrays`` until the next run.
 
         Nodes of the phase "prepare" run only if ``state``, whatever it is, is not that of the last
-        run.
+        run. ``listener`` is called after each node with its name, and the names of the parameters
+        whose gradients are complete by then.
         """
         for name, array in inputs.items():
             np.copyto(self.arrays[name], array)
-        verbose = os.environ.get("TINYUNET_VERBOSE") == "1"
+        told = verbose.wanted()
         prepared = state is not None and state == self._prepared
         self._prepared = state
         if self._debug and not prepared:
@@ -73,10 +80,12 @@ class Program:
         for at, node, call in self._calls:
             if prepared and node.phase == "prepare":
                 continue
-            if verbose:
+            if told:
                 self._timed(node, call)
             else:
                 call()
+            if listener is not None:
+                listener(node.name, self._complete.get(at, ()))
             for memory in self._dying.get(at, ()) if self._debug else ():
                 memory.fill(_NAN_BYTE)
 
@@ -110,6 +119,21 @@ class Program:
             name: owned[memory[name]][: value.nbytes].view(value.dtype).reshape(value.storage_shape)
             for name, value in graph.values.items()
         }
+
+
+def _completions(graph: Graph) -> dict[int, list[str]]:
+    """Parameters by the number of the last node that writes to their gradient's memory."""
+    memory = graph.shared_memory()
+    last = {
+        memory[value]: at
+        for at, node in enumerate(graph.nodes)
+        if not node.views
+        for value in node.outputs.values()
+    }
+    found: dict[int, list[str]] = {}
+    for parameter, gradient in graph.gradients.items():
+        found.setdefault(last[memory[gradient]], []).append(parameter)
+    return found
 
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:

@@ -127,9 +127,13 @@ def _statistics(b: Binder) -> Call:
     mean, variance = (b.arrays[b.node.inputs[r]] for r in ("running_mean", "running_variance"))
     epsilon, momentum = (float(b.node.attributes[name]) for name in ("epsilon", "momentum"))
     out = [b.arrays[b.node.outputs[role]] for role in ("scale", "shift", "mean", "rstd")]
-    return lambda: statistics.finish_moments(
-        moments, gamma, beta, epsilon, momentum, mean, variance, *out
-    )
+    combine = b.node.attributes.get("combine")
+
+    def run() -> None:
+        found = statistics.combine_moments(moments, combine) if combine else moments
+        statistics.finish_moments(found, gamma, beta, epsilon, momentum, mean, variance, *out)
+
+    return run
 
 
 def _fixed_statistics(b: Binder) -> Call:
@@ -168,7 +172,19 @@ def _statistics_backward(b: Binder) -> Call:
     sums, count = b.array("sums"), b.node.attributes["count"]
     arrays = [b.arrays[b.node.inputs[r]] for r in ("scale", "mean", "rstd")]
     out = [b.arrays[b.node.outputs[r]] for r in ("a", "b", "d", "diff_scale", "diff_shift")]
-    return lambda: statistics.finish_gradient(sums, count, *arrays, *out)
+    combine = b.node.attributes.get("combine")
+
+    def run() -> None:
+        statistics.finish_gradient(sums, count, *arrays, *out)
+        if combine:
+            # The source's gradient goes through everybody's statistics; gamma's and beta's stay
+            # this process' own, which are summed with all other gradients.
+            own = [diff.copy() for diff in out[3:]]
+            everyones, voxels = statistics.combine_sums(sums, count, combine)
+            statistics.finish_gradient(everyones, voxels, *arrays, *out)
+            out[3][:], out[4][:] = own
+
+    return run
 
 
 # ---- others ----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     candidates : sequence of tiles
         Winograd F(tile); None is direct.
     """
-    memory = _memory()
+    memory = remembered()
     key = _key(node, graph, candidates)
     if key not in memory:
         times = [_seconds(node.with_attributes(tile=tile), graph) for tile in candidates]
@@ -109,7 +109,8 @@ def _path() -> Path:
 
 
 @functools.cache
-def _memory() -> dict[str, list[int] | None]:
+def remembered() -> dict[str, list[int] | None]:
+    """Return what is known so far, by the key of a convolution; may be added to."""
     try:
         found: dict[str, list[int] | None] = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):

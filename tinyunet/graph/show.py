@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from tinyunet import verbose
 from tinyunet.graph.cost import flops, nbytes
 from tinyunet.graph.ir import Graph, Node, Value
 from tinyunet.graph.memory import plan
@@ -11,11 +13,16 @@ from tinyunet.graph.memory import plan
 
 @dataclass(frozen=True)
 class Stage:
-    """A graph after a pass, by its figures."""
+    """A graph after a pass, by its figures; ``reuse`` as in :func:`tinyunet.graph.memory.plan`."""
 
     name: str
     graph: Graph
-    arena: int
+    reuse: bool
+
+    @cached_property
+    def arena(self) -> int:
+        """Bytes of temporary arrays. To plan them takes longer than most passes."""
+        return plan(self.graph, self.reuse).nbytes
 
     @property
     def figures(self) -> tuple[int, int, int, float]:
@@ -27,11 +34,6 @@ class Stage:
             sum(nbytes(node, self.graph) for node in nodes),
             sum(flops(node, self.graph) for node in nodes),
         )
-
-
-def stage(name: str, graph: Graph, reuse: bool) -> Stage:
-    """Return the figures of a graph as it would run now."""
-    return Stage(name, graph, plan(graph, reuse).nbytes)
 
 
 def is_unfused(node: Node) -> bool:
@@ -80,13 +82,9 @@ def nodes_table(graph: Graph) -> str:
 def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
     """Return what ``TINYUNET_VERBOSE=1`` prints of a kernel that has just run."""
     value = main_value(node, graph)
-    shape = "x".join(map(str, value.shape)) or "1"
-    fused = fused_parts(node) or "-"
-    return (
-        f"tinyunet: {node.op:36} {shape:18} {value.layout:9} {kernel_of(node):14} {fused:56}"
-        f" {seconds * 1e3:8.3f} ms {flops(node, graph) / seconds / 1e9:8.1f} GFLOP/s"
-        f" {nbytes(node, graph) / seconds / 1e9:6.1f} GB/s  {node.name}"
-    )
+    work = flops(node, graph), nbytes(node, graph)
+    told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node)
+    return verbose.line(*told, seconds, *work, node.name)
 
 
 def main_value(node: Node, graph: Graph) -> Value:

@@ -133,7 +133,7 @@ def _eager_loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
     def run() -> None:
         prediction = Tensor(inputs["prediction"], requires_grad=True)
         loss = function(prediction, inputs["labels"], **options)
-        loss.backward()
+        loss.backward(inputs["gradient"])
         _store(outputs["dst"], loss.data)
         _store(outputs["diff_prediction"], prediction.grad)
 

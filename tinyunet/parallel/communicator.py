@@ -6,7 +6,8 @@ operation is then what it would be among one.
 How a rank waits
     MPI spins. With more ranks than cores, a rank that waits takes the core from one that computes.
     So each operation is started without blocking, tested 50 times with the core given away in
-    between, and from then on tested between sleeps of 20 us growing to 1 ms. Measured on 2 cores,
+    between, and from then on tested between sleeps of 20 us growing to 1 ms; to 0.1 ms if every
+    rank has a core of its own. Measured on 2 cores,
     22.6 MB a step; 4 ranks of which one computes 400 ms and three 200 ms, so 500 ms at best::
 
         blocking Allreduce          779 ms a step
@@ -20,18 +21,23 @@ What happens on an error
     An error that one rank meets in a :meth:`Communicator.together` block is raised by all of them
     at the end of the block, so that all leave, the message is shown once, and nobody is left
     waiting. :meth:`Communicator.abort` is for what is met elsewhere.
+
+What happens when nothing happens
+    After :meth:`Communicator.warn_of_stalls`, ranks that are waited for too long are named.
 """
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.errors import AgreedError, UserError, as_user_error, one_line
+from tinyunet.parallel.stall import StallWatch
+from tinyunet.parallel.timeline import WAITS, Timeline
 
 T = TypeVar("T")
 
@@ -40,7 +46,9 @@ _LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 _EAGER_TESTS = 50
 # Where there is no such call (Windows), a sleep of nothing; elsewhere that would take 60 us or more.
 _give_core_away = getattr(os, "sched_yield", lambda: time.sleep(0))
-_SHORTEST_SLEEP, _LONGEST_SLEEP = 20e-6, 1e-3
+_SHORTEST_SLEEP = 20e-6
+# Where ranks outnumber cores, and where they do not: a large message of TCP needs many tests.
+_LONGEST_SLEEP, _LONGEST_SLEEP_ALONE = 1e-3, 1e-4
 
 
 class Communicator:
@@ -57,6 +65,10 @@ class Communicator:
         This process among all of them.
     local_rank, local_size : int
         This process among those on the same node.
+    node_token : str
+        What those share, and nobody else.
+    timeline : Timeline or None
+        Is told of every wait.
     """
 
     def __init__(self, mpi: Any = None) -> None:
@@ -64,6 +76,10 @@ class Communicator:
         self.rank: int = mpi.rank if mpi else 0
         self.size: int = mpi.size if mpi else 1
         self.local_rank, self.local_size, self._sharing = 0, 1, 1
+        self.node_token = f"{os.getpid()}-{time.time_ns()}"
+        self.timeline: Timeline | None = None
+        self._stalls: StallWatch | None = None
+        self._waits = 0
         if self.size > 1:
             self._look_around()
 
@@ -76,11 +92,21 @@ class Communicator:
         mine = _affinity()
         # A launcher may bind each rank to cores of its own; only those of equal sets share.
         self._sharing = sum(other == mine for other in node.allgather(mine))
+        self.node_token = node.bcast(self.node_token)
         node.Free()
 
     def threads(self) -> int:
         """Threads for this rank: its cores divided among the ranks that share them, at least 1."""
         return max(1, len(_affinity()) // self._sharing)
+
+    def warn_of_stalls(self, seconds: float) -> None:
+        """From now on name, on the screen, each rank that the others have waited for so long."""
+        if self.size > 1:
+            self._stalls = StallWatch(self.duplicates(1)[0], seconds)
+
+    def duplicates(self, count: int) -> list[Any]:
+        """Return MPI communicators of the same ranks: what is sent in one meets nothing of another."""
+        return [self._mpi.Dup() for _ in range(count)] if self.size > 1 else [None] * count
 
     def allreduce_sum(self, array: NDArray[Any]) -> None:
         """Replace an array, in place, by its sum over the ranks: the same bits on each.
@@ -93,7 +119,7 @@ class Communicator:
         if self.size > 1:
             from mpi4py import MPI
 
-            _wait(self._mpi.Iallreduce(MPI.IN_PLACE, array, op=MPI.SUM))
+            self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, array, op=MPI.SUM).Test, "allreduce")
 
     def allreduce_mean(self, array: NDArray[np.floating[Any]]) -> None:
         """Replace an array, in place, by its mean over the ranks: the same bits on each.
@@ -116,7 +142,7 @@ class Communicator:
             The same shape and dtype on every rank.
         """
         if self.size > 1:
-            _wait(self._mpi.Ibcast(array, root=0))
+            self.wait(self._mpi.Ibcast(array, root=0).Test, "broadcast")
 
     def broadcast_object(self, value: T, root: int = 0) -> T:
         """Return the object that rank ``root`` gave; what the others give is ignored."""
@@ -136,7 +162,7 @@ class Communicator:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
-            _wait(self._mpi.Ibarrier())
+            self.wait(self._mpi.Ibarrier().Test, "barrier")
 
     def agree(self, error: UserError | None) -> None:
         """Raise the error of the lowest rank that has one, on every rank.
@@ -155,9 +181,34 @@ class Communicator:
         if self.size > 1:
             from mpi4py import MPI
 
-            _wait(self._mpi.Iallreduce(MPI.IN_PLACE, first, op=MPI.MIN))
+            self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, first, op=MPI.MIN).Test, "agree")
         if first[0] < self.size:
             raise AgreedError(self.broadcast_object(str(error), root=int(first[0])))
+
+    def wait(self, is_done: Callable[[], bool], name: str = "wait") -> None:
+        """Wait for what has been started, leaving the cores to those who compute.
+
+        Parameters
+        ----------
+        is_done : callable
+            Such as ``Test`` of MPI's requests.
+        name : str
+            For the timeline.
+        """
+        start, tests = time.perf_counter(), 0
+        crowded = self._sharing > len(_affinity())
+        longest = _LONGEST_SLEEP if crowded else _LONGEST_SLEEP_ALONE
+        self._waits += 1
+        while not is_done():
+            tests += 1
+            if tests <= _EAGER_TESTS:
+                _give_core_away()
+            else:
+                if self._stalls:
+                    self._stalls.look(self._waits, time.perf_counter() - start)
+                time.sleep(min(_SHORTEST_SLEEP * (tests - _EAGER_TESTS), longest))
+        if self.timeline:
+            self.timeline.span(WAITS, name, start, time.perf_counter())
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -219,14 +270,3 @@ def _affinity() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
-
-
-def _wait(request: Any) -> None:
-    """Wait for an operation that has been started, leaving the cores to those who compute."""
-    tests = 0
-    while not request.Test():
-        tests += 1
-        if tests <= _EAGER_TESTS:
-            _give_core_away()
-        else:
-            time.sleep(min(_SHORTEST_SLEEP * (tests - _EAGER_TESTS), _LONGEST_SLEEP))

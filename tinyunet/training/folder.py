@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tinyunet.errors import UserError
 
+# Checkpoints: the last one, the one before, the best so far, and one that was refused.
+LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "damaged.npz"
+
 
 class RunFolder:
     """``OUTPUT/TIME/`` for the files of one run; made when the path of a file is first asked for.
@@ -15,11 +18,13 @@ class RunFolder:
     ----------
     output : Path or str
         Where the folder will be.
+    resumed : Path, optional
+        The folder of a run that goes on.
     """
 
-    def __init__(self, output: Path | str) -> None:
+    def __init__(self, output: Path | str, resumed: Path | None = None) -> None:
         self._output = Path(output)
-        self._path: Path | None = None
+        self._path = resumed
 
     def check(self, most_bytes: int) -> None:
         """Make ``output``, and see whether a run will fit into it.
@@ -47,6 +52,14 @@ class RunFolder:
                 f"{self._output}: {free / 1e6:.0f} MB left on this disk; "
                 f"a run takes {most_bytes / 1e6:.0f} MB"
             )
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed left half written, and the folder if it is empty."""
+        if self._path is not None and self._path.is_dir():
+            for unfinished in self._path.glob(".[0-9]*-*"):
+                unfinished.unlink(missing_ok=True)
+            if not any(self._path.iterdir()):
+                self._path.rmdir()
 
     @property
     def begun(self) -> bool:

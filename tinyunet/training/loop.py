@@ -1,27 +1,46 @@
-"""An epoch of data-parallel training: each rank its patches, one mean of all gradients a step."""
+"""An epoch of data-parallel training: each rank its patches, one sum of all gradients a step."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.errors import AgreedError
-from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam
+from tinyunet.parallel.batch_norm import Synchronized
+from tinyunet.parallel.buckets import GradientSum
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.parallel.options import Exchange
+from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, Inspector, Loader
+from tinyunet.training.state import Array, gather_rows, share, take_row
+from tinyunet.training.step import (
+    Gradients,
+    Result,
+    cancelled_biases,
+    compiled_gradients,
+    eager_gradients,
+    foreground,
+)
 from tinyunet.unet import UNet
 
 # Share of batch norm's running statistics that stays at each step. Keras' 0.99 remembers a hundred
 # steps, by when the weights of a short training have become others; this remembers ten.
 BATCH_NORM_MOMENTUM = 0.9
 
+_USUAL = Exchange()
+
 
 class EpochResult(NamedTuple):
-    """Means over the patches of an epoch: the loss, and Dice of whatever is not background."""
+    """The loss, as a mean over the patches of an epoch, and Dice of what is not background.
+
+    That Dice is of probabilities, not of the most probable class: the loss has its sums anyway. It
+    is taken over all voxels of the epoch and all classes together, so it lies below the Dice of
+    the validation while the network is unsure.
+    """
 
     loss: float
     dice: float
@@ -46,6 +65,20 @@ class Trainer:
         Learning rate of each step, counted from 0.
     communicator : Communicator
     progress : Progress
+    eager : bool
+        Run the eager model instead of the compiled step.
+    accuracy : {"fast", "strict"}
+        Of the compiled step: see :func:`tinyunet.compile`.
+    exchange : Exchange
+    pauses : Pauses, optional
+        Tells between two steps what to pause for.
+
+    Attributes
+    ----------
+    number, step : int
+        The epoch, and how many of its steps have been done.
+    total : ndarray
+        Sums over its patches so far: loss, intersection and size of Dice, and their number.
     """
 
     def __init__(
@@ -57,6 +90,10 @@ class Trainer:
         schedule: Callable[[int], float],
         communicator: Communicator,
         progress: Progress,
+        eager: bool = False,
+        accuracy: str = "fast",
+        exchange: Exchange = _USUAL,
+        pauses: Pauses | None = None,
     ) -> None:
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self._inspector = inspector
@@ -64,51 +101,129 @@ class Trainer:
         for _, module in model.named_modules():
             if isinstance(module, BatchNorm):
                 module.momentum = BATCH_NORM_MOMENTUM
-        communicator.broadcast(optimizer.flat_parameters)
+        self._pauses = pauses or Pauses(communicator, None)
+        self.number, self.step, self.total = 0, 0, np.zeros(4)
+        share(model, optimizer, communicator)
+        self._sums = GradientSum(optimizer, communicator, exchange)
+        together = exchange.synchronize and communicator.size > 1
+        self._together = Synchronized(model, communicator) if together else None
+        shape = (*loader.batch_shapes()[0], model.config["in_channels"])
+        self._cancelled = {id(bias) for bias in cancelled_biases(model.train(), shape)}
+        self._gradients: Gradients
+        if eager:
+            self._gradients = eager_gradients(model, optimizer)
+        else:
+            self._gradients = compiled_gradients(model, optimizer, shape, accuracy)
 
-    def epoch(self, number: int) -> EpochResult:
-        """Train on every patch of an epoch.
+    def epoch(
+        self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None
+    ) -> EpochResult:
+        """Train on every patch of an epoch, or on those that are left of the present one.
+
+        Parameters
+        ----------
+        number : int
+            The present epoch, or the next one.
+        on_pause : callable
+            Called between two steps when there is something to pause for.
 
         Raises
         ------
         AgreedError
             On every rank: a file of any rank cannot be used, or the loss is no number any more.
         """
+        if number != self.number:
+            self.number, self.step, self.total = number, 0, np.zeros(4)
         self.model.train()
-        batches = self.loader.epoch(number)
-        total = np.zeros(4)
-        for step in range(1, self.loader.steps + 1):
-            with self._communicator.together():
-                self._inspector.check()
-                sums = self._gradients(next(batches))
-            self._communicator.allreduce_sum(sums)
-            self._communicator.allreduce_mean(self.optimizer.flat_gradients)
+        batches = self.loader.epoch(number, self.step)
+        while self.step < self.loader.steps:
+            sums = self._step(batches)
             if not np.isfinite(sums[0]):
                 raise AgreedError(
-                    f"the loss is {sums[0]} in epoch {number}, step {step}; try a smaller --lr"
+                    f"the loss is {sums[0]} in epoch {number}, step {self.step + 1}; "
+                    "try a smaller --lr"
                 )
             self.optimizer.lr = self._schedule(self.optimizer.steps)
             self.optimizer.step()
-            total += sums
-            result = EpochResult(total[0] / (step * self._communicator.size), _dice(total[1:]))
-            self._progress.step(self.loader.batch_size, loss=result.loss, Dice=result.dice)
-        average_buffers(self.model, self._communicator)
-        return result
+            self.step += 1
+            self.total += sums[:4]
+            loss, dice = self._result()
+            self._progress.step(int(sums[3]), loss=loss, Dice=dice)
+            if self.step == self.loader.steps:
+                average_buffers(self.model, self._communicator)
+            elif any(pause := self._pauses.decide(sums[4:])):
+                on_pause(pause)
+        return self._result()
 
-    def _gradients(self, batch: Batch) -> NDArray[np.float64]:
-        """Fill the flat gradients; return loss, and voxels of prediction and truth, both, each."""
-        self.optimizer.zero_grad()
-        logits = self.model.logits(batch.images)
-        loss = dice_cross_entropy(logits, batch.labels, from_logits=True)
-        loss.backward()
-        predicted, true = logits.data.argmax(axis=-1) > 0, batch.labels > 0
-        return np.array([loss.item(), (predicted & true).sum(), predicted.sum(), true.sum()])
+    def own_arrays(self) -> dict[str, Array]:
+        """Return at rank 0 what each rank has of its own, for :meth:`take_own_arrays`."""
+        found = {"statistics": gather_rows(self.model.buffers(), self._communicator)}
+        if self._sums.residuals:
+            found["residuals"] = gather_rows(self._sums.residuals, self._communicator)
+        return found
 
+    def take_own_arrays(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from what ranks had of their own; residuals are dropped if their number changes."""
+        take_row(arrays["statistics"], self.model.buffers(), self._communicator)
+        residuals = arrays.get("residuals")
+        same = residuals is not None and len(residuals) == self._communicator.size
+        if same and self._sums.residuals:
+            take_row(arrays["residuals"], self._sums.residuals, self._communicator)
 
-def _dice(sums: NDArray[np.float64]) -> float:
-    """Dice from the voxels of prediction and truth: in both, in the one, in the other."""
-    both, predicted, true = sums.tolist()
-    return 2 * both / (predicted + true) if predicted + true else 1.0
+    def _result(self) -> EpochResult:
+        loss, intersection, size, patches = self.total.tolist()
+        return EpochResult(loss / patches, 2 * intersection / size)
+
+    def _step(self, batches: Iterator[Batch]) -> NDArray[np.float64]:
+        """Fill the gradients of a step, the same on all ranks.
+
+        Returns
+        -------
+        sums : ndarray
+            Over all patches of the step: loss, intersection and size of Dice, and their number;
+            over all ranks: reasons to pause.
+        """
+        sums, ends_step = np.zeros(7), False
+        while not ends_step:
+            with self._communicator.together():
+                self._inspector.check()
+                batch = next(batches)
+            ends_step, self._sums.counts = batch.ends_step, batch.patches > 0
+            if self._together:
+                self._together.counts = self._sums.counts
+            found = self._backward(batch)
+            if batch.patches:
+                loss = found.loss * batch.patches
+                sums[:4] += [loss, *foreground(found.dice_sums), batch.patches]
+        sums[4:] = self._pauses.reasons(self.optimizer.steps + 1)
+        self._communicator.allreduce_sum(sums)
+        return sums
+
+    def _backward(self, batch: Batch) -> Result:
+        """Find the gradients of a batch; with those of a step's last one, sum all of them."""
+        timeline = self._communicator.timeline
+        if batch.ends_step:
+            self._sums.start()
+
+        def told(name: str, complete: Sequence[Any]) -> None:
+            if timeline:
+                timeline.kernel(name)
+            for parameter in complete:
+                if id(parameter) in self._cancelled and parameter.grad is not None:
+                    parameter.grad.fill(0)
+            if batch.ends_step:
+                self._sums.complete(complete)
+            if timeline:
+                timeline.start_kernels()
+
+        if timeline:
+            timeline.start_kernels()
+        found = self._gradients(batch, told)
+        if batch.ends_step:
+            self._sums.finish()
+        else:
+            self._sums.keep()
+        return found
 
 
 def average_buffers(model: UNet, communicator: Communicator) -> None:

@@ -3,19 +3,22 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
 _COLUMNS = 110
+# Kernels that a first start compiles, about: a bar needs an end. With more of them it is moved.
+_KERNELS = 180
 # Volumes a second, also when they are fewer than one.
 _BAR = (
     "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 )
+_COMPILATION = "{desc} {percentage:3.0f}%|{bar}| {n_fmt} [{elapsed}<{remaining}]"
 
 
 class Progress:
@@ -62,10 +65,55 @@ class Progress:
         if self._shown:
             print(f"{time.perf_counter() - start:.1f} s", flush=True)
 
-    def start(self, volumes: int) -> None:
-        """Show a bar for the patches that all ranks will train on."""
+    @contextmanager
+    def kernels(self, text: str) -> Iterator[Callable[[], int]]:
+        """As :meth:`task`, with a bar as soon as a kernel has to be compiled.
+
+        What it gives returns how many were compiled so far.
+        """
+        # Imported here: --help need not wait for Numba.
+        from numba.core.event import Listener, install_listener
+
+        count = 0
+
+        class Compiled(Listener):  # type: ignore[misc]
+            """Told by Numba of each kernel that it compiles, but not of those found on disk."""
+
+            def on_start(_, event: Any) -> None:  # noqa: N805
+                if self._bar is None:
+                    self._bar = self._compilation_bar()
+
+            def on_end(_, event: Any) -> None:  # noqa: N805
+                nonlocal count
+                count += 1
+                assert self._bar is not None
+                self._bar.total = max(self._bar.total or 0, self._bar.n + 1)
+                self._bar.update()
+
+        with self.task(text), install_listener("numba:compile", Compiled()):
+            try:
+                yield lambda: count
+            finally:
+                self.finish()
+
+    def _compilation_bar(self) -> "tqdm[None]":
+        if self._shown:
+            print(flush=True)
+        return tqdm(
+            desc="compiling kernels",
+            total=_KERNELS,
+            bar_format=_COMPILATION,
+            ncols=_columns(),
+            file=sys.stdout,
+            mininterval=0.1 if sys.stdout.isatty() else 10.0,
+            disable=not self._shown,
+        )
+
+    def start(self, volumes: int, done: int = 0) -> None:
+        """Show a bar for the patches that all ranks will train on, some of which may be done."""
         self._bar = tqdm(
             total=volumes,
+            initial=done,
             unit="vol",
             bar_format=_BAR,
             ncols=_columns(),

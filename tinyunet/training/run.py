@@ -1,19 +1,30 @@
 """The main job from beginning to end: data, training, validation, test, and what is kept of it."""
 
 import dataclasses
+import signal
 import time
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import Case, load_case
+from tinyunet.errors import StoppedError
 from tinyunet.files import write_json
-from tinyunet.optim import Adam, polynomial, warm_up
+from tinyunet.graph import measure
+from tinyunet.inference import predictor
+from tinyunet.optim import Adam, Schedule, polynomial, warm_up
+from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.scores import Scores, mean, overall, summary, table
+from tinyunet.parallel.recording import recorded
+from tinyunet.scores import mean, overall, summary, table
 from tinyunet.training import report
-from tinyunet.training.folder import RunFolder
+from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import Trainer
+from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Progress
+from tinyunet.training.resume import Resumed, begin, check_cases
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings
 from tinyunet.training.start import Data, compile_kernels, find_data
@@ -24,46 +35,111 @@ from tinyunet.unet import UNet
 PICTURED = 3
 
 
-def train(settings: Settings, communicator: Communicator) -> None:
+def train(given: Mapping[str, Any], communicator: Communicator, resume: str | None = None) -> None:
     """Train as told, and leave everything in a folder of its own.
 
     Parameters
     ----------
-    settings : Settings
+    given : mapping
+        Settings that are not the usual ones, by the names that :class:`Settings` has for them.
     communicator : Communicator
         All ranks of the job; each calls this function.
+    resume : str, optional
+        The run to go on with: see :func:`tinyunet.training.resume.find`.
 
     Raises
     ------
     AgreedError
         On every rank, with one line, if data, options or disk are not as they must be.
+    StoppedError
+        On every rank, after a signal; its text tells what is left of the run.
     KeyboardInterrupt
-        After Ctrl-C; its text tells what is left of the run.
+        After a second signal, or a signal before the training has begun.
     """
     with Progress(shown=communicator.rank == 0) as progress:
+        settings, resumed = begin(given, resume, communicator)
+        for note in resumed.notes if resumed else ():
+            progress.line(note)
         data = find_data(settings, communicator, progress)
-        folder = RunFolder(settings.output)
+        folder = RunFolder(settings.output, resumed.folder if resumed else None)
         with communicator.together():
-            model = UNet(
-                in_channels=data.dataset.in_channels,
-                classes=data.dataset.classes,
-                filters=settings.filters,
-                depth=settings.depth,
-                use_upsampling=settings.use_upsampling,
-                seed=settings.random_seed,
-            )
-            optimizer = Adam(model.parameters(), settings.lr)
+            if resumed:
+                check_cases(resumed.latest.state, case_names(data))
+            model = make_model(settings, data, resumed)
+            loader = make_loader(settings, data, communicator)
+            shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
+            optimizer = Adam(backward_order(model, shape), settings.lr)
+            if resumed:
+                resumed.latest.load_optimizer(model, optimizer)
             if communicator.rank == 0:
-                # Two checkpoints of parameters and two averages, and a third while it is written.
-                folder.check(3 * 3 * optimizer.flat_parameters.nbytes)
+                # Three checkpoints of parameters and two averages, and one while it is written.
+                folder.check(4 * 3 * optimizer.flat_parameters.nbytes)
+                folder.tidy()
         progress.line(report.plan(settings, data, model, communicator.size))
-        compile_kernels(model.config, settings.patch_size, communicator, progress)
-        run = Run(settings, data, model, optimizer, folder, communicator, progress)
-        try:
-            run.train()
-            run.test()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(run.left()) from None
+        shapes = loader.batch_shapes()
+        compile_kernels(model.config, settings, shapes, communicator, progress)
+        communicator.warn_of_stalls(settings.stall_warning)
+        with Pauses(communicator, settings.checkpoint_every) as pauses:
+            run = Run(
+                settings, data, model, optimizer, loader, folder, communicator, progress, pauses
+            )
+            try:
+                if resumed:
+                    run.resume(resumed)
+                with recorded(settings.timeline, communicator):
+                    run.train()
+                run.test()
+            except KeyboardInterrupt as interrupt:
+                interrupt.args = (run.left(),)
+                raise
+            finally:
+                if communicator.rank == 0:
+                    folder.tidy()
+
+
+def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
+    """Return a new model, or that of a run which goes on."""
+    if resumed:
+        # What was fastest then: another algorithm would round in another way.
+        measure.remembered().update(resumed.latest.state["algorithms"])
+        return resumed.latest.make_model()
+    return UNet(
+        in_channels=data.dataset.in_channels,
+        classes=data.dataset.classes,
+        filters=settings.filters,
+        depth=settings.depth,
+        use_upsampling=settings.use_upsampling,
+        seed=settings.random_seed,
+    )
+
+
+def make_loader(settings: Settings, data: Data, communicator: Communicator) -> Loader:
+    """Return what gives this rank its batches."""
+    return Loader(
+        data.train,
+        data.volumes,
+        settings.patch_size,
+        settings.patches_per_case,
+        settings.batch_for(communicator.size),
+        settings.random_seed,
+        communicator.rank,
+        communicator.size,
+        settings.accumulate,
+    )
+
+
+def case_names(data: Data) -> dict[str, list[str]]:
+    """Return the names of the cases of each part, in their order, which the order of patches follows."""
+    parts = {"training": data.train, "validation": data.validation, "test": data.test}
+    return {part: [case.name for case in cases] for part, cases in parts.items()}
+
+
+def schedule(settings: Settings, steps_per_epoch: int, ranks: int) -> Schedule:
+    """Return the learning rate of each step: it rises to its highest, then falls to 0."""
+    steps, warm = settings.epochs * steps_per_epoch, settings.warmup_epochs
+    rising = steps // 20 if warm is None else round(warm * steps_per_epoch)
+    highest = settings.lr * (ranks if settings.scale_lr else 1)
+    return warm_up(polynomial(highest, steps), max(1, rising))
 
 
 class Run:
@@ -75,40 +151,63 @@ class Run:
         data: Data,
         model: UNet,
         optimizer: Adam,
+        loader: Loader,
         folder: RunFolder,
         communicator: Communicator,
         progress: Progress,
+        pauses: Pauses,
     ) -> None:
         self._settings, self._data, self._model, self._folder = settings, data, model, folder
-        self._communicator, self._progress = communicator, progress
-        loader = Loader(
-            data.train,
-            data.volumes,
-            settings.patch_size,
-            settings.patches_per_case,
-            settings.batch_for(communicator.size),
-            settings.random_seed,
-            communicator.rank,
-            communicator.size,
-        )
-        steps = settings.epochs * loader.steps
-        schedule = warm_up(polynomial(settings.lr, steps), max(1, steps // 20))
+        self._communicator, self._progress, self._pauses = communicator, progress, pauses
         self._trainer = Trainer(
-            model, optimizer, loader, data.inspector, schedule, communicator, progress
+            model,
+            optimizer,
+            loader,
+            data.inspector,
+            schedule(settings, loader.steps, communicator.size),
+            communicator,
+            progress,
+            settings.eager,
+            settings.accuracy,
+            settings.exchange(communicator.size),
+            pauses,
         )
+        self._predict = predictor(model, settings.eager, settings.accuracy)
         self._history: list[dict[str, Any]] = []
-        self._saved_epoch, self._best_epoch, self._best_score = 0, 0, -1.0
+        self._saved, self._seconds = "", 0.0
+        self._best_epoch, self._best_score = 0, -1.0
         self._best_state = model.state_dict()
 
+    def resume(self, resumed: Resumed) -> None:
+        """Go on from where a checkpoint was written."""
+        state, best = resumed.latest.state, resumed.best
+        trainer = self._trainer
+        trainer.number, trainer.step = state["epoch"], state["step"]
+        trainer.total = np.array(state["sums"])
+        trainer.take_own_arrays(resumed.latest.arrays)
+        self._history, self._seconds = list(state["history"]), state["seconds"]
+        self._best_state = best.model
+        if best.state["history"]:
+            self._best_epoch = best.state["epoch"]
+            self._best_score = overall(best.state["validation"])
+        self._saved = _place(state)
+        self._progress.line(f"going on with {resumed.folder} after {self._saved}")
+
     def train(self) -> None:
-        """Run all epochs; after each, validate, and write checkpoints and history."""
-        epochs = self._settings.epochs
-        self._progress.start(epochs * self._trainer.loader.volumes)
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
+        """Run all epochs that are left; after each, validate, and write checkpoints and history."""
+        epochs, loader = self._settings.epochs, self._trainer.loader
+        done = (self._trainer.number - 1) * loader.volumes + int(self._trainer.total[3])
+        self._progress.start(epochs * loader.volumes, max(done, 0))
+        for epoch in range(len(self._history) + 1, epochs + 1):
+            self._start = time.perf_counter() - self._seconds
             self._progress.epoch(epoch, epochs)
-            result = self._trainer.epoch(epoch)
-            validation = mean([case.scores for case in self._score(self._data.validation)])
+            result = self._trainer.epoch(epoch, self._pause)
+            try:
+                cases = self._score(self._data.validation)
+            except StoppedError as stopped:
+                self._keep()
+                raise self._stopped(stopped.signal_number) from None
+            validation = mean([case.scores for case in cases])
             best = overall(validation) > self._best_score
             if best:
                 self._best_epoch, self._best_score = epoch, overall(validation)
@@ -119,10 +218,11 @@ class Run:
                     **result._asdict(),
                     "validation": validation,
                     "lr": self._trainer.optimizer.lr,
-                    "seconds": time.perf_counter() - start,
+                    "seconds": time.perf_counter() - self._start,
                 }
             )
-            self._keep(epoch, validation, best)
+            self._seconds = 0.0
+            self._keep(best)
             if epoch == 1:
                 self._progress.line(report.epoch_heads(validation))
             self._progress.line(report.epoch_row(epoch, result, validation, best))
@@ -147,31 +247,69 @@ class Run:
 
     def left(self) -> str:
         """Say what there is of the run if it ends now."""
-        if self._saved_epoch:
-            return f"{self._folder}/latest.npz holds epoch {self._saved_epoch}"
-        return "nothing was written"
+        if not self._saved:
+            return "nothing was written"
+        return f"{self._folder}/{LATEST} holds {self._saved}; go on with --resume {self._folder}"
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
+        """Score cases, unless any rank is asked to end meanwhile."""
         names = self._data.dataset.labels
-        return score_cases(self._model, cases, self._data.volumes, names, self._communicator, keep)
+        found = score_cases(
+            self._model,
+            cases,
+            self._data.volumes,
+            names,
+            self._communicator,
+            keep,
+            self._predict,
+            lambda: self._pauses.asked,
+        )
+        pause = self._pauses.agree()
+        if pause.signal:
+            raise self._stopped(pause.signal)
+        return found
 
-    def _keep(self, epoch: int, validation: Scores, best: bool) -> None:
-        """Write the latest checkpoint, the best one if this is it, and the history."""
-        state = {
-            "epoch": epoch,
-            "validation": validation,
+    def _pause(self, pause: Pause) -> None:
+        """Write a checkpoint between two steps, and end if that is what was asked for."""
+        self._seconds = time.perf_counter() - self._start
+        self._keep()
+        if pause.signal:
+            raise self._stopped(pause.signal)
+
+    def _stopped(self, number: int) -> StoppedError:
+        word = "terminated" if number == signal.SIGTERM else "interrupted"
+        return StoppedError(f"{word}; {self.left()}", number)
+
+    def _keep(self, best: bool | None = None) -> None:
+        """Write the latest checkpoint; after an epoch also the history, and if it is the best, that."""
+        trainer, folder = self._trainer, self._folder
+        state, arrays = self._state(), trainer.own_arrays()
+        saved = self._model, trainer.optimizer, state, arrays
+        with self._communicator.together():
+            if self._communicator.rank == 0:
+                if best:
+                    checkpoint.save(folder / BEST, *saved)
+                checkpoint.save(folder / LATEST, *saved, previous=folder / PREVIOUS)
+                write_json(folder / "history.json", self._history)
+        self._saved = _place(state)
+
+    def _state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides arrays."""
+        return {
+            "epoch": self._trainer.number,
+            "step": self._trainer.step,
+            "steps": self._trainer.loader.steps,
+            "sums": self._trainer.total.tolist(),
+            "seconds": self._seconds,
+            "history": self._history,
+            "validation": self._history[-1]["validation"] if self._history else None,
             "modalities": self._data.dataset.modalities,
             "labels": self._data.dataset.labels,
             "label_values": self._data.dataset.label_values,
+            "cases": case_names(self._data),
+            "algorithms": measure.remembered(),
             "settings": dataclasses.asdict(self._settings),
         }
-        with self._communicator.together():
-            if self._communicator.rank == 0:
-                for name in ("latest.npz", "best.npz") if best else ("latest.npz",):
-                    optimizer = self._trainer.optimizer
-                    checkpoint.save(self._folder / name, self._model, optimizer, state)
-                write_json(self._folder / "history.json", self._history)
-                self._saved_epoch = epoch
 
     def _draw(self, cases: list[CaseResult]) -> None:
         # Imported here: matplotlib takes half a second that the first step need not wait for.
@@ -193,3 +331,9 @@ class Run:
             self._data.dataset.modalities,
             self._data.dataset.labels,
         )
+
+
+def _place(state: Mapping[str, Any]) -> str:
+    """Say where a training stands, in words."""
+    place = f"epoch {state['epoch']}"
+    return place if len(state["history"]) == state["epoch"] else f"{place}, step {state['step']}"

@@ -21,10 +21,27 @@ Volume = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 class Batch(NamedTuple):
-    """Patches and their labels, shape=(MB, D, H, W, C) float32 and (MB, D, H, W) uint8."""
+    """A rank's patches.
+
+    Attributes
+    ----------
+    images, labels : ndarray, shape=(MB, D, H, W, C) float32 and (MB, D, H, W) uint8
+    weight : float
+        Share of these patches in all that a step of the optimizer is made of, over ranks and
+        batches; 0 if they are here only because a rank must compute something.
+    ends_step : bool
+        Whether the optimizer's step follows.
+    """
 
     images: NDArray[np.float32]
     labels: NDArray[np.uint8]
+    weight: float = 1.0
+    ends_step: bool = True
+
+    @property
+    def patches(self) -> int:
+        """Patches that count."""
+        return len(self.images) if self.weight else 0
 
 
 class Volumes:
@@ -72,27 +89,31 @@ def half_the_memory(ranks_here: int) -> int:
 
 def epoch_samples(
     cases: int, patches_per_case: int, batch: int, seed: int, epoch: int
-) -> NDArray[np.int64]:
-    """Return the patches of an epoch in the order they are trained on: the same on every rank.
+) -> list[NDArray[np.int64]]:
+    """Return the patches of an epoch, batch by batch: the same on every rank.
 
     Parameters
     ----------
     cases, patches_per_case : int
         Patch ``i`` belongs to case ``i % cases``.
     batch : int
-        Patches in a step. If they do not divide those of the epoch, the first come again at its
-        end, so that each patch is trained on.
+        Patches in each but the last, which has what is left.
     seed, epoch : int
         Another order for each.
 
     Returns
     -------
-    samples : ndarray, shape=(steps, batch), int64
+    samples : list of ndarray of int64
+        Each patch once.
     """
     count = cases * patches_per_case
     order = np.random.default_rng([seed, epoch]).permutation(count)
-    steps = -(-count // batch)
-    return np.resize(order, (steps, batch))
+    return [order[start : start + batch] for start in range(0, count, batch)]
+
+
+def shares(patches: int, ranks: int) -> list[int]:
+    """Return how many of a batch's patches each rank gets: as equal as can be."""
+    return [len(part) for part in np.array_split(np.arange(patches), ranks)]
 
 
 class Inspector:
@@ -159,7 +180,16 @@ class Loader:
     patches_per_case, batch, seed : int
         See :func:`epoch_samples`.
     rank, ranks : int
-        This rank gets the ``rank``-th of ``ranks`` equal parts of each step's patches.
+        This rank gets the ``rank``-th of ``ranks`` parts of each batch. They are equal, but for the
+        epoch's last batch; if that has fewer patches than there are ranks, the last ranks get one
+        that does not count.
+    accumulate : int
+        Batches in a step of the optimizer; the epoch's last step may have fewer.
+
+    Attributes
+    ----------
+    batch_size : int
+        Patches in a batch, over all ranks.
     """
 
     def __init__(
@@ -172,45 +202,74 @@ class Loader:
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        accumulate: int = 1,
     ) -> None:
         self._cases, self._volumes, self._patch_size = cases, volumes, patch_size
         self._patches_per_case, self.batch_size, self._seed = patches_per_case, batch, seed
-        share = batch // ranks
-        self._mine = slice(rank * share, (rank + 1) * share)
+        self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
 
     @property
     def steps(self) -> int:
-        """Steps in an epoch."""
-        return -(-len(self._cases) * self._patches_per_case // self.batch_size)
+        """Steps of the optimizer in an epoch."""
+        return -(-self.volumes // (self.batch_size * self._accumulate))
 
     @property
     def volumes(self) -> int:
         """Patches in an epoch, over all ranks."""
-        return self.steps * self.batch_size
+        return len(self._cases) * self._patches_per_case
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def batch_shapes(self) -> list[tuple[int, int, int, int]]:
+        """Return the shapes (MB, D, H, W) that batches of any rank have, the usual one first."""
+        full = [self.batch_size] if self.volumes >= self.batch_size else []
+        last = self.volumes % self.batch_size
+        batches = full + ([last] if last else [])
+        sizes = [max(1, size) for batch in batches for size in shares(batch, self._ranks)]
+        return [(size, *self._patch_size) for size in dict.fromkeys(sizes)]
+
+    def epoch(self, epoch: int, steps_done: int = 0) -> Iterator[Batch]:
         """Give this rank's batches of an epoch; the next is made while one is trained on.
+
+        Parameters
+        ----------
+        epoch : int
+        steps_done : int
+            Batches of these first steps are left out; one step is left at least.
 
         Raises
         ------
         DataError
             As :meth:`Volumes.__getitem__`, or if a patch is larger than the volume.
         """
-        samples = epoch_samples(
-            len(self._cases), self._patches_per_case, self.batch_size, self._seed, epoch
-        )[:, self._mine]
+        parts = self._parts(epoch)[steps_done * self._accumulate :]
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            coming = pool.submit(self.batch, epoch, samples[0])
-            for following in samples[1:]:
+            coming = pool.submit(self._batch, epoch, *parts[0])
+            for following in parts[1:]:
                 batch = coming.result()
-                coming = pool.submit(self.batch, epoch, following)
+                coming = pool.submit(self._batch, epoch, *following)
                 yield batch
             yield coming.result()
 
-    def batch(self, epoch: int, samples: Sequence[int] | NDArray[np.int64]) -> Batch:
+    def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool]]:
+        """Patches of this rank in each batch, their weight, and whether the batch ends a step."""
+        batches = epoch_samples(
+            len(self._cases), self._patches_per_case, self.batch_size, self._seed, epoch
+        )
+        found = []
+        for number, batch in enumerate(batches):
+            first = number - number % self._accumulate
+            step = batches[first : first + self._accumulate]
+            mine = np.array_split(batch, self._ranks)[self._rank]
+            weight = len(mine) / sum(map(len, step))
+            ends_step = number + 1 == first + len(step)
+            found.append((mine if len(mine) else batch[:1], weight, ends_step))
+        return found
+
+    def _batch(
+        self, epoch: int, samples: NDArray[np.int64], weight: float, ends_step: bool
+    ) -> Batch:
         """Cut and augment the patches of the numbers given."""
         images, labels = zip(*(self._patch(epoch, int(s)) for s in samples), strict=True)
-        return Batch(np.stack(images), np.stack(labels))
+        return Batch(np.stack(images), np.stack(labels), weight, ends_step)
 
     def _patch(self, epoch: int, sample: int) -> Volume:
         case = self._cases[sample % len(self._cases)]

@@ -1,8 +1,10 @@
 """What can be chosen about a training, and what is chosen if nobody does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tinyunet.errors import AgreedError
+from tinyunet.parallel.options import FEW_PATCHES, Exchange
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,28 @@ class Settings:
         Share of the cases to train on, and share of the rest to validate on.
     random_seed : int
         Decides weights, split, patches and augmentation.
+    eager : bool
+        Run the eager model instead of the compiled graph.
+    accuracy : str
+        What convolutions of the compiled graph may lose: "fast" or "strict".
+    accumulate : int
+        Batches whose gradients are added up for a step of the optimizer.
+    scale_lr : bool
+        Multiply ``lr`` by the number of ranks.
+    warmup_epochs : float or None
+        Epochs in which the learning rate rises; None for a twentieth of all steps.
+    sync_batch_norm : bool or None
+        Take batch norm's statistics over all ranks; None if a rank has few patches.
+    bucket_mb : float
+        MB of gradients that ranks exchange at once.
+    allreduce, compression : str
+        How: see :class:`tinyunet.parallel.buckets.GradientSum`.
+    timeline : str or None
+        File for a trace of what ran when.
+    checkpoint_every : int or None
+        Steps after which a checkpoint is written within an epoch; None for every ten minutes.
+    stall_warning : float
+        Seconds that a rank may be waited for before it is named.
     """
 
     data_path: str | None = None
@@ -52,6 +76,18 @@ class Settings:
     train_test_split: float = 0.85
     validate_test_split: float = 0.5
     random_seed: int = 0
+    eager: bool = False
+    accuracy: str = "fast"
+    accumulate: int = 1
+    scale_lr: bool = False
+    warmup_epochs: float | None = None
+    sync_batch_norm: bool | None = None
+    bucket_mb: float = 4.0
+    allreduce: str = "mpi"
+    compression: str = "none"
+    timeline: str | None = None
+    checkpoint_every: int | None = None
+    stall_warning: float = 60.0
 
     def check(self, ranks: int) -> None:
         """Check what no option can check alone.
@@ -61,6 +97,11 @@ class Settings:
         AgreedError
             If a patch has nothing left on the lowest level, or a batch cannot be shared equally.
         """
+        self.exchange(ranks)
+        if self.timeline is not None and not Path(self.timeline).parent.is_dir():
+            raise AgreedError(
+                f"--timeline: {self.timeline}; expected a file in a folder that is there"
+            )
         smallest = 2 ** (self.depth - 1)
         if min(self.patch_size) < smallest:
             raise AgreedError(
@@ -73,11 +114,32 @@ class Settings:
                 f"expected a multiple of {ranks}"
             )
 
+    def resolved(self, ranks: int) -> "Settings":
+        """Return the same settings with all that depends on the number of ranks written out.
+
+        So a run keeps them when it is resumed on another number.
+        """
+        return replace(
+            self,
+            batch_size=self.batch_for(ranks),
+            lr=self.lr * (ranks if self.scale_lr else 1),
+            scale_lr=False,
+            # The statistics of a rank alone are those of all patches.
+            sync_batch_norm=self.exchange(ranks).synchronize or ranks == 1,
+        )
+
     def batch_for(self, ranks: int) -> int:
         """Return the patches in a step, over all ranks.
 
         The same number of patches makes a step whatever the number of ranks, so that learning rate
-        and number of steps mean the same. (What differs is batch norm: each rank takes the
-        statistics of its own patches.)
+        and number of steps mean the same.
         """
         return self.batch_size or -(-4 // ranks) * ranks
+
+    def exchange(self, ranks: int) -> Exchange:
+        """Return how ranks exchange gradients and statistics."""
+        synchronize = self.sync_batch_norm
+        if synchronize is None:
+            synchronize = self.batch_for(ranks) // ranks < FEW_PATCHES
+        chosen = Exchange(self.bucket_mb, self.allreduce, self.compression, synchronize)
+        return chosen.check()

@@ -1,13 +1,13 @@
 """Scoring whole volumes, the cases shared among the ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.data.decathlon import Case
-from tinyunet.inference import segment
+from tinyunet.inference import Predict, segment
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.scores import Scores, score
 from tinyunet.training.samples import Volumes
@@ -32,6 +32,8 @@ def score_cases(
     names: Sequence[str],
     communicator: Communicator,
     keep: int = 0,
+    predict: Predict | None = None,
+    asked_to_end: Callable[[], bool] = lambda: False,
 ) -> list[CaseResult]:
     """Segment cases, each on one rank, and return all scores on every rank.
 
@@ -47,6 +49,10 @@ def score_cases(
     communicator : Communicator
     keep : int
         So many cases, from the first on, come with their segmentation.
+    predict : callable, optional
+        How to run the model: see :func:`tinyunet.inference.segment`.
+    asked_to_end : callable
+        Whether to leave the other cases out.
 
     Returns
     -------
@@ -61,8 +67,10 @@ def score_cases(
     mine = []
     with communicator.together():
         for index in range(communicator.rank, len(cases), communicator.size):
+            if asked_to_end():
+                break
             image, labels = volumes[cases[index]]
-            prediction = segment(model, image, OVERLAP)
+            prediction = segment(model, image, OVERLAP, predict=predict)
             scores = score(prediction, labels, names)
             kept = prediction if index < keep else None
             mine.append((index, CaseResult(cases[index].name, scores, kept)))

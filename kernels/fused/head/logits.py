@@ -7,8 +7,8 @@ from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Shape, Source
-from kernels.fused.vectors import prefetch, tile_multiply, tile_spread, tile_transpose
-from kernels.simd import load, tile_load, tile_store
+from kernels.fused.vectors import tile_multiply, tile_spread, tile_transpose
+from kernels.simd import load, prefetch, tile_load, tile_store
 from kernels.softmax_dice.planes import BLOCK, scatter
 
 # Classes of a register tile; the planes of a block are filled up to whole tiles.

@@ -21,6 +21,8 @@ from tinyunet.benchmarks.problem import Problem
 
 VERSION = str(torch.__version__)
 
+_BETA1, _BETA2 = 0.9, 0.999
+
 # This project's names of what a layer holds, and PyTorch's.
 _NAMES = {
     "weights": "weight",
@@ -106,8 +108,10 @@ def soft_dice(probabilities: Any, target: Any) -> Any:
 def step(problem: Problem, compiled: bool = False) -> Callable[[], float]:
     """Return a training step."""
     model = unet(problem)
+    # Keras adds epsilon before the bias correction, PyTorch after: the same at the first step.
+    epsilon = common.ADAM_EPSILON / (1 - _BETA2) ** 0.5
     optimizer = torch.optim.Adam(
-        model.parameters(), common.LEARNING_RATE, eps=common.ADAM_EPSILON, fused=True
+        model.parameters(), common.LEARNING_RATE, (_BETA1, _BETA2), epsilon, fused=True
     )
 
     def loss_of(image: Any, target: Any) -> Any:

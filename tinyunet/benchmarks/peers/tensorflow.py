@@ -1,8 +1,9 @@
 """TensorFlow: the U-Net in Keras' functional API, run as a graph.
 
 A training step is one ``tf.function``: forward, ``GradientTape``, Adam. TensorFlow rewrites the
-graph for oneDNN (blocked layouts; fused bias and ReLU in inference). XLA (``jit_compile``) does not
-use oneDNN on a CPU and was slower.
+graph for oneDNN (blocked layouts; fused bias and ReLU in inference). XLA (``jit_compile``) leaves
+oneDNN aside on a CPU: on one thread at 32^3 a step took 1440 ms instead of 180, a prediction 528 instead
+of 44. A frozen graph, with constants for variables, predicted no faster.
 """
 
 import os

@@ -98,10 +98,17 @@ def _statistics(graph: Graph, node: Node) -> tuple[list[Node], list[Value]]:
             "statistics",
             {"moments": f"{name}:moments"} | {role: node.inputs[role] for role in parameters},
             outputs,
-            {key: node.attributes[key] for key in ("momentum", "epsilon")} | _FUSED,
+            {key: node.attributes[key] for key in ("momentum", "epsilon")}
+            | _combine(node)
+            | _FUSED,
         ),
     ]
     return nodes, [sums(f"{name}:moments"), *(vector(v, channels) for v in outputs.values())]
+
+
+def _combine(node: Node) -> dict[str, Any]:
+    """How sums are combined with those of other processes, if they are."""
+    return {key: node.attributes[key] for key in ("combine",) if key in node.attributes}
 
 
 def _fixed_statistics(graph: Graph, node: Node) -> tuple[list[Node], list[Value]]:
@@ -167,7 +174,9 @@ def _batch_norm_backward(
             "rstd": f"{name}:rstd",
         },
         {**vectors, **found},
-        {"count": int(np.prod(graph.values[node.inputs["src"]].shape[:-1]))} | _FUSED,
+        {"count": int(np.prod(graph.values[node.inputs["src"]].shape[:-1]))}
+        | _combine(node)
+        | _FUSED,
         "backward",
     )
     gradient = Node(

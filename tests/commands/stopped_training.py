@@ -1,0 +1,36 @@
+"""A training that meets its end in a given step: ``python stopped_training.py HOW RANK STEP ...``."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tinyunet.commandline
+from tinyunet import train
+from tinyunet.training.loop import Trainer
+
+ENDS: dict[str, Callable[[], object]] = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "terminated": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "fault": lambda: 1 / 0,
+}
+
+
+def main() -> None:
+    """Train, and on the rank named, in the step named, do it."""
+    how, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    unchanged = Trainer._step
+
+    def ending_step(self: Trainer, batches: Any) -> Any:
+        if self._communicator.rank == rank and self.optimizer.steps + 1 == step:
+            ENDS[how]()
+        return unchanged(self, batches)
+
+    Trainer._step = ending_step  # type: ignore[method-assign]
+    tinyunet.commandline.run("tinyunet.train", lambda ranks: train.main(ranks, sys.argv[4:]))
+
+
+if __name__ == "__main__":
+    main()

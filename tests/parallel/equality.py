@@ -1,0 +1,96 @@
+"""N ranks train, and then one of them alone on all patches: ``python equality.py`` under mpirun.
+
+Prints for eager and compiled, with synchronised batch norm and without: the losses' largest difference
+over 20 steps, and the weights'. Some steps have a number of patches that the ranks cannot share
+equally, one has a patch less than there are ranks.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+import tinyunet
+from kernels import machine
+from tinyunet.losses import dice_cross_entropy
+from tinyunet.optim import SGD, Adam
+from tinyunet.parallel.batch_norm import Synchronized
+from tinyunet.parallel.buckets import GradientSum, backward_order
+from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.parallel.options import Exchange
+from tinyunet.unet import UNet
+
+SIDE, STEPS = (16, 16, 16), 20
+OPTIMIZERS = {"sgd": lambda p: SGD(p, 0.02, momentum=0.9), "adam": lambda p: Adam(p, 1e-3)}
+
+
+def patches(step: int, ranks: int) -> tuple[Any, Any]:
+    """The same on every rank: all patches of a step, 2 a rank, or an uneven number."""
+    count = {5: 2 * ranks - 1, 10: ranks + 1, 15: ranks - 1}.get(step, 2 * ranks)
+    generator = np.random.default_rng(step)
+    images = generator.standard_normal((count, *SIDE, 4)).astype(np.float32)
+    return images, (images[..., 0] > 0).astype(np.uint8) + (images[..., 1] > 1)
+
+
+def train(
+    ranks: Communicator, parts: int, way: str, optimizer_name: str, synchronized: bool
+) -> tuple[UNet, np.ndarray]:
+    """Train on this rank's part of every batch; return the model and the mean losses."""
+    model = UNet(filters=4, depth=2).train()
+    shape = (1, *SIDE, 4)
+    optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape))
+    together = Synchronized(model, ranks) if synchronized else None
+    sums = GradientSum(optimizer, ranks, Exchange(bucket_mb=0.01))
+    step = None
+    if way == "compiled":
+        step = tinyunet.compile(model, dice_cross_entropy, optimizer, shape, accuracy="strict")
+    losses = np.zeros(STEPS)
+    for number in range(STEPS):
+        images, labels = patches(number, parts)
+        mine = np.array_split(np.arange(len(images)), ranks.size)[ranks.rank]
+        weight = len(mine) / len(images)
+        sums.counts = len(mine) > 0
+        if together:
+            together.counts = sums.counts
+        x, y = (images[mine], labels[mine]) if len(mine) else (images[:1], labels[:1])
+        optimizer.zero_grad()
+        sums.start()
+        listener = lambda _, complete: sums.complete(complete)  # noqa: E731
+        if step:
+            losses[number] = weight * step.gradients(x, y, weight, listener)
+        else:
+            loss = dice_cross_entropy(model.logits(x), y, from_logits=True)
+            loss.backward(weight, listener)
+            losses[number] = weight * loss.item()
+        sums.finish()
+        optimizer.step()
+    ranks.allreduce_sum(losses)
+    return model, losses
+
+
+def main() -> None:
+    """Compare, and print at rank 0."""
+    machine.set_threads(1)
+    ranks = world()
+    found = {}
+    for way, optimizer, synchronized in (
+        ("eager", "sgd", True),
+        ("compiled", "sgd", True),
+        ("compiled", "adam", True),
+        ("compiled", "sgd", False),
+    ):
+        model, losses = train(ranks, ranks.size, way, optimizer, synchronized)
+        if ranks.rank == 0:
+            whole, expected = train(Communicator(), ranks.size, way, optimizer, False)
+            weights = {
+                name: float(np.abs(array - whole.state_dict()[name]).max())
+                for name, array in model.state_dict().items()
+            }
+            loss = float(np.abs(losses - expected).max())
+            found[f"{way} {optimizer} {synchronized}"] = loss, max(weights.values())
+    if ranks.rank == 0:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What goes wrong on a rank in the tests of faults: ``python faults.py SCENARIO ...``."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from tinyunet.commandline import run
+from tinyunet.errors import UserError
+from tinyunet.parallel.communicator import Communicator
+
+
+def exception(ranks: Communicator) -> None:
+    """One rank fails while the others wait for it in an allreduce."""
+    if ranks.rank == ranks.size - 1:
+        raise ZeroDivisionError("the thing that went wrong")
+    ranks.allreduce_sum(np.ones(1_000_000))
+
+
+def exception_inside(ranks: Communicator) -> None:
+    """One rank fails inside of an operation that the others take part in."""
+
+    def is_done() -> bool:
+        raise RuntimeError("the thing that went wrong")
+
+    if ranks.rank == 0:
+        ranks.wait(is_done)
+    ranks.barrier()
+
+
+def exception_everywhere(ranks: Communicator) -> None:
+    """All ranks fail in the same way at the same time."""
+    ranks.barrier()
+    raise ZeroDivisionError("the thing that went wrong")
+
+
+def user_error(ranks: Communicator) -> None:
+    """One rank meets, outside of any agreement, what the user can put right."""
+    if ranks.rank == 1:
+        raise UserError("the thing that went wrong")
+    ranks.barrier()
+
+
+def wait(ranks: Communicator) -> None:
+    """Wait for what never comes; the last rank computes."""
+    sys.__stdout__.write(f"{ranks.rank} {os.getpid()}\n")
+    sys.__stdout__.flush()
+    while ranks.rank == ranks.size - 1:
+        np.ones(100_000).sum()
+    ranks.allreduce_sum(np.ones(1_000_000))
+
+
+def stall(ranks: Communicator) -> None:
+    """Steps, in one of which some ranks stop for two seconds."""
+    ranks.warn_of_stalls(0.5)
+    late = [int(rank) for rank in sys.argv[2:]]
+    for step in range(4):
+        if step == 2 and ranks.rank in late:
+            time.sleep(2.0)
+        ranks.allreduce_sum(np.ones(3))
+
+
+def stop(ranks: Communicator) -> None:
+    """Steps, in which a rank is stopped as a whole; another wakes it up again."""
+    ranks.warn_of_stalls(0.5)
+    pids = ranks.gather(os.getpid())
+    for step in range(20):
+        if ranks.rank == 0 and step == 5:
+            os.kill(pids[1], signal.SIGSTOP)
+            os.system(f"(sleep 2; kill -CONT {pids[1]}) &")
+        ranks.allreduce_sum(np.ones(3))
+
+
+if __name__ == "__main__":
+    run("tinyunet.faults", globals()[sys.argv[1]])

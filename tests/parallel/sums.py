@@ -1,0 +1,110 @@
+"""What a rank does in the tests of gradient sums: ``python sums.py SCENARIO OPTIONS``."""
+
+import json
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+
+import tinyunet
+from kernels import machine
+from tinyunet.losses import dice_cross_entropy
+from tinyunet.optim import Adam
+from tinyunet.parallel.algorithms import ALGORITHMS, Operation
+from tinyunet.parallel.buckets import GradientSum, backward_order
+from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.parallel.options import Exchange
+from tinyunet.unet import UNet
+
+SHAPE, BATCHES = (1, 8, 8, 8, 4), 2
+
+
+def algorithms(ranks: Communicator, sizes: list[int]) -> object:
+    """Each algorithm on arrays of some sizes: checksums on every rank, and the largest error."""
+    (mpi,) = ranks.duplicates(1)
+    found = {}
+    for name, algorithm in ALGORITHMS.items():
+        for size in sizes:
+            arrays = [
+                np.random.default_rng(r).standard_normal(size, np.float32)
+                for r in range(ranks.size)
+            ]
+            mine = arrays[ranks.rank].copy()
+            ranks.wait(Operation(algorithm(mpi, mine)).advance)
+            error = np.abs(mine - np.sum(arrays, axis=0, dtype=np.float64)).max(initial=0.0)
+            found[f"{name} {size}"] = ranks.gather([zlib.crc32(mine.tobytes()), float(error)])
+    return found
+
+
+def at_once(ranks: Communicator, name: str) -> object:
+    """Two sums on their way at once, the second advanced first: what every element should be."""
+    channels = ranks.duplicates(2)
+    arrays = [np.full(1000, 10.0**i * 2**ranks.rank, np.float32) for i in range(2)]
+    sums = [Operation(ALGORITHMS[name](*each)) for each in zip(channels, arrays, strict=True)]
+    for operation in reversed(sums):
+        ranks.wait(operation.advance)
+    return ranks.gather([np.unique(array).tolist() for array in arrays])
+
+
+def batch(number: int) -> tuple[Any, Any]:
+    generator = np.random.default_rng(number)
+    images = generator.standard_normal(SHAPE).astype(np.float32)
+    return images, generator.integers(0, 4, SHAPE[:-1])
+
+
+def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
+    """Sums of a net's gradients over ranks and batches; the same by hand; what was seen of it."""
+    compiled = options.pop("compiled")
+    model = UNet(filters=4, depth=2).train()
+    optimizer = Adam(backward_order(model, SHAPE))
+    step = tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE) if compiled else None
+    seen: list[int] = []
+
+    def run(number: int, listener: Any = None) -> None:
+        optimizer.zero_grad()
+        images, labels = batch(number)
+        if step:
+            step.gradients(images, labels, 0.5, listener)
+        else:
+            loss = dice_cross_entropy(model.logits(images), labels, from_logits=True)
+            loss.backward(0.5, listener)
+
+    sums = GradientSum(optimizer, ranks, Exchange(**options))
+
+    def listener(name: str, complete: Any) -> None:
+        sums.complete(complete)
+        seen.append(sums.sent)
+
+    numbers = [ranks.rank * BATCHES + index for index in range(BATCHES)]
+    steps = 3 if options.get("compression") == "bf16" else 1
+    expected = np.zeros(optimizer.flat_gradients.size)
+    for number in range(ranks.size * BATCHES):
+        run(number)
+        expected += optimizer.flat_gradients
+    total = np.zeros_like(expected)
+    for _ in range(steps):
+        for number in numbers[:-1]:
+            run(number)
+            sums.keep()
+        sums.start()
+        run(numbers[-1], listener)
+        sums.finish()
+        total += optimizer.flat_gradients / steps
+    error = np.abs(total - expected).max() / np.abs(expected).max()
+    bits = zlib.crc32(optimizer.flat_gradients.tobytes())
+    # Buckets on their way before the last operator ran, and all of them.
+    return ranks.gather([bits, float(error), seen[-2], len(sums.buckets)])
+
+
+def main() -> None:
+    """Run the scenario named, and print at rank 0 what it returned."""
+    machine.set_threads(1)
+    ranks = world()
+    found = globals()[sys.argv[1]](ranks, json.loads(sys.argv[2]))
+    if ranks.rank == 0:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Whatever ends one rank ends all, and is told once; who stalls is named."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from launcher import MPIRUN, launch, needs_mpi
+
+pytestmark = needs_mpi
+
+FAULTS = Path(__file__).parent / "faults.py"
+SAID = "the thing that went wrong"
+# From a fault to the end of all ranks; much less on a machine with nothing else to do.
+SECONDS = 20
+
+
+@contextmanager
+def started(ranks: int) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+    """Ranks of which one computes and the others wait for it, and their processes."""
+    command = [str(MPIRUN), "-n", str(ranks), sys.executable, str(FAULTS), "wait"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        pids = dict(map(int, process.stdout.readline().split()) for _ in range(ranks))
+        time.sleep(0.2)  # until they wait
+        yield process, pids
+    finally:
+        process.kill()
+
+
+def gone(pids: dict[int, int]) -> bool:
+    """Whether no process of the ranks is left."""
+    deadline = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in pids.values()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("scenario", ["exception", "exception_inside", "exception_everywhere"])
+def test_an_exception_of_a_rank_ends_all_and_is_shown_once(scenario, ranks):
+    done = launch([FAULTS, scenario], ranks, seconds=60)
+    assert done.returncode == 1
+    assert done.stderr.count(f"Error: {SAID}\n") == 1
+    assert done.stderr.count("Traceback") == 1
+    failed = ranks - 1 if scenario == "exception" else 0
+    assert f"tinyunet.faults: rank {failed} failed\n" in done.stderr
+    assert "killed" not in done.stderr
+
+
+def test_an_error_of_the_user_on_one_rank_is_one_line():
+    done = launch([FAULTS, "user_error"], 3, seconds=60)
+    assert done.returncode == 2
+    assert done.stderr.count(f"tinyunet.faults: {SAID}\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("victim", [0, 1, 3])
+def test_a_rank_that_is_killed_is_named_and_ends_all(victim):
+    with started(4) as (process, pids):
+        os.kill(pids[victim], signal.SIGKILL)
+        _, err = process.communicate(timeout=SECONDS)
+        assert gone(pids)
+    assert process.returncode != 0
+    (line,) = [line for line in err.splitlines() if line.startswith("tinyunet")]
+    assert re.match(
+        rf"tinyunet\.faults: rank {victim} \(process {pids[victim]} on \S+\) was killed", line
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to_one_rank", [True, False])
+def test_a_signal_to_a_rank_or_to_all_ends_all_with_one_line(number, to_one_rank):
+    with started(3) as (process, pids):
+        os.kill(pids[1] if to_one_rank else process.pid, number)
+        _, err = process.communicate(timeout=SECONDS)
+        assert gone(pids)
+    assert process.returncode != 0
+    (line,) = [line for line in err.splitlines() if line.startswith("tinyunet")]
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert line == f"tinyunet.faults: {word}"
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("late", "named"), [([1], "rank 1 on"), ([0], "rank 0 on"), ([1, 2], "rank 1 on")]
+)
+def test_ranks_that_stall_are_named_and_go_on(late, named):
+    done = launch([FAULTS, "stall", *late], 4, seconds=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines
+    others = 4 - len(late)
+    for line in lines:
+        assert line.startswith(f"tinyunet: {named}")
+        assert line.endswith(f"{others} of 4 ranks wait for {'it' if len(late) == 1 else 'them'}")
+        assert ("rank 2" in line) == (2 in late)
+
+
+def test_a_rank_that_was_stopped_is_named():
+    done = launch([FAULTS, "stop"], 3, seconds=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("tinyunet: rank 1 on")
+
+
+def test_nothing_is_said_while_all_goes_well():
+    done = launch([FAULTS, "stall"], 4, seconds=60)
+    assert (done.returncode, done.stderr) == (0, "")

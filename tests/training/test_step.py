@@ -1,0 +1,88 @@
+"""Training through the Trainer: compiled as eager, and the Dice that both show."""
+
+import numpy as np
+import pytest
+
+from tinyunet import Adam, UNet
+from tinyunet.data import phantom
+from tinyunet.data.decathlon import read_dataset
+from tinyunet.optim import constant
+from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.loop import Trainer
+from tinyunet.training.progress import Progress
+from tinyunet.training.samples import Batch, Inspector, Loader, Volumes
+from tinyunet.training.step import compiled_gradients, eager_gradients, foreground
+
+SHAPE = (2, 8, 7, 9)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    path = phantom.make_dataset(tmp_path_factory.mktemp("data") / "p", cases=3, shape=(18, 20, 16))
+    return list(read_dataset(path).cases)
+
+
+def make_batch(channels=4, classes=4):
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((*SHAPE, channels)).astype(np.float32)
+    return Batch(images, generator.integers(0, max(classes, 2), SHAPE).astype(np.uint8))
+
+
+def epochs(cases, **options):
+    model = UNet(filters=4, depth=3, seed=3)
+    volumes = Volumes(10**9)
+    loader = Loader(cases, volumes, (16, 16, 16), patches_per_case=2, batch=2, seed=0)
+    inspector = Inspector(cases, volumes, (16, 16, 16))
+    optimizer = Adam(model.parameters())
+    trainer = Trainer(
+        model,
+        optimizer,
+        loader,
+        inspector,
+        constant(1e-3),
+        Communicator(),
+        Progress(shown=False),
+        **options,
+    )
+    return [trainer.epoch(number) for number in (1, 2)], optimizer.flat_parameters
+
+
+@pytest.mark.parametrize("accuracy", ["fast", "strict"])
+def test_two_epochs_compiled_are_two_epochs_eager(cases, accuracy):
+    """Six steps of Adam, which makes a whole step of a gradient that is only rounding."""
+    eager, _ = epochs(cases, eager=True)
+    compiled, parameters = epochs(cases, accuracy=accuracy)
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
+    assert eager[1].loss < eager[0].loss
+    again, same = epochs(cases, accuracy=accuracy)
+    assert again == compiled
+    np.testing.assert_array_equal(same, parameters)
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_loss_and_dice_of_both_ways_are_those_of_the_probabilities(classes):
+    batch = make_batch(classes=classes)
+    found = []
+    for way in ("eager", "compiled"):
+        model = UNet(filters=4, depth=2, classes=classes)
+        optimizer = Adam(model.parameters())
+        gradients = (
+            eager_gradients(model, optimizer)
+            if way == "eager"
+            else compiled_gradients(model, optimizer, batch.images.shape)
+        )
+        found.append(gradients(batch))
+    probabilities = UNet(filters=4, depth=2, classes=classes).train()(batch.images).data
+    one_hot = np.eye(4)[batch.labels] if classes > 1 else batch.labels[..., np.newaxis]
+    voxels = (1, 2, 3)
+    expected = [(probabilities * one_hot).sum(voxels), probabilities.sum(voxels)]
+    expected = np.array([*expected, one_hot.sum(voxels)])
+    for result in found:
+        np.testing.assert_allclose(result.dice_sums, expected, rtol=1e-4)
+    np.testing.assert_allclose(found[1].loss, found[0].loss, rtol=1e-5)
+
+
+def test_background_does_not_count():
+    sums = np.arange(3 * 2 * 3, dtype=np.float64).reshape(3, 2, 3)
+    np.testing.assert_array_equal(foreground(sums), [1 + 2 + 4 + 5, 2 * (9 * 4 + 12)])
+    np.testing.assert_array_equal(foreground(sums[..., :1]), [0 + 3, 6 + 9 + 12 + 15])

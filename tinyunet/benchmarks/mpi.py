@@ -1,0 +1,118 @@
+"""Running a benchmark's ranks under mpirun, as they are or held to a bandwidth.
+
+``throttled`` gives each of two ranks a network namespace of its own, joined by a pair of virtual
+Ethernet devices that ``tc`` holds to a bandwidth in each direction (a token bucket, so that messages
+queue as on a wire). MPI is told that the ranks are on different nodes, and talks TCP between them.
+It needs root, Linux, and MPICH with UCX.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyunet.errors import AgreedError, one_line
+
+_LONGEST_SECONDS = 600
+_SPACES, _DEVICES = ("tinyunet0", "tinyunet1"), ("tinyveth0", "tinyveth1")
+_TCP = {"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"}
+_IN_ITS_SPACE = """#!/bin/sh
+exec ip netns exec tinyunet$PMI_RANK env UCX_NET_DEVICES=tinyveth$PMI_RANK "$@"
+"""
+
+
+def mpirun() -> str | None:
+    """Return the mpirun beside this Python, or the one on the path; None if there is neither."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
+    """Run a task of :mod:`tinyunet.benchmarks.ranks` and return what rank 0 found.
+
+    Parameters
+    ----------
+    ranks : int
+        One runs without mpirun.
+    task : dict
+    wrapper : sequence of str
+        Stands before the command of each rank; it is then talked to by TCP.
+
+    Raises
+    ------
+    AgreedError
+        There is no mpirun, or the ranks ended with an error.
+    """
+    command = [sys.executable, "-m", "tinyunet.benchmarks.ranks", json.dumps(task)]
+    if ranks > 1:
+        launcher = mpirun()
+        if launcher is None:
+            raise AgreedError("--ranks: there is no mpirun; pip install 'tinyunet[mpi]'")
+        command = [launcher, "-n", str(ranks), *wrapper, *command]
+    done = subprocess.run(
+        command,
+        env=os.environ | (_TCP if wrapper else {}),
+        capture_output=True,
+        text=True,
+        timeout=_LONGEST_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no message")
+        raise AgreedError(f"the ranks ended with code {done.returncode}: {one_line(last)[:200]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def throttled(gbit_per_s: float) -> Iterator[Sequence[str]]:
+    """Make two network namespaces joined at a bandwidth; give the wrapper that puts ranks in them.
+
+    Raises
+    ------
+    AgreedError
+        It takes root, and the programs ``ip`` and ``tc``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        wrapper = Path(folder) / "in_its_space.sh"
+        wrapper.write_text(_IN_ITS_SPACE)
+        wrapper.chmod(0o755)
+        try:
+            _join(gbit_per_s)
+            yield [str(wrapper)]
+        finally:
+            for space in _SPACES:
+                subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+
+
+def _join(gbit_per_s: float) -> None:
+    first, second = _SPACES
+    for space in _SPACES:
+        _do("ip", "netns", "add", space)
+    pair = ("veth", "peer", "name", _DEVICES[1], "netns", second)
+    _do("ip", "link", "add", _DEVICES[0], "netns", first, "type", *pair)
+    # A bucket of 50 us of tokens, or of one frame of virtual Ethernet: less passes unhindered.
+    burst = f"{max(int(gbit_per_s * 1e9 / 8 * 50e-6), 256_000)}b"
+    for number, (space, device) in enumerate(zip(_SPACES, _DEVICES, strict=True)):
+        _do("ip", "-n", space, "addr", "add", f"10.77.0.{number + 1}/24", "dev", device)
+        _do("ip", "-n", space, "link", "set", device, "up")
+        _do("ip", "-n", space, "link", "set", "lo", "up")
+        bucket = ("tbf", "rate", f"{gbit_per_s}gbit", "burst", burst, "latency", "100ms")
+        _do("tc", "-n", space, "qdisc", "add", "dev", device, "root", *bucket)
+    time.sleep(2)  # until both ends have seen each other
+
+
+def _do(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise AgreedError(f"--throttle: there is no program {command[0]!r}") from None
+    if done.returncode:
+        said = one_line(done.stderr) or f"code {done.returncode}"
+        raise AgreedError(f"--throttle: {' '.join(command[:4])}: {said} (it takes root)")

@@ -1,0 +1,141 @@
+"""Three ways to sum an array over ranks: what MPI has, a ring, and recursive halving, written out.
+
+Each is a generator: it starts messages, yields them, and is resumed when they have arrived. So one
+text serves an allreduce that is waited for and one that goes on while the rank computes
+(:class:`Operation`).
+
+Cost for N ranks, n bytes, alpha seconds a message and beta seconds a byte::
+
+    ring                 2 (N - 1) alpha    + 2 (N - 1) / N n beta
+    recursive-halving    2 log2(N) alpha    + 2 (N - 1) / N n beta
+
+Every rank has to send N - 1 of N parts for the sum and to be sent N - 1 of N parts of the result, so
+no algorithm moves fewer bytes than 2 (N - 1) / N n. A ring needs more messages, all between the same
+neighbours; halving needs few, but they go far, and where N is no power of two it has two more, of n
+bytes each. Each element is summed by one rank and copied to the others: all hold the same bits.
+
+Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms" (2009); Rabenseifner,
+"Optimization of collective reduction operations" (2004).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+#: What an algorithm yields: requests of MPI, to be called again when all of them are done.
+Messages: TypeAlias = Iterator[list[Any]]
+
+
+class Operation:
+    """An algorithm on its way."""
+
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
+        self._waiting: list[Any] | None = next(messages, None)
+
+    def advance(self) -> bool:
+        """Take every step that can be taken now, and return whether all is done."""
+        from mpi4py import MPI
+
+        while self._waiting is not None and MPI.Request.Testall(self._waiting):
+            self._waiting = next(self._messages, None)
+        return self._waiting is None
+
+
+def mpi(ranks: Any, array: Array) -> Messages:
+    """Leave it to MPI, which knows the network.
+
+    Parameters
+    ----------
+    ranks : mpi4py.MPI.Intracomm
+        Who takes part. No two operations that are on their way at once may share it.
+    array : ndarray, one axis, C-contiguous
+        Is replaced by its sum over the ranks.
+    """
+    from mpi4py import MPI
+
+    yield [ranks.Iallreduce(MPI.IN_PLACE, array, op=MPI.SUM)]
+
+
+def ring(ranks: Any, array: Array) -> Messages:
+    """Every rank sends to its right and receives from its left, 2 (N - 1) times.
+
+    With three ranks and parts a, b, c; a digit for each rank whose numbers are in it::
+
+        rank 0       rank 1       rank 2
+        a0 b0 c0     a1 b1 c1     a2 b2 c2
+        a0 b0 c02    a01 b1 c1    a2 b12 c2         add what the left sent
+        a0 b012 c02  a01 b1 c012  a012 b12 c2       again: each has one part of the result
+        and the finished parts go round as often.
+
+    Parameters are those of :func:`mpi`.
+    """
+    rank, size = ranks.rank, ranks.size
+    right, left = (rank + 1) % size, (rank - 1) % size
+    parts = np.array_split(array, size)
+    for step in range(size - 1):
+        mine, theirs = parts[(rank - step) % size], parts[(rank - step - 1) % size]
+        received = np.empty_like(theirs)
+        yield [ranks.Irecv(received, left), ranks.Isend(mine, right)]
+        theirs += received
+    for step in range(size - 1):
+        mine, theirs = parts[(rank + 1 - step) % size], parts[(rank - step) % size]
+        yield [ranks.Irecv(theirs, left), ranks.Isend(mine, right)]
+
+
+def recursive_halving(ranks: Any, array: Array) -> Messages:
+    """Halve what this rank sums, and double it again.
+
+    At distance 4, 2, 1 each rank exchanges with a partner: it sends the half that the partner will
+    sum from here on, and adds what it gets to the half that it keeps. After that a rank has 1 / N of
+    the result; the same partners, in reverse order, give each other what they have.
+
+    If N is no power of two, the first few ranks give their numbers to a neighbour, and are given the
+    result by it.
+
+    Parameters are those of :func:`mpi`.
+    """
+    rank, power = ranks.rank, 1 << (ranks.size.bit_length() - 1)
+    extra = ranks.size - power
+    if rank < 2 * extra:
+        if rank % 2 == 0:
+            yield [ranks.Isend(array, rank + 1)]
+            yield [ranks.Irecv(array, rank + 1)]
+            return
+        received = np.empty_like(array)
+        yield [ranks.Irecv(received, rank - 1)]
+        array += received
+    yield from _halve_and_double(ranks, array, power, extra)
+    if rank < 2 * extra:
+        yield [ranks.Isend(array, rank - 1)]
+
+
+def _halve_and_double(ranks: Any, array: Array, power: int, extra: int) -> Messages:
+    """Among a power of two of ranks: those with an odd rank below ``2 * extra``, and all above."""
+    rank = ranks.rank
+    place = rank // 2 if rank < 2 * extra else rank - extra
+    exchanged: list[tuple[int, Array, Array]] = []
+    kept, distance = array, power // 2
+    while distance:
+        partner = place ^ distance
+        partner = 2 * partner + 1 if partner < extra else partner + extra
+        halves = kept[: kept.size // 2], kept[kept.size // 2 :]
+        kept, given = halves if not place & distance else halves[::-1]
+        received = np.empty_like(kept)
+        yield [ranks.Irecv(received, partner), ranks.Isend(given, partner)]
+        kept += received
+        exchanged.append((partner, kept, given))
+        distance //= 2
+    for partner, kept, given in reversed(exchanged):
+        yield [ranks.Irecv(given, partner), ranks.Isend(kept, partner)]
+
+
+#: By the name that the option ``--allreduce`` has for it.
+ALGORITHMS: dict[str, Callable[[Any, Array], Messages]] = {
+    "mpi": mpi,
+    "ring": ring,
+    "recursive-halving": recursive_halving,
+}

@@ -1,0 +1,84 @@
+"""When each kernel ran, each bucket was on its way and each rank waited: a trace for a viewer.
+
+The format is Chrome's trace of events, which https://ui.perfetto.dev opens: an event is a name, a row
+(a "thread" of a "process", which is a rank), a start and a duration in microseconds.
+
+Source: "Trace Event Format", Google (2016).
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tinyunet.files import write_json
+
+KERNELS, WAITS = "kernels", "waits"
+# Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB.
+_MOST_EVENTS = 20_000
+
+
+class Timeline:
+    """What one rank did, and when.
+
+    Parameters
+    ----------
+    rank : int
+    clock_start : float
+        Of ``time.perf_counter``, at a moment that all ranks share: zero of the trace.
+    """
+
+    def __init__(self, rank: int, clock_start: float) -> None:
+        self._rank, self._zero = rank, clock_start
+        self._rows: dict[str, int] = {KERNELS: 0, WAITS: 1}
+        self._spans: list[dict[str, Any]] = []
+        self._kernel_start = clock_start
+
+    def span(self, row: str, name: str, start: float, end: float, **details: Any) -> None:
+        """Note that something went on from ``start`` to ``end``, of ``time.perf_counter``."""
+        if len(self._spans) >= _MOST_EVENTS:
+            return
+        self._spans.append(
+            {
+                "ph": "X",
+                "name": name,
+                "cat": row,
+                "pid": self._rank,
+                "tid": self._rows.setdefault(row, len(self._rows)),
+                "ts": (start - self._zero) * 1e6,
+                "dur": (end - start) * 1e6,
+                "args": details,
+            }
+        )
+
+    def start_kernels(self) -> None:
+        """Note that the next kernel starts now."""
+        self._kernel_start = time.perf_counter()
+
+    def kernel(self, name: str) -> None:
+        """Note that a kernel ends now."""
+        self.span(KERNELS, name, self._kernel_start, time.perf_counter())
+
+    def save(self, path: Path | str) -> None:
+        """Write the trace.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        names: list[dict[str, Any]] = [
+            {"name": "process_name", "args": {"name": f"rank {self._rank}"}},
+            *(
+                {"name": "thread_name", "tid": number, "args": {"name": row}}
+                for row, number in self._rows.items()
+            ),
+        ]
+        common = {"ph": "M", "pid": self._rank, "tid": 0, "ts": 0}
+        events = [common | event for event in names] + self._spans
+        write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
+
+
+def file_of_rank(path: Path | str, rank: int, ranks: int) -> Path:
+    """Return the path itself for a rank alone, else ``name.rank0.json`` for ``name.json``."""
+    path = Path(path)
+    return path if ranks == 1 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
