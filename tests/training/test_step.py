@@ -47,12 +47,16 @@ def epochs(cases, **options):
     return [trainer.epoch(number) for number in (1, 2)], optimizer.flat_parameters
 
 
-@pytest.mark.parametrize("accuracy", ["fast", "strict"])
-def test_two_epochs_compiled_are_two_epochs_eager(cases, accuracy):
-    """Six steps of Adam, which makes a whole step of a gradient that is only rounding."""
+@pytest.mark.parametrize(("accuracy", "bound"), [("fast", 1e-3), ("strict", 1e-4)])
+def test_two_epochs_compiled_are_two_epochs_eager(cases, accuracy, bound):
+    """Six steps of Adam, which makes a whole step of a gradient that is only rounding.
+
+    Convolutions may err by 5e-5 of their largest result in the fast way, and some ten follow one
+    another.
+    """
     eager, _ = epochs(cases, eager=True)
     compiled, parameters = epochs(cases, accuracy=accuracy)
-    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
+    np.testing.assert_allclose(compiled, eager, rtol=bound)
     assert eager[1].loss < eager[0].loss
     again, same = epochs(cases, accuracy=accuracy)
     assert again == compiled

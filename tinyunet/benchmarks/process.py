@@ -67,7 +67,8 @@ class Process:
         """Wait for a line, and meanwhile watch the machine's memory."""
         assert self._worker.stdout is not None
         end = time.monotonic() + _LONGEST_SECONDS
-        while not select.select([self._worker.stdout], [], [], 0.1)[0]:
+        answered = False
+        while not answered:
             if time.monotonic() > end:
                 raise WorkerError(f"no answer in {_LONGEST_SECONDS // 60} minutes")
             total, free = machine_memory()
@@ -76,6 +77,7 @@ class Process:
                 raise WorkerError(
                     f"stopped, because the machine's {total:.0f} GB of memory were used up"
                 )
+            answered = bool(select.select([self._worker.stdout], [], [], 0.1)[0])
         line = self._worker.stdout.readline()
         if not line:
             raise WorkerError(self._last_words())
