@@ -62,7 +62,9 @@ def parallel_kernel(function: Function) -> Function:
 
 def worker_kernel(function: Function) -> Function:
     """Compile a function ``f(worker, *arguments)`` that only drivers call; see `run_workers`."""
-    flags = _FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    # Without reference counts: a worker makes no arrays, and an atomic count at each call of a stage
+    # doubled the time of the small ones.
+    flags = _FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
     compiled: Function = numba.njit(**flags)(function)
     return compiled
 

@@ -118,6 +118,13 @@ def _times(builder: Any, value: Any, factor: int) -> Any:
     return builder.mul(value, ir.Constant(value.type, factor))
 
 
+def literals(*numbers: Any) -> list[int] | None:
+    """Values of compile-time constants, for those who write overloads; None where one is not."""
+    if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
+        return None
+    return [number.literal_value for number in numbers]
+
+
 # --- one vector ---------------------------------------------------------------------------------
 
 
@@ -281,6 +288,90 @@ def tile_fill(typing_context: Any, array: Any, offset: Any, rows: Any, cols: Any
     return tile_type(array, types.intp, rows, cols), codegen
 
 
+@intrinsic(prefer_literal=True)
+def tile_fma(typing_context: Any, factor: Any, tile: Any, addend: Any) -> Any:
+    """``factor * tile + addend`` in each vector; the factor is one vector, the addend one or a tile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        factor, tile, addend = args
+        for i in range(signature.args[1].count):
+            term = addend if signature.args[2] == f32x16 else builder.extract_value(addend, i)
+            value = fused_multiply_add(builder, factor, builder.extract_value(tile, i), term)
+            tile = builder.insert_value(tile, value, i)
+        return tile
+
+    return tile(factor, tile, addend), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_add(typing_context: Any, tile: Any, vector: Any) -> Any:
+    """``tile + vector`` in each vector."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile, vector = args
+        for i in range(signature.args[0].count):
+            value = builder.fadd(builder.extract_value(tile, i), vector, flags=_CONTRACT)
+            tile = builder.insert_value(tile, value, i)
+        return tile
+
+    return tile(tile, f32x16), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_mask(typing_context: Any, tile: Any, test: Any, slopes: Any) -> Any:
+    """Lanes of a tile where those of ``test`` are positive, else ``slopes`` times as much (also for NaN)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile, test, slopes = args
+        for i in range(signature.args[0].count):
+            value = builder.extract_value(tile, i)
+            zero = ir.Constant(VECTOR, [0.0] * LANES)
+            positive = builder.fcmp_ordered(">", builder.extract_value(test, i), zero)
+            value = builder.select(positive, value, builder.fmul(slopes, value))
+            tile = builder.insert_value(tile, value, i)
+        return tile
+
+    return tile(tile, tile, f32x16), codegen
+
+
+@intrinsic
+def tile_first(typing_context: Any, tile: Any) -> Any:
+    """First vector of a tile."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.extract_value(args[0], 0)
+
+    return f32x16(tile), codegen
+
+
+@intrinsic
+def tile_sum(typing_context: Any, tile: Any) -> Any:
+    """Sum of the vectors of a tile, in pairs, and pairs of pairs."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        terms = [builder.extract_value(args[0], i) for i in range(signature.args[0].count)]
+        while len(terms) > 1:
+            pairs = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+            terms = pairs + terms[2 * len(pairs) :]
+        return terms[0]
+
+    return f32x16(tile), codegen
+
+
+@intrinsic
+def tile_dot(typing_context: Any, a: Any, b: Any) -> Any:
+    """Sum over the vectors of two tiles of ``a * b``, in float32 from the first to the last."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = ir.Constant(VECTOR, [0.0] * LANES)
+        for i in range(signature.args[0].count):
+            x, y = (builder.extract_value(tile, i) for tile in args)
+            total = fused_multiply_add(builder, x, y, total)
+        return total
+
+    return f32x16(a, b), codegen
+
+
 def _tile_offsets(builder: Any, start: Any, strides: Any, high: int, wide: int, cols: int) -> Any:
     """Offsets of a tile's vectors in memory, row by row."""
     for h in range(high):
@@ -345,6 +436,32 @@ def tile_store(
 
     offset = types.intp
     return types.void(tile, array, offset, offset, offset, offset, high, wide, cols), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile_stream(
+    typing_context: Any,
+    tile: Any,
+    array: Any,
+    offset: Any,
+    row: Any,
+    step: Any,
+    high: Any,
+    wide: Any,
+) -> Any:
+    """`tile_store` of one column past the caches; see `stream`."""
+    size = high.literal_value, wide.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile, array, start, row, step = args[:5]
+        strides = row, step, step
+        for i, at in enumerate(_tile_offsets(builder, start, strides, *size, 1)):
+            vector = builder.extract_value(tile, i)
+            _stream(context, builder, signature.args[1], array, at, vector)
+        return context.get_dummy_value()
+
+    offset = types.intp
+    return types.void(tile, array, offset, offset, offset, high, wide), codegen
 
 
 @intrinsic(prefer_literal=True)

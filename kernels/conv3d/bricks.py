@@ -11,6 +11,7 @@ in order afterwards.
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import overload
 
 from kernels.compiler import call_worker, kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
@@ -18,7 +19,7 @@ from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import pack_block, pack_channels
 from kernels.layout import Floats
 from kernels.memory import ALIGNMENT
-from kernels.simd import LANES, load, store
+from kernels.simd import LANES, literals, load, store
 
 EMPTY = np.zeros(0, np.float32)
 NO_SUMS = np.zeros((2, 0, 0))
@@ -168,31 +169,72 @@ def locate(cut: Cut, brick: int) -> tuple[int, Triple, Triple]:
     return n, (d, h, 0), stop
 
 
-@kernel
 def pack_brick(
-    prologue: Prologue, n: int, size: Triple, slab: Floats, to: int, start: Triple, extent: Triple
+    prologue: Prologue,
+    n: int,
+    size: Triple,
+    slab: Floats,
+    to: int,
+    apart: int,
+    buffer: int,
+    start: Triple,
+    extent: Triple,
+    kind: int,
+    md: int,
+    mh: int,
 ) -> None:
-    """Pack all channel blocks of image ``n`` into ``slab[to:]``, ``extent`` voxels from ``start``."""
-    if prologue.width < LANES:
-        voxels = size[0] * size[1] * size[2] * prologue.width
-        pack_channels(prologue.u_a, n * voxels, size, prologue.width, slab, to, start, extent)
-        return
-    voxels = size[0] * size[1] * size[2] * LANES
-    blocks_b = prologue.blocks - prologue.blocks_a
-    for block in range(prologue.blocks):
-        at = to + block * extent[0] * extent[1] * extent[2] * LANES
-        if block < prologue.blocks_a:
-            u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
-            first = (n * prologue.blocks_a + block) * voxels
-        else:
-            u, v, slope = prologue.u_b, prologue.v_b, prologue.slope_b
-            first = (n * blocks_b + block - prologue.blocks_a) * voxels
-        pack_block(
-            u, v, first, size, prologue.coefficients, block * LANES, slope, slab, at, start, extent
-        )
+    """Pack all channel blocks of image ``n`` into ``slab[to:]``; the other arguments as in `pack_block`."""
+    raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@kernel
+@overload(pack_brick, prefer_literal=True)
+def _pack_brick(  # type: ignore[no-untyped-def]
+    prologue, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+):
+    constants = literals(kind, md, mh)
+    if constants is None:
+        return None
+    K, MD, MH = constants
+
+    def implementation(  # type: ignore[no-untyped-def]
+        prologue, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+    ):
+        if prologue.width < LANES:
+            voxels = size[0] * size[1] * size[2] * prologue.width
+            pack_channels(prologue.u_a, n * voxels, size, prologue.width, slab, to, start, extent)
+            return
+        voxels = size[0] * size[1] * size[2] * LANES
+        blocks_b, table = prologue.blocks - prologue.blocks_a, prologue.coefficients
+        for block in range(prologue.blocks):
+            at, lanes = to + block * extent[0] * extent[1] * extent[2] * LANES, block * LANES
+            if block < prologue.blocks_a:
+                u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
+                first = (n * prologue.blocks_a + block) * voxels
+            else:
+                u, v, slope = prologue.u_b, prologue.v_b, prologue.slope_b
+                first = (n * blocks_b + block - prologue.blocks_a) * voxels
+            pack_block(
+                u,
+                v,
+                first,
+                size,
+                table,
+                lanes,
+                slope,
+                slab,
+                at,
+                apart,
+                buffer,
+                start,
+                extent,
+                K,
+                MD,
+                MH,
+            )
+
+    return implementation
+
+
 def finish_block(
     epilogue: Epilogue,
     cut: Cut,
@@ -203,41 +245,85 @@ def finish_block(
     block: int,
     own: Floats,
     at: int,
-    lines: int,
-    wide: int,
+    apart: int,
+    extent: Triple,
     row_sums: Floats,
+    md: int,
+    mh: int,
 ) -> None:
-    """Apply the epilogue to one channel block of a brick that is staged at ``own[at:]``."""
-    size = (cut.OD, cut.OH, cut.OW)
-    voxels = cut.OD * cut.OH * cut.OW * LANES
-    if block < epilogue.blocks_a:
-        local, dst, x, mask = block, epilogue.dst_a, epilogue.x_a, epilogue.mask_a
-        slope, sums, blocks_here = epilogue.slope_a, epilogue.sums_a, epilogue.blocks_a
-    else:
-        local = block - epilogue.blocks_a
-        dst, x, mask = epilogue.dst_b, epilogue.x_b, epilogue.mask_b
-        slope, sums, blocks_here = epilogue.slope_b, epilogue.sums_b, epilogue.blocks
-        blocks_here -= epilogue.blocks_a
-    first = (n * blocks_here + local) * voxels
-    staged = Staged(at, lines, wide, first, size, start, stop, epilogue.streams)
-    if x.size > 0:
-        gathered = sums[:, brick, local * LANES : (local + 1) * LANES]
-        finish_backward(own, staged, dst, x, mask, local * LANES, slope, gathered, row_sums)
-    else:
-        moments = epilogue.moments[brick : brick + 1, :, block * LANES : (block + 1) * LANES]
-        finish_forward(own, staged, dst, epilogue.bias, block * LANES, moments, row_sums)
+    """Apply the epilogue to one channel block of a brick that is staged at ``own[at:]``.
+
+    It lies there as `pack_block` leaves a slab: ``extent`` windows and voxels in each plane of points,
+    planes ``apart``, still to be transformed to ``md x mh`` rows a window.
+    """
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(finish_block, prefer_literal=True)
+def _finish_block(  # type: ignore[no-untyped-def]
+    epilogue, cut, brick, n, start, stop, block, own, at, apart, extent, row_sums, md, mh
+):
+    constants = literals(md, mh)
+    if constants is None:
+        return None
+    MD, MH = constants
+
+    def implementation(  # type: ignore[no-untyped-def]
+        epilogue, cut, brick, n, start, stop, block, own, at, apart, extent, row_sums, md, mh
+    ):
+        size = (cut.OD, cut.OH, cut.OW)
+        voxels = cut.OD * cut.OH * cut.OW * LANES
+        if block < epilogue.blocks_a:
+            local, dst, x, mask = block, epilogue.dst_a, epilogue.x_a, epilogue.mask_a
+            slope, sums, blocks_here = epilogue.slope_a, epilogue.sums_a, epilogue.blocks_a
+        else:
+            local = block - epilogue.blocks_a
+            dst, x, mask = epilogue.dst_b, epilogue.x_b, epilogue.mask_b
+            slope, sums, blocks_here = epilogue.slope_b, epilogue.sums_b, epilogue.blocks
+            blocks_here -= epilogue.blocks_a
+        first = (n * blocks_here + local) * voxels
+        staged = Staged(at, apart, extent, first, size, start, stop, epilogue.streams)
+        if x.size > 0:
+            gathered = sums[:, brick, local * LANES : (local + 1) * LANES]
+            finish_backward(
+                own, staged, dst, x, mask, local * LANES, slope, gathered, row_sums, MD, MH
+            )
+        else:
+            moments = epilogue.moments[brick : brick + 1, :, block * LANES : (block + 1) * LANES]
+            finish_forward(
+                own, staged, dst, epilogue.bias, block * LANES, moments, row_sums, MD, MH
+            )
+
+    return implementation
 
 
 @kernel
-def add_voxels(slab: Floats, voxels: int, totals: Doubles, sums: Floats) -> None:
-    """Add up the voxels of a slab, channel by channel; ``sums`` is scratch for 16 floats."""
+def add_voxels(
+    data: Floats, at: int, voxels: int, apart: int, cols: int, totals: Doubles, sums: Floats
+) -> None:
+    """Add up the voxels of some channel blocks, channel by channel.
+
+    Parameters
+    ----------
+    data : flat float32 array
+    at : int
+        Offset of the first voxel.
+    voxels : int
+        How many of each block.
+    apart, cols : int
+        ``cols`` blocks lie side by side for each voxel; ``apart`` voxels from block to block.
+    totals : float64, shape=(channels,)
+        Added to.
+    sums : flat float32 array
+        Scratch for 16 floats.
+    """
     for block in range(totals.size // LANES):
+        first = at + (block // cols * cols * apart + block % cols) * LANES
         # Runs of a thousand in float32, added up in float64.
         for run in range(0, voxels, 1024):
-            at = (block * voxels + run) * LANES
-            total = load(slab, at)
-            for voxel in range(1, min(1024, voxels - run)):
-                total = total + load(slab, at + voxel * LANES)
+            total = load(data, first + run * cols * LANES)
+            for voxel in range(run + 1, min(run + 1024, voxels)):
+                total = total + load(data, first + voxel * cols * LANES)
             store(sums, 0, total)
             for lane in range(LANES):
                 totals[block * LANES + lane] += sums[lane]

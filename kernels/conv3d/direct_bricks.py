@@ -28,6 +28,7 @@ from kernels.conv3d.bricks import (
     pack_brick,
     share,
 )
+from kernels.conv3d.cook_toom import INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
@@ -233,7 +234,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
             end = min(stop_unit - brick * groups, groups) * cols
             n, start, stop = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
-            pack_brick(prologue, n, src_size, own, 0, origin, extent)
+            pack_brick(prologue, n, src_size, own, 0, 0, 0, origin, extent, INPUT, 1, 1)
             rows = (stop[0] - start[0], cut.lines, cut.OW)
             for ocb in range(first, end, cols):
                 convolve_slab(
@@ -251,9 +252,11 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
                         ocb + c,
                         own,
                         at,
-                        cut.lines,
-                        cut.OW,
+                        0,
+                        rows,
                         row_sums,
+                        1,
+                        1,
                     )
         fence()
 
@@ -351,13 +354,12 @@ def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
                 for brick in range(chunk * bricks // chunks, (chunk + 1) * bricks // chunks):
                     n, start, stop = locate(cut, brick)
                     origin = (start[0] - before[0], start[1] - before[1], -before[2])
-                    pack_brick(prologue, n, src_size, own, 0, origin, extent)
+                    pack_brick(prologue, n, src_size, own, 0, 0, 0, origin, extent, INPUT, 1, 1)
                     size = (cut.OD, cut.OH, cut.OW)
-                    pack_brick(gradient, n, size, own, G, start, inner)
+                    pack_brick(gradient, n, size, own, G, 0, 0, start, inner, INPUT, 1, 1)
                     if part == 0:
-                        add_voxels(
-                            own[G:], inner[0] * inner[1] * inner[2], diff_bias[chunk], own[S:]
-                        )
+                        voxels = inner[0] * inner[1] * inner[2]
+                        add_voxels(own, G, voxels, voxels, 1, diff_bias[chunk], own[S:])
                     rows = (stop[0] - start[0], stop[1] - start[1])
                     accumulate_slab(
                         own,

@@ -16,7 +16,6 @@ import itertools
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
 from numba.extending import intrinsic, overload
 
 from kernels.conv3d.cook_toom import Matrix, matrix, sizes, transpose
@@ -25,6 +24,7 @@ from kernels.simd import (
     VECTOR,
     Tile,
     fused_multiply_add,
+    literals,
     tile_load,
     tile_store,
 )
@@ -157,10 +157,10 @@ def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
 def _transform_tile(  # type: ignore[no-untyped-def]
     src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
 ):
-    numbers = (kind, md, mh, mw)
-    if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
+    constants = literals(kind, md, mh, mw)
+    if constants is None:
         return None
-    K, MD, MH, MW = (number.literal_value for number in numbers)
+    K, MD, MH, MW = constants
     (in_d, out_d), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
     points = out_h * out_w
 
@@ -168,20 +168,10 @@ def _transform_tile(  # type: ignore[no-untyped-def]
         src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
     ):
         for d in range(in_d):
-            first = at + d * src_strides[0]
+            first, to_plane = at + d * src_strides[0], scratch_at + d * points * LANES
             plane = tile_load(src, first, src_strides[1], src_strides[2], 0, in_h, in_w, 1)
             plane = transform_axis(transform_axis(plane, K, MW, in_h, 1), K, MH, 1, out_w)
-            tile_store(
-                plane,
-                scratch,
-                scratch_at + d * points * LANES,
-                out_w * LANES,
-                LANES,
-                0,
-                out_h,
-                out_w,
-                1,
-            )
+            tile_store(plane, scratch, to_plane, out_w * LANES, LANES, 0, out_h, out_w, 1)
         for point in range(points):
             line = tile_load(scratch, scratch_at + point * LANES, points * LANES, 0, 0, in_d, 1, 1)
             line = transform_axis(line, K, MD, 1, 1)

@@ -6,13 +6,16 @@ Idea       ``direct`` does every multiplication there is. F(2, 2, 2) computes 2^
            in 64 multiplications a channel pair instead of 216; F(2, 4, 4) 32 in 144 instead of 864;
            F(4, 4, 4) 64 in 216 instead of 1728. Summed over input channels, each of the 64, 144 or 216
            points is one small matrix product, tiles x IC by IC x OC, which is register-tile work.
-Loop nest  bricks | icb, tiles: transform in | points, groups | icb, ic | register tile |
-           ocb, tiles: transform out | epilogue
-Memory     everything between source and destination stays in the second-level cache, a brick of a dozen
-           to fifty tiles at a time::
+Loop nest  bricks | slab: transform in along d and h | planes of points | icb, tiles: along w |
+           points along w, groups | icb, ic | register tile | ocb, tiles: transform out along w ||
+           ocb: transform out along h and d, epilogue
+Memory     a brick is a dozen to a hundred tiles. Its slab, transformed along d and h, stays in the
+           second-level cache; a plane of it at a time becomes V, M and then itself in the first::
 
-               slab  --B^T-->  V[point][icb][tile][16]  --GEMM-->  M[point][ocb][tile][16]  --A^T--> dst
+               slab  --w-->  V[point][icb][tile][16]  --GEMM-->  M[point][ocb][tile][16]  --w-->  slab
 
+           All axes at once would take V and M through the second-level cache, 200 lines a tile and each
+           way: that took longer than the product.
 Traffic    src once and a halo, dst once; weights grow from 27 to 64, 144 or 216 numbers a channel pair
            and are read once a brick: bricks are large where channels are many
 Gradients  ``backward_data`` is ``forward`` with reversed, transposed weights. ``backward_weights`` sums

@@ -1,11 +1,11 @@
 """Winograd convolution of blocked tensors, brick by brick, with prologue and epilogue.
 
-The idea and the equation are told in `winograd`. Loop nest: bricks and parts of the output channels |
-icb, tiles: transform in | points, groups, icb, ic: register tile | ocb, tiles: transform out | epilogue.
+The idea and the equation are told in `winograd`, the stages in `winograd_stages`. Loop nest: bricks and
+parts of the output channels | slab | planes of points | icb, tiles: transform in | points along w, groups,
+icb, ic: register tile | ocb, tiles: transform out || ocb: epilogue.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,11 +22,12 @@ from kernels.conv3d.bricks import (
     past_caches,
     share,
 )
-from kernels.conv3d.cook_toom import INPUT, OUTPUT, WEIGHTS, sizes
-from kernels.conv3d.epilogue import put
+from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
+from kernels.conv3d.epilogue import put_vector
 from kernels.conv3d.shapes import Triple
+from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.conv3d.winograd_stages import multiply, transform_in, transform_out
+from kernels.conv3d.winograd_stages import multiply, slot_size, transform_in, transform_out
 from kernels.layout import Floats
 from kernels.machine import threads, tile_vectors
 from kernels.memory import scratchpad
@@ -148,22 +149,32 @@ def _kernel(tile: Triple) -> Triple:
     return 3 if tile[0] > 1 else 1, 3 if tile[1] > 1 else 1, 3 if tile[2] > 1 else 1
 
 
-def slab_extent(cut: Cut, tile: Triple) -> Triple:
-    """Voxels that the taps of a brick's tiles meet: a brick and a halo where the kernel is 3."""
-    wide = -(-cut.OW // tile[2]) * tile[2]
-    grown = [
-        outputs + (2 if m > 1 else 0)
-        for outputs, m in zip((cut.planes, cut.lines, wide), tile, strict=True)
-    ]
-    return grown[0], grown[1], grown[2]
+def slab_extent(cut: Cut, tile: Triple, kind: int) -> Triple:
+    """Windows of a brick along d and h, and voxels in a row of its slab.
+
+    Parameters
+    ----------
+    cut : Cut
+    tile : (md, mh, mw)
+    kind : {INPUT, DIFF_DST}
+        What the slab is of: INPUT has a halo.
+    """
+    tiles = -(-cut.OW // tile[2])
+    halo = sizes(kind, tile[2])[0] - tile[2]
+    return cut.planes // tile[0], cut.lines // tile[1], tiles * tile[2] + halo
+
+
+def slab_planes(tile: Triple) -> int:
+    """Planes of points of a slab."""
+    return sizes(INPUT, tile[0])[1] * sizes(INPUT, tile[1])[1]
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slab, V and M, a tile under transformation, sums of a row."""
-    voxels = math.prod(slab_extent(cut, tile))
-    transformed = (points(tile) + 1) * tile_count(cut, tile) * max(ICB, OCB)
-    between = max(scratch_vectors(INPUT, *tile), scratch_vectors(OUTPUT, *tile))
-    return (ICB * voxels + transformed + between + 3) * LANES
+    """Floats of one worker's scratchpad: slab, V and M of a plane or the buffer of a strip, sums of a row."""
+    deep, high, wide = slab_extent(cut, tile, INPUT)
+    slab = slab_planes(tile) * slot_size(max(ICB, OCB), deep * high * wide)
+    slots = (sizes(INPUT, tile[2])[1] + 1) * slot_size(max(ICB, OCB), tile_count(cut, tile))
+    return slab + max(slots, buffer_size(high, tile[0], tile[1], INPUT)) + 3 * LANES
 
 
 @functools.cache
@@ -198,7 +209,7 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
                 for point in range(P):
                     for i in range(0, block, LANES):
                         at = (point * groups * ICB + part) * block + i
-                        put(dst, at, load(own, point * block + i), streams)
+                        put_vector(dst, at, load(own, point * block + i), streams)
             fence()
 
     return transform
@@ -206,8 +217,8 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
 
 @functools.cache
 def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..., None]:
-    P = points((md, mh, mw))
-    halo_d, halo_h, halo_w = (2 if m > 1 else 0 for m in (md, mh, mw))
+    PW = sizes(INPUT, mw)[1]
+    planes, halo = slab_planes((md, mh, mw)), sizes(INPUT, mw)[0] - mw
 
     @worker_kernel
     def convolve_share(
@@ -222,13 +233,14 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         scratch: Floats,
     ) -> None:
         ICB, OCB = prologue.blocks, epilogue.blocks
-        tiles = (cut.planes // md, cut.lines // mh, -(-cut.OW // mw))
-        T = tiles[0] * tiles[1] * tiles[2]
-        extent = (cut.planes + halo_d, cut.lines + halo_h, tiles[2] * mw + halo_w)
+        tiles, rows_here = -(-cut.OW // mw), cut.planes // md * (cut.lines // mh)
+        T, wide = rows_here * tiles, tiles * mw
+        extent = (cut.planes // md, cut.lines // mh, wide + halo)
         bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
-        slot = max(ICB, OCB) * T * LANES
-        M = ICB * extent[0] * extent[1] * extent[2] * LANES
-        V, S = M + slot, M + (P + 1) * slot
+        apart = slot_size(max(ICB, OCB), rows_here * extent[2])
+        slot = slot_size(max(ICB, OCB), T)
+        M = planes * apart
+        V = M + slot
         own = scratch[worker]
         row_sums = own[own.size - 3 * LANES :]
         groups = OCB // cols
@@ -238,17 +250,34 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             end = min(stop_unit - brick * groups, groups) * cols
             n, start, stop = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
-            pack_brick(prologue, n, src_size, own, 0, origin, extent)
-            transform_in(own, extent, ICB, tiles, own, V, slot, T, S, 1, INPUT, md, mh, mw)
-            for point in range(P):
-                at = point * OCB * ICB * LANES * LANES
-                v, m = V + point * slot, M + point * slot
-                multiply(own, v, m, ICB, T, first, end, weights, at, rows, cols)
+            pack_brick(prologue, n, src_size, own, 0, apart, M, origin, extent, INPUT, md, mh)
+            for plane in range(planes):
+                at = plane * apart
+                transform_in(own, at, extent, ICB, own, V, slot, T, 1, INPUT, mw)
+                for point in range(PW):
+                    w = (plane * PW + point) * OCB * ICB * LANES * LANES
+                    v, m = V + point * slot, M + point * slot
+                    multiply(own, v, m, ICB, T, first, end, weights, w, rows, cols)
+                for ocb in range(first, end):
+                    transform_out(own, M, slot, at, rows_here, tiles, ocb, mw)
+            staged = (extent[0], extent[1], wide)
             for ocb in range(first, end):
-                transform_out(own, M, slot, S, tiles, ocb, md, mh, mw)
-                wide = tiles[2] * mw
+                at = ocb * T * mw * LANES
                 finish_block(
-                    epilogue, cut, brick, n, start, stop, ocb, own, 0, cut.lines, wide, row_sums
+                    epilogue,
+                    cut,
+                    brick,
+                    n,
+                    start,
+                    stop,
+                    ocb,
+                    own,
+                    at,
+                    apart,
+                    staged,
+                    row_sums,
+                    md,
+                    mh,
                 )
         fence()
 

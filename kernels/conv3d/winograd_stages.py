@@ -1,79 +1,80 @@
-"""The three stages of a Winograd convolution on one brick: transform in, multiply, transform out.
+"""The three stages of a Winograd convolution on one plane of points: transform in, multiply, transform out.
 
-Each is a function of compile-time constants (tile sizes, register tile), compiled once for each and
-called by the kernels of `winograd` and `winograd_weights`. All work on one thread's scratchpad::
+The slab is made transformed along d and h already (`slab`), and the last transforms along h and d are left
+to the `epilogue`. So each of its some 36 planes of points is a convolution along w alone, F(mw), and its
+tiles are all that has to be at hand: they stay in the first-level cache::
 
-    slab[icb][d][h][w][16]  --transform_in-->  V[point][icb][tile][16]
+    plane[icb][row][w][16]  --transform_in-->  V[point][icb][tile][16]
     V, weights              --multiply------>  M[point][ocb][tile][16]
-    M                       --transform_out->  brick[d][h][w][16] of one ocb, where the slab was
+    M                       --transform_out->  plane[ocb][row][w][16]
 
 V and M lie in the same slots, M one slot ahead: the product at a point is written where the point before
-was, which nobody needs any more.
+was, which nobody needs any more. `slot_size` keeps the points' distance an odd number of cache lines: were
+it a multiple of many, those of a tile would meet in a few sets of the cache, and drive each other out.
 
-They run only inside compiled kernels: the definitions below carry the signatures, the overloads the code.
+They are functions of compile-time constants (tile sizes, register tile), compiled once for each and called
+by the kernels of `winograd_convolve` and `winograd_weights`; they run only inside compiled kernels. The
+definitions below carry the signatures, the overloads the code.
 """
 
 from typing import Any
 
-from numba.core import types
 from numba.extending import overload
 
+from kernels.compiler import kernel
 from kernels.conv3d.cook_toom import OUTPUT, sizes
-from kernels.conv3d.transform import transform_tile
-from kernels.simd import LANES, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.conv3d.transform import transform_axis
+from kernels.simd import LANES, literals, tile_load, tile_rank1, tile_store, tile_zero
 
 
-def literals(*numbers: Any) -> list[int] | None:
-    """Values of compile-time constants; None where one is not."""
-    if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
-        return None
-    return [number.literal_value for number in numbers]
+@kernel
+def slot_size(blocks: int, T: int) -> int:
+    """Floats from one point to the next where each has ``T`` tiles of some blocks: an odd number of lines."""
+    return (blocks * T | 1) * LANES
 
 
 def transform_in(
     own: Any,
+    at: int,
     extent: Any,
     blocks: int,
-    tiles: Any,
     to: Any,
     V: int,
     slot: int,
     T: int,
-    S: int,
     cols: int,
     kind: int,
-    md: int,
-    mh: int,
     mw: int,
 ) -> None:
-    """Transform every tile of a slab: ``V[point][block / cols][tile][cols]``, via scratch at S.
+    """Transform the rows of a plane along w: ``V[point][block / cols][tile][cols]``.
 
-    The slab is at ``own[0:]``, V at ``to[V:]``, with ``slot`` floats from point to point and ``T`` tiles
-    from block to block. ``cols`` blocks lie side by side for each tile, as a register tile of so many
-    columns loads them.
+    The plane is at ``own[at:]``: ``extent`` windows along d and h, and voxels in a row, for each block.
+    V is at ``to[V:]``, with ``slot`` floats from point to point and ``T`` tiles from block to block.
+    ``cols`` blocks lie side by side for each tile, as a register tile of so many columns loads them.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(transform_in, prefer_literal=True)
-def _transform_in(own, extent, blocks, tiles, to, V, slot, T, S, cols, kind, md, mh, mw):  # type: ignore[no-untyped-def]
-    constants = literals(kind, md, mh, mw)
+def _transform_in(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
+    constants = literals(kind, mw)
     if constants is None:
         return None
-    K, MD, MH, MW = constants
-    _, PH, PW = (sizes(K, m)[1] for m in (MD, MH, MW))
+    K, MW = constants
+    voxels, points = sizes(K, MW)
 
-    def implementation(own, extent, blocks, tiles, to, V, slot, T, S, cols, kind, md, mh, mw):  # type: ignore[no-untyped-def]
-        deep, high, wide = tiles
-        line = extent[2] * LANES
-        plane = extent[1] * line
-        strides = (PH * PW * slot, PW * slot, slot)
+    def implementation(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
+        rows, wide = extent[0] * extent[1], extent[2]
+        tiles = (wide - voxels) // MW + 1
         for block in range(blocks):
-            for t in range(deep * high * wide):
-                d, h, w = t // (high * wide) * MD, t // wide % high * MH, t % wide * MW
-                at = (block * extent[0] + d) * plane + h * line + w * LANES
-                v = V + (block // cols * cols * T + t * cols + block % cols) * LANES
-                transform_tile(own, at, (plane, line, LANES), to, v, strides, own, S, K, MD, MH, MW)
+            first = V + (block // cols * cols * T + block % cols) * LANES
+            for row in range(rows):
+                x = at + (block * rows + row) * wide * LANES
+                y = first + row * tiles * cols * LANES
+                for w in range(tiles):
+                    line = tile_load(own, x + w * MW * LANES, 0, LANES, 0, 1, voxels, 1)
+                    line = transform_axis(line, K, MW, 1, 1)
+                    tile_store(line, to, y + w * cols * LANES, slot, 0, 0, points, 1, 1)
 
     return implementation
 
@@ -153,31 +154,26 @@ def _accumulate(src, V, E, T, sums, at, fresh, inputs, cols):  # type: ignore[no
 
 
 def transform_out(
-    own: Any, M: int, slot: int, S: int, tiles: Any, ocb: int, md: int, mh: int, mw: int
+    own: Any, M: int, slot: int, to: int, rows: int, tiles: int, ocb: int, mw: int
 ) -> None:
-    """Transform the tiles of one block into a brick at ``own[0:]``, via scratch at S."""
+    """Transform the tiles of one block along w into the rows of a plane at ``own[to:]``."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(transform_out, prefer_literal=True)
-def _transform_out(own, M, slot, S, tiles, ocb, md, mh, mw):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh, mw)
+def _transform_out(own, M, slot, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
+    constants = literals(mw)
     if constants is None:
         return None
-    MD, MH, MW = constants
+    (MW,) = constants
     K = OUTPUT
-    _, PH, PW = (sizes(K, m)[0] for m in (MD, MH, MW))
+    points = sizes(K, MW)[0]
 
-    def implementation(own, M, slot, S, tiles, ocb, md, mh, mw):  # type: ignore[no-untyped-def]
-        deep, high, wide = tiles
-        T = deep * high * wide
-        strides = (PH * PW * slot, PW * slot, slot)
-        line = wide * MW * LANES
-        voxel_strides = (high * MH * line, line, LANES)
+    def implementation(own, M, slot, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
+        T = rows * tiles
         for t in range(T):
-            d, h, w = t // (high * wide) * MD, t // wide % high * MH, t % wide * MW
-            at = M + (ocb * T + t) * LANES
-            to = (d * high * MH + h) * line + w * LANES
-            transform_tile(own, at, strides, own, to, voxel_strides, own, S, K, MD, MH, MW)
+            line = tile_load(own, M + (ocb * T + t) * LANES, slot, 0, 0, points, 1, 1)
+            line = transform_axis(line, K, MW, 1, 1)
+            tile_store(line, own, to + (ocb * T + t) * MW * LANES, 0, LANES, 0, 1, MW, 1)
 
     return implementation

@@ -7,7 +7,8 @@ Idea       `direct` multiplies each voxel of diff_dst with the 27 of src around 
            taken once for all tiles
 Few        Where the sums of all points fit the cache beside a brick, a worker transforms brick after
 channels   brick and adds to its sums; at the end the sums of the workers are added up. Loop nest: chunks
-           of bricks | icb and ocb: transform in | points, groups, icb | register tile (ic, oc) | tiles
+           of bricks | slabs | planes of points | icb and ocb: transform in | points along w, groups,
+           icb | register tile (ic, oc) | tiles
 Many       There the sums would stream through memory for each brick. All tiles are transformed first,
 channels   and then each pair of channel blocks is summed over all tiles and transformed back while it
            is in cache. Loop nest: bricks | transform in; groups, icb | points | register tile | tiles
@@ -35,13 +36,14 @@ from kernels.conv3d.bricks import Cut, Prologue, add_voxels, locate, pack_brick,
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
+from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.conv3d.winograd_convolve import points, slab_extent, tile_count
-from kernels.conv3d.winograd_stages import accumulate, literals, transform_in
+from kernels.conv3d.winograd_convolve import points, slab_extent, slab_planes, tile_count
+from kernels.conv3d.winograd_stages import accumulate, slot_size, transform_in
 from kernels.layout import Floats
 from kernels.machine import threads, tile_vectors
 from kernels.memory import scratchpad
-from kernels.simd import LANES, load, store
+from kernels.simd import LANES, literals, load, store
 
 # The sums of a pair of blocks are loaded and stored once a brick, the values of its tiles are written and
 # read once more where pairs are summed: beyond this many sums for each value, the latter is less.
@@ -104,7 +106,9 @@ def backward_weights(
     P, tiles = points(tile), tile_count(cut, tile)
     if pairs:
         tiles *= cut.bricks
-        transformed = scratchpad("winograd tiles", P * tiles * (ICB + OCB) * LANES)
+        transformed = scratchpad(
+            "winograd tiles", P * (slot_size(ICB, tiles) + slot_size(OCB, tiles))
+        )
     else:
         transformed = scratchpad("winograd sums", chunks * P * ICB * OCB * LANES * LANES)
     scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
@@ -131,11 +135,13 @@ def backward_weights(
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: the larger slab, both transformed, a tile in between."""
-    voxels = math.prod(slab_extent(cut, tile)) * max(ICB, OCB)
-    transformed = points(tile) * tile_count(cut, tile) * (ICB + OCB)
-    between = max(scratch_vectors(INPUT, *tile), scratch_vectors(DIFF_DST, *tile))
-    return (voxels + transformed + between) * LANES
+    """Floats of one worker's scratchpad: slabs; both transformed in a plane, or a strip; sums of a block."""
+    voxels = (math.prod(slab_extent(cut, tile, kind)) for kind in (INPUT, DIFF_DST))
+    slabs = (slot_size(n, blocks) for n, blocks in zip(voxels, (ICB, OCB), strict=True))
+    T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
+    slots = PW * (slot_size(ICB, T) + slot_size(OCB, T))
+    buffer = buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT)
+    return slab_planes(tile) * sum(slabs) + max(slots, buffer) + LANES
 
 
 @parallel_kernel
@@ -167,7 +173,7 @@ def gather_bricks(
         )
 
 
-def transform_brick(
+def pack_both(
     prologue: Any,
     src_size: Any,
     before: Any,
@@ -175,93 +181,58 @@ def transform_brick(
     cut: Any,
     brick: int,
     own: Any,
-    V: int,
-    S: int,
-    to: Any,
-    first: int,
-    T: int,
-    totals: Any,
-    cols: int,
     md: int,
     mh: int,
     mw: int,
-) -> None:
-    """Transform source and gradient of a brick, and add the gradient's voxels to ``totals``.
+) -> Any:
+    """Pack a brick of source and gradient; runs only inside a compiled kernel.
 
-    To ``to``: the tiles from ``first`` of ``V[point][icb][T]`` and behind it ``E[point][group][T][cols]``,
-    from offset V. The slabs are at ``own[0:]``, scratch at S. Runs only inside a compiled kernel.
+    Returns
+    -------
+    extent, inner : (deep, high, wide)
+        Windows along d and h and voxels in a row, of the source's slab and of the gradient's.
+    apart, gradient_apart : int
+        From a plane of points to the next; the gradient's slab comes behind the source's.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(transform_brick, prefer_literal=True)
-def _transform_brick(  # type: ignore[no-untyped-def]
-    prologue,
-    src_size,
-    before,
-    gradient,
-    cut,
-    brick,
-    own,
-    V,
-    S,
-    to,
-    first,
-    T,
-    totals,
-    cols,
-    md,
-    mh,
-    mw,
-):
-    constants = literals(cols, md, mh, mw)
+@overload(pack_both, prefer_literal=True)
+def _pack_both(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw):  # type: ignore[no-untyped-def]
+    constants = literals(md, mh, mw)
     if constants is None:
         return None
-    C, MD, MH, MW = constants
-    P = points((MD, MH, MW))
-    halo_d, halo_h, halo_w = (2 if m > 1 else 0 for m in (MD, MH, MW))
+    MD, MH, MW = constants
+    planes, halo = slab_planes((MD, MH, MW)), sizes(INPUT, MW)[0] - MW
 
-    def implementation(  # type: ignore[no-untyped-def]
-        prologue,
-        src_size,
-        before,
-        gradient,
-        cut,
-        brick,
-        own,
-        V,
-        S,
-        to,
-        first,
-        T,
-        totals,
-        cols,
-        md,
-        mh,
-        mw,
-    ):
-        ICB, OCB = prologue.blocks, gradient.blocks
-        tiles = (cut.planes // MD, cut.lines // MH, -(-cut.OW // MW))
-        inner = (cut.planes, cut.lines, tiles[2] * MW)
-        extent = (inner[0] + halo_d, inner[1] + halo_h, inner[2] + halo_w)
+    def implementation(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw):  # type: ignore[no-untyped-def]
+        inner = (cut.planes // MD, cut.lines // MH, -(-cut.OW // MW) * MW)
+        extent = (inner[0], inner[1], inner[2] + halo)
+        apart = slot_size(prologue.blocks, extent[0] * extent[1] * extent[2])
+        gradient_apart = slot_size(gradient.blocks, inner[0] * inner[1] * inner[2])
         size = (cut.OD, cut.OH, cut.OW)
         n, start, _ = locate(cut, brick)
         origin = (start[0] - before[0], start[1] - before[1], -before[2])
-        slot, at = ICB * T * LANES, V + first * LANES
-        pack_brick(prologue, n, src_size, own, 0, origin, extent)
-        transform_in(own, extent, ICB, tiles, to, at, slot, T, S, 1, INPUT, MD, MH, MW)
-        pack_brick(gradient, n, size, own, 0, start, inner)
-        add_voxels(own, inner[0] * inner[1] * inner[2], totals, own[S:])
-        slot, at = OCB * T * LANES, V + P * ICB * T * LANES + first * C * LANES
-        transform_in(own, inner, OCB, tiles, to, at, slot, T, S, C, DIFF_DST, MD, MH, MW)
+        G, buffer = planes * apart, planes * (apart + gradient_apart)
+        pack_brick(prologue, n, src_size, own, 0, apart, buffer, origin, extent, INPUT, MD, MH)
+        pack_brick(
+            gradient, n, size, own, G, gradient_apart, buffer, start, inner, DIFF_DST, MD, MH
+        )
+        return extent, inner, apart, gradient_apart
 
     return implementation
 
 
+def point_of_sums(md: int, mh: int, mw: int) -> tuple[int, int]:
+    """Plane, and point in it, at which a tile of the gradient is the sum of its voxels: where all are 1."""
+    d, h, w = (int(m > 1) for m in (md, mh, mw))
+    return d * sizes(DIFF_DST, mh)[1] + h, w
+
+
 @functools.cache
 def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..., None]:
-    P = points((md, mh, mw))
-    halo_d, halo_h, halo_w = (2 if m > 1 else 0 for m in (md, mh, mw))
+    planes, PW = slab_planes((md, mh, mw)), sizes(INPUT, mw)[1]
+    plane_of_sums, one = point_of_sums(md, mh, mw)
 
     @worker_kernel
     def accumulate_chunks(
@@ -276,53 +247,43 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
         scratch: Floats,
     ) -> None:
         ICB, OCB, groups = prologue.blocks, gradient.blocks, gradient.blocks // cols
-        wide = -(-cut.OW // mw)
-        T = cut.planes // md * (cut.lines // mh) * wide
-        slab = (cut.planes + halo_d) * (cut.lines + halo_h) * (wide * mw + halo_w)
-        V = max(ICB, OCB) * slab * LANES
-        E = V + P * ICB * T * LANES
-        S = E + P * OCB * T * LANES
+        T = cut.planes // md * (cut.lines // mh) * -(-cut.OW // mw)
+        slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
+        own = scratch[worker]
+        S = own.size - LANES
+        E = S - PW * slot_e
+        V = E - PW * slot_v  # where the buffer of a strip was, too
         bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
         chunks, workers = diff_bias.shape[0], scratch.shape[0]
         block = LANES * cols * LANES
-        own = scratch[worker]
         for chunk in range(worker, chunks, workers):
             begin, end = share(bricks, chunk, chunks)
-            first = chunk * P * groups * ICB * block
+            first = chunk * planes * PW * groups * ICB * block
             diff_bias[chunk] = 0.0
             for brick in range(begin, end):
-                transform_brick(
-                    prologue,
-                    src_size,
-                    before,
-                    gradient,
-                    cut,
-                    brick,
-                    own,
-                    V,
-                    S,
-                    own,
-                    0,
-                    T,
-                    diff_bias[chunk],
-                    cols,
-                    md,
-                    mh,
-                    mw,
+                extent, inner, apart, gradient_apart = pack_both(
+                    prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
                 )
-                for i in range(P * groups * ICB):
-                    point, group, icb = i // (groups * ICB), i // ICB % groups, i % ICB
-                    v = V + (point * ICB + icb) * T * LANES
-                    e = E + (point * groups + group) * T * cols * LANES
-                    fresh = brick == begin
-                    accumulate(own, v, e, T, sums, first + i * block, fresh, inputs, cols)
+                for plane in range(planes):
+                    g = planes * apart + plane * gradient_apart
+                    transform_in(own, plane * apart, extent, ICB, own, V, slot_v, T, 1, INPUT, mw)
+                    transform_in(own, g, inner, OCB, own, E, slot_e, T, cols, DIFF_DST, mw)
+                    if plane == plane_of_sums:
+                        add_voxels(own, E + one * slot_e, T, T, cols, diff_bias[chunk], own[S:])
+                    for i in range(PW * groups * ICB):
+                        point, group, icb = i // (groups * ICB), i // ICB % groups, i % ICB
+                        v = V + point * slot_v + icb * T * LANES
+                        e = E + point * slot_e + group * T * cols * LANES
+                        at = first + (plane * PW * groups * ICB + i) * block
+                        accumulate(own, v, e, T, sums, at, brick == begin, inputs, cols)
 
     return accumulate_chunks
 
 
 @functools.cache
 def _make_transform(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..., None]:
-    halo_d, halo_h, halo_w = (2 if m > 1 else 0 for m in (md, mh, mw))
+    planes, PW = slab_planes((md, mh, mw)), sizes(INPUT, mw)[1]
+    plane_of_sums, one = point_of_sums(md, mh, mw)
 
     @worker_kernel
     def transform_chunks(
@@ -336,34 +297,27 @@ def _make_transform(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callab
         diff_bias: Doubles,
         scratch: Floats,
     ) -> None:
-        wide = -(-cut.OW // mw)
-        T = cut.planes // md * (cut.lines // mh) * wide
-        slab = (cut.planes + halo_d) * (cut.lines + halo_h) * (wide * mw + halo_w)
-        S = max(prologue.blocks, gradient.blocks) * slab * LANES
+        ICB, OCB = prologue.blocks, gradient.blocks
+        count = cut.planes // md * (cut.lines // mh) * -(-cut.OW // mw)
         bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        T = bricks * count
+        slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
         own = scratch[worker]
         # A chunk is a brick.
         for brick in range(worker, bricks, scratch.shape[0]):
             diff_bias[brick] = 0.0
-            transform_brick(
-                prologue,
-                src_size,
-                before,
-                gradient,
-                cut,
-                brick,
-                own,
-                0,
-                S,
-                transformed,
-                brick * T,
-                bricks * T,
-                diff_bias[brick],
-                cols,
-                md,
-                mh,
-                mw,
+            V = brick * count * LANES
+            E = planes * PW * slot_v + brick * count * cols * LANES
+            extent, inner, apart, gradient_apart = pack_both(
+                prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
             )
+            for plane in range(planes):
+                x, g = plane * apart, planes * apart + plane * gradient_apart
+                v, e = V + plane * PW * slot_v, E + plane * PW * slot_e
+                transform_in(own, x, extent, ICB, transformed, v, slot_v, T, 1, INPUT, mw)
+                transform_in(own, g, inner, OCB, transformed, e, slot_e, T, cols, DIFF_DST, mw)
+            at = E + (plane_of_sums * PW + one) * slot_e
+            add_voxels(transformed, at, count, T, cols, diff_bias[brick], own[own.size - LANES :])
 
     return transform_chunks
 
@@ -379,7 +333,8 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
     def sum_pairs(
         tiles: Floats, T: int, panel: Floats, ICB: int, groups: int, scratch: Floats
     ) -> None:
-        E, S = P * ICB * T * LANES, P * block
+        slot_v, slot_e = slot_size(ICB, T), slot_size(groups * cols, T)
+        E, S = P * slot_v, P * block
         to_strides = (KH * KW * block, KW * block, block)
         workers = scratch.shape[0]
         for index in prange(workers):
@@ -387,8 +342,8 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
             own = scratch[worker]
             for pair in range(worker, groups * ICB, workers):
                 for point in range(P):
-                    v = (point * ICB + pair % ICB) * T * LANES
-                    e = E + (point * groups + pair // ICB) * T * lanes
+                    v = point * slot_v + pair % ICB * T * LANES
+                    e = E + point * slot_e + pair // ICB * T * lanes
                     accumulate(tiles, v, e, T, own, point * block, True, inputs, cols)
                 for i in range(0, block, LANES):
                     to = pair * KD * KH * KW * block + i

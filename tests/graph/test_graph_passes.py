@@ -118,6 +118,10 @@ class Smooth(Module):
         return functional.softmax(self.logits(src))
 
 
+# The package has the function under the module's name.
+choose_algorithm = sys.modules["tinyunet.graph.passes.choose_algorithm"]
+
+
 class TestAlgorithms:
     """Which tiles choose_algorithm takes, and what it remembers."""
 
@@ -135,8 +139,6 @@ class TestAlgorithms:
 
         With a ReLU a voxel near zero could take the other side, which is no error of a tile.
         """
-        # The package has the function under the module's name.
-        choose_algorithm = sys.modules["tinyunet.graph.passes.choose_algorithm"]
         monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
         monkeypatch.setattr(choose_algorithm, "fastest", lambda *_: tile)
         monkeypatch.setitem(choose_algorithm._TILES, "strict", (tile,))
@@ -154,6 +156,9 @@ class TestAlgorithms:
 
     def test_what_was_measured_is_remembered(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        monkeypatch.setattr(
+            choose_algorithm, "_FACTOR", np.inf
+        )  # so that there is something to measure
         measure.remembered.cache_clear()
         first = compiled(training=False)
         kept = json.loads((tmp_path / "algorithms.json").read_text())
@@ -170,6 +175,9 @@ class TestAlgorithms:
     def test_a_broken_memory_is_made_anew(self, monkeypatch, tmp_path, content):
         (tmp_path / "algorithms.json").write_text(content)
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        monkeypatch.setattr(
+            choose_algorithm, "_FACTOR", np.inf
+        )  # so that there is something to measure
         measure.remembered.cache_clear()
         compiled(training=False)
         assert json.loads((tmp_path / "algorithms.json").read_text())

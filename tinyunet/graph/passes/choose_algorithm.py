@@ -31,11 +31,11 @@ _TILES: dict[str, tuple[Triple, ...]] = {
 }
 _OPS = ("convolution", "convolution_backward_data", "convolution_backward_weights")
 # Operations of both transforms, a point and channel: they run on memory, not in register tiles.
-_TRANSFORM = 60
+_TRANSFORM = 20
 # Multiply-adds in the time that one packed weight takes to be made and written.
 _PACK = 100
 # How far from the best of the model an algorithm may be to be timed.
-_FACTOR = 1.7
+_FACTOR = 1.3
 # Multiply-adds of a direct convolution below which nothing is gained: 0.1 ms.
 _SMALL = 1e7
 
