@@ -3,13 +3,14 @@
 A convolution does not read its source directly. Each thread first packs the brick it works on into a
 small slab that stays in the second-level cache::
 
-    slab[block, d, h, w, lane] = act(scale * u + also * v + shift)     inside the volume
-                               = 0                                     around it
+    slab[block, d, h, w, lane] = act(scale * u + shift)         inside the volume, of one tensor
+                               = scale * u + also * v + shift   of two
+                               = 0                              around it
     act(y) = y where y > 0, else slope * y
 
 One form serves all prologues. A stored convolution output u that is still to be normalised: scale and
 shift of its batch norm, slope 0 (ReLU). A plain tensor: 1, 0, slope 1. The gradient of a convolution
-followed by batch norm: a * dz + b * x + d, slope 1. The blocks may come from two tensors, so that a
+followed by batch norm: a * dz + b * x + d. The blocks may come from two tensors, so that a
 concatenation need never be made.
 
 The halo must be zero after normalisation, not before: this is why it is made here and not kept in memory.
@@ -313,7 +314,8 @@ def _load_deferred(u, v, two, at, plane, scale, also, shift, slopes, planes):  #
             tile = tile_fma(scale, tile, other)
         else:
             tile = tile_fma(scale, tile, shift)
-        return tile_mask(tile, tile, slopes)
+            tile = tile_mask(tile, tile, slopes)
+        return tile
 
     return implementation
 
