@@ -92,8 +92,8 @@ def transform_weights(panel: Floats, tile: Triple, dst: Floats) -> None:
         Filled.
     """
     streams = past_caches(dst)
-    workers, size = threads(), points(tile) * panel.shape[3] * panel.shape[4]
-    size += scratch_vectors(WEIGHTS, *tile) * LANES
+    slot = slot_size(panel.shape[3], panel.shape[4] // LANES)
+    workers, size = threads(), points(tile) * slot + scratch_vectors(WEIGHTS, *tile) * LANES
     scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
     _make_weights(*tile)(panel.reshape(-1), panel.shape, dst.reshape(-1), streams, scratch)
 
@@ -193,8 +193,9 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
         groups, ICB, taps, width, lanes = shape
         block = width * lanes
         from_strides = (KH * KW * block, KW * block, block)
-        to_strides = (PH * PW * block, PW * block, block)
-        workers, S = scratch.shape[0], P * block
+        slot = slot_size(width, lanes // LANES)
+        to_strides = (PH * PW * slot, PW * slot, slot)
+        workers, S = scratch.shape[0], P * slot
         for index in prange(workers):
             worker, _ = split_index(index, 1)
             # Staged, because a point's weights are far from the next one's: all would meet in a few
@@ -209,7 +210,7 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
                 for point in range(P):
                     for i in range(0, block, LANES):
                         at = (point * groups * ICB + part) * block + i
-                        put_vector(dst, at, load(own, point * block + i), streams)
+                        put_vector(dst, at, load(own, point * slot + i), streams)
             fence()
 
     return transform

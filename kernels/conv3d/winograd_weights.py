@@ -125,7 +125,7 @@ def backward_weights(
         scratch,
     )
     if pairs:
-        size = P * LANES * cols * LANES + scratch_vectors(DIFF_WEIGHTS, *tile) * LANES
+        size = P * slot_size(LANES, cols) + scratch_vectors(DIFF_WEIGHTS, *tile) * LANES
         scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
         run = _make_pairs(*tile, inputs, cols)
         run(transformed, tiles, panel.reshape(-1), ICB, OCB // cols, scratch)
@@ -327,14 +327,15 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
     (PD, KD), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
     lanes, block = cols * LANES, LANES * cols * LANES
     kind, P = DIFF_WEIGHTS, PD * PH * PW
-    point_strides = (PH * PW * block, PW * block, block)
+    slot = slot_size(LANES, cols)
+    point_strides = (PH * PW * slot, PW * slot, slot)
 
     @parallel_kernel
     def sum_pairs(
         tiles: Floats, T: int, panel: Floats, ICB: int, groups: int, scratch: Floats
     ) -> None:
         slot_v, slot_e = slot_size(ICB, T), slot_size(groups * cols, T)
-        E, S = P * slot_v, P * block
+        E, S = P * slot_v, P * slot
         to_strides = (KH * KW * block, KW * block, block)
         workers = scratch.shape[0]
         for index in prange(workers):
@@ -344,7 +345,7 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
                 for point in range(P):
                     v = point * slot_v + pair % ICB * T * LANES
                     e = E + point * slot_e + pair // ICB * T * lanes
-                    accumulate(tiles, v, e, T, own, point * block, True, inputs, cols)
+                    accumulate(tiles, v, e, T, own, point * slot, True, inputs, cols)
                 for i in range(0, block, LANES):
                     to = pair * KD * KH * KW * block + i
                     transform_tile(
