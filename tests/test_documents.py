@@ -47,7 +47,14 @@ def test_examples(path, tmp_path):
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/compiled-graph.md", "docs/faults.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/design.md",
+        "docs/compiled-graph.md",
+        "docs/data-parallel.md",
+        "docs/faults.md",
+    ],
 )
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text()

@@ -16,13 +16,14 @@ def test_synchronised_ranks_train_as_one_would(ranks):
     found = json.loads(done.stdout)
     for way in ("eager", "compiled"):
         loss, weights = found[f"{way} sgd True"]
-        assert loss < 1e-6
+        # Losses are about 1.5, rounded to 1e-7; other orders of sums grow apart over twenty steps.
+        assert loss < 1e-5
         assert weights < 1e-4
     # Adam divides by the size of a gradient: where it is all rounding, so is the step (of 1e-3).
     loss, weights = found["compiled adam True"]
     assert loss < 1e-4
     assert weights < 0.02
-    # And without synchronisation it is another training, a hundred times farther away.
+    # And without synchronisation it is another training, far away.
     loss, weights = found["compiled sgd False"]
     assert loss > 1e-4
     assert weights > 1e-3

@@ -70,7 +70,7 @@ def _median_seconds(ranks: Communicator, run: Callable[[], None]) -> float:
 
 
 class Training:
-    """A net, its compiled step, and when in the last step what was complete.
+    """A net, its compiled step, and when in the last step which parameter was complete.
 
     Parameters
     ----------
@@ -134,20 +134,21 @@ def steps(
     Returns
     -------
     dict
-        Medians of what :meth:`Training.step` returns, and when each bucket was complete in the last
-        step, with its bytes.
+        Medians of what :meth:`Training.step` returns, and of when each bucket was complete, with its
+        bytes.
     """
     training = Training(size, batch, filters, threads)
     sums = GradientSum(training.optimizer, ranks, Exchange(**(exchange or {})))
-    times = []
+    parameters = training.optimizer.parameters
+    times, completed = [], []
     for _ in range(count + 2):
         ranks.barrier()
         times.append(training.step(sums, ranks.size, overlap))
+        completed.append([training.complete_at[id(parameter)] for parameter in parameters])
     names = ("seconds", "backward_end", "waited")
     medians = map(statistics.median, zip(*times[2:], strict=True))
-    parameters = training.optimizer.parameters
     ends = np.cumsum([parameter.data.size for parameter in parameters])
-    complete = np.maximum.accumulate([training.complete_at[id(p)] for p in parameters])
+    complete = np.maximum.accumulate(np.median(completed[2:], axis=0))
     buckets = [
         (complete[np.searchsorted(ends, part.stop)], 4 * (part.stop - part.start))
         for part in sums.buckets
