@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numba.core import types
 from numba.extending import overload
 
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
@@ -35,7 +34,7 @@ from kernels.conv3d.shapes import Triple
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_store, tile_zero
 
 # Bytes of one thread's slab: half of a second-level cache, the rest is for weights.
 _CACHED = 512 * 1024
@@ -177,9 +176,10 @@ def convolve_slab(
 def _convolve_slab(  # type: ignore[no-untyped-def]
     own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
 ):
-    if not all(isinstance(number, types.IntegerLiteral) for number in (wide, cols, width)):
+    constants = literals(wide, cols, width)
+    if constants is None:
         return None
-    R, C, I = (number.literal_value for number in (wide, cols, width))  # noqa: E741
+    R, C, I = constants  # noqa: E741
 
     def implementation(  # type: ignore[no-untyped-def]
         own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
@@ -286,9 +286,10 @@ def accumulate_slab(
 def _accumulate_slab(  # type: ignore[no-untyped-def]
     own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
 ):
-    if not all(isinstance(number, types.IntegerLiteral) for number in (KW, inputs, width)):
+    constants = literals(KW, inputs, width)
+    if constants is None:
         return None
-    W, R, I = (number.literal_value for number in (KW, inputs, width))  # noqa: E741
+    W, R, I = constants  # noqa: E741
 
     def implementation(  # type: ignore[no-untyped-def]
         own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
