@@ -22,8 +22,9 @@ def dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread_and_algorithm(monkeypatch):
     """As the ranks have: sums over threads would be rounded differently."""
+    training.take_direct_convolutions(monkeypatch.setattr)
     before = machine.threads()
     machine.set_threads(1)
     yield

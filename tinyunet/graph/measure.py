@@ -40,11 +40,13 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     """
     memory = remembered()
     key = _key(node, graph, candidates)
+    if key not in memory:  # here: another process may have measured it meanwhile
+        memory.update(_read())
     if key not in memory:
         times = [_seconds(node.with_attributes(tile=tile), graph) for tile in candidates]
         best = candidates[int(np.argmin(times))]
         memory[key] = None if best is None else list(best)
-        _save(memory)
+        _save(memory | _read())
     found = memory[key]
     return None if found is None else (found[0], found[1], found[2])
 
@@ -111,6 +113,10 @@ def _path() -> Path:
 @functools.cache
 def remembered() -> dict[str, list[int] | None]:
     """Return what is known so far, by the key of a convolution; may be added to."""
+    return _read()
+
+
+def _read() -> dict[str, list[int] | None]:
     try:
         found: dict[str, list[int] | None] = json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
