@@ -189,7 +189,8 @@ def _failed(program: str, communicator: Communicator, error: Exception) -> NoRet
     """End all ranks for what one of them has met, and perhaps others at the same time."""
     text = "".join(traceback.format_exception(error))
     known = as_user_error(error)
-    _wait_for_turn(communicator)
+    if not _has_turn(communicator):
+        communicator.abort(1 if known is None else 2)
     if known is None:
         _say(f"{program}: rank {communicator.rank} failed\n{text}")
     else:
@@ -210,19 +211,20 @@ def _interrupted(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     terminated = isinstance(interrupt, Terminated)
-    _wait_for_turn(communicator)
     note = f"; {interrupt}" if str(interrupt) else ""
-    _say(f"{program}: {'terminated' if terminated else 'interrupted'}{note}")
+    if _has_turn(communicator):
+        _say(f"{program}: {'terminated' if terminated else 'interrupted'}{note}")
     sys.stdout.flush()
     os._exit(143 if terminated else 130)
 
 
-def _wait_for_turn(communicator: Communicator) -> None:
-    """Let lower ranks speak first: the launcher ends all as soon as one has left.
+def _has_turn(communicator: Communicator) -> bool:
+    """Let lower ranks speak first, and tell whether one has: the launcher ends all as soon as one left.
 
     What many ranks meet at once, such as Ctrl-C, is then said by one of them.
     """
     time.sleep(_TURNS * communicator.rank / communicator.size)
+    return communicator.is_first_to_speak()
 
 
 def _say(line: str) -> None:

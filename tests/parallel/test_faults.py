@@ -85,7 +85,9 @@ def test_a_signal_to_a_rank_or_to_all_ends_all_with_one_line(number, to_one_rank
         _, err = process.communicate(timeout=SECONDS)
         assert gone(pids)
     assert process.returncode != 0
-    (line,) = [line for line in err.splitlines() if line.startswith("tinyunet")]
+    lines = [line for line in err.splitlines() if line.startswith("tinyunet")]
+    assert len(lines) == 1, err
+    (line,) = lines
     word = "terminated" if number == signal.SIGTERM else "interrupted"
     assert line == f"tinyunet.faults: {word}"
     assert "Traceback" not in err

@@ -27,9 +27,12 @@ What happens when nothing happens
 """
 
 import contextlib
+import mmap
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -80,6 +83,7 @@ class Communicator:
         self.timeline: Timeline | None = None
         self._stalls: StallWatch | None = None
         self._waits = 0
+        self._spoken: mmap.mmap | bytearray = bytearray(1)
         if self.size > 1:
             self._look_around()
 
@@ -93,7 +97,16 @@ class Communicator:
         # A launcher may bind each rank to cores of its own; only those of equal sets share.
         self._sharing = sum(other == mine for other in node.allgather(mine))
         self.node_token = node.bcast(self.node_token)
+        self._spoken = _shared_byte(node, self.node_token)
         node.Free()
+
+    def is_first_to_speak(self) -> bool:
+        """Whether no rank of this node has asked before: of what many meet at once, one speaks.
+
+        Two that ask within microseconds may both be the first.
+        """
+        spoken, self._spoken[0] = self._spoken[0], 1
+        return not spoken
 
     def threads(self) -> int:
         """Threads for this rank: its cores divided among the ranks that share them, at least 1."""
@@ -263,6 +276,22 @@ def world() -> Communicator:
             'install it with: pip install "tinyunet[mpi]"'
         ) from error
     return Communicator(MPI.COMM_WORLD)
+
+
+def _shared_byte(node: Any, token: str) -> mmap.mmap | bytearray:
+    """Return a byte, 0 so far, that the ranks of a node share; one of this rank's own if that fails."""
+    path = Path(tempfile.gettempdir()) / f"tinyunet-{token}"
+    shared: mmap.mmap | bytearray = bytearray(1)
+    with contextlib.suppress(OSError):
+        if node.rank == 0:
+            path.write_bytes(bytes(1))
+    node.Barrier()
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        shared = mmap.mmap(file.fileno(), 1)
+    node.Barrier()
+    if node.rank == 0:  # it stays where it is mapped
+        path.unlink(missing_ok=True)
+    return shared
 
 
 def _affinity() -> frozenset[int]:
