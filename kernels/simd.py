@@ -176,15 +176,25 @@ def fence(typing_context: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Have the cache line of ``array[offset]`` brought near, if there is such an address."""
+def address(typing_context: Any, array: Any, offset: Any) -> Any:
+    """Where ``array[offset]`` is, or would be: for `prefetch`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _float_pointer(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        return builder.ptrtoint(pointer, ir.IntType(64))
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, place: Any) -> Any:
+    """Have the cache line at an `address` brought near, if there is one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
         number = ir.IntType(32)
-        # For reading, into the second-level cache, data.
-        hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]
+        # For reading, into all caches, data.
+        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]
         function = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         name = "llvm.prefetch.p0i8"
         builder.call(
@@ -192,7 +202,7 @@ def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
         )
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+    return types.void(types.int64), codegen
 
 
 @intrinsic

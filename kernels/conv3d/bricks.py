@@ -14,6 +14,7 @@ import numpy as np
 from numba.extending import overload
 
 from kernels.compiler import call_worker, kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.ahead import Region, Tensors, tensors
 from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import pack_block, pack_channels
@@ -167,6 +168,28 @@ def locate(cut: Cut, brick: int) -> tuple[int, Triple, Triple]:
     d, h = rest // high * cut.planes, rest % high * cut.lines
     stop = (min(d + cut.planes, cut.OD), min(h + cut.lines, cut.OH), cut.OW)
     return n, (d, h, 0), stop
+
+
+@kernel
+def source_tensors(prologue: Prologue) -> Tensors:
+    """Where a prologue's tensors are."""
+    p = prologue
+    return tensors(p.u_a, p.v_a, p.u_b, p.v_b, p.blocks_a, p.blocks)
+
+
+@kernel
+def next_brick(
+    cut: Cut, brick: int, before: Triple, size: Triple, halo_d: int, halo_h: int
+) -> Region:
+    """What the brick after this one reads of a volume of ``size``, but for rows that both read.
+
+    The kernel adds 2 ``halo_d`` planes and 2 ``halo_h`` rows to a brick.
+    """
+    n, start, _ = locate(
+        cut, min(brick + 1, cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines) - 1)
+    )
+    first = (start[0] - before[0], start[1] - before[1] + 2 * halo_h, 0)
+    return Region(n, size, first, cut.planes + 2 * halo_d, cut.lines)
 
 
 def pack_brick(

@@ -38,6 +38,8 @@ from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_sto
 
 # Bytes of one thread's slab: half of a second-level cache, the rest is for weights.
 _CACHED = 512 * 1024
+# Voxels whose products are added to the weight gradient at a time, if a row is no longer.
+_VOXELS = 96
 
 
 def cut_output(dst_size: tuple[int, int, int, int], kernel: Triple, blocks: int) -> Cut:
@@ -295,15 +297,17 @@ def _accumulate_slab(  # type: ignore[no-untyped-def]
         own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
     ):
         KD, KH, _ = kernel
-        line = extent[2] * I
-        for block in range(first * ICB, end * ICB):
-            ocb, icb = block // ICB, block % ICB
-            for tap in range(KD * KH):
-                kd, kh = tap // KH, tap % KH
+        line, count = extent[2] * I, rows[0] * rows[1]
+        # Some rows at a time: gradients and sums stay in the first-level cache.
+        group = max(1, _VOXELS // cut.OW)
+        for begin in range(0, count, group):
+            for i in range(first * ICB * KD * KH, end * ICB * KD * KH):
+                block, tap = i // (KD * KH), i % (KD * KH)
+                ocb, icb, kd, kh = block // ICB, block % ICB, tap // KH, tap % KH
                 for ic in range(0, I, R):
-                    at = ((block * KD * KH + tap) * W * I + ic) * LANES
+                    at = (i * W * I + ic) * LANES
                     tile = tile_load(sums, at, I * LANES, LANES, 0, W, R, 1)
-                    for row in range(rows[0] * rows[1]):
+                    for row in range(begin, min(begin + group, count)):
                         d, h = row // rows[1], row % rows[1]
                         x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + ic
                         y = G + ((ocb * cut.planes + d) * cut.lines + h) * cut.OW * LANES

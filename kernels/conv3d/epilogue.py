@@ -26,7 +26,6 @@ from numba.extending import overload
 
 from kernels.compiler import kernel
 from kernels.conv3d.cook_toom import OUTPUT, sizes
-from kernels.conv3d.slab import read_row
 from kernels.conv3d.transform import transform_axis
 from kernels.layout import Floats
 from kernels.simd import (
@@ -281,8 +280,6 @@ def _finish_backward(  # type: ignore[no-untyped-def]
         for row in range(brick.extent[0] * brick.extent[1]):
             src, to, planes, lines = place(brick, row, MD, MH)
             if planes == MD and lines == MH:
-                for k in range(MD * MH if MD * MH > 1 else 0):
-                    read_row(x, to + (k // MH * H + k % MH) * W * LANES, W, row_sums, 0)
                 backward_row(
                     own,
                     src,

@@ -18,8 +18,7 @@ The halo must be zero after normalisation, not before: this is why it is made he
 For Winograd the slab is made transformed along d and h already, a plane for each of the points. The source
 is far away, and each voxel is met by several windows of planes and rows. So a strip of a few columns is
 normalised and transformed along d first, into a buffer that stays in the first-level cache, and from there
-along h. The processor foresees rows, and not strips: so the rows are read once for nothing before, which
-takes a third of the time away. (Its instruction to prefetch does nothing for what is not in cache at all.) ::
+along h. (The processor foresees rows, and not strips: `ahead` fetches them.) ::
 
     rows (d0..d0+5, h)  --load, normalise, transform-->  buffer[h][0..5]
     buffer[h0..h0+5][d] --load, transform------------->  planes (d, 0..5)       F(4, 4, .)
@@ -117,7 +116,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
     if constants is None:
         return None
     K, MD, MH = constants
-    (ID, PD), (IH, PH) = sizes(K, MD), sizes(K, MH)
+    (_, PD), (IH, PH) = sizes(K, MD), sizes(K, MH)
     strip = _STRIP
 
     def without(  # type: ignore[no-untyped-def]
@@ -166,15 +165,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
     ):
         deep, high, wide = extent
         point, line = strip * LANES, PD * strip * LANES  # of the buffer
-        D, H, W = size
         for group in range(deep):
-            for row in range(ID * (high * MH + IH - MH)):
-                d, h = start[0] + group * MD + row % ID, start[1] + row // ID
-                if 0 <= d < D and 0 <= h < H:
-                    x = first + (d * H + h) * W * LANES
-                    read_row(u, x, W, slab, buffer)
-                    if v.size > 0:
-                        read_row(v, x, W, slab, buffer)
             for left in range(0, wide, strip):
                 right = min(left + strip, wide)
                 for row in range(high * MH + IH - MH):
@@ -318,15 +309,6 @@ def _load_deferred(u, v, two, at, plane, scale, also, shift, slopes, planes):  #
         return tile
 
     return implementation
-
-
-@kernel
-def read_row(src: Floats, at: int, voxels: int, scratch: Floats, to: int) -> None:
-    """Read a row of voxels, so that it is near; their sum goes to the scratchpad, or nobody would read."""
-    total = load(src, at)
-    for voxel in range(1, voxels):
-        total = total + load(src, at + voxel * LANES)
-    store(scratch, to, total)
 
 
 @kernel

@@ -99,7 +99,7 @@ def backward_weights(
     check_float32(src)
     tile = _tile(g, tile)
     ICB, OCB = blocks(g.IC), blocks(g.OC)
-    cut = winograd_convolve.cut_output(g.dst_shape[:4], tile, ICB, OCB)
+    cut = winograd_weights.cut_output(g.dst_shape[:4], tile, ICB, OCB)
     _, cols = winograd_weights.register_tile(OCB)
     chunks = winograd_weights.bias_chunks(cut, tile, ICB, OCB)
     panel = empty((1, OCB // cols, ICB, g.KD * g.KH * g.KW, LANES, cols * LANES))

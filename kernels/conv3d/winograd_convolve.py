@@ -11,16 +11,20 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
+from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
 from kernels.conv3d.bricks import (
+    EMPTY,
     Cut,
     Epilogue,
     Prologue,
     convolve_bricks,
     finish_block,
     locate,
+    next_brick,
     pack_brick,
     past_caches,
     share,
+    source_tensors,
 )
 from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import put_vector
@@ -31,10 +35,10 @@ from kernels.conv3d.winograd_stages import multiply, slot_size, transform_in, tr
 from kernels.layout import Floats
 from kernels.machine import threads, tile_vectors
 from kernels.memory import scratchpad
-from kernels.simd import LANES, fence, load
+from kernels.simd import LANES, address, fence, load
 
 # Bytes of one thread's transformed tiles, V and M: what the second-level cache keeps.
-_CACHED = 768 * 1024
+_CACHED = 400 * 1024
 # Bytes of transformed weights above which they are worth reading for more tiles at a time.
 _CACHED_WEIGHTS = 1024 * 1024
 
@@ -58,10 +62,15 @@ def gemm_tile(count: int, OCB: int) -> tuple[int, int]:
     return best
 
 
-def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
-    """Bricks of whole rows of tiles: as many tiles as the cache holds, more where weights are large."""
+def cut_output(
+    dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int, kept: int = 0
+) -> Cut:
+    """Bricks of whole rows of tiles: as many tiles as the cache holds, more where weights are large.
+
+    ``kept`` channel blocks are held transformed: by default those of source or result, which take turns.
+    """
     MB, OD, OH, OW = dst_size
-    per_tile = points(tile) * max(ICB, OCB) * LANES * 4
+    per_tile = points(tile) * (kept or max(ICB, OCB)) * LANES * 4
     weights = points(tile) * ICB * OCB * LANES * LANES * 4
     most = max(_CACHED // per_tile, 12 if weights <= _CACHED_WEIGHTS else 48)
     wide = -(-OW // tile[2])
@@ -244,6 +253,8 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         V = M + slot
         own = scratch[worker]
         row_sums = own[own.size - 3 * LANES :]
+        source = source_tensors(prologue)
+        beside = tensors(epilogue.x_a, EMPTY, epilogue.x_b, EMPTY, epilogue.blocks_a, OCB)
         groups = OCB // cols
         begin, stop_unit = share(bricks * groups, worker, scratch.shape[0])
         for brick in range(begin // groups, -(-stop_unit // groups)):
@@ -252,13 +263,18 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             n, start, stop = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
             pack_brick(prologue, n, src_size, own, 0, apart, M, origin, extent, INPUT, md, mh)
+            following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
+            x = Region(n, (cut.OD, cut.OH, cut.OW), start, cut.planes, cut.lines)
             for plane in range(planes):
                 at = plane * apart
+                near = upcoming(source, following, beside, x, plane, planes)
                 transform_in(own, at, extent, ICB, own, V, slot, T, 1, INPUT, mw)
                 for point in range(PW):
                     w = (plane * PW + point) * OCB * ICB * LANES * LANES
                     v, m = V + point * slot, M + point * slot
-                    multiply(own, v, m, ICB, T, first, end, weights, w, rows, cols)
+                    next_weights = address(weights, w + OCB * ICB * LANES * LANES)
+                    soon = part_of(near, point, PW, next_weights)
+                    multiply(own, v, m, ICB, T, first, end, weights, w, soon, rows, cols)
                 for ocb in range(first, end):
                     transform_out(own, M, slot, at, rows_here, tiles, ocb, mw)
             staged = (extent[0], extent[1], wide)

@@ -22,9 +22,10 @@ from typing import Any
 from numba.extending import overload
 
 from kernels.compiler import kernel
+from kernels.conv3d.ahead import LINE
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis
-from kernels.simd import LANES, literals, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, literals, prefetch, tile_load, tile_rank1, tile_store, tile_zero
 
 
 @kernel
@@ -89,21 +90,27 @@ def multiply(
     end: int,
     weights: Any,
     at: int,
+    soon: tuple[int, int, int],
     rows: int,
     cols: int,
 ) -> None:
-    """Multiply the tiles of one point by its weights: ``M[ocb]`` for blocks ``first`` to ``end``."""
+    """Multiply the tiles of one point by its weights: ``M[ocb]`` for blocks ``first`` to ``end``.
+
+    Meanwhile the lines ``soon`` are fetched, as `ahead.share` returns them.
+    """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(multiply, prefer_literal=True)
-def _multiply(own, V, M, ICB, T, first, end, weights, at, rows, cols):  # type: ignore[no-untyped-def]
+def _multiply(own, V, M, ICB, T, first, end, weights, at, soon, rows, cols):  # type: ignore[no-untyped-def]
     constants = literals(rows, cols)
     if constants is None:
         return None
     R, C = constants
 
-    def implementation(own, V, M, ICB, T, first, end, weights, at, rows, cols):  # type: ignore[no-untyped-def]
+    def implementation(own, V, M, ICB, T, first, end, weights, at, soon, rows, cols):  # type: ignore[no-untyped-def]
+        near, beside, count = soon
+        step = 0
         for ocb in range(first, end, C):
             for row in range(0, T, R):
                 # The last rows are moved back inside; their tiles are computed twice.
@@ -112,9 +119,15 @@ def _multiply(own, V, M, ICB, T, first, end, weights, at, rows, cols):  # type: 
                 for icb in range(ICB):
                     x = V + (icb * T + t) * LANES
                     w = at + (ocb * ICB + icb * C) * LANES * LANES
+                    line = LINE if step < count else 0
                     for ic in range(LANES):
                         y = w + ic * C * LANES
+                        prefetch(near + ic * line)
+                        prefetch(beside + ic * line)
                         sums = tile_rank1(sums, own, x + ic, 0, LANES, weights, y, 1, R, C)
+                    near += LANES * line
+                    beside += LANES * line
+                    step += LANES
                 to = M + (ocb * T + t) * LANES
                 tile_store(sums, own, to, 0, LANES, T * LANES, 1, R, C)
 
@@ -122,32 +135,47 @@ def _multiply(own, V, M, ICB, T, first, end, weights, at, rows, cols):  # type: 
 
 
 def accumulate(
-    src: Any, V: int, E: int, T: int, sums: Any, at: int, fresh: bool, inputs: int, cols: int
+    src: Any,
+    V: int,
+    E: int,
+    T: int,
+    sums: Any,
+    at: int,
+    fresh: bool,
+    soon: tuple[int, int, int],
+    inputs: int,
+    cols: int,
 ) -> None:
     """Sum over tiles ``V[tile][ic] * E[tile][oc]`` of one block by ``cols`` blocks, at one point.
 
-    Added to what ``sums[at:]`` holds, unless ``fresh``.
+    Added to what ``sums[at:]`` holds, unless ``fresh``. ``soon`` as in `multiply`.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(accumulate, prefer_literal=True)
-def _accumulate(src, V, E, T, sums, at, fresh, inputs, cols):  # type: ignore[no-untyped-def]
+def _accumulate(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
     constants = literals(inputs, cols)
     if constants is None:
         return None
     R, C = constants
 
-    def implementation(src, V, E, T, sums, at, fresh, inputs, cols):  # type: ignore[no-untyped-def]
+    def implementation(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
+        near, beside, count = soon
         for ic in range(0, LANES, R):
             place = at + ic * C * LANES
             if fresh:  # noqa: SIM108 - a conditional expression of tiles is no tile to Numba
                 tile = tile_zero(R, C)
             else:
                 tile = tile_load(sums, place, 0, C * LANES, LANES, 1, R, C)
+            line = LINE if ic // R * T < count else 0
             for t in range(T):
                 x, y = V + t * LANES + ic, E + t * C * LANES
+                prefetch(near + t * line)
+                prefetch(beside + t * line)
                 tile = tile_rank1(tile, src, x, 0, 1, src, y, 1, R, C)
+            near += T * line
+            beside += T * line
             tile_store(tile, sums, place, 0, C * LANES, LANES, 1, R, C)
 
     return implementation

@@ -32,7 +32,18 @@ from kernels.compiler import (
     split_index,
     worker_kernel,
 )
-from kernels.conv3d.bricks import Cut, Prologue, add_voxels, locate, pack_brick, share
+from kernels.conv3d import winograd_convolve
+from kernels.conv3d.ahead import part_of, upcoming
+from kernels.conv3d.bricks import (
+    Cut,
+    Prologue,
+    add_voxels,
+    locate,
+    next_brick,
+    pack_brick,
+    share,
+    source_tensors,
+)
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
@@ -43,7 +54,7 @@ from kernels.conv3d.winograd_stages import accumulate, slot_size, transform_in
 from kernels.layout import Floats
 from kernels.machine import threads, tile_vectors
 from kernels.memory import scratchpad
-from kernels.simd import LANES, literals, load, store
+from kernels.simd import LANES, address, literals, load, store
 
 # The sums of a pair of blocks are loaded and stored once a brick, the values of its tiles are written and
 # read once more where pairs are summed: beyond this many sums for each value, the latter is less.
@@ -55,6 +66,11 @@ def register_tile(OCB: int) -> tuple[int, int]:
     if OCB % 2 == 0 and tile_vectors() >= 16:
         return 8, 2
     return (16, 1) if tile_vectors() >= 16 else (4, 1) if tile_vectors() >= 4 else (2, 1)
+
+
+def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
+    """Bricks whose source and gradient stay in cache, both transformed."""
+    return winograd_convolve.cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
 
 
 def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
@@ -247,6 +263,8 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
         scratch: Floats,
     ) -> None:
         ICB, OCB, groups = prologue.blocks, gradient.blocks, gradient.blocks // cols
+        source, result = source_tensors(prologue), source_tensors(gradient)
+        size = (cut.OD, cut.OH, cut.OW)
         T = cut.planes // md * (cut.lines // mh) * -(-cut.OW // mw)
         slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
         own = scratch[worker]
@@ -264,7 +282,10 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
                 extent, inner, apart, gradient_apart = pack_both(
                     prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
                 )
+                following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
+                inside = next_brick(cut, brick, (0, 0, 0), size, 0, 0)
                 for plane in range(planes):
+                    near = upcoming(source, following, result, inside, plane, planes)
                     g = planes * apart + plane * gradient_apart
                     transform_in(own, plane * apart, extent, ICB, own, V, slot_v, T, 1, INPUT, mw)
                     transform_in(own, g, inner, OCB, own, E, slot_e, T, cols, DIFF_DST, mw)
@@ -275,7 +296,9 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
                         v = V + point * slot_v + icb * T * LANES
                         e = E + point * slot_e + group * T * cols * LANES
                         at = first + (plane * PW * groups * ICB + i) * block
-                        accumulate(own, v, e, T, sums, at, brick == begin, inputs, cols)
+                        next_sums = address(sums, at + block)
+                        soon = part_of(near, i, PW * groups * ICB, next_sums)
+                        accumulate(own, v, e, T, sums, at, brick == begin, soon, inputs, cols)
 
     return accumulate_chunks
 
@@ -345,7 +368,8 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
                 for point in range(P):
                     v = point * slot_v + pair % ICB * T * LANES
                     e = E + point * slot_e + pair // ICB * T * lanes
-                    accumulate(tiles, v, e, T, own, point * slot, True, inputs, cols)
+                    soon = (address(tiles, e), address(tiles, e), 0)
+                    accumulate(tiles, v, e, T, own, point * slot, True, soon, inputs, cols)
                 for i in range(0, block, LANES):
                     to = pair * KD * KH * KW * block + i
                     transform_tile(

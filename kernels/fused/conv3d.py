@@ -64,8 +64,9 @@ def plan(
     tile: Triple | None = None,
     *,
     channels_last: bool = False,
+    of_weights: bool = False,
 ) -> Plan:
-    """Plan ``forward`` or ``backward_weights``; and ``backward_data``, with in and out exchanged.
+    """Plan ``forward``; ``backward_data``, with in and out exchanged; or ``backward_weights``.
 
     Parameters
     ----------
@@ -78,6 +79,8 @@ def plan(
         Winograd F(tile), where the kernel is 3 (1 where the tile is 1); None is direct.
     channels_last : bool
         The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`; direct only.
+    of_weights : bool
+        The plan is of ``backward_weights``, which keeps source and gradient in cache.
 
     Raises
     ------
@@ -92,7 +95,8 @@ def plan(
     if tile is None:
         cut = direct_bricks.cut_output(size, kernel, ICB)
     elif all(k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True)):
-        cut = winograd_convolve.cut_output(size, tile, ICB, OCB)
+        cuts = winograd_weights if of_weights else winograd_convolve
+        cut = cuts.cut_output(size, tile, ICB, OCB)
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
     width = channels_in[0] if channels_last else LANES

@@ -37,12 +37,17 @@ def plan_of(node: Node, graph: Graph) -> conv3d.Plan:
         tuple(node.attributes["kernel"]),
         node.attributes.get("tile"),
         graph.values[names[src]].layout == NDHWC,
+        node.op.endswith("_weights"),
     )
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(sources: Any, result: Any, size: Any, kernel: Any, tile: Any, last: bool) -> conv3d.Plan:
-    return conv3d.plan(sources, result, size, kernel, tile, channels_last=last)
+def _plan(
+    sources: Any, result: Any, size: Any, kernel: Any, tile: Any, last: bool, of_weights: bool
+) -> conv3d.Plan:
+    return conv3d.plan(
+        sources, result, size, kernel, tile, channels_last=last, of_weights=of_weights
+    )
 
 
 def is_transposed(node: Node) -> bool:

@@ -8,7 +8,7 @@ from kernels.fused.head.planes import probabilities
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Shape, Source
 from kernels.fused.vectors import tile_multiply, tile_spread, tile_transpose
-from kernels.simd import load, prefetch, tile_load, tile_store
+from kernels.simd import address, load, prefetch, tile_load, tile_store
 from kernels.softmax_dice.planes import BLOCK, scatter
 
 # Classes of a register tile; the planes of a block are filled up to whole tiles.
@@ -94,7 +94,7 @@ def logits_of_block(
     for voxel in range(0, end, LANES):
         for block in range(y.size // (BLOCK * LANES)):
             for i in range(voxel, voxel + LANES):
-                prefetch(x, (ahead + block * step + i) * LANES)
+                prefetch(address(x, (ahead + block * step + i) * LANES))
             square = tile_load(y, (block * BLOCK + voxel) * LANES, 0, LANES, 0, 1, LANES, 1)
             tile_store(tile_transpose(square), turned, 0, 0, LANES, 0, 1, LANES, 1)
             for c in range(0, classes, TILE):
