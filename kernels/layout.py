@@ -156,26 +156,32 @@ def _pack_src(
 ) -> None:
     D, H, W, C = shape
     CB, PD, PH, PW, width = panel_shape
-    for task in prange(CB * PD * PH):
-        block, row = split_index(task, PD * PH)
-        plane, line = row // PH, row % PH
+    for row in prange(PD * PH):
+        plane, line = split_index(row, PH)
         d, d_between = divmod(plane - before[0], dilation[0])
         h, h_between = divmod(line - before[1], dilation[1])
-        dst = ((block * PD + plane) * PH + line) * PW * width
-        for i in range(dst, dst + PW * width):
-            panel[i] = 0.0
-        if d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H:
-            first = ((d * H + h) * W) * C + block * width
-            dst += before[2] * width
+        inside = d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H
+        voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1) if inside else 0
+        # All blocks of a row: its voxels are read from memory once.
+        for block in range(CB):
+            dst = ((block * PD + plane) * PH + line) * PW * width
+            first, to, end = (
+                (d * H + h) * W * C + block * width,
+                dst + before[2] * width,
+                dst + PW * width,
+            )
             lanes = min(width, C - block * width)
-            voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1)
-            if lanes == LANES:
+            if lanes == LANES and dilation[2] == 1:
+                # Every number is written once: writing is what takes the time.
+                panel[dst : min(to, end)] = 0.0
                 for w in range(voxels):
-                    store(panel, dst + w * dilation[2] * LANES, load(src, first + w * C))
+                    store(panel, to + w * LANES, load(src, first + w * C))
+                panel[min(to + voxels * LANES, end) : end] = 0.0
             else:
+                panel[dst:end] = 0.0
                 for w in range(voxels):
                     for lane in range(lanes):
-                        panel[dst + w * dilation[2] * width + lane] = src[first + w * C + lane]
+                        panel[to + w * dilation[2] * width + lane] = src[first + w * C + lane]
 
 
 def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> None:
@@ -238,9 +244,10 @@ def unpack_weights(partial: Floats, dst: Floats) -> None:
         group, block = split_index(task, ICB)
         outputs = min(lanes, dst.shape[0] - group * lanes)
         inputs = min(width, dst.shape[1] - block * width)
-        for i in range(inputs):
-            for tap in range(taps):
-                for o in range(outputs):
+        for o in range(outputs):
+            for i in range(inputs):
+                # In the order of the destination: to write here and there costs more than to read so.
+                for tap in range(taps):
                     total = partial[0, group, block, tap, i, o]
                     for chunk in range(1, chunks):
                         total += partial[chunk, group, block, tap, i, o]

@@ -118,6 +118,17 @@ def _times(builder: Any, value: Any, factor: int) -> Any:
     return builder.mul(value, ir.Constant(value.type, factor))
 
 
+def _unknown(builder: Any, index: Any) -> Any:
+    """The same index, but LLVM does not know.
+
+    Where rows overlap, as those of a kernel's taps do, LLVM finds that the next step of a loop will load
+    again what this one has, and keeps it. To broadcast it from a register takes the port of a
+    multiply-add, where to load it again is free.
+    """
+    function = ir.FunctionType(index.type, [index.type])
+    return builder.asm(function, "", "=r,0", [index], side_effect=True)
+
+
 def literals(*numbers: Any) -> list[int] | None:
     """Values of compile-time constants, for those who write overloads; None where one is not."""
     if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
@@ -505,6 +516,8 @@ def tile_rank1(
             vectors.append(_load(context, builder, signature.args[5], weights, at))
         for h in range(H):
             row = builder.add(src_offset, _times(builder, src_row, h))
+            if h:
+                row = _unknown(builder, row)
             for w in range(W):
                 at = builder.add(row, _times(builder, src_step, w))
                 pointer = _float_pointer(context, builder, signature.args[1], src, at)

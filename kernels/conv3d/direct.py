@@ -275,7 +275,7 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
         row = PW * width
         lanes = groups * cols * LANES
         # Rows of diff_dst worked on at a time: few enough to stay in cache for all taps.
-        batch = max(1, 2048 // OW)
+        batch = max(1, 144 // OW)
         rows = OD * OH
         for task in prange(chunks * groups * ICB):
             chunk, rest = split_index(task, groups * ICB)
@@ -291,23 +291,23 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
                         sums = tile_load(
                             partial, at, width * cols * LANES, cols * LANES, LANES, KW, inputs, cols
                         )
-                        for r in range(start, stop):
-                            d, h = r // OH * SD + kd, r % OH * SH + kh
-                            x = ((icb * PD + d) * PH + h) * row + ic
+                        r = start
+                        while r < stop:
+                            # Rows of one plane are one loop, or its end would be met every few voxels.
+                            d, h = r // OH, r % OH
+                            high = min(OH - h, stop - r)
+                            x = ((icb * PD + d * SD + kd) * PH + h * SH + kh) * row + ic
                             y = r * OW * lanes + group * cols * LANES
-                            for ow in range(OW):
+                            ow = 0
+                            for _ in range(high * OW):
                                 sums = tile_rank1(
-                                    sums,
-                                    panel,
-                                    x + ow * step,
-                                    width,
-                                    1,
-                                    diff_dst,
-                                    y + ow * lanes,
-                                    KW,
-                                    inputs,
-                                    cols,
+                                    sums, panel, x, width, 1, diff_dst, y, KW, inputs, cols
                                 )
+                                ow += 1
+                                x += step if ow < OW else step + SH * row - OW * step
+                                ow = ow if ow < OW else 0
+                                y += lanes
+                            r += high
                         tile_store(
                             sums,
                             partial,

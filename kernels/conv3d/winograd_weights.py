@@ -147,7 +147,8 @@ def backward_weights(
         run(transformed, tiles, panel.reshape(-1), ICB, OCB // cols, scratch)
     else:
         sums = transformed[: chunks * P * ICB * OCB * LANES * LANES].reshape(chunks, -1)
-        _make_inverse(*tile, cols)(sums, panel.reshape(-1), ICB, OCB // cols)
+        block = LANES * cols * LANES
+        transform_back(tile, sums, panel.reshape(-1), ICB * (OCB // cols), block)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
@@ -379,30 +380,42 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
     return sum_pairs
 
 
+def transform_back(tile: Triple, sums: Floats, panel: Floats, parts: int, block: int) -> None:
+    """Add up the chunks of sums, and transform them to gradients.
+
+    Parameters
+    ----------
+    tile : (md, mh, mw)
+    sums : ndarray, shape=(chunks, points * parts * block), float32
+    panel : flat float32 array
+        Filled, ``(parts, taps, block)``; an axis that is not transformed has one tap.
+    parts, block : int
+    """
+    _make_inverse(*tile)(sums, panel, parts, block)
+
+
 @functools.cache
-def _make_inverse(md: int, mh: int, mw: int, cols: int) -> Callable[..., None]:
+def _make_inverse(md: int, mh: int, mw: int) -> Callable[..., None]:
     (PD, KD), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
-    lanes, block = cols * LANES, LANES * cols * LANES
-    kind = DIFF_WEIGHTS
+    kind, scratch = DIFF_WEIGHTS, PD * PH * PW * LANES
     vectors = PD * PH * PW + scratch_vectors(kind, md, mh, mw)
     tile_strides = (PH * PW * LANES, PW * LANES, LANES)
 
     @parallel_kernel
-    def inverse(sums: Floats, panel: Floats, ICB: int, groups: int) -> None:
+    def inverse(sums: Floats, panel: Floats, parts: int, block: int) -> None:
         chunks = sums.shape[0]
-        for task in prange(groups * ICB):
+        to_strides = (KH * KW * block, KW * block, block)
+        for task in prange(parts):
             part, _ = split_index(task, 1)
             own = np.empty(vectors * LANES, np.float32)
-            for i in range(0, LANES * lanes, LANES):
+            for i in range(0, block, LANES):
                 for point in range(PD * PH * PW):
-                    at = (point * groups * ICB + part) * block + i
+                    at = (point * parts + part) * block + i
                     total = load(sums[0], at)
                     for chunk in range(1, chunks):
                         total = total + load(sums[chunk], at)
                     store(own, point * LANES, total)
                 to = part * KD * KH * KW * block + i
-                to_strides = (KH * KW * block, KW * block, block)
-                scratch = PD * PH * PW * LANES
                 transform_tile(
                     own, 0, tile_strides, panel, to, to_strides, own, scratch, kind, md, mh, mw
                 )

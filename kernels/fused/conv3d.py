@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels.conv3d import direct_bricks, winograd_convolve, winograd_weights
+from kernels.conv3d import direct_bricks, winograd_convolve, winograd_rows, winograd_weights
 from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
 from kernels.conv3d.shapes import Triple
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
@@ -25,6 +25,9 @@ from kernels.memory import scratchpad
 
 #: Up to this many channels a first layer is read as it is, channels last.
 FEW_CHANNELS = 4
+
+# Scale, shift and also of a source that is taken as it is.
+_UNCHANGED = np.repeat(np.array([1, 0, 0], np.float32), LANES)
 
 NO_SUMS: Doubles = np.empty((0, 3, 0))
 
@@ -78,7 +81,8 @@ def plan(
     tile : (md, mh, mw), optional
         Winograd F(tile), where the kernel is 3 (1 where the tile is 1); None is direct.
     channels_last : bool
-        The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`; direct only.
+        The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`. Direct, or Winograd along
+        d and h only, F(md, mh, 1); see `winograd_rows`.
     of_weights : bool
         The plan is of ``backward_weights``, which keeps source and gradient in cache.
 
@@ -89,12 +93,16 @@ def plan(
     """
     if not all(k in (1, 3, 5) for k in kernel):
         raise ValueError(f"kernel is {kernel}; fused convolutions have sizes 1, 3 and 5")
-    if channels_last and (channels_in[0] > FEW_CHANNELS or channels_in[1] or tile):
-        raise ValueError(f"{channels_in} channels last: at most {FEW_CHANNELS}, one source, direct")
+    if channels_last and (channels_in[0] > FEW_CHANNELS or channels_in[1]):
+        raise ValueError(f"{channels_in} channels last: at most {FEW_CHANNELS}, one source")
     ICB, OCB = sum(map(blocks, channels_in)), sum(map(blocks, channels_out))
-    if tile is None:
+    if channels_last and tile and winograd_rows.supports(size, kernel, tile, channels_in[0]):
+        cut = winograd_rows.cut_output(size, tile, OCB)
+    elif tile is None:
         cut = direct_bricks.cut_output(size, kernel, ICB)
-    elif all(k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True)):
+    elif not channels_last and all(
+        k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True)
+    ):
         cuts = winograd_weights if of_weights else winograd_convolve
         cut = cuts.cut_output(size, tile, ICB, OCB)
     else:
@@ -107,6 +115,8 @@ def packed_shape(p: Plan) -> tuple[int, ...]:
     """Shape of the weights that ``forward`` and ``backward_data`` take: filled by `pack`."""
     if p.tile is None:
         return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, sum(p.blocks_out), p.width)
+    if p.width < LANES:
+        return winograd_rows.packed_shape(p.cut, p.tile, p.kernel[2], sum(p.blocks_out), p.width)
     return winograd_convolve.packed_shape(p.cut, p.tile, p.blocks_in, sum(p.blocks_out))
 
 
@@ -118,11 +128,12 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> 
     if p.tile is None:
         pack_weights(spread, packed, adjoint=adjoint)
         return
-    taps = math.prod(p.kernel)
-    shape = packed.shape[1], packed.shape[2], taps, packed.shape[3], packed.shape[4]
-    panel = scratchpad("weight panel", math.prod(shape))[: math.prod(shape)].reshape(shape)
+    _, groups, ICB, inputs, lanes = packed.shape
+    panel = _pad("weight panel", groups, ICB, math.prod(p.kernel), p.width, lanes)
     pack_weights(spread, panel, adjoint=adjoint)
-    winograd_convolve.transform_weights(panel, p.tile, packed)
+    # Taps that are not transformed count as input channels.
+    untransformed = panel.reshape(groups, ICB, -1, inputs, lanes)
+    winograd_convolve.transform_weights(untransformed, p.tile, packed)
 
 
 def moments_shape(p: Plan) -> tuple[int, int, int]:
@@ -255,6 +266,12 @@ def backward_weights(
         direct_bricks.backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.kernel, panel, totals
         )
+    elif p.width < LANES:
+        panel = _pad("weight sums", 1, OCB, 1, taps, p.width, LANES)
+        totals = np.empty((winograd_rows.bias_chunks(p.cut), OCB * LANES))
+        winograd_rows.backward_weights(
+            prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, panel, totals
+        )
     else:
         _, cols = winograd_weights.register_tile(OCB)
         chunks = winograd_weights.bias_chunks(p.cut, p.tile, ICB, OCB)
@@ -277,6 +294,8 @@ def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -
     size = p.size[1:]
     if p.tile is None:
         direct_bricks.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut)
+    elif p.width < LANES:
+        winograd_rows.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut, p.tile)
     else:
         winograd_convolve.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
 
@@ -285,7 +304,7 @@ def _source_prologue(p: Plan, a: Source, b: Source) -> Prologue:
     one = np.float32(1.0)
     if p.width < LANES:
         flat = a.data.reshape(-1)
-        return Prologue(flat, EMPTY, EMPTY, EMPTY, 1, 1, EMPTY, one, one, p.width)
+        return Prologue(flat, EMPTY, EMPTY, EMPTY, 1, 1, _UNCHANGED, one, one, p.width)
     coefficients = np.concatenate(
         [a.scale, b.scale, a.shift, b.shift, np.zeros(a.scale.size + b.scale.size, np.float32)]
     )

@@ -218,6 +218,49 @@ def test_first_layer_reads_its_channels_last(C):
     assert_array_equal(diff_bias, exact[1])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "C", "OC", "kernel", "tile"),
+    [
+        ((1, 9, 6, 12), 4, 16, (3, 3, 3), (4, 4, 1)),
+        ((2, 5, 7, 16), 3, 20, (3, 3, 5), (4, 4, 1)),
+        ((1, 1, 1, 16), 1, 36, (3, 3, 3), (2, 2, 1)),
+        ((2, 1, 9, 8), 2, 16, (1, 3, 3), (1, 4, 1)),
+        ((1, 3, 10, 4), 4, 4, (1, 3, 1), (1, 2, 1)),
+    ],
+    ids=str,
+)
+def test_first_layer_is_transformed_along_two_axes(size, C, OC, kernel, tile, threads):
+    machine.set_threads(min(threads, machine.cores()))
+    generator = np.random.default_rng(4)
+    src = generator.integers(-3, 4, (*size, C)).astype(np.float32)
+    weights = generator.integers(-3, 4, (OC, C, *kernel)).astype(np.float32)
+    diff_dst = generator.integers(-3, 4, (*size, OC)).astype(np.float32)
+    bias = generator.integers(-3, 4, OC).astype(np.float32)
+    p = fused.plan((C, 0), (OC, 0), size, kernel, tile, channels_last=True)
+    packed = nans(*fused.packed_shape(p))
+    fused.pack(p, weights, packed)
+    source = Source(src, np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0)
+    dst, moments = nans(*blocked(diff_dst).shape), nans(*fused.moments_shape(p), dtype=np.float64)
+    fused.forward(p, source, NO_SOURCE, packed, lanes(bias, OC), dst, moments)
+    exact = im2col.forward(src, weights, bias)
+    # Of the transforms, as F(2, 2, 2) and F(2, 4, 4) have them along two axes.
+    tolerance = 1e-6 if tile[1] == 2 else 5e-6
+    assert_close(layout.reorder_nCdhw16c_to_ndhwc(dst, OC), exact, tolerance)
+    assert not dst.transpose(0, 2, 3, 4, 1, 5).reshape(*size, -1)[..., OC:].any()
+    counts = moments[:, 0, :OC]
+    assert_array_equal(counts.sum(axis=0), np.prod(size))
+    means = (counts * moments[:, 1, :OC]).sum(axis=0) / np.prod(size)
+    assert_close(means, exact.mean(axis=(0, 1, 2, 3), dtype=np.float64), 1e-5)
+    one = lanes(np.ones(OC), OC)
+    gradient = Gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
+    diff_weights, diff_bias = nans(*weights.shape), nans(OC)
+    fused.backward_weights(p, source, NO_SOURCE, gradient, diff_weights, diff_bias)
+    wanted = im2col.backward_weights(src, diff_dst, kernel)
+    assert_close(diff_weights, wanted[0], tolerance)
+    assert_array_equal(diff_bias, wanted[1])
+
+
 def test_moments_are_as_accurate_as_two_passes():
     """Mean 1000, deviation 1: float32 resolves 6e-5 there, the variance must still come out at 1e-5."""
     generator = np.random.default_rng(2)
@@ -245,3 +288,6 @@ def test_what_has_no_algorithm_is_refused():
         fused.plan((16, 0), (16, 0), (1, 4, 4, 4), (1, 3, 3), (2, 4, 4))
     with pytest.raises(ValueError, match="at most 4"):
         fused.plan((5, 0), (16, 0), (1, 4, 4, 4), (3, 3, 3), channels_last=True)
+    for size, tile in (((1, 4, 4, 5), (4, 4, 1)), ((1, 4, 4, 4), (4, 4, 4))):
+        with pytest.raises(ValueError, match="no Winograd form"):
+            fused.plan((4, 0), (16, 0), size, (3, 3, 3), tile, channels_last=True)

@@ -17,6 +17,7 @@ convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
 
 import math
 
+from kernels.conv3d import winograd_rows
 from kernels.conv3d.shapes import Triple
 from kernels.layout import blocks
 from kernels.simd import LANES
@@ -28,6 +29,11 @@ from tinyunet.graph.passes.options import Options
 _TILES: dict[str, tuple[Triple, ...]] = {
     "strict": ((2, 2, 2), (1, 2, 2)),
     "fast": ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4)),
+}
+# Of a first layer of few channels, which is not transformed along w.
+_TILES_OF_FEW: dict[str, tuple[Triple, ...]] = {
+    "strict": ((2, 2, 1), (1, 2, 1)),
+    "fast": ((2, 2, 1), (4, 4, 1), (1, 2, 1), (1, 4, 1)),
 }
 _OPS = ("convolution", "convolution_backward_data", "convolution_backward_weights")
 # Operations of both transforms, a point and channel: they run on memory, not in register tiles.
@@ -45,30 +51,36 @@ def choose_algorithm(graph: Graph, options: Options) -> Graph:
     changes = {}
     for node in graph.nodes:
         if node.op in _OPS and node.attributes.get("implementation") == "fused":
-            tile = _choose(node, graph, _TILES[options.accuracy])
+            tile = _choose(node, graph, options.accuracy)
             changes[node.name] = [node.with_attributes(tile=tile)]
     return graph.rewrite(changes)
 
 
-def _choose(node: Node, graph: Graph, tiles: tuple[Triple, ...]) -> Tile:
+def _choose(node: Node, graph: Graph, accuracy: str) -> Tile:
     plan = plan_of(node.with_attributes(tile=None), graph)
-    voxels = math.prod(plan.size)
+    few, voxels = plan.width < LANES, math.prod(plan.size)
     fitting = [
         tile
-        for tile in tiles
-        if all(k == (3 if m > 1 else 1) for k, m in zip(plan.kernel, tile, strict=True))
+        for tile in (_TILES_OF_FEW if few else _TILES)[accuracy]
+        if (
+            winograd_rows.supports(plan.size, plan.kernel, tile, plan.width)
+            if few
+            else all(k == (3 if m > 1 else 1) for k, m in zip(plan.kernel, tile, strict=True))
+        )
     ]
-    inputs, outputs = plan.blocks_in * LANES, sum(map(blocks, plan.channels_out)) * LANES
+    inputs = plan.width if few else plan.blocks_in * LANES
+    outputs = sum(map(blocks, plan.channels_out)) * LANES
     direct = math.prod(plan.kernel) * inputs * outputs * voxels
-    if plan.width < LANES or not fitting or direct < _SMALL:
+    if not fitting or direct < _SMALL:
         return None
     packing = _PACK * inputs * outputs if graph.gradients else 0
     costs: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel)}
     for tile in fitting:
         count = math.prod(-(-n // m) for n, m in zip(plan.size[1:], tile, strict=True))
         points = math.prod(m + 2 if m > 1 else 1 for m in tile)
-        each = points * (inputs * outputs + _TRANSFORM * (inputs + outputs))
-        costs[tile] = plan.size[0] * count * each + packing * points
+        taps = plan.kernel[2] if few else 1  # that are left to each product
+        each = points * (taps * inputs * outputs + _TRANSFORM * (inputs + outputs))
+        costs[tile] = plan.size[0] * count * each + packing * points * taps
     best = min(costs.values())
     candidates = [tile for tile, cost in costs.items() if cost <= _FACTOR * best]
     return fastest(node, graph, candidates) if len(candidates) > 1 else candidates[0]
