@@ -10,8 +10,8 @@ channels   brick and adds to its sums; at the end the sums of the workers are ad
            of bricks | slabs | planes of points | icb and ocb: transform in | points along w, groups,
            icb | register tile (ic, oc) | tiles
 Many       There the sums would stream through memory for each brick. All tiles are transformed first,
-channels   and then each pair of channel blocks is summed over all tiles and transformed back while it
-           is in cache. Loop nest: bricks | transform in; groups, icb | points | register tile | tiles
+channels   and then each point is summed over all tiles: its tiles of all channels are in cache together.
+           Loop nest: bricks | transform in; points | groups, icb | register tile | tiles
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
 Source     `kernels.conv3d.cook_toom`, last paragraph
 """
@@ -57,7 +57,7 @@ from kernels.memory import scratchpad
 from kernels.simd import LANES, address, literals, load, store
 
 # The sums of a pair of blocks are loaded and stored once a brick, the values of its tiles are written and
-# read once more where pairs are summed: beyond this many sums for each value, the latter is less.
+# read once more where points are summed: beyond this many sums for each value, the latter is less.
 _SUMS_PER_TILE = 0.1
 
 
@@ -79,7 +79,7 @@ def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
 
 
 def split(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Chunks of bricks, each with sums of its own; 0 where pairs of channel blocks are summed instead."""
+    """Chunks of bricks, each with sums of its own; 0 where all tiles are transformed first."""
     tiles = cut.bricks * tile_count(cut, tile)
     sums = ICB * OCB * LANES * LANES
     if sums > _SUMS_PER_TILE * tiles * (ICB + OCB) * LANES:
@@ -118,9 +118,9 @@ def backward_weights(
     inputs, cols = register_tile(OCB)
     workers, size = threads(), _scratch_size(cut, tile, ICB, OCB)
     chunks = diff_bias.shape[0]
-    pairs = split(cut, tile, ICB, OCB) == 0
+    apart = split(cut, tile, ICB, OCB) == 0
     P, tiles = points(tile), tile_count(cut, tile)
-    if pairs:
+    if apart:
         tiles *= cut.bricks
         transformed = scratchpad(
             "winograd tiles", P * (slot_size(ICB, tiles) + slot_size(OCB, tiles))
@@ -130,7 +130,7 @@ def backward_weights(
     scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
     run_workers(
         gather_bricks,
-        (_make_transform if pairs else _make_accumulate)(*tile, inputs, cols),
+        (_make_transform if apart else _make_accumulate)(*tile, inputs, cols),
         prologue,
         src_size,
         before,
@@ -140,15 +140,14 @@ def backward_weights(
         diff_bias,
         scratch,
     )
-    if pairs:
-        size = P * slot_size(LANES, cols) + scratch_vectors(DIFF_WEIGHTS, *tile) * LANES
-        scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
-        run = _make_pairs(*tile, inputs, cols)
-        run(transformed, tiles, panel.reshape(-1), ICB, OCB // cols, scratch)
+    block, parts = LANES * cols * LANES, ICB * (OCB // cols)
+    if apart:
+        sums = scratchpad("winograd sums", P * parts * block)[: P * parts * block]
+        run = _make_points(inputs, cols)
+        run(transformed, tiles, sums, P, ICB, OCB // cols, workers)
     else:
-        sums = transformed[: chunks * P * ICB * OCB * LANES * LANES].reshape(chunks, -1)
-        block = LANES * cols * LANES
-        transform_back(tile, sums, panel.reshape(-1), ICB * (OCB // cols), block)
+        sums = transformed[: chunks * P * parts * block]
+    transform_back(tile, sums.reshape(-1, P * parts * block), panel.reshape(-1), parts, block)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
@@ -347,37 +346,25 @@ def _make_transform(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callab
 
 
 @functools.cache
-def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..., None]:
-    (PD, KD), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
-    lanes, block = cols * LANES, LANES * cols * LANES
-    kind, P = DIFF_WEIGHTS, PD * PH * PW
-    slot = slot_size(LANES, cols)
-    point_strides = (PH * PW * slot, PW * slot, slot)
-
+def _make_points(inputs: int, cols: int) -> Callable[..., None]:
     @parallel_kernel
-    def sum_pairs(
-        tiles: Floats, T: int, panel: Floats, ICB: int, groups: int, scratch: Floats
+    def sum_points(
+        tiles: Floats, T: int, sums: Floats, points: int, ICB: int, groups: int, workers: int
     ) -> None:
         slot_v, slot_e = slot_size(ICB, T), slot_size(groups * cols, T)
-        E, S = P * slot_v, P * slot
-        to_strides = (KH * KW * block, KW * block, block)
-        workers = scratch.shape[0]
+        block = LANES * cols * LANES
         for index in prange(workers):
             worker, _ = split_index(index, 1)
-            own = scratch[worker]
-            for pair in range(worker, groups * ICB, workers):
-                for point in range(P):
+            for point in range(worker, points, workers):
+                for pair in range(groups * ICB):
                     v = point * slot_v + pair % ICB * T * LANES
-                    e = E + point * slot_e + pair // ICB * T * lanes
-                    soon = (address(tiles, e), address(tiles, e), 0)
-                    accumulate(tiles, v, e, T, own, point * slot, True, soon, inputs, cols)
-                for i in range(0, block, LANES):
-                    to = pair * KD * KH * KW * block + i
-                    transform_tile(
-                        own, i, point_strides, panel, to, to_strides, own, S, kind, md, mh, mw
-                    )
+                    e = points * slot_v + point * slot_e + pair // ICB * T * cols * LANES
+                    at = (point * groups * ICB + pair) * block
+                    # Nothing to fetch: what is summed next lies behind this.
+                    soon = (address(tiles, v), address(tiles, e), 0)
+                    accumulate(tiles, v, e, T, sums, at, True, soon, inputs, cols)
 
-    return sum_pairs
+    return sum_points
 
 
 def transform_back(tile: Triple, sums: Floats, panel: Floats, parts: int, block: int) -> None:
