@@ -1,10 +1,12 @@
 """No two arrays that live at the same time share a byte, and the debug mode would notice."""
 
+import importlib
 import itertools
 import tracemalloc
 
 import numpy as np
 import pytest
+from agreement import ROUNDING, assert_agree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -135,3 +137,21 @@ def test_nothing_as_large_as_an_activation_is_allocated_after_the_first_step():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 32**3 * 16 * 4 / 10
+
+
+def test_a_large_gradient_is_formed_once_and_its_source_freed(monkeypatch):
+    def arena() -> int:
+        model = UNet(dim=3, in_channels=1, filters=8, depth=2)
+        step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), (1, 8, 8, 8, 1))
+        return memory.plan(step.stages((2, 8, 8, 8, 1))[-1].graph).nbytes
+
+    in_every_reader = arena()
+    module = importlib.import_module("tinyunet.graph.passes.fuse_backward")
+    monkeypatch.setattr(module, "_FORMED_ONCE", 0)
+    assert arena() < in_every_reader
+    assert_agree(
+        lambda: UNet(dim=3, in_channels=1, classes=4, filters=12, depth=2),
+        (2, 9, 6, 8),
+        ROUNDING,
+        channels=1,
+    )
