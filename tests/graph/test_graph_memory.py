@@ -140,15 +140,20 @@ def test_nothing_as_large_as_an_activation_is_allocated_after_the_first_step():
 
 
 def test_a_large_gradient_is_formed_once_and_its_source_freed(monkeypatch):
+    shape = (1, 32, 32, 32, 1)  # so large that weights do not matter
+
     def arena() -> int:
         model = UNet(dim=3, in_channels=1, filters=8, depth=2)
-        step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), (1, 8, 8, 8, 1))
-        return memory.plan(step.stages((2, 8, 8, 8, 1))[-1].graph).nbytes
+        optimizer = Adam(model.parameters())
+        step = tinyunet.compile(
+            model, losses.soft_dice, optimizer, shape, disable=["choose_algorithm"]
+        )
+        return memory.plan(step.stages(shape)[-1].graph).nbytes
 
     in_every_reader = arena()
     module = importlib.import_module("tinyunet.graph.passes.fuse_backward")
     monkeypatch.setattr(module, "_FORMED_ONCE", 0)
-    assert arena() < in_every_reader
+    assert arena() < 0.95 * in_every_reader
     assert_agree(
         lambda: UNet(dim=3, in_channels=1, classes=4, filters=12, depth=2),
         (2, 9, 6, 8),
