@@ -1,7 +1,8 @@
 """N ranks train, and then one of them alone on all patches: ``python equality.py`` under mpirun.
 
 Prints for eager and compiled, with synchronised batch norm and without: the losses' largest difference
-over 20 steps, and the weights'. Some steps have a number of patches that the ranks cannot share
+over 20 steps, and the weights'; and how far apart the weights of the one rank come if all its images are
+a rounding error larger or smaller. Some steps have a number of patches that the ranks cannot share
 equally, one has a patch less than there are ranks.
 """
 
@@ -21,6 +22,8 @@ from tinyunet.parallel.options import Exchange
 from tinyunet.unet import UNet
 
 SIDE, STEPS = (16, 16, 16), 20
+# One and two units of float32's last place, up and down.
+ROUNDED = (1 + 2**-23, 1 - 2**-23, 1 + 2**-22, 1 - 2**-22)
 OPTIMIZERS = {"sgd": lambda p: SGD(p, 0.02, momentum=0.9), "adam": lambda p: Adam(p, 1e-3)}
 
 
@@ -33,9 +36,14 @@ def patches(step: int, ranks: int) -> tuple[Any, Any]:
 
 
 def train(
-    ranks: Communicator, parts: int, way: str, optimizer_name: str, synchronized: bool
+    ranks: Communicator,
+    parts: int,
+    way: str,
+    optimizer_name: str,
+    synchronized: bool,
+    factor: float = 1.0,
 ) -> tuple[UNet, np.ndarray]:
-    """Train on this rank's part of every batch; return the model and the mean losses."""
+    """Train on this rank's part of every batch, times a factor; return the model and the mean losses."""
     model = UNet(filters=4, depth=2).train()
     shape = (1, *SIDE, 4)
     optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape))
@@ -47,6 +55,7 @@ def train(
     losses = np.zeros(STEPS)
     for number in range(STEPS):
         images, labels = patches(number, parts)
+        images *= np.float32(factor)
         mine = np.array_split(np.arange(len(images)), ranks.size)[ranks.rank]
         weight = len(mine) / len(images)
         sums.counts = len(mine) > 0
@@ -68,11 +77,18 @@ def train(
     return model, losses
 
 
+def distance(a: UNet, b: UNet) -> float:
+    """Largest difference of a weight, a bias or a statistic."""
+    other = b.state_dict()
+    return max(float(np.abs(array - other[name]).max()) for name, array in a.state_dict().items())
+
+
 def main() -> None:
     """Compare, and print at rank 0."""
     machine.set_threads(1)
     ranks = world()
-    found = {}
+    found: dict[str, Any] = {}
+    apart: list[float] = []
     for way, optimizer, synchronized in (
         ("eager", "sgd", True),
         ("compiled", "sgd", True),
@@ -82,13 +98,13 @@ def main() -> None:
         model, losses = train(ranks, ranks.size, way, optimizer, synchronized)
         if ranks.rank == 0:
             whole, expected = train(Communicator(), ranks.size, way, optimizer, False)
-            weights = {
-                name: float(np.abs(array - whole.state_dict()[name]).max())
-                for name, array in model.state_dict().items()
-            }
             loss = float(np.abs(losses - expected).max())
-            found[f"{way} {optimizer} {synchronized}"] = loss, max(weights.values())
+            found[f"{way} {optimizer} {synchronized}"] = loss, distance(model, whole)
+            if optimizer == "sgd" and synchronized:
+                others = [train(Communicator(), ranks.size, way, "sgd", False, f) for f in ROUNDED]
+                apart += [distance(other, whole) for other, _ in others]
     if ranks.rank == 0:
+        found["rounding"] = max(apart)
         print(json.dumps(found))
 
 

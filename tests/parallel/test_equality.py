@@ -18,7 +18,9 @@ def test_synchronised_ranks_train_as_one_would(ranks):
         loss, weights = found[f"{way} sgd True"]
         # Losses are about 1.5, rounded to 1e-7; other orders of sums grow apart over twenty steps.
         assert loss < 1e-5
-        assert weights < 1e-4
+        # A voxel within rounding of zero may take the other side of a ReLU: then weights jump apart, as
+        # they do in one rank whose images are rounded otherwise. That is the measure.
+        assert weights < 4 * found["rounding"]
     # Adam divides by the size of a gradient: where it is all rounding, so is the step (of 1e-3).
     loss, weights = found["compiled adam True"]
     assert loss < 1e-4
@@ -26,4 +28,4 @@ def test_synchronised_ranks_train_as_one_would(ranks):
     # And without synchronisation it is another training, far away.
     loss, weights = found["compiled sgd False"]
     assert loss > 1e-4
-    assert weights > 1e-3
+    assert weights > 4 * found["rounding"]
