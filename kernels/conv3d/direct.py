@@ -274,7 +274,7 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
         chunks, groups, ICB = split
         row = PW * width
         lanes = groups * cols * LANES
-        # Rows of diff_dst worked on at a time: few enough to stay in cache for all taps.
+        # Rows of diff_dst worked on at a time: few enough for the first-level cache.
         batch = max(1, 144 // OW)
         rows = OD * OH
         for task in prange(chunks * groups * ICB):

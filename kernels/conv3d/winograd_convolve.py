@@ -37,7 +37,8 @@ from kernels.machine import threads, tile_vectors
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence, load
 
-# Bytes of one thread's transformed tiles, V and M: what the second-level cache keeps.
+# Bytes of a brick's transformed tiles. The second-level cache holds more; but a plane of them, as V and M,
+# has to stay in the first, and what is fetched ahead needs room.
 _CACHED = 400 * 1024
 # Bytes of transformed weights above which they are worth reading for more tiles at a time.
 _CACHED_WEIGHTS = 1024 * 1024

@@ -96,7 +96,7 @@ def multiply(
 ) -> None:
     """Multiply the tiles of one point by its weights: ``M[ocb]`` for blocks ``first`` to ``end``.
 
-    Meanwhile the lines ``soon`` are fetched, as `ahead.share` returns them.
+    Meanwhile the lines ``soon`` are fetched, as `ahead.part_of` returns them.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
