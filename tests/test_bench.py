@@ -428,7 +428,9 @@ OTHERS = [peer for peer in PEERS if peer != TENSORFLOW]
 
 
 @pytest.mark.parametrize("peer", OTHERS, ids=[peer.key for peer in OTHERS])
-def test_other_peers_compute_the_same(peer, problem):
+def test_other_peers_compute_the_same(peer):
+    # Two images: PyTorch takes no statistics of the single voxel that one has in the last level.
+    problem = make(16, 2, 4)
     if not peer.installed:
         pytest.skip(f"no {peer.package} here")
     for case in set(peer.cases) - {"conv"}:
