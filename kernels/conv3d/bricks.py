@@ -160,6 +160,12 @@ def share(units: int, worker: int, workers: int) -> tuple[int, int]:
 
 
 @kernel
+def count_bricks(cut: Cut) -> int:
+    """`Cut.bricks`, for kernels."""
+    return cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+
+
+@kernel
 def locate(cut: Cut, brick: int) -> tuple[int, Triple, Triple]:
     """Image, first voxel and end of a brick."""
     high = -(-cut.OH // cut.lines)
@@ -185,9 +191,7 @@ def next_brick(
 
     The kernel adds 2 ``halo_d`` planes and 2 ``halo_h`` rows to a brick.
     """
-    n, start, _ = locate(
-        cut, min(brick + 1, cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines) - 1)
-    )
+    n, start, _ = locate(cut, min(brick + 1, count_bricks(cut) - 1))
     first = (start[0] - before[0], start[1] - before[1] + 2 * halo_h, 0)
     return Region(n, size, first, cut.planes + 2 * halo_d, cut.lines)
 

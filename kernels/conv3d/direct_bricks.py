@@ -22,6 +22,7 @@ from kernels.conv3d.bricks import (
     Prologue,
     add_voxels,
     convolve_bricks,
+    count_bricks,
     finish_block,
     locate,
     pack_brick,
@@ -225,7 +226,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
         KD, KH, KW = kernel
         ICB, groups = prologue.blocks, epilogue.blocks // cols
         extent = (cut.planes + KD - 1, cut.lines + KH - 1, cut.OW + KW - 1)
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         slab = ICB * extent[0] * extent[1] * extent[2] * width
         staged = -(-slab // LANES) * LANES
         own = scratch[worker]
@@ -341,7 +342,7 @@ def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
         extent = (inner[0] + KD - 1, inner[1] + KH - 1, inner[2] + KW - 1)
         G = ICB * extent[0] * extent[1] * extent[2] * width
         S = G + OCB * inner[0] * inner[1] * inner[2] * LANES
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         chunks, workers = sums.shape[0], scratch.shape[0]
         block = ICB * KD * KH * KW * width * LANES
         for index in prange(workers):

@@ -121,8 +121,7 @@ def backward_weights(
 
 def supports(g: Geometry, tile: Triple) -> bool:
     """Whether the convolution has stride 1, and a kernel of 3 where the tile is above 1, else of 1."""
-    kernel = (g.KD, g.KH, g.KW)
-    fits = all(k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True))
+    fits = (g.KD, g.KH, g.KW) == winograd_convolve.kernel_of(tile)
     return fits and g.stride == (1, 1, 1)
 
 

@@ -18,6 +18,7 @@ from kernels.conv3d.bricks import (
     Epilogue,
     Prologue,
     convolve_bricks,
+    count_bricks,
     finish_block,
     locate,
     next_brick,
@@ -143,7 +144,7 @@ def convolve(
         src_size,
         before,
         weights.reshape(-1),
-        _kernel(tile),
+        kernel_of(tile),
         epilogue,
         cut,
         scratch[: workers * size].reshape(workers, size),
@@ -155,7 +156,8 @@ def tile_count(cut: Cut, tile: Triple) -> int:
     return cut.planes // tile[0] * (cut.lines // tile[1]) * -(-cut.OW // tile[2])
 
 
-def _kernel(tile: Triple) -> Triple:
+def kernel_of(tile: Triple) -> Triple:
+    """Kernel of F(tile): 3 where the tile is above 1, else 1."""
     return 3 if tile[0] > 1 else 1, 3 if tile[1] > 1 else 1, 3 if tile[2] > 1 else 1
 
 
@@ -247,7 +249,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         tiles, rows_here = -(-cut.OW // mw), cut.planes // md * (cut.lines // mh)
         T, wide = rows_here * tiles, tiles * mw
         extent = (cut.planes // md, cut.lines // mh, wide + halo)
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         apart = slot_size(max(ICB, OCB), rows_here * extent[2])
         slot = slot_size(max(ICB, OCB), T)
         M = planes * apart

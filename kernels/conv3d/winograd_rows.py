@@ -31,6 +31,7 @@ from kernels.conv3d.bricks import (
     Prologue,
     add_voxels,
     convolve_bricks,
+    count_bricks,
     finish_block,
     locate,
     pack_brick,
@@ -52,7 +53,7 @@ from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_sto
 
 def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, width: int) -> bool:
     """Whether rows are whole vectors, and the kernel 3 along d and h where the tile is above 1, else 1."""
-    fits = all(k == (3 if m > 1 else 1) for k, m in zip(kernel[:2], tile[:2], strict=True))
+    fits = kernel[:2] == winograd_convolve.kernel_of(tile)[:2]
     return fits and tile[2] == 1 and tile[1] > 1 and size[3] * width % LANES == 0
 
 
@@ -250,7 +251,7 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
         row_sums = own[own.size - 3 * LANES :]
         plane_size = slot_size(1, deep * high * extent[2])
         apart, block = slot_size(OCB, deep * high * OW), deep * high * OW * LANES
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         begin, end = share(bricks, worker, scratch.shape[0])
         for brick in range(begin, end):
             n, start, stop = locate(cut, brick)
@@ -318,7 +319,7 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
         plane_size = slot_size(1, rows * extent[2])
         apart, G = slot_size(OCB, rows * OW), planes * plane_size
         size, buffer = (cut.OD, cut.OH, OW), G + planes * apart
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         chunks, workers = diff_bias.shape[0], scratch.shape[0]
         for chunk in range(worker, chunks, workers):
             begin, end = share(bricks, chunk, chunks)

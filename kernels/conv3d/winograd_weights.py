@@ -38,6 +38,7 @@ from kernels.conv3d.bricks import (
     Cut,
     Prologue,
     add_voxels,
+    count_bricks,
     locate,
     next_brick,
     pack_brick,
@@ -271,7 +272,7 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
         S = own.size - LANES
         E = S - PW * slot_e
         V = E - PW * slot_v  # where the buffer of a strip was, too
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         chunks, workers = diff_bias.shape[0], scratch.shape[0]
         block = LANES * cols * LANES
         for chunk in range(worker, chunks, workers):
@@ -322,7 +323,7 @@ def _make_transform(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callab
     ) -> None:
         ICB, OCB = prologue.blocks, gradient.blocks
         count = cut.planes // md * (cut.lines // mh) * -(-cut.OW // mw)
-        bricks = cut.MB * -(-cut.OD // cut.planes) * -(-cut.OH // cut.lines)
+        bricks = count_bricks(cut)
         T = bricks * count
         slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
         own = scratch[worker]

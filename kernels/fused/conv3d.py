@@ -100,9 +100,7 @@ def plan(
         cut = winograd_rows.cut_output(size, tile, OCB)
     elif tile is None:
         cut = direct_bricks.cut_output(size, kernel, ICB)
-    elif not channels_last and all(
-        k == (3 if m > 1 else 1) for k, m in zip(kernel, tile, strict=True)
-    ):
+    elif not channels_last and kernel == winograd_convolve.kernel_of(tile):
         cuts = winograd_weights if of_weights else winograd_convolve
         cut = cuts.cut_output(size, tile, ICB, OCB)
     else:
