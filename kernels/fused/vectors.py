@@ -112,38 +112,6 @@ def where_equal(typing_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def tile_scatter(
-    typing_context: Any,
-    tile: Any,
-    array: Any,
-    offsets: Any,
-    first: Any,
-    base: Any,
-    rows: Any,
-    cols: Any,
-) -> Any:
-    """``array[offsets[first + r] + base :][: 16 * cols] = tile[r]`` for each row of a tile.
-
-    ``offsets`` is an int64 array: the rows may lie anywhere.
-    """
-    R, C = rows.literal_value, cols.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, array, offsets, first, base = args[:5]
-        index = ir.IntType(64)
-        place = _pointer(context, builder, signature.args[2], offsets, first, index)
-        for r in range(R):
-            row = builder.load(builder.gep(place, [ir.Constant(index, r)]))
-            for c in range(C):
-                at = builder.add(builder.add(row, base), ir.Constant(index, c * LANES))
-                pointer = _pointer(context, builder, signature.args[1], array, at, VECTOR)
-                builder.store(builder.extract_value(tile, r * C + c), pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(tile, array, offsets, types.intp, types.intp, rows, cols), codegen
-
-
-@intrinsic(prefer_literal=True)
 def tile_add_to(
     typing_context: Any, tile: Any, array: Any, offset: Any, row: Any, rows: Any, cols: Any
 ) -> Any:

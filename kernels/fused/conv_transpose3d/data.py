@@ -6,23 +6,36 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.ahead import LINE
+from kernels.conv3d.bricks import past_caches
+from kernels.conv3d.epilogue import put
 from kernels.fused.conv_transpose3d.panels import (
     Packed,
-    Places,
     backward_cols,
-    chunk_voxels,
-    place_voxels,
+    output_line,
+    tile_place,
+    tile_rows,
 )
 from kernels.fused.epilogue import bands, clear, finish, flat, place_band
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Mask, Shape, Source
-from kernels.fused.vectors import tile_scatter
-from kernels.machine import tile_vectors
-from kernels.simd import load, store, tile_fill, tile_rank1, tile_store, tile_zero
+from kernels.simd import (
+    address,
+    fence,
+    load,
+    prefetch,
+    store,
+    tile_fill,
+    tile_rank1,
+    tile_store,
+    tile_zero,
+)
 
 _NO_BIAS = np.empty(0, np.float32)
 # Tasks there should be: where there are few bands, the blocks of channels are shared out as well.
 _TASKS = 16
+# Floats of a chunk of rows that stay in the second-level cache for all channel blocks: 64 KiB.
+_CHUNK = 1 << 14
 
 
 def forward(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -> None:
@@ -37,7 +50,7 @@ def forward(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -
         Filled, a plain tensor.
     """
     KW = weights.forward.shape[4]
-    _make_forward(max(1, tile_vectors() // KW), KW)(
+    _make_forward(tile_rows(KW, source.data.shape[4]), KW)(
         source.data.reshape(-1),
         source.data.shape,
         source.scale,
@@ -47,6 +60,7 @@ def forward(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -
         _NO_BIAS if bias is None else bias,
         dst.reshape(-1),
         dst.shape,
+        past_caches(dst),
     )
 
 
@@ -70,7 +84,7 @@ def backward_data(
         If given, what is written is ``dz``, and the mask's sums are filled.
     """
     cols = backward_cols(dst.shape[1])
-    _make_backward_data(tile_vectors() // cols, cols, weights.backward.shape[4])(
+    _make_backward_data(tile_rows(cols, dst.shape[4]), cols, weights.backward.shape[4])(
         diff_dst.reshape(-1),
         diff_dst.shape,
         weights.backward.reshape(-1),
@@ -103,6 +117,7 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
         bias: Floats,
         dst: Floats,
         dst_shape: Shape,
+        streams: bool,
     ) -> None:
         MB, ICB, ID, IH, IW, _ = shape
         _, OCB, OD, OH, OW, _ = dst_shape
@@ -111,60 +126,42 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
         for oc in range(bias.size):
             for kw in range(KW):
                 biases[(oc // LANES * KW + kw) * LANES + oc % LANES] = bias[oc]
-        parts = _parts(shape, OCB)
+        parts, tiles = _parts(shape, OCB), -(-IW // rows)
         for task in prange(MB * ID * bands(IH, IW) * parts):
             band, part = split_index(task, parts)
             image, begin, voxels = place_band(band, shape)
-            chunk = chunk_voxels(IC, rows, voxels)
-            panel = aligned(chunk * IC)
-            offsets = np.empty(chunk, np.int64)
-            for first in range(begin, begin + voxels, chunk):
-                count = min(chunk, begin + voxels - first)
-                pack_source(x, shape, scales, shifts, slope, image, first, count, panel, chunk)
-                place_voxels(image, first, count, shape, dst_shape, offsets)
+            begin, end = begin // IW, (begin + voxels) // IW
+            high = max(1, min(_CHUNK // (IC * IW), end - begin))
+            panel = aligned(high * IW * IC)
+            for first in range(begin, end, high):
+                count = min(high, end - first) * IW
+                pack_source(x, shape, scales, shifts, slope, image, first * IW, count, panel, count)
                 for line in range(
                     part * OCB // parts * KD * KH, (part + 1) * OCB // parts * KD * KH
                 ):
                     block, kd, kh = line // (KD * KH), line // KH % KD, line % KH
-                    base = ((block * OD + kd) * OH + kh) * OW * LANES
-                    for voxel in range(0, count, rows):
+                    for i in range(count // IW * tiles):
+                        row, w = tile_place(i, rows, IW)
                         sums = tile_fill(biases, block * width, rows, KW)
                         at = line * IC * width
                         for icb in range(ICB):
-                            k = (icb * chunk + voxel) * LANES
+                            k = (icb * count + row * IW + w) * LANES
                             for lane in range(LANES):
                                 sums = tile_rank1(
                                     sums, panel, k + lane, 0, LANES, weights, at, 1, rows, KW
                                 )
                                 at += width
-                        tile_scatter(sums, dst, offsets, voxel, base, rows, KW)
+                        to = output_line(image, first + row, shape, dst_shape)
+                        to += ((block * OD + kd) * OH + kh) * OW + w * KW
+                        put(dst, to * LANES, width, LANES, sums, streams, rows, KW)
+            fence()
 
     return forward
 
 
-@kernel
-def _pack_lines(
-    diff_dst: Floats, diff_shape: Shape, offsets: Places, taps: tuple[int, int, int], panel: Floats
-) -> None:
-    """``panel[kd, kh, ocb, kw, voxel, lane]``."""
-    _, OCB, OD, OH, OW, _ = diff_shape
-    KD, KH, KW = taps
-    chunk, to = offsets.size, 0
-    for kd in range(KD):
-        for kh in range(KH):
-            for block in range(OCB):
-                base = ((block * OD + kd) * OH + kh) * OW * LANES
-                for voxel in range(chunk):
-                    at = offsets[voxel] + base
-                    for kw in range(KW):
-                        value = load(diff_dst, at + kw * LANES)
-                        store(panel, to + (kw * chunk + voxel) * LANES, value)
-                to += KW * chunk * LANES
-
-
 @functools.cache
 def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
-    width = cols * LANES
+    width, step = cols * LANES, KW * LANES
 
     @parallel_kernel
     def backward_data(
@@ -177,47 +174,51 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
         mask: Mask,
     ) -> None:
         MB, ICB, ID, IH, IW, _ = shape
-        _, OCB, OD, OH, _, _ = diff_shape
+        _, OCB, OD, OH, OW, _ = diff_shape
         KD, KH = OD // ID, OH // IH
-        K = KD * KH * OCB * KW * LANES
-        groups = ICB // cols
+        groups, tiles = ICB // cols, -(-IW // rows)
         parts = _parts(shape, groups)
         for task in prange(MB * ID * bands(IH, IW) * parts):
             partial, part = split_index(task, parts)
             image, begin, voxels = place_band(partial, shape)
-            chunk = chunk_voxels(K, rows, voxels)
-            panel = aligned(chunk * K)
-            offsets = np.empty(chunk, np.int64)
+            begin, end = begin // IW, (begin + voxels) // IW
+            high = max(1, _CHUNK // (KD * KH * OCB * OW * LANES))
             stored = aligned(rows * width)
             blocks = range(part * groups // parts * cols, (part + 1) * groups // parts * cols)
             for block in blocks:
                 clear(mask, block * LANES, partial)
-            for first in range(begin, begin + voxels, chunk):
-                count = min(chunk, begin + voxels - first)
-                place_voxels(image, first, count, shape, diff_shape, offsets)
-                _pack_lines(diff_dst, diff_shape, offsets, (KD, KH, KW), panel)
+            for first in range(begin, end, high):
+                count = min(high, end - first)
                 for group in range(part * groups // parts, (part + 1) * groups // parts):
-                    for voxel in range(0, count, rows):
+                    for i in range(count * tiles):
+                        row, w = tile_place(i, rows, IW)
+                        next_row, next_w = tile_place(i + 1, rows, IW)
+                        k = output_line(image, first + row, shape, diff_shape) + w * KW
+                        soon = output_line(image, first + next_row, shape, diff_shape) + next_w * KW
                         sums = tile_zero(rows, cols)
-                        at = group * K * width
-                        for line in range(K // LANES):
-                            k = (line * chunk + voxel) * LANES
-                            for lane in range(LANES):
+                        at = group * KD * KH * OCB * step * width
+                        for line in range(KD * KH * OCB):
+                            kd, kh, block = line // (KH * OCB), line // OCB % KH, line % OCB
+                            tap = ((block * OD + kd) * OH + kh) * OW
+                            src, near = (k + tap) * LANES, address(diff_dst, (soon + tap) * LANES)
+                            for lane in range(step):
+                                prefetch(near + lane * LINE)
                                 sums = tile_rank1(
-                                    sums, panel, k + lane, 0, LANES, weights, at, 1, rows, cols
+                                    sums, diff_dst, src + lane, 0, step, weights, at, 1, rows, cols
                                 )
                                 at += width
                         tile_store(sums, stored, 0, 0, width, LANES, 1, rows, cols)
                         for col in range(cols):
                             block = image * ICB + group * cols + col
-                            to = block * ID * IH * IW + first + voxel
-                            for row in range(min(rows, count - voxel)):
-                                value = load(stored, row * width + col * LANES)
+                            to = (block * ID * IH + first + row) * IW + w
+                            # Voxels that the tile before has made, too, are not added again.
+                            for r in range(i % tiles * rows - w, rows):
+                                value = load(stored, r * width + col * LANES)
                                 if accumulate:
-                                    value = value + load(dst, (to + row) * LANES)
-                                store(dst, (to + row) * LANES, value)
+                                    value = value + load(dst, (to + r) * LANES)
+                                store(dst, (to + r) * LANES, value)
                 for block in blocks:
-                    at = (image * ICB + block) * ID * IH * IW + first
-                    finish(dst, at, count, mask, block * LANES, partial)
+                    at = ((image * ICB + block) * ID * IH + first) * IW
+                    finish(dst, at, count * IW, mask, block * LANES, partial)
 
     return backward_data

@@ -1,20 +1,12 @@
-"""Weights as the transposed convolution reads them, and chunks of voxels as panels."""
+"""Weights as the transposed convolution reads them, and where its register tiles lie."""
 
 from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.fused.tensors import LANES, Floats, Shape
 from kernels.layout import blocks
 from kernels.machine import tile_vectors
 from kernels.memory import empty
-
-Places = npt.NDArray[np.int64]
-
-# Floats of a panel: 64 KiB, a part of the second-level cache.
-_PANEL = 1 << 14
 
 
 class Packed(NamedTuple):
@@ -77,25 +69,25 @@ def _pack(weights: Floats, forward: Floats, backward: Floats) -> None:
                             backward[group, kd, kh, block, kw, oc % LANES, ic % width] = value
 
 
-@kernel
-def chunk_voxels(floats: int, rows: int, count: int) -> int:
-    """Voxels of a chunk that need ``floats`` each: whole tiles, and no more than ``count`` needs."""
-    most = max(rows, _PANEL // floats // rows * rows)
-    return min(most, (count + rows - 1) // rows * rows)
+def tile_rows(cols: int, width: int) -> int:
+    """Voxels of a register tile with ``cols`` columns: no more than a row has."""
+    fitting = (rows for rows in (24, 12, 6, 3) if rows * cols <= tile_vectors() and rows <= width)
+    return next(fitting, 1)
 
 
 @kernel
-def place_voxels(
-    image: int, first: int, count: int, shape: Shape, dst_shape: Shape, offsets: Places
-) -> None:
-    """Offset in ``dst`` of the first tap of each of ``count`` voxels, in the first block.
+def tile_place(tile: int, rows: int, width: int) -> tuple[int, int]:
+    """Row, and voxel in it, where a tile begins; the last of a row is moved back inside."""
+    tiles = -(-width // rows)
+    return tile // tiles, min(tile % tiles * rows, width - rows)
 
-    Places past ``count`` repeat the last one. ``first`` is counted within the image.
+
+@kernel
+def output_line(image: int, row: int, shape: Shape, dst_shape: Shape) -> int:
+    """Voxels of the output before the first tap of a row of the source, in the first block.
+
+    Rows are counted through an image of the source.
     """
-    _, _, D, H, W, _ = shape
+    _, _, D, H, _, _ = shape
     _, OCB, OD, OH, OW, _ = dst_shape
-    KD, KH, KW = OD // D, OH // H, OW // W
-    for i in range(offsets.size):
-        voxel = first + min(i, count - 1)
-        d, h, w = voxel // (H * W), voxel // W % H, voxel % W
-        offsets[i] = (((image * OCB * OD + d * KD) * OH + h * KH) * OW + w * KW) * LANES
+    return ((image * OCB * OD + row // H * (OD // D)) * OH + row % H * (OH // H)) * OW

@@ -6,15 +6,30 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.ahead import LINE
+from kernels.fused.conv_transpose3d.panels import output_line
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Doubles, Floats, Shape, Source
 from kernels.fused.vectors import add_to_doubles, tile_add_to
 from kernels.machine import tile_vectors
 from kernels.memory import scratchpad
-from kernels.simd import broadcast, load, tile_rank1, tile_store, tile_zero
+from kernels.simd import (
+    address,
+    broadcast,
+    load,
+    prefetch,
+    tile_fma,
+    tile_load,
+    tile_rank1,
+    tile_store,
+    tile_sum,
+    tile_zero,
+)
 
 # Voxels whose products are summed in registers.
 _CHUNK = 128
+# Sums of the bias side by side, because one waits for itself.
+_ABREAST = 8
 # Tasks there should be: where there are few blocks of output channels, rows are cut into ranges that are
 # summed apart. A range has this many voxels, or its sums would cost more than they save.
 _TASKS = 16
@@ -59,12 +74,17 @@ def backward_weights(
 
 
 @kernel
-def _add_bias(diff_dst: Floats, first: int, count: int, sums: Doubles, at: int) -> None:
-    """Sum over a row of an output."""
-    total = broadcast(np.float32(0))
-    for voxel in range(first, first + count):
-        total = total + load(diff_dst, voxel * LANES)
-    add_to_doubles(sums, at, total)
+def _add_bias(diff_dst: Floats, first: int, voxels: int, sums: Doubles, at: int) -> None:
+    """Sum over a row of an output, which begins at ``first``."""
+    total, one = tile_zero(_ABREAST, 1), broadcast(np.float32(1))
+    whole = voxels // _ABREAST * _ABREAST
+    for voxel in range(0, whole, _ABREAST):
+        tile = tile_load(diff_dst, first + voxel * LANES, 0, LANES, 0, 1, _ABREAST, 1)
+        total = tile_fma(one, tile, total)
+    rest = tile_sum(total)
+    for voxel in range(whole, voxels):
+        rest = rest + load(diff_dst, first + voxel * LANES)
+    add_to_doubles(sums, at, rest)
 
 
 @functools.cache
@@ -93,7 +113,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
             for i in range(task * LANES, (task + 1) * LANES):
                 partial_bias[i] = 0.0
             height = max(1, _CHUNK // IW)
-            panel = aligned(height * IW * IC)
+            panel, starts = aligned(height * IW * IC), np.empty(2 * height, np.int64)
             start, end = part * rows // ranges, (part + 1) * rows // ranges
             row = start
             while row < end:
@@ -103,19 +123,26 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                 pack_source(
                     x, shape, scales, shifts, slope, image, h * IW, high * IW, panel, high * IW
                 )
-                lines = (image * OCB + block) * OD
+                for r in range(2 * high):
+                    starts[r] = output_line(image, h + r, shape, diff_shape)
                 for tap in range(KD * KH):
-                    kd, kh = tap // KH, tap % KH
-                    for r in range(h, h + high):
-                        line = (lines + r // IH * KD + kd) * OH + r % IH * KH + kh
-                        _add_bias(diff_dst, line * OW, OW, partial_bias, task * LANES)
+                    this = (block * OD + tap // KH) * OH + tap % KH
+                    # What the next tap, or the first of the next rows, will read is fetched meanwhile.
+                    then, further = (tap + 1) % (KD * KH), (tap + 1) // (KD * KH) * high
+                    after = (block * OD + then // KH) * OH + then % KH
+                    for r in range(high):
+                        at = (starts[r] + this * OW) * LANES
+                        _add_bias(diff_dst, at, OW, partial_bias, task * LANES)
                     for ic in range(0, IC, inputs):
                         sums = tile_zero(inputs, KW)
                         k = ic // LANES * high * IW * LANES + ic % LANES
-                        for r in range(h, h + high):
-                            line = (lines + r // IH * KD + kd) * OH + r % IH * KH + kh
-                            at = line * OW * LANES
-                            for _ in range(IW):
+                        fetched = min(ic // inputs, KW - 1) * IW
+                        for r in range(high):
+                            at = (starts[r] + this * OW) * LANES
+                            near = starts[r + further] + after * OW + fetched
+                            soon = address(diff_dst, near * LANES)
+                            for iw in range(IW):
+                                prefetch(soon + iw * LINE)
                                 sums = tile_rank1(sums, panel, k, 0, 1, diff_dst, at, 1, inputs, KW)
                                 k += LANES
                                 at += width
