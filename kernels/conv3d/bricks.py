@@ -196,6 +196,67 @@ def next_brick(
     return Region(n, size, first, cut.planes + 2 * halo_d, cut.lines)
 
 
+def pack_channel_block(
+    prologue: Prologue,
+    block: int,
+    n: int,
+    size: Triple,
+    slab: Floats,
+    to: int,
+    apart: int,
+    buffer: int,
+    start: Triple,
+    extent: Triple,
+    kind: int,
+    md: int,
+    mh: int,
+) -> None:
+    """Pack one channel block of image ``n`` into ``slab[to:]``; the other arguments as in `pack_block`."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(pack_channel_block, prefer_literal=True)
+def _pack_channel_block(  # type: ignore[no-untyped-def]
+    prologue, block, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+):
+    constants = literals(kind, md, mh)
+    if constants is None:
+        return None
+    K, MD, MH = constants
+
+    def implementation(  # type: ignore[no-untyped-def]
+        prologue, block, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+    ):
+        voxels = size[0] * size[1] * size[2] * LANES
+        if block < prologue.blocks_a:
+            u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
+            first = (n * prologue.blocks_a + block) * voxels
+        else:
+            u, v, slope = prologue.u_b, prologue.v_b, prologue.slope_b
+            blocks_b = prologue.blocks - prologue.blocks_a
+            first = (n * blocks_b + block - prologue.blocks_a) * voxels
+        pack_block(
+            u,
+            v,
+            first,
+            size,
+            prologue.coefficients,
+            block * LANES,
+            slope,
+            slab,
+            to,
+            apart,
+            buffer,
+            start,
+            extent,
+            K,
+            MD,
+            MH,
+        )
+
+    return implementation
+
+
 def pack_brick(
     prologue: Prologue,
     n: int,
@@ -230,33 +291,10 @@ def _pack_brick(  # type: ignore[no-untyped-def]
             voxels = size[0] * size[1] * size[2] * prologue.width
             pack_channels(prologue.u_a, n * voxels, size, prologue.width, slab, to, start, extent)
             return
-        voxels = size[0] * size[1] * size[2] * LANES
-        blocks_b, table = prologue.blocks - prologue.blocks_a, prologue.coefficients
         for block in range(prologue.blocks):
-            at, lanes = to + block * extent[0] * extent[1] * extent[2] * LANES, block * LANES
-            if block < prologue.blocks_a:
-                u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
-                first = (n * prologue.blocks_a + block) * voxels
-            else:
-                u, v, slope = prologue.u_b, prologue.v_b, prologue.slope_b
-                first = (n * blocks_b + block - prologue.blocks_a) * voxels
-            pack_block(
-                u,
-                v,
-                first,
-                size,
-                table,
-                lanes,
-                slope,
-                slab,
-                at,
-                apart,
-                buffer,
-                start,
-                extent,
-                K,
-                MD,
-                MH,
+            at = to + block * extent[0] * extent[1] * extent[2] * LANES
+            pack_channel_block(
+                prologue, block, n, size, slab, at, apart, buffer, start, extent, K, MD, MH
             )
 
     return implementation

@@ -39,6 +39,7 @@ from kernels.conv3d.shapes import (
     check_float32,
     forward_geometry,
 )
+from kernels.conv3d.weight_sums import register_tile
 from kernels.layout import (
     Floats,
     blocks,
@@ -100,7 +101,7 @@ def backward_weights(
     tile = _tile(g, tile)
     ICB, OCB = blocks(g.IC), blocks(g.OC)
     cut = winograd_weights.cut_output(g.dst_shape[:4], tile, ICB, OCB)
-    _, cols = winograd_weights.register_tile(OCB)
+    _, cols = register_tile(OCB)
     chunks = winograd_weights.bias_chunks(cut, tile, ICB, OCB)
     panel = empty((1, OCB // cols, ICB, g.KD * g.KH * g.KW, LANES, cols * LANES))
     diff_bias = np.empty((chunks, OCB * LANES))

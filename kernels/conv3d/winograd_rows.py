@@ -42,9 +42,9 @@ from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size, pack_block
+from kernels.conv3d.weight_sums import gather_bricks, point_of_sums, transform_back
 from kernels.conv3d.winograd_convolve import slab_planes
 from kernels.conv3d.winograd_stages import slot_size
-from kernels.conv3d.winograd_weights import gather_bricks, point_of_sums, transform_back
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad

@@ -9,9 +9,8 @@ Few        Where the sums of all points fit the cache beside a brick, a worker t
 channels   brick and adds to its sums; at the end the sums of the workers are added up. Loop nest: chunks
            of bricks | slabs | planes of points | icb and ocb: transform in | points along w, groups,
            icb | register tile (ic, oc) | tiles
-Many       There the sums would stream through memory for each brick. All tiles are transformed first,
-channels   and then each point is summed over all tiles: its tiles of all channels are in cache together.
-           Loop nest: bricks | transform in; points | groups, icb | register tile | tiles
+Many       There the sums would stream through memory for each brick: `winograd_planes`.
+channels
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
 Source     `kernels.conv3d.cook_toom`, last paragraph
 """
@@ -21,18 +20,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numba.extending import overload
 
-from kernels.compiler import (
-    call_worker,
-    parallel_kernel,
-    prange,
-    run_workers,
-    split_index,
-    worker_kernel,
-)
-from kernels.conv3d import winograd_convolve
+from kernels.compiler import run_workers, worker_kernel
+from kernels.conv3d import winograd_convolve, winograd_planes
 from kernels.conv3d.ahead import part_of, upcoming
 from kernels.conv3d.bricks import (
     Cut,
@@ -45,28 +36,26 @@ from kernels.conv3d.bricks import (
     share,
     source_tensors,
 )
-from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
+from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
-from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.conv3d.weight_sums import (
+    gather_bricks,
+    point_of_sums,
+    register_tile,
+    transform_back,
+)
 from kernels.conv3d.winograd_convolve import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd_stages import accumulate, slot_size, transform_in
 from kernels.layout import Floats
-from kernels.machine import threads, tile_vectors
+from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, address, literals, load, store
+from kernels.simd import LANES, address, literals
 
-# The sums of a pair of blocks are loaded and stored once a brick, the values of its tiles are written and
-# read once more where points are summed: beyond this many sums for each value, the latter is less.
+# The sums of a pair of blocks are loaded and stored once a brick, or the values of its tiles are written and
+# read once more: beyond this many sums for each value, the latter is less.
 _SUMS_PER_TILE = 0.1
-
-
-def register_tile(OCB: int) -> tuple[int, int]:
-    """Input channels and blocks of output channels of the register tile."""
-    if OCB % 2 == 0 and tile_vectors() >= 16:
-        return 8, 2
-    return (16, 1) if tile_vectors() >= 16 else (4, 1) if tile_vectors() >= 4 else (2, 1)
 
 
 def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
@@ -76,11 +65,11 @@ def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB:
 
 def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Chunks of ``diff_bias``."""
-    return split(cut, tile, ICB, OCB) or cut.bricks
+    return split(cut, tile, ICB, OCB) or 1
 
 
 def split(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Chunks of bricks, each with sums of its own; 0 where all tiles are transformed first."""
+    """Chunks of bricks, each with sums of its own; 0 where planes of points are summed."""
     tiles = cut.bricks * tile_count(cut, tile)
     sums = ICB * OCB * LANES * LANES
     if sums > _SUMS_PER_TILE * tiles * (ICB + OCB) * LANES:
@@ -115,40 +104,31 @@ def backward_weights(
     diff_bias : ndarray, shape=(chunks, channels), float64
         Filled; the sum over the chunks is the gradient of the bias. Chunks: `bias_chunks`.
     """
+    if split(cut, tile, prologue.blocks, gradient.blocks) == 0:
+        winograd_planes.backward_weights(
+            prologue, src_size, before, gradient, cut, tile, panel, diff_bias
+        )
+        return
     ICB, OCB = prologue.blocks, gradient.blocks
     inputs, cols = register_tile(OCB)
     workers, size = threads(), _scratch_size(cut, tile, ICB, OCB)
-    chunks = diff_bias.shape[0]
-    apart = split(cut, tile, ICB, OCB) == 0
-    P, tiles = points(tile), tile_count(cut, tile)
-    if apart:
-        tiles *= cut.bricks
-        transformed = scratchpad(
-            "winograd tiles", P * (slot_size(ICB, tiles) + slot_size(OCB, tiles))
-        )
-    else:
-        transformed = scratchpad("winograd sums", chunks * P * ICB * OCB * LANES * LANES)
+    chunks, parts, block = diff_bias.shape[0], ICB * (OCB // cols), LANES * cols * LANES
+    each = points(tile) * parts * block
+    sums = scratchpad("winograd sums", chunks * each)[: chunks * each]
     scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
     run_workers(
         gather_bricks,
-        (_make_transform if apart else _make_accumulate)(*tile, inputs, cols),
+        _make_accumulate(*tile, inputs, cols),
         prologue,
         src_size,
         before,
         gradient,
         cut,
-        transformed,
+        sums,
         diff_bias,
         scratch,
     )
-    block, parts = LANES * cols * LANES, ICB * (OCB // cols)
-    if apart:
-        sums = scratchpad("winograd sums", P * parts * block)[: P * parts * block]
-        run = _make_points(inputs, cols)
-        run(transformed, tiles, sums, P, ICB, OCB // cols, workers)
-    else:
-        sums = transformed[: chunks * P * parts * block]
-    transform_back(tile, sums.reshape(-1, P * parts * block), panel.reshape(-1), parts, block)
+    transform_back(tile, sums.reshape(chunks, each), panel.reshape(-1), parts, block)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
@@ -159,35 +139,6 @@ def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     slots = PW * (slot_size(ICB, T) + slot_size(OCB, T))
     buffer = buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT)
     return slab_planes(tile) * sum(slabs) + max(slots, buffer) + LANES
-
-
-@parallel_kernel
-def gather_bricks(
-    address: int,
-    prologue: Prologue,
-    src_size: Triple,
-    before: Triple,
-    gradient: Prologue,
-    cut: Cut,
-    transformed: Floats,
-    diff_bias: Doubles,
-    scratch: Floats,
-) -> None:
-    """Driver of the gradient's workers: each its bricks, with a row of ``scratch`` for itself."""
-    for index in prange(scratch.shape[0]):
-        worker, _ = split_index(index, 1)
-        call_worker(
-            address,
-            worker,
-            prologue,
-            src_size,
-            before,
-            gradient,
-            cut,
-            transformed,
-            diff_bias,
-            scratch,
-        )
 
 
 def pack_both(
@@ -238,12 +189,6 @@ def _pack_both(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
         return extent, inner, apart, gradient_apart
 
     return implementation
-
-
-def point_of_sums(md: int, mh: int, mw: int) -> tuple[int, int]:
-    """Plane, and point in it, at which a tile of the gradient is the sum of its voxels: where all are 1."""
-    d, h, w = (int(m > 1) for m in (md, mh, mw))
-    return d * sizes(DIFF_DST, mh)[1] + h, w
 
 
 @functools.cache
@@ -302,110 +247,3 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
                         accumulate(own, v, e, T, sums, at, brick == begin, soon, inputs, cols)
 
     return accumulate_chunks
-
-
-@functools.cache
-def _make_transform(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..., None]:
-    planes, PW = slab_planes((md, mh, mw)), sizes(INPUT, mw)[1]
-    plane_of_sums, one = point_of_sums(md, mh, mw)
-
-    @worker_kernel
-    def transform_chunks(
-        worker: int,
-        prologue: Prologue,
-        src_size: Triple,
-        before: Triple,
-        gradient: Prologue,
-        cut: Cut,
-        transformed: Floats,
-        diff_bias: Doubles,
-        scratch: Floats,
-    ) -> None:
-        ICB, OCB = prologue.blocks, gradient.blocks
-        count = cut.planes // md * (cut.lines // mh) * -(-cut.OW // mw)
-        bricks = count_bricks(cut)
-        T = bricks * count
-        slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
-        own = scratch[worker]
-        # A chunk is a brick.
-        for brick in range(worker, bricks, scratch.shape[0]):
-            diff_bias[brick] = 0.0
-            V = brick * count * LANES
-            E = planes * PW * slot_v + brick * count * cols * LANES
-            extent, inner, apart, gradient_apart = pack_both(
-                prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
-            )
-            for plane in range(planes):
-                x, g = plane * apart, planes * apart + plane * gradient_apart
-                v, e = V + plane * PW * slot_v, E + plane * PW * slot_e
-                transform_in(own, x, extent, ICB, transformed, v, slot_v, T, 1, INPUT, mw)
-                transform_in(own, g, inner, OCB, transformed, e, slot_e, T, cols, DIFF_DST, mw)
-            at = E + (plane_of_sums * PW + one) * slot_e
-            add_voxels(transformed, at, count, T, cols, diff_bias[brick], own[own.size - LANES :])
-
-    return transform_chunks
-
-
-@functools.cache
-def _make_points(inputs: int, cols: int) -> Callable[..., None]:
-    @parallel_kernel
-    def sum_points(
-        tiles: Floats, T: int, sums: Floats, points: int, ICB: int, groups: int, workers: int
-    ) -> None:
-        slot_v, slot_e = slot_size(ICB, T), slot_size(groups * cols, T)
-        block = LANES * cols * LANES
-        for index in prange(workers):
-            worker, _ = split_index(index, 1)
-            for point in range(worker, points, workers):
-                for pair in range(groups * ICB):
-                    v = point * slot_v + pair % ICB * T * LANES
-                    e = points * slot_v + point * slot_e + pair // ICB * T * cols * LANES
-                    at = (point * groups * ICB + pair) * block
-                    # Nothing to fetch: what is summed next lies behind this.
-                    soon = (address(tiles, v), address(tiles, e), 0)
-                    accumulate(tiles, v, e, T, sums, at, True, soon, inputs, cols)
-
-    return sum_points
-
-
-def transform_back(tile: Triple, sums: Floats, panel: Floats, parts: int, block: int) -> None:
-    """Add up the chunks of sums, and transform them to gradients.
-
-    Parameters
-    ----------
-    tile : (md, mh, mw)
-    sums : ndarray, shape=(chunks, points * parts * block), float32
-    panel : flat float32 array
-        Filled, ``(parts, taps, block)``; an axis that is not transformed has one tap.
-    parts, block : int
-    """
-    _make_inverse(*tile)(sums, panel, parts, block)
-
-
-@functools.cache
-def _make_inverse(md: int, mh: int, mw: int) -> Callable[..., None]:
-    (PD, KD), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
-    kind, scratch = DIFF_WEIGHTS, PD * PH * PW * LANES
-    vectors = PD * PH * PW + scratch_vectors(kind, md, mh, mw)
-    tile_strides = (PH * PW * LANES, PW * LANES, LANES)
-
-    @parallel_kernel
-    def inverse(sums: Floats, panel: Floats, parts: int, block: int) -> None:
-        chunks = sums.shape[0]
-        to_strides = (KH * KW * block, KW * block, block)
-        for task in prange(parts):
-            part, _ = split_index(task, 1)
-            own = np.empty(vectors * LANES, np.float32)
-            for i in range(0, block, LANES):
-                for point in range(PD * PH * PW):
-                    at = (point * parts + part) * block + i
-                    total = load(sums[0], at)
-                    for chunk in range(1, chunks):
-                        total = total + load(sums[chunk], at)
-                    store(own, point * LANES, total)
-                to = part * KD * KH * KW * block + i
-                transform_tile(
-                    own, 0, tile_strides, panel, to, to_strides, own, scratch, kind, md, mh, mw
-                )
-
-    return inverse

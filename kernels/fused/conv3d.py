@@ -19,6 +19,7 @@ import numpy.typing as npt
 from kernels.conv3d import direct_bricks, winograd_convolve, winograd_rows, winograd_weights
 from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
 from kernels.conv3d.shapes import Triple
+from kernels.conv3d.weight_sums import register_tile
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
@@ -271,7 +272,7 @@ def backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, panel, totals
         )
     else:
-        _, cols = winograd_weights.register_tile(OCB)
+        _, cols = register_tile(OCB)
         chunks = winograd_weights.bias_chunks(p.cut, p.tile, ICB, OCB)
         panel = _pad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
         totals = np.empty((chunks, OCB * LANES))

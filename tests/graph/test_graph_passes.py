@@ -163,7 +163,7 @@ class TestAlgorithms:
         measure.remembered.cache_clear()
         first = compiled(training=False)
         kept = json.loads((tmp_path / "algorithms.json").read_text())
-        assert kept
+        assert kept["algorithms"]
         monkeypatch.setattr(measure, "_seconds", None)  # measuring again would fail
         measure.remembered.cache_clear()
         again = compiled(training=False)
@@ -172,7 +172,17 @@ class TestAlgorithms:
         ]
         measure.remembered.cache_clear()
 
-    @pytest.mark.parametrize("content", ["", "[]", '{"a": '])
+    def test_what_other_kernels_were_timed_for_is_forgotten(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        path = tmp_path / "algorithms.json"
+        path.write_text(
+            json.dumps({"kernels": "others", "algorithms": {"a convolution": [2, 2, 2]}})
+        )
+        measure.remembered.cache_clear()
+        assert measure.remembered() == {}
+        measure.remembered.cache_clear()
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"a": ', '{"a": 1}', '{"kernels": 1}'])
     def test_a_broken_memory_is_made_anew(self, monkeypatch, tmp_path, content):
         (tmp_path / "algorithms.json").write_text(content)
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
@@ -181,5 +191,5 @@ class TestAlgorithms:
         )  # so that there is something to measure
         measure.remembered.cache_clear()
         compiled(training=False)
-        assert json.loads((tmp_path / "algorithms.json").read_text())
+        assert json.loads((tmp_path / "algorithms.json").read_text())["algorithms"]
         measure.remembered.cache_clear()

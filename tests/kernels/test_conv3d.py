@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from kernels import conv3d, machine
-from kernels.conv3d import blocked, direct, im2col, naive, winograd
+from kernels.conv3d import blocked, direct, im2col, naive, winograd, winograd_weights
 from kernels.conv3d.shapes import geometry
 
 RUNGS = [im2col, blocked, direct]
@@ -150,6 +150,36 @@ def test_winograd_against_float64(tile, data, seed):
         assert got.shape == wanted.shape, name
         error = np.abs(got - wanted).max() / np.abs(wanted).max()
         assert error < WINOGRAD_ERRORS[tile], name
+
+
+@pytest.mark.parametrize("form", ["brick after brick", "plane after plane"])
+@given(
+    tile=st.sampled_from(winograd.TILES),
+    size=st.tuples(*[st.sampled_from([1, 4, 9, 13])] * 3),
+    MB=st.sampled_from([1, 3]),
+    IC=st.sampled_from([1, 16, 33]),
+    OC=st.sampled_from([5, 32, 48]),
+)
+@settings(max_examples=12)
+def test_both_forms_of_weight_gradient(form, tile, size, MB, IC, OC):
+    """Whatever there are more of, channels or tiles: as exact, and plane after plane for any threads."""
+    limit = np.inf if form == "brick after brick" else 0.0
+    generator = np.random.default_rng(IC)
+    src, diff_dst = (generator.standard_normal((MB, *size, C)) for C in (IC, OC))
+    kernel = tuple(3 if m > 1 else 1 for m in tile)
+    exact = im2col.backward_weights(src, diff_dst, kernel, 1, "same")
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd_weights, "_SUMS_PER_TILE", limit)
+        for count in (1, machine.cores()):
+            machine.set_threads(count)
+            arrays = src.astype(np.float32), diff_dst.astype(np.float32)
+            results.append(winograd.backward_weights(*arrays, kernel, 1, "same", tile))
+    for name, one, got, wanted in zip(NAMES[2:], *results, exact, strict=True):
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        assert error < WINOGRAD_ERRORS[tile], name
+        if form == "plane after plane":
+            assert_array_equal(got, one, err_msg=name)
 
 
 def test_winograd_refuses_what_it_cannot_do():

@@ -1,10 +1,11 @@
 """Which algorithm a convolution runs fastest with on this machine: timed once, remembered on disk.
 
 The file is ``algorithms.json`` in ``$TINYUNET_CACHE``, or in the user's cache folder. What can neither be
-read nor written is measured again in each process.
+read nor written is measured again in each process, and so is what other kernels than these were timed for.
 """
 
 import functools
+import hashlib
 import json
 import os
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import kernels
 from kernels import machine
 from kernels.conv3d.shapes import Triple
 from kernels.fused import conv3d
@@ -116,17 +118,27 @@ def remembered() -> dict[str, list[int] | None]:
     return _read()
 
 
+@functools.cache
+def _version() -> str:
+    """Digest of the kernels' source."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(kernels.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _read() -> dict[str, list[int] | None]:
     try:
-        found: dict[str, list[int] | None] = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(_path().read_text(encoding="utf-8"))
+        algorithms: dict[str, list[int] | None] = found["algorithms"]
+        return dict(algorithms) if found["kernels"] == _version() else {}
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _save(memory: dict[str, list[int] | None]) -> None:
     try:
         _path().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_path(), memory)
+        write_json(_path(), {"kernels": _version(), "algorithms": memory})
     except OSError:
         pass

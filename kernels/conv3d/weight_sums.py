@@ -1,0 +1,106 @@
+"""What all weight gradients in the Winograd domain share: driver, register tile, and the way back.
+
+    diff_weights = G^T [ sums ] G       sums: of products of transformed tiles, at each point
+
+Source: as `winograd_weights`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels.compiler import call_worker, parallel_kernel, prange, split_index
+from kernels.conv3d.bricks import Cut, Prologue
+from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, sizes
+from kernels.conv3d.epilogue import Doubles
+from kernels.conv3d.shapes import Triple
+from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.layout import Floats
+from kernels.machine import tile_vectors
+from kernels.simd import LANES, load, store
+
+
+def register_tile(OCB: int) -> tuple[int, int]:
+    """Input channels and blocks of output channels of the register tile."""
+    if OCB % 2 == 0 and tile_vectors() >= 16:
+        return 8, 2
+    return (16, 1) if tile_vectors() >= 16 else (4, 1) if tile_vectors() >= 4 else (2, 1)
+
+
+@parallel_kernel
+def gather_bricks(
+    address: int,
+    prologue: Prologue,
+    src_size: Triple,
+    before: Triple,
+    gradient: Prologue,
+    cut: Cut,
+    transformed: Floats,
+    diff_bias: Doubles,
+    scratch: Floats,
+) -> None:
+    """Driver of the gradient's workers: each its bricks, with a row of ``scratch`` for itself."""
+    for index in prange(scratch.shape[0]):
+        worker, _ = split_index(index, 1)
+        call_worker(
+            address,
+            worker,
+            prologue,
+            src_size,
+            before,
+            gradient,
+            cut,
+            transformed,
+            diff_bias,
+            scratch,
+        )
+
+
+def point_of_sums(md: int, mh: int, mw: int) -> tuple[int, int]:
+    """Plane, and point in it, at which a tile of the gradient is the sum of its voxels: where all are 1."""
+    d, h, w = (int(m > 1) for m in (md, mh, mw))
+    return d * sizes(DIFF_DST, mh)[1] + h, w
+
+
+def transform_back(tile: Triple, sums: Floats, panel: Floats, parts: int, block: int) -> None:
+    """Add up the chunks of sums, and transform them to gradients.
+
+    Parameters
+    ----------
+    tile : (md, mh, mw)
+    sums : ndarray, shape=(chunks, points * parts * block), float32
+    panel : flat float32 array
+        Filled, ``(parts, taps, block)``; an axis that is not transformed has one tap.
+    parts, block : int
+    """
+    _make_inverse(*tile)(sums, panel, parts, block)
+
+
+@functools.cache
+def _make_inverse(md: int, mh: int, mw: int) -> Callable[..., None]:
+    (PD, KD), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
+    kind, scratch = DIFF_WEIGHTS, PD * PH * PW * LANES
+    vectors = PD * PH * PW + scratch_vectors(kind, md, mh, mw)
+    tile_strides = (PH * PW * LANES, PW * LANES, LANES)
+
+    @parallel_kernel
+    def inverse(sums: Floats, panel: Floats, parts: int, block: int) -> None:
+        chunks = sums.shape[0]
+        to_strides = (KH * KW * block, KW * block, block)
+        for task in prange(parts):
+            part, _ = split_index(task, 1)
+            own = np.empty(vectors * LANES, np.float32)
+            for i in range(0, block, LANES):
+                for point in range(PD * PH * PW):
+                    at = (point * parts + part) * block + i
+                    total = load(sums[0], at)
+                    for chunk in range(1, chunks):
+                        total = total + load(sums[chunk], at)
+                    store(own, point * LANES, total)
+                to = part * KD * KH * KW * block + i
+                transform_tile(
+                    own, 0, tile_strides, panel, to, to_strides, own, scratch, kind, md, mh, mw
+                )
+
+    return inverse
