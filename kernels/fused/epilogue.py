@@ -15,9 +15,10 @@ channel block and owns one partial sum, so the result does not depend on the num
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.epilogue import put_vector
 from kernels.fused.tensors import LANES, NO_MASK, Floats, Mask, Shape
 from kernels.fused.vectors import add_to_doubles
-from kernels.simd import broadcast, fma, load, store, where_positive
+from kernels.simd import broadcast, fma, load, where_positive
 
 # Voxels of a channel block in a band, at most, unless a row is longer: 128 KiB.
 _BAND = 2048
@@ -97,21 +98,43 @@ def finish(diff: Floats, first: int, count: int, mask: Mask, channel: int, parti
         First of the block's channels.
     partial : int
     """
+    if mask.x.size > 0:
+        write_gradient(diff, first, diff, first, count, mask, channel, partial, False)
+
+
+@kernel
+def write_gradient(
+    dy: Floats,
+    at: int,
+    diff: Floats,
+    first: int,
+    count: int,
+    mask: Mask,
+    channel: int,
+    partial: int,
+    streams: bool,
+) -> None:
+    """Write what ``finish`` makes of the ``count`` voxels at ``dy[at]``, past the caches or not.
+
+    Where the mask is empty, they are copied.
+    """
     if mask.x.size == 0:
+        for voxel in range(count):
+            put_vector(diff, (first + voxel) * LANES, load(dy, (at + voxel) * LANES), streams)
         return
     scale, shift = load(mask.scale, channel), load(mask.shift, channel)
     mean, slope = load(mask.mean, channel), broadcast(np.float32(mask.slope))
-    at = partial * mask.mean.size + channel
-    for run in range(first, first + count, RUN):
+    to = partial * mask.mean.size + channel
+    for run in range(0, count, RUN):
         total = product = broadcast(np.float32(0))
-        for voxel in range(run, min(run + RUN, first + count)):
-            x, dy = load(mask.x, voxel * LANES), load(diff, voxel * LANES)
-            dz = where_positive(fma(scale, x, shift), dy, slope * dy)
-            store(diff, voxel * LANES, dz)
+        for voxel in range(run, min(run + RUN, count)):
+            x, value = load(mask.x, (first + voxel) * LANES), load(dy, (at + voxel) * LANES)
+            dz = where_positive(fma(scale, x, shift), value, slope * value)
+            put_vector(diff, (first + voxel) * LANES, dz, streams)
             total = total + dz
             product = fma(dz, x - mean, product)
-        add_to_doubles(mask.sums, at, total)
-        add_to_doubles(mask.sums, mask.sums.size // 2 + at, product)
+        add_to_doubles(mask.sums, to, total)
+        add_to_doubles(mask.sums, mask.sums.size // 2 + to, product)
 
 
 def apply_mask(diff: Floats, mask: Mask) -> None:

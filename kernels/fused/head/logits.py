@@ -3,12 +3,22 @@
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.ahead import LINE
 from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Shape, Source
 from kernels.fused.vectors import tile_multiply, tile_spread, tile_transpose
-from kernels.simd import address, load, prefetch, tile_load, tile_store
+from kernels.simd import (
+    address,
+    broadcast,
+    load,
+    prefetch,
+    tile_fma,
+    tile_load,
+    tile_store,
+    tile_zero,
+)
 from kernels.softmax_dice.planes import BLOCK, scatter
 
 # Classes of a register tile; the planes of a block are filled up to whole tiles.
@@ -90,23 +100,28 @@ def logits_of_block(
         The next block's first voxel, and the voxels from one channel block to the next.
     """
     classes = planes.size // BLOCK
-    turned = aligned(LANES * LANES)
+    turned, one = aligned(LANES * LANES), broadcast(np.float32(1))
     for voxel in range(0, end, LANES):
         for block in range(y.size // (BLOCK * LANES)):
-            for i in range(voxel, voxel + LANES):
-                prefetch(address(x, (ahead + block * step + i) * LANES))
             square = tile_load(y, (block * BLOCK + voxel) * LANES, 0, LANES, 0, 1, LANES, 1)
             tile_store(tile_transpose(square), turned, 0, 0, LANES, 0, 1, LANES, 1)
+            soon = address(x, (ahead + block * step + voxel) * LANES)
             for c in range(0, classes, TILE):
                 at = c * BLOCK + voxel
                 if block == 0:
                     sums = tile_load(bias, c * LANES, 0, LANES, 0, 1, TILE, 1)
                 else:
                     sums = tile_load(planes, at, 0, BLOCK, 0, 1, TILE, 1)
-                for lane in range(LANES):
+                # Even and odd channels apart: one sum waits for itself.
+                odd = tile_zero(TILE, 1)
+                for lane in range(0, LANES, 2):
+                    prefetch(soon + lane * LINE)
+                    prefetch(soon + (lane + 1) * LINE)
                     column = (block * LANES + lane) * classes + c
                     sums = tile_multiply(sums, weights, column, 1, load(turned, lane * LANES))
-                tile_spread(sums, planes, at, BLOCK)
+                    vector = load(turned, (lane + 1) * LANES)
+                    odd = tile_multiply(odd, weights, column + classes, 1, vector)
+                tile_spread(tile_fma(one, sums, odd), planes, at, BLOCK)
 
 
 @parallel_kernel

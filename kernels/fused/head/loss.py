@@ -3,7 +3,8 @@
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.fused.epilogue import bands, clear, finish, flat, partials, place_band
+from kernels.conv3d.bricks import past_caches
+from kernels.fused.epilogue import bands, clear, flat, partials, place_band, write_gradient
 from kernels.fused.head.logits import TILE, by_channel, by_class, logits_of_block, starts
 from kernels.fused.head.planes import (
     Labels,
@@ -18,8 +19,11 @@ from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Doubles, Floats, Mask, Shape, Source
 from kernels.fused.vectors import add_to_doubles, tile_multiply, tile_spread
 from kernels.memory import scratchpad
-from kernels.simd import load, store, tile_zero
+from kernels.simd import broadcast, fence, load, store, tile_fma, tile_zero
 from kernels.softmax_dice.planes import BLOCK
+
+# Voxels whose gradients are made at a time.
+_VOXELS = 8
 
 
 def forward(
@@ -113,6 +117,7 @@ def backward(
         np.float32(diff_cross_entropy / labels.size),
         dst.reshape(-1),
         accumulate,
+        past_caches(dst),
         flat(mask),
         partial,
     )
@@ -133,17 +138,20 @@ def _doubles(purpose: str, rows: int, cols: int) -> Doubles:
 
 
 @kernel
-def _add_outer(planes: Floats, y: Floats, count: int, classes: int, sums: Doubles) -> None:
+def _add_outer(planes: Floats, y: Floats, end: int, classes: int, sums: Doubles) -> None:
     """Add the sums over voxels of ``diff_logits[c, v] * y[v, ic]`` to ``sums[c, ic]``."""
     lanes = y.size // BLOCK
-    stored = aligned(TILE * LANES)
+    stored, one = aligned(TILE * LANES), broadcast(np.float32(1))
     for block in range(lanes // LANES):
         for c in range(0, classes, TILE):
-            tile = tile_zero(TILE, 1)
-            for voxel in range(count):
+            # Even and odd voxels apart: one sum waits for itself.
+            even, odd = tile_zero(TILE, 1), tile_zero(TILE, 1)
+            for voxel in range(0, end, 2):
                 value = load(y, (block * BLOCK + voxel) * LANES)
-                tile = tile_multiply(tile, planes, c * BLOCK + voxel, BLOCK, value)
-            tile_spread(tile, stored, 0, LANES)
+                even = tile_multiply(even, planes, c * BLOCK + voxel, BLOCK, value)
+                value = load(y, (block * BLOCK + voxel + 1) * LANES)
+                odd = tile_multiply(odd, planes, c * BLOCK + voxel + 1, BLOCK, value)
+            tile_spread(tile_fma(one, even, odd), stored, 0, LANES)
             for i in range(min(TILE, classes - c)):
                 at = (c + i) * lanes + block * LANES
                 add_to_doubles(sums, at, load(stored, i * LANES))
@@ -155,8 +163,8 @@ def _diff_source(
 ) -> None:
     """``diff[v, lane] = sum over c of diff_logits[c, v] * weights[c, channel + lane]``."""
     lanes = weights.size // classes
-    for voxel in range(0, end, TILE):
-        tile = tile_zero(TILE, 1)
+    for voxel in range(0, end, _VOXELS):
+        tile = tile_zero(_VOXELS, 1)
         for c in range(classes):
             line = load(weights, c * lanes + channel)
             tile = tile_multiply(tile, planes, c * BLOCK + voxel, 1, line)
@@ -234,6 +242,7 @@ def _backward(
     share: np.float32,
     dst: Floats,
     accumulate: bool,
+    streams: bool,
     mask: Mask,
     partial: Doubles,
 ) -> None:
@@ -255,6 +264,7 @@ def _backward(
             share,
             dst,
             accumulate,
+            streams,
             mask,
             partial[i],
         )
@@ -276,6 +286,7 @@ def _backward_band(
     share: np.float32,
     dst: Floats,
     accumulate: bool,
+    streams: bool,
     mask: Mask,
     partial: Doubles,
 ) -> None:
@@ -299,14 +310,14 @@ def _backward_band(
         diff_logits(planes, end, classes, marks, diffs[image], share)
         for c in range(classes):
             add_plane(planes, c, end, partial, classes * lanes + c * LANES)
-        _add_outer(planes, y, count, classes, partial)
+        _add_outer(planes, y, end, classes, partial)
         for block in range(ICB):
             # What was packed is not needed any more: its first block takes the gradient.
             _diff_source(planes, lines, end, classes, block * LANES, y)
             to = (image * ICB + block) * volume + first
-            for voxel in range(count):
-                dy = load(y, voxel * LANES)
-                if accumulate:
-                    dy = dy + load(dst, (to + voxel) * LANES)
-                store(dst, (to + voxel) * LANES, dy)
-            finish(dst, to, count, mask, block * LANES, band)
+            if accumulate:
+                for voxel in range(count):
+                    dy = load(y, voxel * LANES) + load(dst, (to + voxel) * LANES)
+                    store(y, voxel * LANES, dy)
+            write_gradient(y, 0, dst, to, count, mask, block * LANES, band, streams)
+    fence()
