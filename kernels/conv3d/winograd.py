@@ -28,7 +28,7 @@ Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (
 
 import numpy as np
 
-from kernels.conv3d import winograd_convolve, winograd_weights
+from kernels.conv3d import winograd_convolve, winograd_cut, winograd_weights
 from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
 from kernels.conv3d.shapes import (
     Geometry,
@@ -122,7 +122,7 @@ def backward_weights(
 
 def supports(g: Geometry, tile: Triple) -> bool:
     """Whether the convolution has stride 1, and a kernel of 3 where the tile is above 1, else of 1."""
-    fits = (g.KD, g.KH, g.KW) == winograd_convolve.kernel_of(tile)
+    fits = (g.KD, g.KH, g.KW) == winograd_cut.kernel_of(tile)
     return fits and g.stride == (1, 1, 1)
 
 
@@ -148,7 +148,7 @@ def _convolve(
 ) -> Floats:
     MB, OD, OH, OW, OC = dst_shape
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
-    cut = winograd_convolve.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
+    cut = winograd_cut.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
     packed = empty(winograd_convolve.packed_shape(cut, tile, ICB, OCB))
     panel = empty((*packed.shape[1:3], int(np.prod(weights.shape[2:])), *packed.shape[3:]))
     pack_weights(weights, panel, adjoint=adjoint)

@@ -24,7 +24,7 @@ from typing import Any
 from numba.extending import overload
 
 from kernels.compiler import run_workers, worker_kernel
-from kernels.conv3d import winograd_convolve
+from kernels.conv3d import winograd_cut
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
@@ -43,7 +43,7 @@ from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size, pack_block
 from kernels.conv3d.weight_sums import gather_bricks, point_of_sums, transform_back
-from kernels.conv3d.winograd_convolve import slab_planes
+from kernels.conv3d.winograd_cut import slab_planes
 from kernels.conv3d.winograd_stages import slot_size
 from kernels.layout import Floats
 from kernels.machine import threads
@@ -53,13 +53,13 @@ from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_sto
 
 def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, width: int) -> bool:
     """Whether rows are whole vectors, and the kernel 3 along d and h where the tile is above 1, else 1."""
-    fits = kernel[:2] == winograd_convolve.kernel_of(tile)[:2]
+    fits = kernel[:2] == winograd_cut.kernel_of(tile)[:2]
     return fits and tile[2] == 1 and tile[1] > 1 and size[3] * width % LANES == 0
 
 
 def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, OCB: int) -> Cut:
     """Bricks of rows of windows whose results stay in cache."""
-    return winograd_convolve.cut_output(dst_size, tile, 1, OCB)
+    return winograd_cut.cut_output(dst_size, tile, 1, OCB)
 
 
 def packed_shape(

@@ -16,7 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels.conv3d import direct_bricks, winograd_convolve, winograd_rows, winograd_weights
+from kernels.conv3d import (
+    direct_bricks,
+    winograd_convolve,
+    winograd_cut,
+    winograd_rows,
+    winograd_weights,
+)
 from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.weight_sums import register_tile
@@ -101,8 +107,8 @@ def plan(
         cut = winograd_rows.cut_output(size, tile, OCB)
     elif tile is None:
         cut = direct_bricks.cut_output(size, kernel, ICB)
-    elif not channels_last and kernel == winograd_convolve.kernel_of(tile):
-        cuts = winograd_weights if of_weights else winograd_convolve
+    elif not channels_last and kernel == winograd_cut.kernel_of(tile):
+        cuts = winograd_weights if of_weights else winograd_cut
         cut = cuts.cut_output(size, tile, ICB, OCB)
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")

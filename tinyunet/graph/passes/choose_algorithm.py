@@ -17,7 +17,7 @@ convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
 
 import math
 
-from kernels.conv3d import winograd_convolve, winograd_rows
+from kernels.conv3d import winograd_cut, winograd_rows
 from kernels.conv3d.shapes import Triple
 from kernels.layout import blocks
 from kernels.simd import LANES
@@ -65,7 +65,7 @@ def _choose(node: Node, graph: Graph, accuracy: str) -> Tile:
         if (
             winograd_rows.supports(plan.size, plan.kernel, tile, plan.width)
             if few
-            else plan.kernel == winograd_convolve.kernel_of(tile)
+            else plan.kernel == winograd_cut.kernel_of(tile)
         )
     ]
     inputs = plan.width if few else plan.blocks_in * LANES

@@ -1,0 +1,129 @@
+"""All of a tensor transformed along d and h, for those who work on it plane of points after plane.
+
+    tensor[block][d][h][w][16]  --pack, in parallel-->  planes[point d, h][block][brick, row][w][16]
+
+Each of the some 36 planes holds all windows of the tensor, brick after brick. With w still to be transformed,
+36 / 16 of the tensor are written and read once; with all axes transformed it would be half as much again.
+"""
+
+import functools
+from collections.abc import Callable
+
+from kernels.compiler import (
+    call_worker,
+    parallel_kernel,
+    prange,
+    run_workers,
+    split_index,
+    worker_kernel,
+)
+from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block
+from kernels.conv3d.shapes import Triple
+from kernels.conv3d.slab import buffer_size
+from kernels.conv3d.winograd_cut import slab_extent, slab_planes
+from kernels.layout import Floats
+from kernels.machine import threads
+from kernels.memory import scratchpad
+from kernels.simd import LANES
+
+
+def pack_planes(
+    purpose: str,
+    prologue: Prologue,
+    size: Triple,
+    before: Triple,
+    cut: Cut,
+    tile: Triple,
+    kind: int,
+    apart: int,
+) -> Floats:
+    """Pack and transform all channel blocks of a prologue.
+
+    Parameters
+    ----------
+    purpose : str
+        Of the scratchpad that holds the planes.
+    prologue : Prologue
+    size, before : (d, h, w)
+        Voxels of the tensor, and zeros before the first.
+    cut : Cut
+    tile : (md, mh, mw)
+    kind : int
+        The transform, one of `cook_toom`'s.
+    apart : int
+        Floats from one plane to the next.
+
+    Returns
+    -------
+    ndarray, flat float32
+        The planes; behind the last is a buffer for each worker.
+    """
+    planes, workers = slab_planes(tile) * apart, threads()
+    room = planes + workers * buffer_size(cut.lines // tile[1], tile[0], tile[1], kind)
+    slab = scratchpad(purpose, room)[:room]
+    wide = slab_extent(cut, tile, kind)[2]
+    run_workers(
+        pack_tensor,
+        _make_pack(tile[0], tile[1], kind),
+        prologue,
+        size,
+        before,
+        cut,
+        wide,
+        slab,
+        apart,
+        planes,
+        workers,
+    )
+    return slab
+
+
+@parallel_kernel
+def pack_tensor(
+    address: int,
+    prologue: Prologue,
+    size: Triple,
+    before: Triple,
+    cut: Cut,
+    wide: int,
+    slab: Floats,
+    apart: int,
+    buffers: int,
+    workers: int,
+) -> None:
+    """Driver of `pack_planes`: each worker its blocks of bricks."""
+    for index in prange(workers):
+        worker, _ = split_index(index, 1)
+        call_worker(
+            address, worker, prologue, size, before, cut, wide, slab, apart, buffers, workers
+        )
+
+
+@functools.cache
+def _make_pack(md: int, mh: int, kind: int) -> Callable[..., None]:
+    @worker_kernel
+    def pack_blocks(
+        worker: int,
+        prologue: Prologue,
+        size: Triple,
+        before: Triple,
+        cut: Cut,
+        wide: int,
+        slab: Floats,
+        apart: int,
+        buffers: int,
+        workers: int,
+    ) -> None:
+        bricks, extent = count_bricks(cut), (cut.planes // md, cut.lines // mh, wide)
+        voxels = extent[0] * extent[1] * wide
+        buffer = buffers + worker * ((slab.size - buffers) // workers)
+        for unit in range(worker, prologue.blocks * bricks, workers):
+            block, brick = unit // bricks, unit % bricks
+            n, first, _ = locate(cut, brick)
+            start = (first[0] - before[0], first[1] - before[1], -before[2])
+            at = unit * voxels * LANES
+            pack_channel_block(
+                prologue, block, n, size, slab, at, apart, buffer, start, extent, kind, md, mh
+            )
+
+    return pack_blocks
