@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
+from kernels.conv3d import winograd_convolve_planes
 from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
 from kernels.conv3d.bricks import (
     EMPTY,
@@ -31,8 +32,10 @@ from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.conv3d.winograd_cut import (
+    by_planes,
     gemm_tile,
     kernel_of,
+    multiplied_at_once,
     points,
     slab_extent,
     slab_planes,
@@ -47,7 +50,7 @@ from kernels.simd import LANES, address, fence, load
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
     """Shape of the transformed weights: ``(points, groups, ICB, 16, cols * 16)``."""
-    _, cols = gemm_tile(tile_count(cut, tile), OCB)
+    _, cols = gemm_tile(multiplied_at_once(cut, tile, ICB, OCB), OCB)
     return points(tile), OCB // cols, ICB, LANES, cols * LANES
 
 
@@ -92,6 +95,9 @@ def convolve(
         Bricks of the output, in whole tiles.
     tile : (md, mh, mw)
     """
+    if by_planes(cut, tile, prologue.blocks, epilogue.blocks):
+        winograd_convolve_planes.convolve(prologue, src_size, before, weights, epilogue, cut, tile)
+        return
     rows, _ = gemm_tile(tile_count(cut, tile), epilogue.blocks)
     cols = weights.shape[-1] // LANES
     workers = threads()
@@ -209,7 +215,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
                     soon = part_of(near, point, PW, next_weights)
                     multiply(own, v, m, ICB, T, first, end, weights, w, soon, rows, cols)
                 for ocb in range(first, end):
-                    transform_out(own, M, slot, at, rows_here, tiles, ocb, mw)
+                    transform_out(own, M, slot, own, at, rows_here, tiles, ocb, mw)
             staged = (extent[0], extent[1], wide)
             for ocb in range(first, end):
                 at = ocb * T * mw * LANES

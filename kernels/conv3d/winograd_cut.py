@@ -13,6 +13,9 @@ from kernels.simd import LANES
 _CACHED = 400 * 1024
 # Bytes of transformed weights above which they are worth reading for more tiles at a time.
 _CACHED_WEIGHTS = 1024 * 1024
+# The weights of a pair of blocks are read once a brick, or the values of its tiles are written and read once
+# more: beyond this many weights for each value, the latter is less.
+_WEIGHTS_PER_TILE = 1.0
 
 
 def points(tile: Triple) -> int:
@@ -83,3 +86,14 @@ def slab_extent(cut: Cut, tile: Triple, kind: int) -> Triple:
 def slab_planes(tile: Triple) -> int:
     """Planes of points of a slab."""
     return sizes(INPUT, tile[0])[1] * sizes(INPUT, tile[1])[1]
+
+
+def by_planes(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
+    """Whether to convolve plane of points after plane, not brick after brick."""
+    tiles = cut.bricks * tile_count(cut, tile)
+    return ICB * OCB * LANES * LANES > _WEIGHTS_PER_TILE * tiles * max(ICB, OCB) * LANES
+
+
+def multiplied_at_once(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
+    """Tiles that are multiplied by a point's weights at a time."""
+    return tile_count(cut, tile) * (cut.bricks if by_planes(cut, tile, ICB, OCB) else 1)

@@ -182,14 +182,14 @@ def _accumulate(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ign
 
 
 def transform_out(
-    own: Any, M: int, slot: int, to: int, rows: int, tiles: int, ocb: int, mw: int
+    own: Any, M: int, slot: int, dst: Any, to: int, rows: int, tiles: int, ocb: int, mw: int
 ) -> None:
-    """Transform the tiles of one block along w into the rows of a plane at ``own[to:]``."""
+    """Transform the tiles of one block along w into the rows of a plane at ``dst[to:]``."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(transform_out, prefer_literal=True)
-def _transform_out(own, M, slot, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
+def _transform_out(own, M, slot, dst, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
     constants = literals(mw)
     if constants is None:
         return None
@@ -197,11 +197,11 @@ def _transform_out(own, M, slot, to, rows, tiles, ocb, mw):  # type: ignore[no-u
     K = OUTPUT
     points = sizes(K, MW)[0]
 
-    def implementation(own, M, slot, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
+    def implementation(own, M, slot, dst, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
         T = rows * tiles
         for t in range(T):
             line = tile_load(own, M + (ocb * T + t) * LANES, slot, 0, 0, points, 1, 1)
             line = transform_axis(line, K, MW, 1, 1)
-            tile_store(line, own, to + (ocb * T + t) * MW * LANES, 0, LANES, 0, 1, MW, 1)
+            tile_store(line, dst, to + (ocb * T + t) * MW * LANES, 0, LANES, 0, 1, MW, 1)
 
     return implementation

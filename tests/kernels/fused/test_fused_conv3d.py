@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from kernels import layout, machine
-from kernels.conv3d import im2col
+from kernels.conv3d import im2col, winograd_cut
 from kernels.fused import conv3d as fused
 from kernels.fused.statistics import finish_moments
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source
@@ -107,8 +107,15 @@ def problem(request):
     return Problem(*request.param)
 
 
+@pytest.fixture(params=["brick after brick", "plane after plane"])
+def form(request, monkeypatch):
+    """Of Winograd convolutions, whatever there are more of, weights or tiles."""
+    limit = np.inf if request.param == "brick after brick" else 0.0
+    monkeypatch.setattr(winograd_cut, "_WEIGHTS_PER_TILE", limit)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_forward_and_moments(problem, threads):
+def test_forward_and_moments(problem, form, threads):
     machine.set_threads(min(threads, machine.cores()))
     p = problem.plan()
     packed = nans(*fused.packed_shape(p))
@@ -136,7 +143,7 @@ def test_forward_and_moments(problem, threads):
         assert_close(running[1], voxels.var(axis=0), 1e-5)
 
 
-def test_backward_data_masked_and_plain(problem):
+def test_backward_data_masked_and_plain(problem, form):
     p = problem.adjoint_plan()
     packed = nans(*fused.packed_shape(p))
     fused.pack(p, problem.weights, packed, adjoint=True)
