@@ -15,6 +15,7 @@ from kernels.memory import empty
 from tinyunet import verbose
 from tinyunet.graph import fused, unfused
 from tinyunet.graph.ir import Graph, Node
+from tinyunet.graph.measure import Direction
 from tinyunet.graph.memory import plan
 from tinyunet.graph.show import verbose_line
 
@@ -88,6 +89,16 @@ class Program:
                 listener(node.name, self._complete.get(at, ()))
             for memory in self._dying.get(at, ()) if self._debug else ():
                 memory.fill(_NAN_BYTE)
+
+    def compile(self, direction: Direction) -> None:
+        """Run the fused nodes once on zeros, from either end, so that their kernels are compiled."""
+        self._arena.fill(0)
+        for name in self.graph.inputs:
+            if name in self.arrays:
+                self.arrays[name].fill(0)
+        for _, node, call in self._calls if direction == "forwards" else self._calls[::-1]:
+            if node.attributes.get("implementation") == "fused":
+                call()
 
     def _timed(self, node: Node, call: Callable[[], None]) -> None:
         start = time.perf_counter()

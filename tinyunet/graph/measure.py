@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +27,28 @@ from tinyunet.graph.binder import Binder, Call
 from tinyunet.graph.ir import Graph, Node
 
 Tile = Triple | None
+Direction = Literal["forwards", "backwards"]
 _RUNS = 3
+_compiling: Direction | None = None
+
+
+@contextmanager
+def only_compiling(direction: Direction) -> Iterator[None]:
+    """Inside, `fastest` runs each candidate once, so that it is compiled, and takes the first.
+
+    ``direction`` is the order in which it should be asked: see `in_order`.
+    """
+    global _compiling
+    _compiling = direction
+    try:
+        yield
+    finally:
+        _compiling = None
+
+
+def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
+    """Return the nodes as `fastest` is to be asked for them."""
+    return nodes[::-1] if _compiling == "backwards" else nodes
 
 
 def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
@@ -40,6 +62,10 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     candidates : sequence of tiles
         Winograd F(tile); None is direct.
     """
+    if _compiling:
+        for tile in candidates:
+            _bound(node.with_attributes(tile=tile), graph)()
+        return candidates[0]
     memory = remembered()
     key = _key(node, graph, candidates)
     if key not in memory:  # here: another process may have measured it meanwhile
@@ -69,7 +95,19 @@ def _key(node: Node, graph: Graph, candidates: Sequence[Tile]) -> str:
 
 
 def _seconds(node: Node, graph: Graph) -> float:
-    """Time of the fastest of a few runs, on arrays of the right shapes."""
+    """Time of the fastest of a few runs."""
+    run = _bound(node, graph)
+    run()
+    times = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _bound(node: Node, graph: Graph) -> Call:
+    """Return what runs a node, on arrays of the right shapes; and packs its weights, if a step does."""
     arrays: dict[str, Any] = {}
     for role, name in (*node.inputs.items(), *node.outputs.items()):
         value, shape = graph.values[name], fused.sums_shape(node, role, graph)
@@ -82,13 +120,7 @@ def _seconds(node: Node, graph: Graph) -> float:
     run = convolutions.BINDERS[node.op](Binder(node, graph, arrays))
     if graph.gradients and "weights" in node.inputs:  # packed anew at each step
         run = _with_packing(node, graph, arrays, run)
-    run()
-    times = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return run
 
 
 def _with_packing(node: Node, graph: Graph, arrays: dict[str, Any], run: Call) -> Call:

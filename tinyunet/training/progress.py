@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 _COLUMNS = 110
 # Kernels that a first start compiles, about: a bar needs an end. With more of them it is moved.
-_KERNELS = 180
+_KERNELS = 210
 # Volumes a second, also when they are fewer than one.
 _BAR = (
     "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "

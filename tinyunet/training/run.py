@@ -20,6 +20,7 @@ from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.recording import recorded
 from tinyunet.scores import mean, overall, summary, table
 from tinyunet.training import report
+from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.pauses import Pause, Pauses
@@ -27,7 +28,7 @@ from tinyunet.training.progress import Progress
 from tinyunet.training.resume import Resumed, begin, check_cases
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings
-from tinyunet.training.start import Data, compile_kernels, find_data
+from tinyunet.training.start import Data, find_data
 from tinyunet.training.validate import CaseResult, score_cases
 from tinyunet.unet import UNet
 

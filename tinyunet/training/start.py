@@ -1,23 +1,15 @@
-"""What has to be there before the first step: data, and compiled kernels."""
+"""What has to be there before the first step: data."""
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from tinyunet.data import phantom
 from tinyunet.data.decathlon import Case, Dataset, check_patch_fits_all, read_dataset, split
-from tinyunet.graph import measure
-from tinyunet.inference import predictor, segment
-from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.progress import Progress
-from tinyunet.training.samples import Batch, Inspector, Volumes, half_the_memory
+from tinyunet.training.samples import Inspector, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
-from tinyunet.training.step import compiled_gradients, eager_gradients
-from tinyunet.unet import UNet
 
 # The built-in data set: 27 heads to train on, 2 to validate on, 3 to test on.
 PHANTOMS = Path("data")
@@ -87,57 +79,3 @@ def find_data(settings: Settings, communicator: Communicator, progress: Progress
         inspector = Inspector(mine, volumes, settings.patch_size)
         inspector.check(wait=_PATIENCE)
     return Data(dataset, train, validation, test, volumes, inspector)
-
-
-def compile_kernels(
-    config: Mapping[str, Any],
-    settings: Settings,
-    batch_shapes: Sequence[tuple[int, int, int, int]],
-    communicator: Communicator,
-    progress: Progress,
-) -> None:
-    """Run a training step and an inference on one rank of each node, with a model thrown away.
-
-    The first start on a machine compiles the kernels and measures which algorithms are fastest, and
-    keeps both on disk; from then on they are loaded. Were all ranks to compile at once, each would
-    do the whole work, on shared cores; so they wait, and load what they need in their first step.
-    Nodes need not share a disk, so each has a rank that does it.
-
-    Parameters
-    ----------
-    config : mapping
-        Arguments of the model.
-    settings : Settings
-        Kernels and algorithms are chosen by what may be lost.
-    batch_shapes : sequence of (MB, D, H, W)
-        And by these: all that the training will have.
-    communicator : Communicator
-    progress : Progress
-        Says that a person has to wait, and for how long it was.
-    """
-    task = "loading kernels (the first start compiles them, which takes about a minute)"
-    with progress.kernels(task) as compiled, communicator.together():
-        if communicator.local_rank == 0:
-            model = UNet(**config)
-            _steps(model, settings, batch_shapes)
-            if compiled():  # else inference finds its kernels on disk, too, when it comes
-                image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
-                segment(model, image, predict=predictor(model, settings.eager, settings.accuracy))
-    # By way of a message: the folder of the cache may be read-only, or another one on each node.
-    measured = measure.remembered()
-    measured.update(communicator.broadcast_object(measured))
-
-
-def _steps(
-    model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, int, int, int]]
-) -> None:
-    optimizer = Adam(model.parameters())
-    for shape in batch_shapes:
-        images = np.zeros((*shape, model.config["in_channels"]), np.float32)
-        batch = Batch(images, np.zeros(shape, np.uint8))
-        if settings.eager:
-            gradients = eager_gradients(model, optimizer)
-        else:
-            gradients = compiled_gradients(model, optimizer, images.shape, settings.accuracy)
-        gradients(batch, None)
-    optimizer.step()

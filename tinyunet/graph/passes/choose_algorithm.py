@@ -23,7 +23,7 @@ from kernels.layout import blocks
 from kernels.simd import LANES
 from tinyunet.graph.convolutions import plan_of
 from tinyunet.graph.ir import Graph, Node
-from tinyunet.graph.measure import Tile, fastest
+from tinyunet.graph.measure import Tile, fastest, in_order
 from tinyunet.graph.passes.options import Options
 
 _TILES: dict[str, tuple[Triple, ...]] = {
@@ -39,20 +39,24 @@ _OPS = ("convolution", "convolution_backward_data", "convolution_backward_weight
 # Operations of both transforms, a point and channel: they run on memory, not in register tiles.
 _TRANSFORM = 20
 # Multiply-adds in the time that one packed weight takes to be made and written.
-_PACK = 100
+_PACK = 30
 # How far from the best of the model an algorithm may be to be timed.
-_FACTOR = 1.3
+_FACTOR = 1.25
 # Multiply-adds of a direct convolution below which nothing is gained: 0.1 ms.
 _SMALL = 1e7
 
 
 def choose_algorithm(graph: Graph, options: Options) -> Graph:
     """Return the graph with the setting "tile" at the convolutions that Winograd runs faster."""
+    convolutions = [
+        node
+        for node in graph.nodes
+        if node.op in _OPS and node.attributes.get("implementation") == "fused"
+    ]
     changes = {}
-    for node in graph.nodes:
-        if node.op in _OPS and node.attributes.get("implementation") == "fused":
-            tile = _choose(node, graph, options.accuracy)
-            changes[node.name] = [node.with_attributes(tile=tile)]
+    for node in in_order(convolutions):
+        tile = _choose(node, graph, options.accuracy)
+        changes[node.name] = [node.with_attributes(tile=tile)]
     return graph.rewrite(changes)
 
 

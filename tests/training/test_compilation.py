@@ -1,0 +1,57 @@
+"""Kernels are compiled from both ends of the graph, and a helper that fails costs only its help."""
+
+import io
+import sys
+from contextlib import redirect_stdout
+
+import pytest
+from numba.core.event import RecordingListener, install_listener
+
+from kernels import machine
+from tinyunet import UNet
+from tinyunet.graph import measure
+from tinyunet.parallel.communicator import Communicator
+from tinyunet.training import compilation
+from tinyunet.training.compilation import Task, compile_kernels, compile_task
+from tinyunet.training.progress import Progress
+from tinyunet.training.settings import Settings
+
+CONFIG = UNet(dim=3, in_channels=2, classes=3, filters=5, depth=3).config
+SHAPES = [[1, 12, 8, 12], [2, 8, 8, 8]]
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+    measure.remembered.cache_clear()
+    yield
+    measure.remembered.cache_clear()
+
+
+def test_either_end_leaves_nothing_to_compile():
+    task = Task(CONFIG, "fast", SHAPES, SHAPES[0][1:], machine.threads())
+    compile_task(task, "backwards")
+    with install_listener("numba:compile", RecordingListener()) as compiled:
+        compile_task(task, "forwards")
+    assert not compiled.buffer
+    assert not measure.remembered(), "nothing can be timed meanwhile"
+
+
+def test_a_helper_needs_memory():
+    small = Task(CONFIG, "fast", SHAPES, (8, 8, 8), 1)
+    huge = small._replace(batch_shapes=[[512, 512, 512, 512]])
+    assert not compilation._has_room_for_two(huge)
+    assert compilation._has_room_for_two(small) == (machine.cores() > 1)
+
+
+@pytest.mark.parametrize("python", [sys.executable, "/bin/false"])
+def test_kernels_are_there_whatever_the_helper_does(monkeypatch, python):
+    monkeypatch.setattr(compilation.sys, "executable", python)
+    settings = Settings(patch_size=(8, 8, 8))
+    shapes = [tuple(shape) for shape in SHAPES]
+    with redirect_stdout(io.StringIO()) as said, Progress(shown=True) as progress:
+        compile_kernels(CONFIG, settings, shapes, Communicator(), progress)
+    assert said.getvalue().startswith("loading kernels")
+    with install_listener("numba:compile", RecordingListener()) as compiled:
+        compile_task(Task(CONFIG, "fast", SHAPES, (8, 8, 8), machine.threads()), "forwards")
+    assert not compiled.buffer

@@ -1,0 +1,163 @@
+"""Compiled kernels before the first step, which the first start on a machine has to wait for.
+
+Numba compiles on one core. So a second process, this module run as a program, works through the same graph
+from its other end, and what it has compiled is found on disk::
+
+    this process    first layer -> ...                    ... <- last layer    helper
+
+While both are busy nothing can be timed. So each convolution is compiled for all algorithms that may be the
+fastest, and they are timed once the helper has ended.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels import machine
+from kernels.layout import blocks
+from kernels.simd import LANES
+from tinyunet.graph import compile, measure
+from tinyunet.inference import patch_for, predictor, segment
+from tinyunet.losses import dice_cross_entropy
+from tinyunet.optim import Adam
+from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.progress import Progress
+from tinyunet.training.samples import Batch, half_the_memory
+from tinyunet.training.settings import Settings
+from tinyunet.training.step import compiled_gradients, eager_gradients
+from tinyunet.unet import UNet
+
+# Tensors of the first level that the arena of a training step has room for, about.
+_TENSORS = 24
+
+
+class Task(NamedTuple):
+    """What is to be compiled, in words that JSON has.
+
+    Attributes
+    ----------
+    config : dict
+        Arguments of the model.
+    accuracy : str
+    batch_shapes : list of [MB, D, H, W]
+        Of the training.
+    patch_size : [D, H, W]
+        Of a volume to predict.
+    threads : int
+    """
+
+    config: Mapping[str, Any]
+    accuracy: str
+    batch_shapes: Sequence[Sequence[int]]
+    patch_size: Sequence[int]
+    threads: int
+
+
+def compile_kernels(
+    config: Mapping[str, Any],
+    settings: Settings,
+    batch_shapes: Sequence[tuple[int, int, int, int]],
+    communicator: Communicator,
+    progress: Progress,
+) -> None:
+    """Run a training step and an inference on one rank of each node, with a model thrown away.
+
+    The first start on a machine compiles the kernels and measures which algorithms are fastest, and
+    keeps both on disk; from then on they are loaded. Were all ranks to compile at once, each would
+    do the whole work, on shared cores; so they wait, and load what they need in their first step.
+    Nodes need not share a disk, so each has a rank that does it.
+
+    Parameters
+    ----------
+    config : mapping
+        Arguments of the model.
+    settings : Settings
+        Kernels and algorithms are chosen by what may be lost.
+    batch_shapes : sequence of (MB, D, H, W)
+        And by these: all that the training will have.
+    communicator : Communicator
+    progress : Progress
+        Says that a person has to wait, and for how long it was.
+    """
+    what = "loading kernels (the first start compiles them, which takes about a minute)"
+    with progress.kernels(what) as compiled, communicator.together():
+        if communicator.local_rank == 0:
+            shapes, patch = [*batch_shapes], settings.patch_size
+            task = Task(config, settings.accuracy, shapes, patch, machine.threads())
+            if not measure.remembered() and not settings.eager and _has_room_for_two(task):
+                _compile_from_both_ends(task)
+            model = UNet(**config)
+            _steps(model, settings, batch_shapes)
+            if compiled():  # else inference finds its kernels on disk, too, when it comes
+                image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
+                segment(model, image, predict=predictor(model, settings.eager, settings.accuracy))
+    # By way of a message: the folder of the cache may be read-only, or another one on each node.
+    measured = measure.remembered()
+    measured.update(communicator.broadcast_object(measured))
+
+
+def _steps(
+    model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, int, int, int]]
+) -> None:
+    optimizer = Adam(model.parameters())
+    for shape in batch_shapes:
+        images = np.zeros((*shape, model.config["in_channels"]), np.float32)
+        batch = Batch(images, np.zeros(shape, np.uint8))
+        if settings.eager:
+            gradients = eager_gradients(model, optimizer)
+        else:
+            gradients = compiled_gradients(model, optimizer, images.shape, settings.accuracy)
+        gradients(batch, None)
+    optimizer.step()
+
+
+def _has_room_for_two(task: Task) -> bool:
+    """Whether there is a core for a helper, and memory for its arena beside ours."""
+    voxels = max(math.prod(shape) for shape in [*task.batch_shapes, task.patch_size])
+    arena = _TENSORS * 4 * voxels * blocks(task.config["filters"]) * LANES
+    return machine.cores() > 1 and 2 * arena < half_the_memory(1)
+
+
+def _compile_from_both_ends(task: Task) -> None:
+    """Compile all kernels of a task, with a second process, whose failure would only cost its help."""
+    command = [sys.executable, "-m", __name__, json.dumps(task)]
+    quiet = subprocess.DEVNULL
+    helper = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        compile_task(task, "forwards")
+        helper.wait()
+    finally:
+        helper.kill()
+        helper.wait()
+
+
+def compile_task(task: Task, direction: measure.Direction) -> None:
+    """Compile the kernels of training and prediction, in this order or backwards."""
+    model = UNet(**task.config)
+    optimizer = Adam(model.parameters())
+    channels = model.config["in_channels"]
+
+    def train(shape: tuple[int, ...]) -> None:
+        step = compile(model, dice_cross_entropy, optimizer, shape, accuracy=task.accuracy)
+        step.program(shape).compile(direction)
+
+    def predict(shape: tuple[int, ...]) -> None:
+        compile(model, shape, accuracy=task.accuracy).program(shape).compile(direction)
+
+    work = [(train, (*shape, channels)) for shape in task.batch_shapes]
+    work.append((predict, (1, *patch_for(model, task.patch_size), channels)))
+    with measure.only_compiling(direction):
+        for run, shape in work if direction == "forwards" else work[::-1]:
+            run(shape)
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    given = Task(*json.loads(sys.argv[1]))
+    machine.set_threads(given.threads)
+    compile_task(given, "backwards")
