@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.arrays import copy
 from kernels.memory import empty
 from tinyunet import verbose
 from tinyunet.graph import fused, unfused
@@ -72,7 +73,7 @@ class Program:
         whose gradients are complete by then.
         """
         for name, array in inputs.items():
-            np.copyto(self.arrays[name], array)
+            copy(array, self.arrays[name])
         told = verbose.wanted()
         prepared = state is not None and state == self._prepared
         self._prepared = state
