@@ -17,7 +17,7 @@ KERNELS = """
     compiler
     checks memory
     chunks exponential
-    simd
+    arrays simd
     machine
     layout
     conv3d
