@@ -16,16 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kernels.conv3d import (
-    direct_bricks,
-    winograd_convolve,
-    winograd_cut,
-    winograd_rows,
-    winograd_weights,
-)
+from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.weight_sums import register_tile
+from kernels.conv3d.winograd import convolution, cutting, rows, weight_gradient
+from kernels.conv3d.winograd.sums import register_tile
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
@@ -89,7 +84,7 @@ def plan(
         Winograd F(tile), where the kernel is 3 (1 where the tile is 1); None is direct.
     channels_last : bool
         The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`. Direct, or Winograd along
-        d and h only, F(md, mh, 1); see `winograd_rows`.
+        d and h only, F(md, mh, 1); see `rows`.
     of_weights : bool
         The plan is of ``backward_weights``, which keeps source and gradient in cache.
 
@@ -103,12 +98,12 @@ def plan(
     if channels_last and (channels_in[0] > FEW_CHANNELS or channels_in[1]):
         raise ValueError(f"{channels_in} channels last: at most {FEW_CHANNELS}, one source")
     ICB, OCB = sum(map(blocks, channels_in)), sum(map(blocks, channels_out))
-    if channels_last and tile and winograd_rows.supports(size, kernel, tile, channels_in[0]):
-        cut = winograd_rows.cut_output(size, tile, OCB)
+    if channels_last and tile and rows.supports(size, kernel, tile, channels_in[0]):
+        cut = rows.cut_output(size, tile, OCB)
     elif tile is None:
         cut = direct_bricks.cut_output(size, kernel, ICB)
-    elif not channels_last and kernel == winograd_cut.kernel_of(tile):
-        cuts = winograd_weights if of_weights else winograd_cut
+    elif not channels_last and kernel == cutting.kernel_of(tile):
+        cuts = weight_gradient if of_weights else cutting
         cut = cuts.cut_output(size, tile, ICB, OCB)
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
@@ -121,8 +116,8 @@ def packed_shape(p: Plan) -> tuple[int, ...]:
     if p.tile is None:
         return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, sum(p.blocks_out), p.width)
     if p.width < LANES:
-        return winograd_rows.packed_shape(p.cut, p.tile, p.kernel[2], sum(p.blocks_out), p.width)
-    return winograd_convolve.packed_shape(p.cut, p.tile, p.blocks_in, sum(p.blocks_out))
+        return rows.packed_shape(p.cut, p.tile, p.kernel[2], sum(p.blocks_out), p.width)
+    return convolution.packed_shape(p.cut, p.tile, p.blocks_in, sum(p.blocks_out))
 
 
 def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> None:
@@ -138,7 +133,7 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> 
     pack_weights(spread, panel, adjoint=adjoint)
     # Taps that are not transformed count as input channels.
     untransformed = panel.reshape(groups, ICB, -1, inputs, lanes)
-    winograd_convolve.transform_weights(untransformed, p.tile, packed)
+    convolution.transform_weights(untransformed, p.tile, packed)
 
 
 def moments_shape(p: Plan) -> tuple[int, int, int]:
@@ -273,16 +268,16 @@ def backward_weights(
         )
     elif p.width < LANES:
         panel = _pad("weight sums", 1, OCB, 1, taps, p.width, LANES)
-        totals = np.empty((winograd_rows.bias_chunks(p.cut), OCB * LANES))
-        winograd_rows.backward_weights(
+        totals = np.empty((rows.bias_chunks(p.cut), OCB * LANES))
+        rows.backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, panel, totals
         )
     else:
         _, cols = register_tile(OCB)
-        chunks = winograd_weights.bias_chunks(p.cut, p.tile, ICB, OCB)
+        chunks = weight_gradient.bias_chunks(p.cut, p.tile, ICB, OCB)
         panel = _pad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
         totals = np.empty((chunks, OCB * LANES))
-        winograd_weights.backward_weights(
+        weight_gradient.backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.tile, panel, totals
         )
     diff_bias[:] = totals.sum(axis=0)[:OC]
@@ -300,9 +295,9 @@ def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -
     if p.tile is None:
         direct_bricks.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut)
     elif p.width < LANES:
-        winograd_rows.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut, p.tile)
+        rows.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut, p.tile)
     else:
-        winograd_convolve.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
+        convolution.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
 
 
 def _source_prologue(p: Plan, a: Source, b: Source) -> Prologue:

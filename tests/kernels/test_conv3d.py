@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from kernels import conv3d, machine
-from kernels.conv3d import blocked, direct, im2col, naive, winograd, winograd_weights
+from kernels.conv3d import blocked, direct, im2col, naive, winograd
 from kernels.conv3d.shapes import geometry
+from kernels.conv3d.winograd import weight_gradient
 
 RUNGS = [im2col, blocked, direct]
 CHANNELS = [1, 3, 4, 5, 16, 17, 32, 48, 64]
@@ -170,7 +171,7 @@ def test_both_forms_of_weight_gradient(form, tile, size, MB, IC, OC):
     exact = im2col.backward_weights(src, diff_dst, kernel, 1, "same")
     results = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd_weights, "_SUMS_PER_TILE", limit)
+        patch.setattr(weight_gradient, "_SUMS_PER_TILE", limit)
         for count in (1, machine.cores()):
             machine.set_threads(count)
             arrays = src.astype(np.float32), diff_dst.astype(np.float32)

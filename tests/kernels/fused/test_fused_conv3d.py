@@ -5,7 +5,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from kernels import layout, machine
-from kernels.conv3d import im2col, winograd_cut
+from kernels.conv3d import im2col
+from kernels.conv3d.winograd import cutting
 from kernels.fused import conv3d as fused
 from kernels.fused.statistics import finish_moments
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source
@@ -111,7 +112,7 @@ def problem(request):
 def form(request, monkeypatch):
     """Of Winograd convolutions, whatever there are more of, weights or tiles."""
     limit = np.inf if request.param == "brick after brick" else 0.0
-    monkeypatch.setattr(winograd_cut, "_WEIGHTS_PER_TILE", limit)
+    monkeypatch.setattr(cutting, "_WEIGHTS_PER_TILE", limit)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

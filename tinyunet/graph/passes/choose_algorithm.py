@@ -17,8 +17,8 @@ convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
 
 import math
 
-from kernels.conv3d import winograd_cut, winograd_rows
 from kernels.conv3d.shapes import Triple
+from kernels.conv3d.winograd import cutting, rows
 from kernels.layout import blocks
 from kernels.simd import LANES
 from tinyunet.graph.convolutions import plan_of
@@ -67,9 +67,9 @@ def _choose(node: Node, graph: Graph, accuracy: str) -> Tile:
         tile
         for tile in (_TILES_OF_FEW if few else _TILES)[accuracy]
         if (
-            winograd_rows.supports(plan.size, plan.kernel, tile, plan.width)
+            rows.supports(plan.size, plan.kernel, tile, plan.width)
             if few
-            else plan.kernel == winograd_cut.kernel_of(tile)
+            else plan.kernel == cutting.kernel_of(tile)
         )
     ]
     inputs = plan.width if few else plan.blocks_in * LANES

@@ -9,7 +9,7 @@ Few        Where the sums of all points fit the cache beside a brick, a worker t
 channels   brick and adds to its sums; at the end the sums of the workers are added up. Loop nest: chunks
            of bricks | slabs | planes of points | icb and ocb: transform in | points along w, groups,
            icb | register tile (ic, oc) | tiles
-Many       There the sums would stream through memory for each brick: `winograd_weights_planes`.
+Many       There the sums would stream through memory for each brick: `weight_gradient_planes`.
 channels
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
 Source     `kernels.conv3d.cook_toom`, last paragraph
@@ -23,7 +23,6 @@ from typing import Any
 from numba.extending import overload
 
 from kernels.compiler import run_workers, worker_kernel
-from kernels.conv3d import winograd_cut, winograd_weights_planes
 from kernels.conv3d.ahead import part_of, upcoming
 from kernels.conv3d.bricks import (
     Cut,
@@ -40,14 +39,15 @@ from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
-from kernels.conv3d.weight_sums import (
+from kernels.conv3d.winograd import cutting, weight_gradient_planes
+from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
+from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
+from kernels.conv3d.winograd.sums import (
     gather_bricks,
     point_of_sums,
     register_tile,
     transform_back,
 )
-from kernels.conv3d.winograd_cut import points, slab_extent, slab_planes, tile_count
-from kernels.conv3d.winograd_stages import accumulate, slot_size, transform_in
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -60,7 +60,7 @@ _SUMS_PER_TILE = 0.1
 
 def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
     """Bricks whose source and gradient stay in cache, both transformed."""
-    return winograd_cut.cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
+    return cutting.cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
 
 
 def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
@@ -105,7 +105,7 @@ def backward_weights(
         Filled; the sum over the chunks is the gradient of the bias. Chunks: `bias_chunks`.
     """
     if split(cut, tile, prologue.blocks, gradient.blocks) == 0:
-        winograd_weights_planes.backward_weights(
+        weight_gradient_planes.backward_weights(
             prologue, src_size, before, gradient, cut, tile, panel, diff_bias
         )
         return

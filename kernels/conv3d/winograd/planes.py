@@ -20,7 +20,7 @@ from kernels.compiler import (
 from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
-from kernels.conv3d.winograd_cut import slab_extent, slab_planes
+from kernels.conv3d.winograd.cutting import slab_extent, slab_planes
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad

@@ -24,7 +24,6 @@ from typing import Any
 from numba.extending import overload
 
 from kernels.compiler import run_workers, worker_kernel
-from kernels.conv3d import winograd_cut
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
@@ -42,9 +41,10 @@ from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size, pack_block
-from kernels.conv3d.weight_sums import gather_bricks, point_of_sums, transform_back
-from kernels.conv3d.winograd_cut import slab_planes
-from kernels.conv3d.winograd_stages import slot_size
+from kernels.conv3d.winograd import cutting
+from kernels.conv3d.winograd.cutting import slab_planes
+from kernels.conv3d.winograd.stages import slot_size
+from kernels.conv3d.winograd.sums import gather_bricks, point_of_sums, transform_back
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -53,13 +53,13 @@ from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_sto
 
 def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, width: int) -> bool:
     """Whether rows are whole vectors, and the kernel 3 along d and h where the tile is above 1, else 1."""
-    fits = kernel[:2] == winograd_cut.kernel_of(tile)[:2]
+    fits = kernel[:2] == cutting.kernel_of(tile)[:2]
     return fits and tile[2] == 1 and tile[1] > 1 and size[3] * width % LANES == 0
 
 
 def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, OCB: int) -> Cut:
     """Bricks of rows of windows whose results stay in cache."""
-    return winograd_cut.cut_output(dst_size, tile, 1, OCB)
+    return cutting.cut_output(dst_size, tile, 1, OCB)
 
 
 def packed_shape(
@@ -93,7 +93,7 @@ def convolve(
         What is read and written; see `bricks`. The source is read as it is.
     src_size, before, kernel : (d, h, w)
     weights : ndarray, `packed_shape`
-        From `winograd_convolve.transform_weights`, with (kw, ic) in the place of ic.
+        From `convolution.transform_weights`, with (kw, ic) in the place of ic.
     cut : Cut
         Bricks of the output, in whole windows.
     tile : (md, mh, 1)

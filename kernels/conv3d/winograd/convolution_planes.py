@@ -24,10 +24,10 @@ from kernels.compiler import (
 )
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, locate
 from kernels.conv3d.cook_toom import INPUT, sizes
-from kernels.conv3d.planes import pack_planes
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.winograd_cut import gemm_tile, multiplied_at_once, slab_extent, slab_planes
-from kernels.conv3d.winograd_stages import multiply, slot_size, transform_in, transform_out
+from kernels.conv3d.winograd.cutting import gemm_tile, multiplied_at_once, slab_extent, slab_planes
+from kernels.conv3d.winograd.planes import pack_planes
+from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -43,7 +43,7 @@ def convolve(
     cut: Cut,
     tile: Triple,
 ) -> None:
-    """Convolve blocked tensors, stride 1; arguments as of `winograd_convolve.convolve`."""
+    """Convolve blocked tensors, stride 1; arguments as of `convolution.convolve`."""
     ICB, OCB = prologue.blocks, epilogue.blocks
     T, widest = multiplied_at_once(cut, tile, ICB, OCB), max(ICB, OCB)
     rows, _ = gemm_tile(T, OCB)

@@ -1,6 +1,6 @@
 """Winograd convolution of blocked tensors, brick by brick, with prologue and epilogue.
 
-The idea and the equation are told in `winograd`, the stages in `winograd_stages`. Loop nest: bricks and
+The idea and the equation are told in `winograd`, the stages in `stages`. Loop nest: bricks and
 parts of the output channels | slab | planes of points | icb, tiles: transform in | points along w, groups,
 icb, ic: register tile | ocb, tiles: transform out || ocb: epilogue.
 """
@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
-from kernels.conv3d import winograd_convolve_planes
 from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
 from kernels.conv3d.bricks import (
     EMPTY,
@@ -31,7 +30,8 @@ from kernels.conv3d.epilogue import put_vector
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.conv3d.winograd_cut import (
+from kernels.conv3d.winograd import convolution_planes
+from kernels.conv3d.winograd.cutting import (
     by_planes,
     gemm_tile,
     kernel_of,
@@ -41,7 +41,7 @@ from kernels.conv3d.winograd_cut import (
     slab_planes,
     tile_count,
 )
-from kernels.conv3d.winograd_stages import multiply, slot_size, transform_in, transform_out
+from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -96,7 +96,7 @@ def convolve(
     tile : (md, mh, mw)
     """
     if by_planes(cut, tile, prologue.blocks, epilogue.blocks):
-        winograd_convolve_planes.convolve(prologue, src_size, before, weights, epilogue, cut, tile)
+        convolution_planes.convolve(prologue, src_size, before, weights, epilogue, cut, tile)
         return
     rows, _ = gemm_tile(tile_count(cut, tile), epilogue.blocks)
     cols = weights.shape[-1] // LANES

@@ -34,12 +34,12 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
-from kernels.conv3d.planes import pack_planes
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import transform_axis
-from kernels.conv3d.weight_sums import point_of_sums, register_tile, transform_back
-from kernels.conv3d.winograd_cut import slab_extent, slab_planes, tile_count
-from kernels.conv3d.winograd_stages import accumulate, slot_size, transform_in
+from kernels.conv3d.winograd.cutting import slab_extent, slab_planes, tile_count
+from kernels.conv3d.winograd.planes import pack_planes
+from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
+from kernels.conv3d.winograd.sums import point_of_sums, register_tile, transform_back
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -56,7 +56,7 @@ def backward_weights(
     panel: Floats,
     diff_bias: Doubles,
 ) -> None:
-    """Gradients of weights and bias; arguments as of `winograd_weights.backward_weights`, one chunk."""
+    """Gradients of weights and bias; arguments as of `weight_gradient.backward_weights`, one chunk."""
     ICB, OCB = prologue.blocks, gradient.blocks
     inputs, cols = register_tile(OCB)
     apart, gradient_apart = (

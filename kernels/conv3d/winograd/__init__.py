@@ -14,6 +14,7 @@ Memory     a brick is a dozen to a hundred tiles. Its slab, transformed along d 
 
                slab  --w-->  V[point][icb][tile][16]  --GEMM-->  M[point][ocb][tile][16]  --w-->  slab
 
+           Where weights are large and tiles few, a plane is taken of all bricks at once.
            All axes at once would take V and M through the second-level cache, 200 lines a tile and each
            way: that took longer than the product.
 Traffic    src once and a halo, dst once; weights grow from 27 to 64, 144 or 216 numbers a channel pair
@@ -28,7 +29,6 @@ Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (
 
 import numpy as np
 
-from kernels.conv3d import winograd_convolve, winograd_cut, winograd_weights
 from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
 from kernels.conv3d.shapes import (
     Geometry,
@@ -39,7 +39,8 @@ from kernels.conv3d.shapes import (
     check_float32,
     forward_geometry,
 )
-from kernels.conv3d.weight_sums import register_tile
+from kernels.conv3d.winograd import convolution, cutting, weight_gradient
+from kernels.conv3d.winograd.sums import register_tile
 from kernels.layout import (
     Floats,
     blocks,
@@ -100,12 +101,12 @@ def backward_weights(
     check_float32(src)
     tile = _tile(g, tile)
     ICB, OCB = blocks(g.IC), blocks(g.OC)
-    cut = winograd_weights.cut_output(g.dst_shape[:4], tile, ICB, OCB)
+    cut = weight_gradient.cut_output(g.dst_shape[:4], tile, ICB, OCB)
     _, cols = register_tile(OCB)
-    chunks = winograd_weights.bias_chunks(cut, tile, ICB, OCB)
+    chunks = weight_gradient.bias_chunks(cut, tile, ICB, OCB)
     panel = empty((1, OCB // cols, ICB, g.KD * g.KH * g.KW, LANES, cols * LANES))
     diff_bias = np.empty((chunks, OCB * LANES))
-    winograd_weights.backward_weights(
+    weight_gradient.backward_weights(
         plain_prologue(reorder_ndhwc_to_nCdhw16c(src)),
         g.src_shape[1:4],
         g.before,
@@ -122,7 +123,7 @@ def backward_weights(
 
 def supports(g: Geometry, tile: Triple) -> bool:
     """Whether the convolution has stride 1, and a kernel of 3 where the tile is above 1, else of 1."""
-    fits = (g.KD, g.KH, g.KW) == winograd_cut.kernel_of(tile)
+    fits = (g.KD, g.KH, g.KW) == cutting.kernel_of(tile)
     return fits and g.stride == (1, 1, 1)
 
 
@@ -148,13 +149,13 @@ def _convolve(
 ) -> Floats:
     MB, OD, OH, OW, OC = dst_shape
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
-    cut = winograd_cut.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
-    packed = empty(winograd_convolve.packed_shape(cut, tile, ICB, OCB))
+    cut = cutting.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
+    packed = empty(convolution.packed_shape(cut, tile, ICB, OCB))
     panel = empty((*packed.shape[1:3], int(np.prod(weights.shape[2:])), *packed.shape[3:]))
     pack_weights(weights, panel, adjoint=adjoint)
-    winograd_convolve.transform_weights(panel, tile, packed)
+    convolution.transform_weights(panel, tile, packed)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
     epilogue: Epilogue = plain_epilogue(dst, EMPTY if bias is None else bias)
     prologue = plain_prologue(reorder_ndhwc_to_nCdhw16c(src))
-    winograd_convolve.convolve(prologue, src.shape[1:4], before, packed, epilogue, cut, tile)
+    convolution.convolve(prologue, src.shape[1:4], before, packed, epilogue, cut, tile)
     return reorder_nCdhw16c_to_ndhwc(dst, OC)

@@ -2,7 +2,7 @@
 
     diff_weights = G^T [ sums ] G       sums: of products of transformed tiles, at each point
 
-Source: as `winograd_weights`.
+Source: as `weight_gradient`.
 """
 
 import functools
