@@ -113,7 +113,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
             for i in range(task * LANES, (task + 1) * LANES):
                 partial_bias[i] = 0.0
             height = max(1, _CHUNK // IW)
-            panel, starts = aligned(height * IW * IC), np.empty(2 * height, np.int64)
+            panel, origins = aligned(height * IW * IC), np.empty(2 * height, np.int64)
             start, end = part * rows // ranges, (part + 1) * rows // ranges
             row = start
             while row < end:
@@ -124,22 +124,22 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                     x, shape, scales, shifts, slope, image, h * IW, high * IW, panel, high * IW
                 )
                 for r in range(2 * high):
-                    starts[r] = output_line(image, h + r, shape, diff_shape)
+                    origins[r] = output_line(image, h + r, shape, diff_shape)
                 for tap in range(KD * KH):
                     this = (block * OD + tap // KH) * OH + tap % KH
                     # What the next tap, or the first of the next rows, will read is fetched meanwhile.
                     then, further = (tap + 1) % (KD * KH), (tap + 1) // (KD * KH) * high
                     after = (block * OD + then // KH) * OH + then % KH
                     for r in range(high):
-                        at = (starts[r] + this * OW) * LANES
+                        at = (origins[r] + this * OW) * LANES
                         _add_bias(diff_dst, at, OW, partial_bias, task * LANES)
                     for ic in range(0, IC, inputs):
                         sums = tile_zero(inputs, KW)
                         k = ic // LANES * high * IW * LANES + ic % LANES
                         fetched = min(ic // inputs, KW - 1) * IW
                         for r in range(high):
-                            at = (starts[r] + this * OW) * LANES
-                            near = starts[r + further] + after * OW + fetched
+                            at = (origins[r] + this * OW) * LANES
+                            near = origins[r + further] + after * OW + fetched
                             soon = address(diff_dst, near * LANES)
                             for iw in range(IW):
                                 prefetch(soon + iw * LINE)
