@@ -1,6 +1,8 @@
 """Kernels are compiled from both ends of the graph, and a helper that fails costs only its help."""
 
 import io
+import json
+import subprocess
 import sys
 from contextlib import redirect_stdout
 
@@ -42,6 +44,15 @@ def test_a_helper_needs_memory():
     huge = small._replace(batch_shapes=[[512, 512, 512, 512]])
     assert not compilation._has_room_for_two(huge)
     assert compilation._has_room_for_two(small) == (machine.cores() > 1)
+
+
+def test_a_helper_ends_with_its_parent():
+    task = Task(CONFIG, "fast", [[1, 96, 96, 96]], (96, 96, 96), 1)
+    command = [sys.executable, "-m", compilation.__name__, json.dumps(task)]
+    helper = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert helper.poll() is None
+    helper.stdin.close()  # as when the parent is killed
+    assert helper.wait(timeout=60) == 1
 
 
 @pytest.mark.parametrize("python", [sys.executable, "/bin/false"])

@@ -11,8 +11,10 @@ fastest, and they are timed once the helper has ended.
 
 import json
 import math
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -127,7 +129,7 @@ def _compile_from_both_ends(task: Task) -> None:
     """Compile all kernels of a task, with a second process, whose failure would only cost its help."""
     command = [sys.executable, "-m", __name__, json.dumps(task)]
     quiet = subprocess.DEVNULL
-    helper = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
     try:
         compile_task(task, "forwards")
         helper.wait()
@@ -157,7 +159,14 @@ def compile_task(task: Task, direction: measure.Direction) -> None:
         optimizer.step()
 
 
+def _end_with_parent() -> None:
+    """End this process as soon as nobody holds the other end of its input, however they ended."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     given = Task(*json.loads(sys.argv[1]))
     machine.set_threads(given.threads)
     compile_task(given, "backwards")
