@@ -10,18 +10,29 @@ import numpy.typing as npt
 
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
+from kernels.simd import LANES, load, store
 
 _Words = npt.NDArray[np.uint32]
-_Bytes = npt.NDArray[np.uint8]
+_Floats = npt.NDArray[np.float32]
 
 
 def copy(src: npt.NDArray[Any], dst: npt.NDArray[Any]) -> None:
     """Copy an array to another of its shape, as `numpy.copyto` does."""
     alike = src.dtype == dst.dtype and src.shape == dst.shape
-    if alike and src.flags.c_contiguous and dst.flags.c_contiguous:
-        _copy(src.reshape(-1).view(np.uint8), dst.reshape(-1).view(np.uint8))
-    else:
+    if not (alike and src.flags.c_contiguous and dst.flags.c_contiguous):
         np.copyto(dst, src)
+        return
+    source, target = (array.reshape(-1).view(np.uint8) for array in (src, dst))
+    whole = source.size // (4 * LANES) * 4 * LANES
+    copy_vectors(source[:whole].view(np.float32), target[:whole].view(np.float32))
+    target[whole:] = source[whole:]
+
+
+@parallel_kernel
+def copy_vectors(src: _Floats, dst: _Floats) -> None:
+    """Copy flat float32 arrays of whole vectors."""
+    for block in prange(src.size // LANES):
+        store(dst, block * LANES, load(src, block * LANES))
 
 
 def sum_of_words(array: npt.NDArray[Any]) -> int:
@@ -35,19 +46,6 @@ def sum_of_words(array: npt.NDArray[Any]) -> int:
     sums = np.zeros(int(chunk_count(words.size)), np.uint64)
     _sum_words(words, sums)
     return int(sums.sum())
-
-
-@kernel
-def _copy_chunk(src: _Bytes, dst: _Bytes) -> None:
-    for i in range(src.size):
-        dst[i] = src[i]
-
-
-@parallel_kernel
-def _copy(src: _Bytes, dst: _Bytes) -> None:
-    for chunk in prange(chunk_count((src.size + 3) // 4)):
-        at = slice(chunk * 4 * CHUNK, (chunk + 1) * 4 * CHUNK)
-        _copy_chunk(src[at], dst[at])
 
 
 @kernel

@@ -23,9 +23,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from kernels.arrays import copy_vectors
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
-from kernels.simd import LANES, load, store, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, tile_rank1, tile_store, tile_zero
 
 _PROBE = """
 define <16 x float> @probe(<16 x float> %a, <16 x float> %b) {
@@ -151,7 +152,7 @@ def copy_bandwidth(megabytes: int = 256) -> float:
     size = megabytes * 1_000_000 // 4 // LANES * LANES
     src, dst = empty((size,)), empty((size,))
     src[:] = dst[:] = 0.0
-    return 8.0 * size / _best_seconds(lambda: _copy(src, dst)) / 1e9
+    return 8.0 * size / _best_seconds(lambda: copy_vectors(src, dst)) / 1e9
 
 
 def _best_seconds(call: Callable[[], object], runs: int = 7) -> float:
@@ -180,12 +181,6 @@ def _make_peak(rows: int) -> Callable[..., None]:
         tile_store(sums, dst, 0, 0, LANES, 0, 1, rows, 1)
 
     return peak
-
-
-@parallel_kernel
-def _copy(src: npt.NDArray[np.float32], dst: npt.NDArray[np.float32]) -> None:
-    for block in prange(src.size // LANES):
-        store(dst, block * LANES, load(src, block * LANES))
 
 
 @parallel_kernel

@@ -17,7 +17,8 @@ KERNELS = """
     compiler
     checks memory
     chunks exponential
-    arrays simd
+    simd
+    arrays
     machine
     layout
     conv3d

@@ -226,7 +226,7 @@ def _mode(model: Module, training: bool) -> Iterator[None]:
 def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
     """Sums of the bit patterns of arrays: other numbers give other sums, but for rare accidents.
 
-    Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 1 ms for
+    Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 2 ms for
     the model of the talk; to pack weights for nothing costs more.
     """
     return tuple(sum_of_words(array) for array in arrays)
