@@ -59,14 +59,14 @@ def empty(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDAr
     return raw[start : start + size].view(item).reshape(shape)
 
 
-def scratchpad(purpose: str, size: int) -> npt.NDArray[np.float32]:
-    """Temporary flat float32 array of at least ``size`` items, with undefined contents.
+def scratchpad(purpose: str, *shape: int) -> npt.NDArray[np.float32]:
+    """Temporary float32 array of a shape, with undefined contents.
 
     The same memory is handed out again on the next call with this ``purpose`` from this thread, so
     that nothing in it outlives the kernel that asked.
     """
     pads: dict[str, npt.NDArray[np.float32]] = _local.__dict__.setdefault("pads", {})
-    pad = pads.get(purpose)
+    pad, size = pads.get(purpose), math.prod(shape)
     if pad is None or pad.size < size:
         pad = pads[purpose] = empty((size,))
-    return pad
+    return pad[:size].reshape(shape)

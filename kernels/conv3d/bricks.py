@@ -304,9 +304,6 @@ def finish_block(
     epilogue: Epilogue,
     cut: Cut,
     brick: int,
-    n: int,
-    start: Triple,
-    stop: Triple,
     block: int,
     own: Floats,
     at: int,
@@ -326,7 +323,7 @@ def finish_block(
 
 @overload(finish_block, prefer_literal=True)
 def _finish_block(  # type: ignore[no-untyped-def]
-    epilogue, cut, brick, n, start, stop, block, own, at, apart, extent, row_sums, md, mh
+    epilogue, cut, brick, block, own, at, apart, extent, row_sums, md, mh
 ):
     constants = literals(md, mh)
     if constants is None:
@@ -334,8 +331,9 @@ def _finish_block(  # type: ignore[no-untyped-def]
     MD, MH = constants
 
     def implementation(  # type: ignore[no-untyped-def]
-        epilogue, cut, brick, n, start, stop, block, own, at, apart, extent, row_sums, md, mh
+        epilogue, cut, brick, block, own, at, apart, extent, row_sums, md, mh
     ):
+        n, start, stop = locate(cut, brick)
         size = (cut.OD, cut.OH, cut.OW)
         voxels = cut.OD * cut.OH * cut.OW * LANES
         if block < epilogue.blocks_a:

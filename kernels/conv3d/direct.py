@@ -27,7 +27,6 @@ Source     Georganas et al., "Anatomy of high-performance deep learning convolut
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -105,7 +104,7 @@ def backward_weights(
     groups, ICB = blocks(g.OC) // cols, -(-g.IC // width)
     # Enough independent chunks of rows to share among threads, whatever the number of threads.
     chunks = max(1, min(g.OD * g.OH, 16 // (groups * ICB)))
-    partial = _pad("partial", chunks, groups, ICB, g.KD * g.KH * g.KW, width, cols * LANES)
+    partial = scratchpad("partial", chunks, groups, ICB, g.KD * g.KH * g.KW, width, cols * LANES)
     partial[:] = 0.0
     aligned = _fill_channels(diff_dst)
     accumulate = _make_accumulate(g.KW, inputs, cols, width, g.SW)
@@ -174,7 +173,7 @@ def _convolve(
     ICB = -(-src.shape[-1] // width)
     KD, KH, KW = weights.shape[2:]
     tile = tile_shape(OH, OW, OCB)
-    packed = _pad("weights", OCB // tile.cols, ICB, KD * KH * KW, width, tile.cols * LANES)
+    packed = scratchpad("weights", OCB // tile.cols, ICB, KD * KH * KW, width, tile.cols * LANES)
     pack_weights(weights, packed, adjoint=adjoint)
     padded_bias = np.zeros(OCB * LANES, np.float32)
     if bias is not None:
@@ -327,19 +326,13 @@ def _channel_width(IC: int) -> int:
     return IC if IC <= _FEW_CHANNELS else LANES
 
 
-def _pad(purpose: str, *shape: int) -> Floats:
-    """Scratchpad of this shape."""
-    size = math.prod(shape)
-    return scratchpad(purpose, size)[:size].reshape(shape)
-
-
 def _pack(
     src: Floats, ICB: int, size: Triple, width: int, before: Triple, dilation: Triple
 ) -> Floats:
     """One image as a panel; the image itself where it already has that form (1^3 kernels)."""
     if src.shape == (*size, width) and src.flags.c_contiguous:
         return src.reshape(1, *src.shape)
-    panel = _pad("src", ICB, *size, width)
+    panel = scratchpad("src", ICB, *size, width)
     pack_src(src, panel, before, dilation)
     return panel
 

@@ -99,7 +99,7 @@ def convolve(
     extent = _extent(cut, kernel)
     slab = prologue.blocks * math.prod(extent) * prologue.width
     size = -(-slab // LANES) * LANES + (tile.cols * cut.planes * cut.lines * cut.OW + 3) * LANES
-    scratch = scratchpad("direct bricks", workers * size)[: workers * size]
+    scratch = scratchpad("direct bricks", workers, size)
     run_workers(
         convolve_bricks,
         _make_convolve(tile.wide, tile.cols, prologue.width),
@@ -110,7 +110,7 @@ def convolve(
         kernel,
         epilogue,
         cut,
-        scratch.reshape(workers, size),
+        scratch,
     )
 
 
@@ -147,7 +147,7 @@ def backward_weights(
     workers = threads()
     slab = prologue.blocks * math.prod(_extent(cut, kernel)) * prologue.width
     size = slab + (gradient.blocks * cut.planes * cut.lines * cut.OW + 1) * LANES
-    scratch = scratchpad("direct bricks", workers * size)[: workers * size].reshape(workers, size)
+    scratch = scratchpad("direct bricks", workers, size)
     parts, _ = split(cut.bricks, prologue.blocks, gradient.blocks)
     run = _make_accumulate(kernel[2], inputs, prologue.width)
     chunks = panel.reshape(panel.shape[0], -1)
@@ -245,22 +245,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
                 )
                 for c in range(cols):
                     at = staged + c * rows[0] * rows[1] * rows[2] * LANES
-                    finish_block(
-                        epilogue,
-                        cut,
-                        brick,
-                        n,
-                        start,
-                        stop,
-                        ocb + c,
-                        own,
-                        at,
-                        0,
-                        rows,
-                        row_sums,
-                        1,
-                        1,
-                    )
+                    finish_block(epilogue, cut, brick, ocb + c, own, at, 0, rows, row_sums, 1, 1)
         fence()
 
     return convolve_share

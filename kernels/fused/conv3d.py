@@ -20,7 +20,7 @@ from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd import convolution, cutting, rows, weight_gradient
-from kernels.conv3d.winograd.sums import register_tile
+from kernels.conv3d.winograd.sums import brick_chunks, register_tile
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
@@ -129,7 +129,7 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> 
         pack_weights(spread, packed, adjoint=adjoint)
         return
     _, groups, ICB, inputs, lanes = packed.shape
-    panel = _pad("weight panel", groups, ICB, math.prod(p.kernel), p.width, lanes)
+    panel = scratchpad("weight panel", groups, ICB, math.prod(p.kernel), p.width, lanes)
     pack_weights(spread, panel, adjoint=adjoint)
     # Taps that are not transformed count as input channels.
     untransformed = panel.reshape(groups, ICB, -1, inputs, lanes)
@@ -261,21 +261,21 @@ def backward_weights(
     prologue, grad = _source_prologue(p, a, b), _gradient_prologue(gradient)
     if p.tile is None:
         _, chunks = direct_bricks.split(p.cut.bricks, ICB, OCB)
-        panel = _pad("weight sums", chunks, OCB, ICB, taps, p.width, LANES)
+        panel = scratchpad("weight sums", chunks, OCB, ICB, taps, p.width, LANES)
         totals = np.empty((chunks, OCB * LANES))
         direct_bricks.backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.kernel, panel, totals
         )
     elif p.width < LANES:
-        panel = _pad("weight sums", 1, OCB, 1, taps, p.width, LANES)
-        totals = np.empty((rows.bias_chunks(p.cut), OCB * LANES))
+        panel = scratchpad("weight sums", 1, OCB, 1, taps, p.width, LANES)
+        totals = np.empty((brick_chunks(p.cut), OCB * LANES))
         rows.backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, panel, totals
         )
     else:
         _, cols = register_tile(OCB)
         chunks = weight_gradient.bias_chunks(p.cut, p.tile, ICB, OCB)
-        panel = _pad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
+        panel = scratchpad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
         totals = np.empty((chunks, OCB * LANES))
         weight_gradient.backward_weights(
             prologue, src_size, p.before, grad, p.cut, p.tile, panel, totals
@@ -353,11 +353,6 @@ def _spread(weights: Floats, channels: tuple[int, int]) -> Floats:
     spread = np.zeros((weights.shape[0], lanes, *weights.shape[2:]), np.float32)
     spread[:, _places(channels)] = weights
     return spread
-
-
-def _pad(purpose: str, *shape: int) -> Floats:
-    size = math.prod(shape)
-    return scratchpad(purpose, size)[:size].reshape(shape)
 
 
 __all__ = ["NO_SOURCE", "Plan", "backward_data", "backward_weights", "forward", "pack", "plan"]

@@ -68,7 +68,7 @@ def transform_weights(panel: Floats, tile: Triple, dst: Floats) -> None:
     streams = past_caches(dst)
     slot = slot_size(panel.shape[3], panel.shape[4] // LANES)
     workers, size = threads(), points(tile) * slot + scratch_vectors(WEIGHTS, *tile) * LANES
-    scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
+    scratch = scratchpad("winograd", workers, size)
     _make_weights(*tile)(panel.reshape(-1), panel.shape, dst.reshape(-1), streams, scratch)
 
 
@@ -102,7 +102,7 @@ def convolve(
     cols = weights.shape[-1] // LANES
     workers = threads()
     size = _scratch_size(cut, tile, prologue.blocks, epilogue.blocks)
-    scratch = scratchpad("winograd", workers * size)
+    scratch = scratchpad("winograd", workers, size)
     run_workers(
         convolve_bricks,
         _make_convolve(*tile, rows, cols),
@@ -113,7 +113,7 @@ def convolve(
         kernel_of(tile),
         epilogue,
         cut,
-        scratch[: workers * size].reshape(workers, size),
+        scratch,
     )
 
 
@@ -199,7 +199,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         for brick in range(begin // groups, -(-stop_unit // groups)):
             first = max(begin - brick * groups, 0) * cols
             end = min(stop_unit - brick * groups, groups) * cols
-            n, start, stop = locate(cut, brick)
+            n, start, _ = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
             pack_brick(prologue, n, src_size, own, 0, apart, M, origin, extent, INPUT, md, mh)
             following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
@@ -219,22 +219,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             staged = (extent[0], extent[1], wide)
             for ocb in range(first, end):
                 at = ocb * T * mw * LANES
-                finish_block(
-                    epilogue,
-                    cut,
-                    brick,
-                    n,
-                    start,
-                    stop,
-                    ocb,
-                    own,
-                    at,
-                    apart,
-                    staged,
-                    row_sums,
-                    md,
-                    mh,
-                )
+                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, row_sums, md, mh)
         fence()
 
     return convolve_share

@@ -22,10 +22,10 @@ from kernels.compiler import (
     split_index,
     worker_kernel,
 )
-from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, locate
+from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block
 from kernels.conv3d.cook_toom import INPUT, sizes
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.winograd.cutting import gemm_tile, multiplied_at_once, slab_extent, slab_planes
+from kernels.conv3d.winograd.cutting import gemm_tile, multiplied_at_once, slab_planes
 from kernels.conv3d.winograd.planes import pack_planes
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
 from kernels.layout import Floats
@@ -47,12 +47,11 @@ def convolve(
     ICB, OCB = prologue.blocks, epilogue.blocks
     T, widest = multiplied_at_once(cut, tile, ICB, OCB), max(ICB, OCB)
     rows, _ = gemm_tile(T, OCB)
-    deep, high, wide = slab_extent(cut, tile, INPUT)
-    apart = slot_size(widest * cut.bricks, deep * high * wide)
-    planes = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, apart)
+    # Results take the source's place.
+    planes, apart = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, widest)
     workers = threads()
     size = (sizes(INPUT, tile[2])[1] + 1) * slot_size(widest, T) + 3 * LANES
-    scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
+    scratch = scratchpad("winograd", workers, size)
     cols = weights.shape[-1] // LANES
     for worker in (_make_products(*tile, rows, cols), _make_finish(*tile)):
         run_workers(
@@ -143,24 +142,8 @@ def _make_finish(md: int, mh: int, mw: int) -> Callable[..., None]:
         row_sums = own[own.size - 3 * LANES :]
         for unit in range(worker, epilogue.blocks * bricks, scratch.shape[0]):
             ocb, brick = unit // bricks, unit % bricks
-            n, start, stop = locate(cut, brick)
             at = unit * extent[0] * extent[1] * wide * LANES
-            finish_block(
-                epilogue,
-                cut,
-                brick,
-                n,
-                start,
-                stop,
-                ocb,
-                planes,
-                at,
-                apart,
-                extent,
-                row_sums,
-                md,
-                mh,
-            )
+            finish_block(epilogue, cut, brick, ocb, planes, at, apart, extent, row_sums, md, mh)
         fence()
 
     return finish_share

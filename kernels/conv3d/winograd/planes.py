@@ -7,6 +7,7 @@ Each of the some 36 planes holds all windows of the tensor, brick after brick. W
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 from kernels.compiler import (
@@ -21,6 +22,7 @@ from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_chan
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd.cutting import slab_extent, slab_planes
+from kernels.conv3d.winograd.stages import slot_size
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -35,8 +37,8 @@ def pack_planes(
     cut: Cut,
     tile: Triple,
     kind: int,
-    apart: int,
-) -> Floats:
+    blocks: int,
+) -> tuple[Floats, int]:
     """Pack and transform all channel blocks of a prologue.
 
     Parameters
@@ -50,18 +52,21 @@ def pack_planes(
     tile : (md, mh, mw)
     kind : int
         The transform, one of `cook_toom`'s.
-    apart : int
-        Floats from one plane to the next.
+    blocks : int
+        Channel blocks that each plane has room for.
 
     Returns
     -------
-    ndarray, flat float32
-        The planes; behind the last is a buffer for each worker.
+    planes : ndarray, flat float32
+        Behind the last plane is a buffer for each worker.
+    apart : int
+        Floats from one plane to the next.
     """
-    planes, workers = slab_planes(tile) * apart, threads()
+    extent = slab_extent(cut, tile, kind)
+    apart, workers = slot_size(blocks * cut.bricks, math.prod(extent)), threads()
+    planes = slab_planes(tile) * apart
     room = planes + workers * buffer_size(cut.lines // tile[1], tile[0], tile[1], kind)
-    slab = scratchpad(purpose, room)[:room]
-    wide = slab_extent(cut, tile, kind)[2]
+    slab = scratchpad(purpose, room)
     run_workers(
         pack_tensor,
         _make_pack(tile[0], tile[1], kind),
@@ -69,13 +74,13 @@ def pack_planes(
         size,
         before,
         cut,
-        wide,
+        extent[2],
         slab,
         apart,
         planes,
         workers,
     )
-    return slab
+    return slab, apart
 
 
 @parallel_kernel

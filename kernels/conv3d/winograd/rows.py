@@ -100,7 +100,7 @@ def convolve(
     """
     shape = register_tile(cut, epilogue.blocks)
     workers, size = threads(), _scratch_size(cut, tile, prologue.width, epilogue.blocks)
-    scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
+    scratch = scratchpad("winograd", workers, size)
     run_workers(
         convolve_bricks,
         _make_convolve(tile[0], tile[1], shape.wide, shape.cols, prologue.width),
@@ -137,15 +137,14 @@ def backward_weights(
     panel : ndarray, shape=(1, OCB, 1, KD * KH * KW, width, 16), float32
         Filled, as `layout.unpack_weights` takes it.
     diff_bias : ndarray, shape=(chunks, channels), float64
-        Filled; the sum over the chunks is the gradient of the bias. Chunks: `bias_chunks`.
+        Filled; the sum over the chunks is the gradient of the bias. Chunks: `brick_chunks`.
     """
     OCB, chunks, workers = gradient.blocks, diff_bias.shape[0], threads()
     inputs, _ = weight_tile(kernel[2], prologue.width, 1)
     block = kernel[2] * prologue.width * LANES
-    count = chunks * slab_planes(tile) * OCB * block
-    sums = scratchpad("winograd sums", count)[:count]
+    sums = scratchpad("winograd sums", chunks, slab_planes(tile) * OCB * block)
     size = _scratch_size(cut, tile, prologue.width, OCB)
-    scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
+    scratch = scratchpad("winograd", workers, size)
     run_workers(
         gather_bricks,
         _make_accumulate(tile[0], tile[1], kernel[2], inputs, prologue.width),
@@ -154,16 +153,11 @@ def backward_weights(
         before,
         gradient,
         cut,
-        sums,
+        sums.reshape(-1),
         diff_bias,
         scratch,
     )
-    transform_back(tile, sums.reshape(chunks, -1), panel.reshape(-1), OCB, block)
-
-
-def bias_chunks(cut: Cut) -> int:
-    """Chunks of ``diff_bias``."""
-    return max(1, min(cut.bricks, threads()))
+    transform_back(tile, sums, panel.reshape(-1), OCB, block)
 
 
 def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:
@@ -254,7 +248,7 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
         bricks = count_bricks(cut)
         begin, end = share(bricks, worker, scratch.shape[0])
         for brick in range(begin, end):
-            n, start, stop = locate(cut, brick)
+            n, start, _ = locate(cut, brick)
             pack_lines(prologue, src_size, before, n, start, own, extent, md, mh)
             for plane in range(planes):
                 first = plane * plane_size + LANES - before[2] * width
@@ -274,22 +268,7 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
                         tile_store(sums, own, z, 0, LANES, block, 1, wide, cols)
             for ocb in range(OCB):
                 at = planes * plane_size + ocb * block
-                finish_block(
-                    epilogue,
-                    cut,
-                    brick,
-                    n,
-                    start,
-                    stop,
-                    ocb,
-                    own,
-                    at,
-                    apart,
-                    staged,
-                    row_sums,
-                    md,
-                    mh,
-                )
+                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, row_sums, md, mh)
         fence()
 
     return convolve_share

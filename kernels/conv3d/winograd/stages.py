@@ -13,8 +13,8 @@ was, which nobody needs any more. `slot_size` keeps the points' distance an odd 
 it a multiple of many, those of a tile would meet in a few sets of the cache, and drive each other out.
 
 They are functions of compile-time constants (tile sizes, register tile), compiled once for each and called
-by the kernels of `convolution` and `weight_gradient`; they run only inside compiled kernels. The
-definitions below carry the signatures, the overloads the code.
+by the kernels of `convolution`, `weight_gradient` and their `_planes`; they run only inside compiled
+kernels. The definitions below carry the signatures, the overloads the code.
 """
 
 from typing import Any

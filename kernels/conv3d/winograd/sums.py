@@ -17,7 +17,7 @@ from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.layout import Floats
-from kernels.machine import tile_vectors
+from kernels.machine import threads, tile_vectors
 from kernels.simd import LANES, load, store
 
 
@@ -28,6 +28,11 @@ def register_tile(OCB: int) -> tuple[int, int]:
     return (16, 1) if tile_vectors() >= 16 else (4, 1) if tile_vectors() >= 4 else (2, 1)
 
 
+def brick_chunks(cut: Cut) -> int:
+    """Chunks that the bricks are shared out in, each with sums of its own: one a thread."""
+    return max(1, min(cut.bricks, threads()))
+
+
 @parallel_kernel
 def gather_bricks(
     address: int,
@@ -36,7 +41,7 @@ def gather_bricks(
     before: Triple,
     gradient: Prologue,
     cut: Cut,
-    transformed: Floats,
+    sums: Floats,
     diff_bias: Doubles,
     scratch: Floats,
 ) -> None:
@@ -51,7 +56,7 @@ def gather_bricks(
             before,
             gradient,
             cut,
-            transformed,
+            sums,
             diff_bias,
             scratch,
         )

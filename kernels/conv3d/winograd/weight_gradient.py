@@ -43,6 +43,7 @@ from kernels.conv3d.winograd import cutting, weight_gradient_planes
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import (
+    brick_chunks,
     gather_bricks,
     point_of_sums,
     register_tile,
@@ -65,16 +66,13 @@ def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB:
 
 def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Chunks of ``diff_bias``."""
-    return split(cut, tile, ICB, OCB) or 1
+    return 1 if by_planes(cut, tile, ICB, OCB) else brick_chunks(cut)
 
 
-def split(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Chunks of bricks, each with sums of its own; 0 where planes of points are summed."""
+def by_planes(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
+    """Whether to sum plane of points after plane, not brick after brick."""
     tiles = cut.bricks * tile_count(cut, tile)
-    sums = ICB * OCB * LANES * LANES
-    if sums > _SUMS_PER_TILE * tiles * (ICB + OCB) * LANES:
-        return 0
-    return max(1, min(cut.bricks, threads()))
+    return ICB * OCB * LANES * LANES > _SUMS_PER_TILE * tiles * (ICB + OCB) * LANES
 
 
 def backward_weights(
@@ -104,7 +102,7 @@ def backward_weights(
     diff_bias : ndarray, shape=(chunks, channels), float64
         Filled; the sum over the chunks is the gradient of the bias. Chunks: `bias_chunks`.
     """
-    if split(cut, tile, prologue.blocks, gradient.blocks) == 0:
+    if by_planes(cut, tile, prologue.blocks, gradient.blocks):
         weight_gradient_planes.backward_weights(
             prologue, src_size, before, gradient, cut, tile, panel, diff_bias
         )
@@ -114,8 +112,8 @@ def backward_weights(
     workers, size = threads(), _scratch_size(cut, tile, ICB, OCB)
     chunks, parts, block = diff_bias.shape[0], ICB * (OCB // cols), LANES * cols * LANES
     each = points(tile) * parts * block
-    sums = scratchpad("winograd sums", chunks * each)[: chunks * each]
-    scratch = scratchpad("winograd", workers * size)[: workers * size].reshape(workers, size)
+    sums = scratchpad("winograd sums", chunks, each)
+    scratch = scratchpad("winograd", workers, size)
     run_workers(
         gather_bricks,
         _make_accumulate(*tile, inputs, cols),
@@ -124,11 +122,11 @@ def backward_weights(
         before,
         gradient,
         cut,
-        sums,
+        sums.reshape(-1),
         diff_bias,
         scratch,
     )
-    transform_back(tile, sums.reshape(chunks, each), panel.reshape(-1), parts, block)
+    transform_back(tile, sums, panel.reshape(-1), parts, block)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:

@@ -14,7 +14,6 @@ transform back. What the next plane reads is fetched while registers multiply (`
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 from kernels.compiler import (
@@ -31,7 +30,7 @@ from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import transform_axis
-from kernels.conv3d.winograd.cutting import slab_extent, slab_planes, tile_count
+from kernels.conv3d.winograd.cutting import slab_planes, tile_count
 from kernels.conv3d.winograd.planes import pack_planes
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import point_of_sums, register_tile, transform_back
@@ -54,35 +53,31 @@ def backward_weights(
     """Gradients of weights and bias; arguments as of `weight_gradient.backward_weights`, one chunk."""
     ICB, OCB = prologue.blocks, gradient.blocks
     inputs, cols = register_tile(OCB)
-    apart, gradient_apart = (
-        slot_size(count * cut.bricks, math.prod(slab_extent(cut, tile, kind)))
-        for count, kind in ((ICB, INPUT), (OCB, DIFF_DST))
-    )
-    size = (cut.OD, cut.OH, cut.OW)
-    source = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, apart)
-    result = pack_planes(
-        "gradient planes", gradient, size, (0, 0, 0), cut, tile, DIFF_DST, gradient_apart
+    size, none = (cut.OD, cut.OH, cut.OW), (0, 0, 0)
+    source, apart = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, ICB)
+    result, result_apart = pack_planes(
+        "gradient planes", gradient, size, none, cut, tile, DIFF_DST, OCB
     )
     workers, KW = threads(), sizes(DIFF_WEIGHTS, tile[2])[1]
     parts, block = ICB * (OCB // cols), KW * LANES * cols * LANES
-    count = slab_planes(tile) * parts * block
-    sums = scratchpad("winograd sums", count)[:count]
-    each = _scratch_size(cut, tile, ICB, OCB)
-    scratch = scratchpad("winograd", workers * each)[: workers * each].reshape(workers, each)
+    sums = scratchpad("winograd sums", 1, slab_planes(tile) * parts * block)
+    scratch = scratchpad("winograd", workers, _scratch_size(cut, tile, ICB, OCB))
     run_workers(
         sum_planes,
         _make_sums(*tile, inputs, cols),
         source,
-        result,
+        apart,
         ICB,
+        result,
+        result_apart,
         OCB,
         cut,
-        sums,
+        sums.reshape(-1),
         diff_bias,
         scratch,
     )
     # What is transformed back along w already has no points there: its taps are part of a block.
-    transform_back((*tile[:2], 1), sums.reshape(1, count), panel.reshape(-1), parts, block)
+    transform_back((*tile[:2], 1), sums, panel.reshape(-1), parts, block)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
@@ -96,8 +91,10 @@ def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
 def sum_planes(
     address: int,
     source: Floats,
-    result: Floats,
+    apart: int,
     ICB: int,
+    result: Floats,
+    result_apart: int,
     OCB: int,
     cut: Cut,
     sums: Floats,
@@ -107,7 +104,20 @@ def sum_planes(
     """Driver of the sums' workers: each its planes, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
         worker, _ = split_index(index, 1)
-        call_worker(address, worker, source, result, ICB, OCB, cut, sums, diff_bias, scratch)
+        call_worker(
+            address,
+            worker,
+            source,
+            apart,
+            ICB,
+            result,
+            result_apart,
+            OCB,
+            cut,
+            sums,
+            diff_bias,
+            scratch,
+        )
 
 
 @functools.cache
@@ -121,8 +131,10 @@ def _make_sums(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..
     def sum_share(
         worker: int,
         source: Floats,
-        result: Floats,
+        apart: int,
         ICB: int,
+        result: Floats,
+        result_apart: int,
         OCB: int,
         cut: Cut,
         sums: Floats,
@@ -133,8 +145,6 @@ def _make_sums(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..
         tiles, rows = -(-cut.OW // mw), cut.planes // md * (cut.lines // mh)
         inner, extent = (bricks, rows, tiles * mw), (bricks, rows, tiles * mw + halo)
         T = bricks * rows * tiles
-        apart = slot_size(ICB, bricks * rows * extent[2])
-        result_apart = slot_size(OCB, bricks * rows * inner[2])
         slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
         own = scratch[worker]
         S = own.size - LANES

@@ -55,10 +55,9 @@ def backward_weights(
     KD, KH, KW = diff_weights.shape[2:]
     size = ICB * LANES * OCB * LANES * KD * KH * KW
     ranges = max(1, min(_TASKS // OCB, MB * ID * IH, MB * ID * IH * IW // _RANGE))
-    partial = scratchpad("fused transposed weights", ranges * size)[: ranges * size]
+    partial = scratchpad("fused transposed weights", ranges * size)
     # The bias has float64 partials; two floats make room for one.
-    room = scratchpad("fused transposed bias", 2 * ranges * OCB * LANES)
-    partial_bias = room[: 2 * ranges * OCB * LANES].view(np.float64)
+    partial_bias = scratchpad("fused transposed bias", 2 * ranges * OCB * LANES).view(np.float64)
     _make_backward_weights({24: 8, 6: 2, 2: 1}[tile_vectors()], KW)(
         source.data.reshape(-1),
         source.data.shape,

@@ -22,9 +22,6 @@ from kernels.memory import scratchpad
 from kernels.simd import broadcast, fence, load, store, tile_fma, tile_zero
 from kernels.softmax_dice.planes import BLOCK
 
-# Voxels whose gradients are made at a time.
-_VOXELS = 8
-
 
 def forward(
     source: Source,
@@ -129,9 +126,7 @@ def backward(
 
 def _doubles(purpose: str, rows: int, cols: int) -> Doubles:
     """Scratchpad of float64; each takes the room of two float32."""
-    return (
-        scratchpad(purpose, 2 * rows * cols)[: 2 * rows * cols].view(np.float64).reshape(rows, cols)
-    )
+    return scratchpad(purpose, rows, 2 * cols).view(np.float64)
 
 
 # --- a block of voxels ----------------------------------------------------------------------------------
@@ -163,8 +158,8 @@ def _diff_source(
 ) -> None:
     """``diff[v, lane] = sum over c of diff_logits[c, v] * weights[c, channel + lane]``."""
     lanes = weights.size // classes
-    for voxel in range(0, end, _VOXELS):
-        tile = tile_zero(_VOXELS, 1)
+    for voxel in range(0, end, TILE):
+        tile = tile_zero(TILE, 1)
         for c in range(classes):
             line = load(weights, c * lanes + channel)
             tile = tile_multiply(tile, planes, c * BLOCK + voxel, 1, line)
