@@ -23,8 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.machine import threads
 from kernels.memory import empty
-from kernels.simd import LANES, load, store
+from kernels.simd import (
+    LANES,
+    fence,
+    load,
+    tile_add,
+    tile_load,
+    tile_store,
+    tile_transpose,
+)
+from kernels.streaming import past_caches, put_vector
 
 Floats = npt.NDArray[np.float32]
 
@@ -141,8 +151,9 @@ def pack_src(
     dilation : (d, h, w)
         Distance of neighbours in the panel; zeros lie between.
     """
-    src = np.ascontiguousarray(src)
-    _pack_src(src.reshape(-1), src.shape, panel.reshape(-1), panel.shape, before, dilation)
+    src, streams = np.ascontiguousarray(src), past_caches(panel)
+    flat = src.reshape(-1), src.shape, panel.reshape(-1), panel.shape
+    _pack_src(*flat, before, dilation, streams, threads())
 
 
 @parallel_kernel
@@ -153,35 +164,38 @@ def _pack_src(
     panel_shape: tuple[int, int, int, int, int],
     before: tuple[int, int, int],
     dilation: tuple[int, int, int],
+    streams: bool,
+    workers: int,
 ) -> None:
     D, H, W, C = shape
     CB, PD, PH, PW, width = panel_shape
-    for row in prange(PD * PH):
-        plane, line = split_index(row, PH)
-        d, d_between = divmod(plane - before[0], dilation[0])
-        h, h_between = divmod(line - before[1], dilation[1])
-        inside = d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H
-        voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1) if inside else 0
-        # All blocks of a row: its voxels are read from memory once.
-        for block in range(CB):
-            dst = ((block * PD + plane) * PH + line) * PW * width
-            first, to, end = (
-                (d * H + h) * W * C + block * width,
-                dst + before[2] * width,
-                dst + PW * width,
-            )
-            lanes = min(width, C - block * width)
-            # What is written anyway is not cleared before: writing is what takes the time.
-            dense = lanes == LANES and dilation[2] == 1
-            panel[dst : min(to, end) if dense else end] = 0.0
-            panel[min(to + voxels * LANES, end) if dense else end : end] = 0.0
-            for w in range(voxels):
-                at = to + w * dilation[2] * width
-                if lanes == LANES:
-                    store(panel, at, load(src, first + w * C))
-                else:
-                    for lane in range(lanes):
-                        panel[at + lane] = src[first + w * C + lane]
+    rows = PD * PH
+    for index in prange(workers):
+        worker, _ = split_index(index, 1)
+        for row in range(worker * rows // workers, (worker + 1) * rows // workers):
+            plane, line = row // PH, row % PH
+            d, d_between = divmod(plane - before[0], dilation[0])
+            h, h_between = divmod(line - before[1], dilation[1])
+            inside = d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H
+            voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1) if inside else 0
+            # All blocks of a row: its voxels are read from memory once.
+            for block in range(CB):
+                first = (d * H + h) * W * C + block * width
+                dst = ((block * PD + plane) * PH + line) * PW * width
+                to, end = dst + before[2] * width, dst + PW * width
+                lanes = min(width, C - block * width)
+                # What is written anyway is not cleared before: writing is what takes the time.
+                dense = lanes == LANES and dilation[2] == 1
+                panel[dst : min(to, end) if dense else end] = 0.0
+                panel[min(to + voxels * LANES, end) if dense else end : end] = 0.0
+                for w in range(voxels):
+                    at = to + w * dilation[2] * width
+                    if lanes == LANES:
+                        put_vector(panel, at, load(src, first + w * C), streams)
+                    else:
+                        for lane in range(lanes):
+                            panel[at + lane] = src[first + w * C + lane]
+        fence()
 
 
 def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> None:
@@ -205,7 +219,7 @@ def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> No
     if channels != (groups * lanes, ICB * width):
         panel[:] = 0.0
     flat = np.ascontiguousarray(weights).reshape(-1)
-    _pack_weights(flat, channels, strides, tap_order, panel)
+    _pack_weights(flat, channels, strides, tap_order, panel.reshape(-1), panel.shape)
 
 
 @parallel_kernel
@@ -215,21 +229,32 @@ def _pack_weights(
     strides: tuple[int, int],
     tap_order: tuple[int, int],
     panel: Floats,
+    shape: tuple[int, int, int, int, int],
 ) -> None:
-    groups, ICB, taps, width, lanes = panel.shape
+    groups, ICB, taps, width, lanes = shape
+    reverse, order = tap_order
+    apart = width * lanes
     for task in prange(groups * ICB):
         group, block = split_index(task, ICB)
         outputs = min(lanes, channels[0] - group * lanes)
         inputs = min(width, channels[1] - block * width)
+        squares = outputs // LANES * LANES if taps >= LANES else 0
         for i in range(inputs):
-            first = group * lanes * strides[0] + (block * width + i) * strides[1] + tap_order[0]
+            src = group * lanes * strides[0] + (block * width + i) * strides[1]
+            # Tap t goes to place reverse + order * t.
+            dst = (task * taps + reverse) * apart + i * lanes
+            for o in range(0, squares, LANES):
+                for t in range(0, taps, LANES):
+                    # The last square is moved back inside.
+                    tap = min(t, taps - LANES)
+                    x, y = src + o * strides[0] + tap, dst + order * tap * apart + o
+                    tile = tile_load(weights, x, strides[0], 0, 0, LANES, 1, 1)
+                    tile_store(tile_transpose(tile), panel, y, order * apart, 0, 0, LANES, 1, 1)
             for tap in range(taps):
-                for o in range(outputs):
-                    value = weights[first + o * strides[0] + tap * tap_order[1]]
-                    panel[group, block, tap, i, o] = value
+                for o in range(squares, outputs):
+                    panel[dst + order * tap * apart + o] = weights[src + o * strides[0] + tap]
 
 
-@parallel_kernel
 def unpack_weights(partial: Floats, dst: Floats) -> None:
     """Add up partial weight gradients in a fixed order, and undo `pack_weights`.
 
@@ -239,19 +264,45 @@ def unpack_weights(partial: Floats, dst: Floats) -> None:
     dst : ndarray, shape=(OC, IC, KD * KH * KW), float32
         Filled.
     """
-    chunks, groups, ICB, taps, width, lanes = partial.shape
+    _unpack_weights(partial.reshape(-1), partial.shape, dst.reshape(-1), dst.shape)
+
+
+@parallel_kernel
+def _unpack_weights(
+    partial: Floats,
+    shape: tuple[int, int, int, int, int, int],
+    dst: Floats,
+    dst_shape: tuple[int, int, int],
+) -> None:
+    chunks, groups, ICB, taps, width, lanes = shape
+    OC, IC, _ = dst_shape
+    apart = width * lanes
+    whole = groups * ICB * taps * apart
     for task in prange(groups * ICB):
         group, block = split_index(task, ICB)
-        outputs = min(lanes, dst.shape[0] - group * lanes)
-        inputs = min(width, dst.shape[1] - block * width)
-        for o in range(outputs):
-            for i in range(inputs):
-                # In the order of the destination: to write here and there costs more than to read so.
-                for tap in range(taps):
-                    total = partial[0, group, block, tap, i, o]
+        outputs = min(lanes, OC - group * lanes)
+        inputs = min(width, IC - block * width)
+        squares = outputs // LANES * LANES if taps >= LANES else 0
+        for i in range(inputs):
+            src = task * taps * apart + i * lanes
+            to = (group * lanes * IC + block * width + i) * taps
+            for o in range(0, squares, LANES):
+                for t in range(0, taps, LANES):
+                    tap = min(t, taps - LANES)
+                    x = src + tap * apart + o
+                    tile = tile_load(partial, x, apart, 0, 0, LANES, 1, 1)
                     for chunk in range(1, chunks):
-                        total += partial[chunk, group, block, tap, i, o]
-                    dst[group * lanes + o, block * width + i, tap] = total
+                        other = tile_load(partial, x + chunk * whole, apart, 0, 0, LANES, 1, 1)
+                        tile = tile_add(tile, other)
+                    y = to + o * IC * taps + tap
+                    tile_store(tile_transpose(tile), dst, y, IC * taps, 0, 0, LANES, 1, 1)
+            for o in range(squares, outputs):
+                for tap in range(taps):
+                    x = src + tap * apart + o
+                    total = partial[x]
+                    for chunk in range(1, chunks):
+                        total += partial[x + chunk * whole]
+                    dst[to + o * IC * taps + tap] = total
 
 
 @parallel_kernel

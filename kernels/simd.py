@@ -325,17 +325,18 @@ def tile_fma(typing_context: Any, factor: Any, tile: Any, addend: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def tile_add(typing_context: Any, tile: Any, vector: Any) -> Any:
-    """``tile + vector`` in each vector."""
+def tile_add(typing_context: Any, tile: Any, addend: Any) -> Any:
+    """``tile + addend`` in each vector; the addend is one vector or a tile."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, vector = args
+        tile, addend = args
         for i in range(signature.args[0].count):
-            value = builder.fadd(builder.extract_value(tile, i), vector, flags=_CONTRACT)
+            term = addend if signature.args[1] == f32x16 else builder.extract_value(addend, i)
+            value = builder.fadd(builder.extract_value(tile, i), term, flags=_CONTRACT)
             tile = builder.insert_value(tile, value, i)
         return tile
 
-    return tile(tile, f32x16), codegen
+    return tile(tile, addend), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -391,6 +392,38 @@ def tile_dot(typing_context: Any, a: Any, b: Any) -> Any:
         return total
 
     return f32x16(a, b), codegen
+
+
+@intrinsic
+def tile_transpose(typing_context: Any, tile: Any) -> Any:
+    """Transpose of a tile of 16 vectors: lane j of vector i becomes lane i of vector j.
+
+    Four rounds, one for each bit of an index: vectors i and i + bit, where i lacks the bit, exchange the
+    off-diagonal quarters of their lanes. For a bit of 1::
+
+        a0 a1 a2 a3 ...      a0 b0 a2 b2 ...
+        b0 b1 b2 b3 ...  ->  a1 b1 a3 b3 ...
+    """
+    if tile.count != LANES:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = [builder.extract_value(args[0], i) for i in range(LANES)]
+        lanes = ir.VectorType(ir.IntType(32), LANES)
+        for bit in (1, 2, 4, 8):
+            # Lanes of the second operand of a shuffle are numbered from 16.
+            upper = [LANES + (lane ^ bit) if lane & bit else lane for lane in range(LANES)]
+            lower = [LANES + lane if lane & bit else lane ^ bit for lane in range(LANES)]
+            for i in (i for i in range(LANES) if not i & bit):
+                pair = vectors[i], vectors[i + bit]
+                vectors[i] = builder.shuffle_vector(*pair, ir.Constant(lanes, upper))
+                vectors[i + bit] = builder.shuffle_vector(*pair, ir.Constant(lanes, lower))
+        tile = args[0]
+        for i, vector in enumerate(vectors):
+            tile = builder.insert_value(tile, vector, i)
+        return tile
+
+    return tile(tile), codegen
 
 
 def _tile_offsets(builder: Any, start: Any, strides: Any, high: int, wide: int, cols: int) -> Any:

@@ -18,7 +18,7 @@ KERNELS = """
     checks memory
     chunks exponential
     simd
-    arrays
+    arrays streaming
     machine
     layout
     conv3d

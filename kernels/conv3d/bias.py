@@ -9,8 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.compiler import parallel_kernel, prange
+from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.conv3d.shapes import Array
+from kernels.layout import Floats
+from kernels.simd import LANES, load, store
+
+_Doubles = npt.NDArray[np.float64]
 
 _CHUNK = 8192
 
@@ -33,9 +37,41 @@ def backward_bias(diff_dst: Array) -> Array:
 
 
 @parallel_kernel
-def _sum_chunks(voxels: npt.NDArray[np.floating[Any]], partial: npt.NDArray[np.float64]) -> None:
+def _sum_chunks(voxels: npt.NDArray[np.floating[Any]], partial: _Doubles) -> None:
     count, channels = voxels.shape
     for chunk in prange(partial.shape[0]):
         for voxel in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, count)):
             for c in range(channels):
                 partial[chunk, c] += voxels[voxel, c]
+
+
+@kernel
+def add_voxels(
+    data: Floats, at: int, voxels: int, apart: int, cols: int, totals: _Doubles, sums: Floats
+) -> None:
+    """Add up the voxels of some channel blocks, channel by channel.
+
+    Parameters
+    ----------
+    data : flat float32 array
+    at : int
+        Offset of the first voxel.
+    voxels : int
+        How many of each block.
+    apart, cols : int
+        ``cols`` blocks lie side by side for each voxel; ``apart`` voxels from block to block.
+    totals : float64, shape=(channels,)
+        Added to.
+    sums : flat float32 array
+        Scratch for 16 floats.
+    """
+    for block in range(totals.size // LANES):
+        first = at + (block // cols * cols * apart + block % cols) * LANES
+        # Runs of a thousand in float32, added up in float64.
+        for run in range(0, voxels, 1024):
+            total = load(data, first + run * cols * LANES)
+            for voxel in range(run + 1, min(run + 1024, voxels)):
+                total = total + load(data, first + voxel * cols * LANES)
+            store(sums, 0, total)
+            for lane in range(LANES):
+                totals[block * LANES + lane] += sums[lane]

@@ -19,15 +19,12 @@ from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_for
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import pack_block, pack_channels
 from kernels.layout import Floats
-from kernels.memory import ALIGNMENT
-from kernels.simd import LANES, literals, load, store
+from kernels.simd import LANES, literals
+from kernels.streaming import past_caches
 
 EMPTY = np.zeros(0, np.float32)
 NO_SUMS = np.zeros((2, 0, 0))
 NO_MOMENTS = np.zeros((0, 3, 0))
-
-# Bytes of a destination above which it is written past the caches.
-_STREAMED = 8 * 1024 * 1024
 
 
 class Prologue(NamedTuple):
@@ -56,7 +53,7 @@ class Epilogue(NamedTuple):
 
     The ``bias`` is added, and ``moments`` (bricks, 3, channels) are gathered unless empty. With ``x_a``,
     the values of ``a`` are gradients that are masked instead; ``mask_a`` holds scale, shift and mean
-    and ``sums_a`` (2, bricks, channels) is filled. The same for ``b``. ``streams``: see `past_caches`.
+    and ``sums_a`` (2, bricks, channels) is filled. The same for ``b``. ``streams``: see `streaming`.
     """
 
     dst_a: Floats
@@ -125,12 +122,6 @@ def plain_epilogue(dst: Floats, bias: Floats) -> Epilogue:
         NO_SUMS,
         past_caches(dst),
     )
-
-
-def past_caches(*destinations: Floats) -> bool:
-    """Whether to write past the caches: what they could not keep anyhow, and starts at a cache line."""
-    large = sum(dst.nbytes for dst in destinations) > _STREAMED
-    return large and all(dst.ctypes.data % ALIGNMENT == 0 for dst in destinations)
 
 
 @parallel_kernel
@@ -358,35 +349,3 @@ def _finish_block(  # type: ignore[no-untyped-def]
             )
 
     return implementation
-
-
-@kernel
-def add_voxels(
-    data: Floats, at: int, voxels: int, apart: int, cols: int, totals: Doubles, sums: Floats
-) -> None:
-    """Add up the voxels of some channel blocks, channel by channel.
-
-    Parameters
-    ----------
-    data : flat float32 array
-    at : int
-        Offset of the first voxel.
-    voxels : int
-        How many of each block.
-    apart, cols : int
-        ``cols`` blocks lie side by side for each voxel; ``apart`` voxels from block to block.
-    totals : float64, shape=(channels,)
-        Added to.
-    sums : flat float32 array
-        Scratch for 16 floats.
-    """
-    for block in range(totals.size // LANES):
-        first = at + (block // cols * cols * apart + block % cols) * LANES
-        # Runs of a thousand in float32, added up in float64.
-        for run in range(0, voxels, 1024):
-            total = load(data, first + run * cols * LANES)
-            for voxel in range(run + 1, min(run + 1024, voxels)):
-                total = total + load(data, first + voxel * cols * LANES)
-            store(sums, 0, total)
-            for lane in range(LANES):
-                totals[block * LANES + lane] += sums[lane]

@@ -31,9 +31,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from kernels.compiler import parallel_kernel, prange, split_index
-from kernels.conv3d.bias import backward_bias
+from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.conv3d.ahead import LINE
+from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.shapes import (
     Triple,
     adjoint_before,
@@ -43,12 +45,25 @@ from kernels.conv3d.shapes import (
     forward_geometry,
 )
 from kernels.layout import Floats, blocks, pack_src, pack_weights, unpack_weights
-from kernels.machine import tile_vectors
+from kernels.machine import threads, tile_vectors
 from kernels.memory import empty, scratchpad
-from kernels.simd import LANES, tile_fill, tile_load, tile_rank1, tile_store
+from kernels.simd import (
+    LANES,
+    address,
+    load,
+    prefetch,
+    store,
+    tile_fill,
+    tile_load,
+    tile_rank1,
+    tile_store,
+)
 
 # Up to this many input channels are packed as they are; more are padded to blocks of 16.
 _FEW_CHANNELS = 4
+# Voxels whose products are added to the weight gradient at a time, if a row is no longer: they stay in the
+# first-level cache.
+_VOXELS = 144
 # Sums in flight that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
 _LATENCY = 8
 
@@ -106,21 +121,27 @@ def backward_weights(
     chunks = max(1, min(g.OD * g.OH, 16 // (groups * ICB)))
     partial = scratchpad("partial", chunks, groups, ICB, g.KD * g.KH * g.KW, width, cols * LANES)
     partial[:] = 0.0
-    aligned = _fill_channels(diff_dst)
+    diff_bias = np.zeros((chunks, groups * cols * LANES))
+    rows = max(1, _VOXELS // g.OW)
+    scratch = scratchpad("gradient rows", threads(), (rows * g.OW * cols + 1) * LANES)
+    gradient = np.ascontiguousarray(diff_dst)
     accumulate = _make_accumulate(g.KW, inputs, cols, width, g.SW)
     for n in range(g.MB):
         panel = _pack(src[n], ICB, g.panel_size, width, g.before, (1, 1, 1))
         accumulate(
             panel.reshape(-1),
             panel.shape,
-            aligned[n].reshape(-1),
+            gradient[n].reshape(-1),
             partial.reshape(-1),
-            (g.OD, g.OH, g.OW, g.KD, g.KH, g.SD, g.SH),
+            diff_bias,
+            (g.OD, g.OH, g.OW, g.OC, g.KD, g.KH, g.SD, g.SH),
             (chunks, groups, ICB),
+            rows,
+            scratch,
         )
     diff_weights = empty(g.weights_shape)
     unpack_weights(partial, diff_weights.reshape(g.OC, g.IC, -1))
-    return diff_weights, backward_bias(diff_dst)
+    return diff_weights, diff_bias.sum(axis=0)[: g.OC].astype(np.float32)
 
 
 def tile_shape(OH: int, OW: int, OCB: int) -> TileShape:
@@ -230,12 +251,17 @@ def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Call
                 ow = min(ow_tile * wide, OW - wide)
                 sums = tile_fill(bias, group * cols * LANES, rows, cols)
                 for icb in range(ICB):
+                    # Of the next rows of tiles, only this row has not been met: fetched meanwhile.
+                    below = (oh + high) * stride[1] + KH - 1
+                    below += (icb * PD + od * stride[0] + KD - 1) * PH
+                    soon = address(panel, below * row + ow * step)
                     for kd in range(KD):
                         for kh in range(KH):
                             d, h = od * stride[0] + kd, oh * stride[1] + kh
                             x = ((icb * PD + d) * PH + h) * row + ow * step
                             w = (((group * ICB + icb) * KD + kd) * KH + kh) * run * cols * LANES
                             for k in range(run):
+                                prefetch(soon + k * LINE)
                                 sums = tile_rank1(
                                     sums,
                                     panel,
@@ -257,7 +283,7 @@ def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Call
 @functools.cache
 def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Callable[..., None]:
     """Compile the weight-gradient loops for one register tile, channel width and stride."""
-    step = width * SW
+    step, lanes = width * SW, cols * LANES
 
     @parallel_kernel
     def accumulate(
@@ -265,61 +291,84 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
         panel_shape: tuple[int, int, int, int, int],
         diff_dst: Floats,
         partial: Floats,
-        sizes: tuple[int, int, int, int, int, int, int],
+        diff_bias: npt.NDArray[np.float64],
+        sizes: tuple[int, int, int, int, int, int, int, int],
         split: Triple,
+        batch: int,
+        scratch: Floats,
     ) -> None:
         _, PD, PH, PW, _ = panel_shape
-        OD, OH, OW, KD, KH, SD, SH = sizes
+        OD, OH, OW, OC, KD, KH, SD, SH = sizes
         chunks, groups, ICB = split
-        row = PW * width
-        lanes = groups * cols * LANES
-        # Rows of diff_dst worked on at a time: few enough for the first-level cache.
-        batch = max(1, 144 // OW)
-        rows = OD * OH
-        for task in prange(chunks * groups * ICB):
-            chunk, rest = split_index(task, groups * ICB)
-            group, icb = divmod(rest, ICB)
-            part = (chunk * groups + group) * ICB + icb
-            end = (chunk + 1) * rows // chunks
-            for start in range(chunk * rows // chunks, end, batch):
-                stop = min(start + batch, end)
-                for tap in range(KD * KH):
-                    kd, kh = divmod(tap, KH)
-                    for ic in range(0, width, inputs):
-                        at = ((part * KD * KH + tap) * KW * width + ic) * cols * LANES
-                        sums = tile_load(
-                            partial, at, width * cols * LANES, cols * LANES, LANES, KW, inputs, cols
-                        )
-                        r = start
-                        while r < stop:
-                            # Rows of one plane are one loop, or its end would be met every few voxels.
-                            d, h = r // OH, r % OH
-                            high = min(OH - h, stop - r)
-                            x = ((icb * PD + d * SD + kd) * PH + h * SH + kh) * row + ic
-                            y = r * OW * lanes + group * cols * LANES
-                            ow = 0
-                            for _ in range(high * OW):
-                                sums = tile_rank1(
-                                    sums, panel, x, width, 1, diff_dst, y, KW, inputs, cols
-                                )
-                                ow += 1
-                                x += step if ow < OW else step + SH * row - OW * step
-                                ow = ow if ow < OW else 0
-                                y += lanes
-                            r += high
-                        tile_store(
-                            sums,
-                            partial,
-                            at,
-                            width * cols * LANES,
-                            cols * LANES,
-                            LANES,
-                            KW,
-                            inputs,
-                            cols,
-                        )
+        row, rows, workers = PW * width, OD * OH, scratch.shape[0]
+        for index in prange(workers):
+            worker, _ = split_index(index, 1)
+            own = scratch[worker]
+            for task in range(worker, chunks * groups * ICB, workers):
+                chunk, group, icb = task // ICB // groups, task // ICB % groups, task % ICB
+                totals = diff_bias[chunk, group * lanes : (group + 1) * lanes]
+                end = (chunk + 1) * rows // chunks
+                for start in range(chunk * rows // chunks, end, batch):
+                    stop = min(start + batch, end)
+                    voxels = (stop - start) * OW
+                    _gather(diff_dst, start * OW, voxels, OC, group * lanes, own, cols)
+                    if icb == 0:
+                        add_voxels(own, 0, voxels, voxels, cols, totals, own[own.size - LANES :])
+                    # The next batch, fetched meanwhile: as much of the panel as of the gradient.
+                    next_d, next_h = stop // OH * SD + KD - 1, stop % OH * SH
+                    next_x = address(panel, ((icb * PD + next_d) * PH + next_h) * row)
+                    next_y = address(diff_dst, stop * OW * OC)
+                    left = voxels * OC // LANES
+                    for tap in range(KD * KH):
+                        kd, kh = tap // KH, tap % KH
+                        for ic in range(0, width, inputs):
+                            at = ((task * KD * KH + tap) * KW * width + ic) * lanes
+                            sums = tile_load(
+                                partial, at, width * lanes, lanes, LANES, KW, inputs, cols
+                            )
+                            apart = LINE if left > 0 else 0
+                            y, r = 0, start
+                            while r < stop:
+                                # Rows of one plane are one loop, or its end would be met every few voxels.
+                                d, h = r // OH, r % OH
+                                run = min(OH - h, stop - r) * OW
+                                x = ((icb * PD + d * SD + kd) * PH + h * SH + kh) * row + ic
+                                ow = 0
+                                for i in range(run):
+                                    prefetch(next_x + i * apart)
+                                    prefetch(next_y + i * apart)
+                                    sums = tile_rank1(
+                                        sums, panel, x, width, 1, own, y, KW, inputs, cols
+                                    )
+                                    ow += 1
+                                    x += step if ow < OW else step + SH * row - OW * step
+                                    ow = ow if ow < OW else 0
+                                    y += lanes
+                                next_x += run * apart
+                                next_y += run * apart
+                                left -= run
+                                r += run // OW
+                            tile_store(
+                                sums, partial, at, width * lanes, lanes, LANES, KW, inputs, cols
+                            )
 
     return accumulate
+
+
+@kernel
+def _gather(
+    diff_dst: Floats, first: int, voxels: int, OC: int, channel: int, own: Floats, cols: int
+) -> None:
+    """Voxels of ``cols`` channel blocks from ``channel``, one after the other; zeros in padding lanes."""
+    for c in range(cols):
+        left = channel + c * LANES
+        for voxel in range(voxels):
+            x, y = (first + voxel) * OC + left, (voxel * cols + c) * LANES
+            if left + LANES <= OC:
+                store(own, y, load(diff_dst, x))
+            else:
+                for lane in range(LANES):
+                    own[y + lane] = diff_dst[x + lane] if left + lane < OC else np.float32(0.0)
 
 
 def _channel_width(IC: int) -> int:
@@ -335,14 +384,3 @@ def _pack(
     panel = scratchpad("src", ICB, *size, width)
     pack_src(src, panel, before, dilation)
     return panel
-
-
-def _fill_channels(array: Floats) -> Floats:
-    """Channels filled up with zeros to blocks of 16; the array itself where nothing is missing."""
-    C = array.shape[-1]
-    if C % LANES == 0:
-        return np.ascontiguousarray(array)
-    filled = empty((*array.shape[:-1], blocks(C) * LANES))
-    filled[..., :C] = array
-    filled[..., C:] = 0.0
-    return filled

@@ -16,11 +16,11 @@ import numpy as np
 from numba.extending import overload
 
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
+from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
     Prologue,
-    add_voxels,
     convolve_bricks,
     count_bricks,
     finish_block,

@@ -34,7 +34,6 @@ from kernels.simd import (
     literals,
     load,
     store,
-    stream,
     tile_add,
     tile_dot,
     tile_first,
@@ -42,9 +41,9 @@ from kernels.simd import (
     tile_load,
     tile_mask,
     tile_store,
-    tile_stream,
     tile_sum,
 )
+from kernels.streaming import put_tile
 
 Brick = tuple[int, int, int]
 Doubles = npt.NDArray[np.float64]
@@ -215,7 +214,7 @@ def _forward_row(  # type: ignore[no-untyped-def]
         total = square = zero = broadcast(np.float32(0.0))
         for w in range(W):
             tile = tile_add(staged_tile(own, src + w * LANES, apart, MD, MH), offset)
-            put(dst, to + w * LANES, H * W * LANES, W * LANES, tile, brick.streams, MD, MH)
+            put_tile(dst, to + w * LANES, H * W * LANES, W * LANES, tile, brick.streams, MD, MH)
             tile = tile_add(tile, zero - pivot)
             total = total + tile_sum(tile)
             square = square + tile_dot(tile, tile)
@@ -363,7 +362,7 @@ def _backward_row(  # type: ignore[no-untyped-def]
             tile = staged_tile(own, src + w * LANES, apart, MD, MH)
             value = tile_load(x, to + w * LANES, plane, line, 0, MD, MH, 1)
             tile = tile_mask(tile, tile_fma(scale, value, shift), slopes)
-            put(dst, to + w * LANES, plane, line, tile, brick.streams, MD, MH)
+            put_tile(dst, to + w * LANES, plane, line, tile, brick.streams, MD, MH)
             total = total + tile_sum(tile)
             product = product + tile_dot(tile, tile_add(value, zero - mean))
         store(row_sums, 0, total)
@@ -395,35 +394,3 @@ def _invert_row(own, src, apart, voxels, md, mh):  # type: ignore[no-untyped-def
             tile_store(tile, own, at, PH * apart, apart, 0, MD, MH, 1)
 
     return implementation
-
-
-def put(
-    dst: Any, at: int, plane: int, line: int, tile: Any, streams: bool, md: int, mh: int
-) -> None:
-    """Store a tile of ``md x mh`` voxels, past the caches or not; runs only inside a compiled kernel."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@overload(put, prefer_literal=True)
-def _put(dst, at, plane, line, tile, streams, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
-
-    def implementation(dst, at, plane, line, tile, streams, md, mh):  # type: ignore[no-untyped-def]
-        if streams:
-            tile_stream(tile, dst, at, plane, line, MD, MH)
-        else:
-            tile_store(tile, dst, at, plane, line, 0, MD, MH, 1)
-
-    return implementation
-
-
-@kernel
-def put_vector(dst: Floats, at: int, vector: Any, streams: bool) -> None:
-    """Store a vector, past the caches or not."""
-    if streams:
-        stream(dst, at, vector)
-    else:
-        store(dst, at, vector)

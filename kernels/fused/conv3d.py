@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.conv3d import direct_bricks
-from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue, past_caches
+from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd import convolution, cutting, rows, weight_gradient
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
+from kernels.streaming import past_caches
 
 #: Up to this many channels a first layer is read as it is, channels last.
 FEW_CHANNELS = 4

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from kernels import layout
+from kernels import layout, streaming
+from kernels.memory import empty
 
 sizes = st.integers(1, 5)
 channels = st.integers(1, 40)
@@ -81,13 +82,37 @@ def test_pack_src_surrounds_with_zeros(size, before, after, dilation, C):
     assert np.count_nonzero(panel) == src.size
 
 
-def test_adjoint_weights_are_reversed_and_transposed():
-    weights = numbered(5, 3, 2, 3, 4)
-    panel = np.full((1, 1, 24, 16, 16), np.nan, np.float32)
+def test_pack_src_past_the_caches(monkeypatch):
+    src = numbered(3, 4, 5, 20)
+    expected = np.full((2, 5, 6, 7, 16), np.nan, np.float32)
+    layout.pack_src(src, expected, (1, 1, 1), (1, 1, 1))
+    monkeypatch.setattr(streaming, "_STREAMED", 0)
+    panel = empty(expected.shape)
+    panel[:] = np.nan
+    assert streaming.past_caches(panel)
+    layout.pack_src(src, panel, (1, 1, 1), (1, 1, 1))
+    assert_array_equal(panel, expected)
+
+
+@given(OC=channels, IC=channels, KD=sizes, KH=sizes, KW=sizes, lanes=st.sampled_from([16, 32]))
+def test_adjoint_weights_are_reversed_and_transposed(OC, IC, KD, KH, KW, lanes):
+    weights = numbered(OC, IC, KD, KH, KW)
+    taps, groups, ICB = KD * KH * KW, -(-IC // lanes), layout.blocks(OC)
+    panel = np.full((groups, ICB, taps, 16, lanes), np.nan, np.float32)
     layout.pack_weights(weights, panel, adjoint=True)
-    expected = weights[:, :, ::-1, ::-1, ::-1].reshape(5, 3, 24).transpose(2, 0, 1)
-    assert_array_equal(panel[0, 0, :, :5, :3], expected)
+    back = panel.transpose(1, 3, 0, 4, 2).reshape(ICB * 16, groups * lanes, taps)
+    assert_array_equal(back[:OC, :IC], weights.reshape(OC, IC, taps)[:, :, ::-1])
     assert np.count_nonzero(panel) == weights.size
+
+
+@given(OC=channels, IC=channels, KD=sizes, KH=sizes, chunks=st.integers(1, 3))
+def test_partial_weights_are_added_up(OC, IC, KD, KH, chunks):
+    OCB, ICB, taps = layout.blocks(OC), layout.blocks(IC), KD * KH * 3
+    partial = numbered(chunks, OCB, ICB, taps, 16, 16)
+    dst = np.full((OC, IC, taps), np.nan, np.float32)
+    layout.unpack_weights(partial, dst)
+    total = partial.sum(axis=0).transpose(0, 4, 1, 3, 2).reshape(OCB * 16, ICB * 16, taps)
+    assert_array_equal(dst, total[:OC, :IC])
 
 
 def test_wrong_channel_counts_are_named():

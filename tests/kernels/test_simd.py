@@ -53,6 +53,31 @@ def test_tile_is_an_outer_product(high, wide, cols):
     assert_array_equal(first.reshape(expected.shape), expected)
 
 
+def test_tile_transpose():
+    @kernel
+    def transpose(src, dst):
+        tile = simd.tile_load(src, 0, 20, 0, 0, 16, 1, 1)
+        simd.tile_store(simd.tile_transpose(tile), dst, 0, 16, 0, 0, 16, 1, 1)
+
+    src = np.arange(16 * 20, dtype=np.float32)
+    dst = np.full((16, 16), np.nan, np.float32)
+    transpose(src, dst.reshape(-1))
+    assert_array_equal(dst, src.reshape(16, 20)[:, :16].T)
+
+
+def test_tile_add_takes_a_vector_or_a_tile():
+    @kernel
+    def add(src, dst):
+        tile = simd.tile_load(src, 0, 16, 0, 0, 3, 1, 1)
+        total = simd.tile_add(simd.tile_add(tile, tile), simd.load(src, 48))
+        simd.tile_store(total, dst, 0, 16, 0, 0, 3, 1, 1)
+
+    src = np.arange(64, dtype=np.float32).reshape(4, 16)
+    dst = np.full((3, 16), np.nan, np.float32)
+    add(src.reshape(-1), dst.reshape(-1))
+    assert_array_equal(dst, 2 * src[:3] + src[3])
+
+
 def test_machine_figures_are_positive_and_plausible():
     found = machine.describe()
     assert found.cores >= 1

@@ -21,12 +21,10 @@ from kernels.conv3d.bricks import (
     locate,
     next_brick,
     pack_brick,
-    past_caches,
     share,
     source_tensors,
 )
 from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
-from kernels.conv3d.epilogue import put_vector
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
@@ -46,6 +44,7 @@ from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence, load
+from kernels.streaming import past_caches, put_vector
 
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:

@@ -24,11 +24,11 @@ from typing import Any
 from numba.extending import overload
 
 from kernels.compiler import run_workers, worker_kernel
+from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
     Prologue,
-    add_voxels,
     convolve_bricks,
     count_bricks,
     finish_block,

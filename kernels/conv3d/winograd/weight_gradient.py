@@ -24,10 +24,10 @@ from numba.extending import overload
 
 from kernels.compiler import run_workers, worker_kernel
 from kernels.conv3d.ahead import part_of, upcoming
+from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
     Cut,
     Prologue,
-    add_voxels,
     count_bricks,
     locate,
     next_brick,

@@ -25,7 +25,8 @@ from kernels.compiler import (
     worker_kernel,
 )
 from kernels.conv3d.ahead import part_of
-from kernels.conv3d.bricks import Cut, Prologue, add_voxels, count_bricks
+from kernels.conv3d.bias import add_voxels
+from kernels.conv3d.bricks import Cut, Prologue, count_bricks
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple

@@ -7,8 +7,6 @@ import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import LINE
-from kernels.conv3d.bricks import past_caches
-from kernels.conv3d.epilogue import put
 from kernels.fused.conv_transpose3d.panels import (
     Packed,
     backward_cols,
@@ -30,6 +28,7 @@ from kernels.simd import (
     tile_store,
     tile_zero,
 )
+from kernels.streaming import past_caches, put_tile
 
 _NO_BIAS = np.empty(0, np.float32)
 # Tasks there should be: where there are few bands, the blocks of channels are shared out as well.
@@ -153,7 +152,7 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
                                 at += width
                         to = output_line(image, first + row, shape, dst_shape)
                         to += ((block * OD + kd) * OH + kh) * OW + w * KW
-                        put(dst, to * LANES, width, LANES, sums, streams, rows, KW)
+                        put_tile(dst, to * LANES, width, LANES, sums, streams, rows, KW)
             fence()
 
     return forward

@@ -3,7 +3,6 @@
 import numpy as np
 
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.conv3d.bricks import past_caches
 from kernels.fused.epilogue import bands, clear, flat, partials, place_band, write_gradient
 from kernels.fused.head.logits import TILE, by_channel, by_class, logits_of_block, starts
 from kernels.fused.head.planes import (
@@ -21,6 +20,7 @@ from kernels.fused.vectors import add_to_doubles, tile_multiply, tile_spread
 from kernels.memory import scratchpad
 from kernels.simd import broadcast, fence, load, store, tile_fma, tile_zero
 from kernels.softmax_dice.planes import BLOCK
+from kernels.streaming import past_caches
 
 
 def forward(

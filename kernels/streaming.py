@@ -1,0 +1,58 @@
+"""Writing past the caches: what is too large to be found there when it is read next.
+
+A store reads a cache line before it changes it, and drives out another. Where the line is filled whole and
+will be gone before it is needed, both are for nothing: a third of a copy's traffic.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba.extending import overload
+
+from kernels.compiler import kernel
+from kernels.memory import ALIGNMENT
+from kernels.simd import literals, store, stream, tile_store, tile_stream
+
+_Floats = npt.NDArray[np.float32]
+
+# Bytes of a destination above which it is written past the caches.
+_STREAMED = 8 * 1024 * 1024
+
+
+def past_caches(*destinations: _Floats) -> bool:
+    """Whether to write past the caches: what they could not keep anyhow, and starts at a cache line."""
+    large = sum(dst.nbytes for dst in destinations) > _STREAMED
+    return large and all(dst.ctypes.data % ALIGNMENT == 0 for dst in destinations)
+
+
+@kernel
+def put_vector(dst: _Floats, at: int, vector: Any, streams: bool) -> None:
+    """Store a vector, past the caches or not; `simd.fence` once at the end of what streams."""
+    if streams:
+        stream(dst, at, vector)
+    else:
+        store(dst, at, vector)
+
+
+def put_tile(
+    dst: Any, at: int, row: int, step: int, tile: Any, streams: bool, high: int, wide: int
+) -> None:
+    """Store a tile of ``high x wide`` vectors, past the caches or not; runs only inside a compiled kernel."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(put_tile, prefer_literal=True)
+def _put_tile(dst, at, row, step, tile, streams, high, wide):  # type: ignore[no-untyped-def]
+    constants = literals(high, wide)
+    if constants is None:
+        return None
+    H, W = constants
+
+    def implementation(dst, at, row, step, tile, streams, high, wide):  # type: ignore[no-untyped-def]
+        if streams:
+            tile_stream(tile, dst, at, row, step, H, W)
+        else:
+            tile_store(tile, dst, at, row, step, 0, H, W, 1)
+
+    return implementation
