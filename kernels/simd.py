@@ -403,6 +403,8 @@ def tile_transpose(typing_context: Any, tile: Any) -> Any:
 
         a0 a1 a2 a3 ...      a0 b0 a2 b2 ...
         b0 b1 b2 b3 ...  ->  a1 b1 a3 b3 ...
+
+    Source: Warren, "Hacker's Delight" (2012), section 7-3.
     """
     if tile.count != LANES:
         return None

@@ -1,9 +1,5 @@
-"""Vector operations that only the fused kernels need; the others are in `kernels.simd`.
+"""Vector operations that only the fused kernels need; the others are in `kernels.simd`."""
 
-Source: Warren, "Hacker's Delight" (2012), section 7-3, for the transpose.
-"""
-
-import math
 from typing import Any
 
 from llvmlite import ir
@@ -11,7 +7,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.compiler import kernel
-from kernels.simd import LANES, VECTOR, Tile, f32x16, fma, fused_multiply_add, where_positive
+from kernels.simd import LANES, VECTOR, f32x16, fma, fused_multiply_add, where_positive
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
@@ -169,31 +165,6 @@ def tile_spread(typing_context: Any, tile: Any, array: Any, offset: Any, step: A
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp, types.intp), codegen
-
-
-@intrinsic
-def tile_transpose(typing_context: Any, tile: Any) -> Any:
-    """Transpose a tile of 16 vectors of 16: four rounds that exchange blocks of 1, 2, 4 and 8 lanes."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows = [builder.extract_value(args[0], i) for i in range(LANES)]
-        for bit in range(int(math.log2(LANES))):
-            block = 1 << bit
-            # Lane l of the first row keeps its place where the bit of l is 0, else it takes lane
-            # l - block of the second; and the other way round.
-            low = [i if not i & block else LANES + i - block for i in range(LANES)]
-            high = [i + block if not i & block else LANES + i for i in range(LANES)]
-            for i in range(LANES):
-                if not i & block:
-                    pair = rows[i], rows[i + block]
-                    rows[i] = _shuffle(builder, *pair, low)
-                    rows[i + block] = _shuffle(builder, *pair, high)
-        transposed = args[0]
-        for i, row in enumerate(rows):
-            transposed = builder.insert_value(transposed, row, i)
-        return transposed
-
-    return Tile(LANES)(tile), codegen
 
 
 def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:

@@ -8,7 +8,7 @@ from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Shape, Source
-from kernels.fused.vectors import tile_multiply, tile_spread, tile_transpose
+from kernels.fused.vectors import tile_multiply, tile_spread
 from kernels.simd import (
     address,
     broadcast,
@@ -17,6 +17,7 @@ from kernels.simd import (
     tile_fma,
     tile_load,
     tile_store,
+    tile_transpose,
     tile_zero,
 )
 from kernels.softmax_dice.planes import BLOCK, scatter
