@@ -204,7 +204,7 @@ def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> No
     Parameters
     ----------
     weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
-    panel : ndarray, shape=(groups, ICB, KD * KH * KW, width, lanes), float32
+    panel : ndarray, shape=(groups, ICB, KD * KH * KW, width, lanes), float32, C-contiguous
         Filled: ``lanes`` output channels in a group, ``width`` input channels in a block.
     adjoint : bool
         Fill it with the weights of the adjoint convolution instead: input and output channels
@@ -238,6 +238,7 @@ def _pack_weights(
         group, block = split_index(task, ICB)
         outputs = min(lanes, channels[0] - group * lanes)
         inputs = min(width, channels[1] - block * width)
+        # Squares of 16 taps by 16 output channels are transposed in registers; the rest goes one by one.
         squares = outputs // LANES * LANES if taps >= LANES else 0
         for i in range(inputs):
             src = group * lanes * strides[0] + (block * width + i) * strides[1]
@@ -261,7 +262,7 @@ def unpack_weights(partial: Floats, dst: Floats) -> None:
     Parameters
     ----------
     partial : ndarray, shape=(chunks, groups, ICB, KD * KH * KW, width, lanes), float32
-    dst : ndarray, shape=(OC, IC, KD * KH * KW), float32
+    dst : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
         Filled.
     """
     _unpack_weights(partial.reshape(-1), partial.shape, dst.reshape(-1), dst.shape)

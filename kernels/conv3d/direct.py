@@ -15,10 +15,12 @@ Memory     ``src`` is packed into blocks of 16 channels with a halo of zeros; a 
            The first layer's 1 to 4 channels are packed as they are, without padding to 16.
            ``dst`` is written as ndhwc, straight from the registers: a layout is only strides.
 Traffic    src once to pack, once from the packed panel for each group of output channels; weights of
-           a group stay in the second-level cache; dst once
+           a group stay in the second-level cache; dst once. A panel may be larger than the caches: the
+           lines that are met next are fetched while registers multiply
 Gradients  ``backward_data`` is ``forward`` of ``diff_dst`` with reversed, transposed weights (with a
            stride, zeros are packed between the voxels of ``diff_dst``). ``backward_weights`` keeps a
-           tile of the weight gradient in registers, (kw, ic) x oc, while it walks over the voxels.
+           tile of the weight gradient in registers, (kw, ic) x oc, while it walks over the voxels of a
+           few rows, whose gradients are gathered for one group of output channels first.
 Numerics   float32; each sum adds kd, kh, kw, ic in order (channel blocks outermost), with one
            rounding a multiply-add. Partial weight gradients do not depend on the number of threads,
            so neither does any result.
@@ -251,7 +253,8 @@ def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Call
                 ow = min(ow_tile * wide, OW - wide)
                 sums = tile_fill(bias, group * cols * LANES, rows, cols)
                 for icb in range(ICB):
-                    # Of the next rows of tiles, only this row has not been met: fetched meanwhile.
+                    # Of what the next row of tiles meets, only this row is new. Each tap fetches it
+                    # again: what is there already costs nothing but the instruction.
                     below = (oh + high) * stride[1] + KH - 1
                     below += (icb * PD + od * stride[0] + KD - 1) * PH
                     soon = address(panel, below * row + ow * step)
