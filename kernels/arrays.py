@@ -43,6 +43,8 @@ def sum_of_words(array: npt.NDArray[Any]) -> int:
     array : ndarray, contiguous, of an item size that is a multiple of 4
     """
     words = array.reshape(-1).view(np.uint32)
+    if words.size <= CHUNK:  # one thread's work: to call all of them takes longer
+        return int(_sum_chunk(words))
     sums = np.zeros(int(chunk_count(words.size)), np.uint64)
     _sum_words(words, sums)
     return int(sums.sum())
