@@ -241,7 +241,7 @@ def _convolutions(options: Namespace, peak: float) -> Found:
     print(*skipped, "", sep="\n", flush=True)
     layers = conv.unet_layers(options.size)
     measurements, failures = conv.measure(layers, options.threads, peers)
-    print(conv.table(measurements, options.threads, peak))
+    print(conv.table(measurements, options.threads))
     if failures:
         print("", *failures, sep="\n")
     if options.plot:

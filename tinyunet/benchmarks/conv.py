@@ -1,8 +1,10 @@
 """The convolution ladder on the U-Net's layers: time, speed, share of the peak, error, scaling.
 
 Each rung is checked against float64 before it is timed. All are timed on one core and on all of them,
-and the fastest of the runs counts. Our rungs' times are of whole calls, arrays in to arrays out:
-packing and reordering count. Peers run in processes of their own, tensors in to tensors out.
+and the fastest of the runs counts. A core's clock changes from minute to minute, so the peak that a rung
+is compared with is measured just before and just after it. Our rungs' times are of whole calls, arrays in
+to arrays out: packing and reordering count. Peers run in processes of their own, tensors in to tensors
+out.
 """
 
 import contextlib
@@ -74,6 +76,8 @@ class Measurement(NamedTuple):
         Milliseconds of each run, on one core and on all.
     flops : float
         Of a run, as the definition counts them.
+    peak : float
+        GFLOP/s of one core's multiply-adds, measured before and after.
     scaled_up : bool
         Whether the times are from a few planes.
     """
@@ -84,6 +88,7 @@ class Measurement(NamedTuple):
     one: list[float]
     many: list[float]
     flops: float
+    peak: float
     error: float
     scaled_up: bool = False
 
@@ -203,7 +208,9 @@ def _measure(
     errors = _errors(layer, runner, exact)
     planes = layer.planes(_SLOW_FLOPS) if runner.is_slow else layer.size
     sizes = layer.sizes(planes)
+    before = machine.peak_gflops()
     one = runner.times(sizes, 1)
+    peak = (before + machine.peak_gflops()) / 2
     many = one if runner.is_slow or threads == 1 else runner.times(sizes, threads)
     up = layer.size / planes
     for direction in DIRECTIONS:
@@ -214,6 +221,7 @@ def _measure(
             [up * ms for ms in one[direction]],
             [up * ms for ms in many[direction]],
             up * sizes.flops,
+            peak,
             errors[direction],
             up > 1,
         )
@@ -272,7 +280,7 @@ def _errors(layer: Layer, runner: Rung | Peer, exact: dict[str, Array]) -> dict[
     return errors
 
 
-def table(measurements: list[Measurement], threads: int, peak: float) -> str:
+def table(measurements: list[Measurement], threads: int) -> str:
     """Rows of layers and rungs, a group of columns for each direction."""
     group = "      ms  GF/s  peak    error" + ("    x" if threads > 1 else "")
     titles = "".join(f" | {direction.center(len(group))}" for direction in DIRECTIONS)
@@ -286,21 +294,22 @@ def table(measurements: list[Measurement], threads: int, peak: float) -> str:
         if layer != before:
             lines.append("-" * len(head))
         name = "" if layer == before else str(layer)
-        cells = "".join(_cells(m, threads, peak) for m in row)
+        cells = "".join(_cells(m, threads) for m in row)
         lines.append(f"{name:18s} {row[0].name:{width}s}{cells}")
         before = layer
     lines.append(
-        "ms, GF/s, peak: one core, fastest run; error: of the largest value, against float64"
+        "ms, GF/s: one core, fastest run; peak: share of its multiply-adds' speed, measured beside it; "
+        "error: of the largest value, against float64"
     )
     if threads > 1:
         lines.append(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
     return "\n".join(lines)
 
 
-def _cells(m: Measurement, threads: int, peak: float) -> str:
+def _cells(m: Measurement, threads: int) -> str:
     fastest = min(m.one)
     ms = f"{'~' if m.scaled_up else ''}{fastest:.{1 if fastest < 1e4 else 0}f}"
-    cells = f" | {ms:>8s} {m.gflops:5.0f} {m.gflops / peak:5.0%} {m.error:8.1e}"
+    cells = f" | {ms:>8s} {m.gflops:5.0f} {m.gflops / m.peak:5.0%} {m.error:8.1e}"
     return cells + (f" {fastest / min(m.many):4.1f}" if threads > 1 else "")
 
 
@@ -316,6 +325,7 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
             "min_ms": min(ms),
             "max_ms": max(ms),
             "peak_gb": None,
+            "peak_gflops": m.peak,
         }
         for m in measurements
         for count, ms in {1: m.one, threads: m.many}.items()
