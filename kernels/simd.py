@@ -101,7 +101,8 @@ def _stream(
     store.set_metadata("nontemporal", hint)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
+    """LLVM value of a scalar in all lanes, for those who write intrinsics."""
     undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_LANE_INDEX, [0] * LANES))
@@ -221,7 +222,7 @@ def broadcast(typing_context: Any, scalar: Any) -> Any:
     """The same float32 in all 16 lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return splat(builder, args[0])
 
     return f32x16(types.float32), codegen
 
@@ -556,7 +557,7 @@ def tile_rank1(
             for w in range(W):
                 at = builder.add(row, _times(builder, src_step, w))
                 pointer = _float_pointer(context, builder, signature.args[1], src, at)
-                scalar = _splat(builder, builder.load(pointer))
+                scalar = splat(builder, builder.load(pointer))
                 for c in range(C):
                     index = (h * W + w) * C + c
                     total = fused_multiply_add(

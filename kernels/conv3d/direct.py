@@ -321,39 +321,34 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
                     next_d, next_h = stop // OH * SD + KD - 1, stop % OH * SH
                     next_x = address(panel, ((icb * PD + next_d) * PH + next_h) * row)
                     next_y = address(diff_dst, stop * OW * OC)
-                    left = voxels * OC // LANES
-                    for tap in range(KD * KH):
+                    lines = voxels * OC // LANES
+                    for part in range(KD * KH * (width // inputs)):
+                        tap, ic = part // (width // inputs), part % (width // inputs) * inputs
                         kd, kh = tap // KH, tap % KH
-                        for ic in range(0, width, inputs):
-                            at = ((task * KD * KH + tap) * KW * width + ic) * lanes
-                            sums = tile_load(
-                                partial, at, width * lanes, lanes, LANES, KW, inputs, cols
-                            )
-                            apart = LINE if left > 0 else 0
-                            y, r = 0, start
-                            while r < stop:
-                                # Rows of one plane are one loop, or its end would be met every few voxels.
-                                d, h = r // OH, r % OH
-                                run = min(OH - h, stop - r) * OW
-                                x = ((icb * PD + d * SD + kd) * PH + h * SH + kh) * row + ic
-                                ow = 0
-                                for i in range(run):
-                                    prefetch(next_x + i * apart)
-                                    prefetch(next_y + i * apart)
-                                    sums = tile_rank1(
-                                        sums, panel, x, width, 1, own, y, KW, inputs, cols
-                                    )
-                                    ow += 1
-                                    x += step if ow < OW else step + SH * row - OW * step
-                                    ow = ow if ow < OW else 0
-                                    y += lanes
-                                next_x += run * apart
-                                next_y += run * apart
-                                left -= run
-                                r += run // OW
-                            tile_store(
-                                sums, partial, at, width * lanes, lanes, LANES, KW, inputs, cols
-                            )
+                        at = ((task * KD * KH + tap) * KW * width + ic) * lanes
+                        sums = tile_load(partial, at, width * lanes, lanes, LANES, KW, inputs, cols)
+                        # Each part fetches as many lines as it meets voxels, until all are there.
+                        apart = LINE if part * voxels < lines else 0
+                        near = part * voxels * apart
+                        first = 0
+                        while first < voxels:
+                            # Rows of one plane are one loop, or its end would be met every few voxels.
+                            r = start + first // OW
+                            d, h = r // OH, r % OH
+                            x = ((icb * PD + d * SD + kd) * PH + h * SH + kh) * row + ic
+                            last, ow = min(first + (OH - h) * OW, voxels), 0
+                            for voxel in range(first, last):
+                                prefetch(next_x + near + voxel * apart)
+                                prefetch(next_y + near + voxel * apart)
+                                y = voxel * lanes
+                                sums = tile_rank1(
+                                    sums, panel, x, width, 1, own, y, KW, inputs, cols
+                                )
+                                ow += 1
+                                x += step if ow < OW else step + SH * row - OW * step
+                                ow = ow if ow < OW else 0
+                            first = last
+                        tile_store(sums, partial, at, width * lanes, lanes, LANES, KW, inputs, cols)
 
     return accumulate
 

@@ -7,7 +7,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.compiler import kernel
-from kernels.simd import LANES, VECTOR, f32x16, fma, fused_multiply_add, where_positive
+from kernels.simd import LANES, VECTOR, f32x16, fma, fused_multiply_add, splat, where_positive
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
@@ -141,9 +141,7 @@ def tile_multiply(
         at = offset
         for r in range(signature.args[0].count):
             pointer = _pointer(context, builder, signature.args[1], src, at, ir.FloatType())
-            undefined = ir.Constant(VECTOR, ir.Undefined)
-            one = builder.insert_element(undefined, builder.load(pointer), ir.IntType(32)(0))
-            scalar = _shuffle(builder, one, undefined, [0] * LANES)
+            scalar = splat(builder, builder.load(pointer))
             total = fused_multiply_add(builder, scalar, vector, builder.extract_value(tile, r))
             tile = builder.insert_value(tile, total, r)
             at = builder.add(at, step)
@@ -165,8 +163,3 @@ def tile_spread(typing_context: Any, tile: Any, array: Any, offset: Any, step: A
         return context.get_dummy_value()
 
     return types.void(tile, array, types.intp, types.intp), codegen
-
-
-def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), lanes)
-    return builder.shuffle_vector(a, b, mask)

@@ -26,7 +26,7 @@ from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_
 from kernels.conv3d.cook_toom import INPUT, sizes
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd.cutting import gemm_tile, multiplied_at_once, slab_planes
-from kernels.conv3d.winograd.planes import pack_planes
+from kernels.conv3d.winograd.planes import Planes, pack_planes
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
 from kernels.layout import Floats
 from kernels.machine import threads
@@ -48,7 +48,7 @@ def convolve(
     T, widest = multiplied_at_once(cut, tile, ICB, OCB), max(ICB, OCB)
     rows, _ = gemm_tile(T, OCB)
     # Results take the source's place.
-    planes, apart = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, widest)
+    planes = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, widest)
     workers = threads()
     size = (sizes(INPUT, tile[2])[1] + 1) * slot_size(widest, T) + 3 * LANES
     scratch = scratchpad("winograd", workers, size)
@@ -58,8 +58,6 @@ def convolve(
             share_planes,
             worker,
             planes,
-            apart,
-            ICB,
             weights.reshape(-1),
             epilogue,
             cut,
@@ -70,9 +68,7 @@ def convolve(
 @parallel_kernel
 def share_planes(
     address: int,
-    planes: Floats,
-    apart: int,
-    ICB: int,
+    planes: Planes,
     weights: Floats,
     epilogue: Epilogue,
     cut: Cut,
@@ -81,7 +77,7 @@ def share_planes(
     """Driver of both stages' workers: each its share, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
         worker, _ = split_index(index, 1)
-        call_worker(address, worker, planes, apart, ICB, weights, epilogue, cut, scratch)
+        call_worker(address, worker, planes, weights, epilogue, cut, scratch)
 
 
 @functools.cache
@@ -92,14 +88,13 @@ def _make_products(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
     @worker_kernel
     def convolve_planes(
         worker: int,
-        planes: Floats,
-        apart: int,
-        ICB: int,
+        planes: Planes,
         weights: Floats,
         epilogue: Epilogue,
         cut: Cut,
         scratch: Floats,
     ) -> None:
+        data, apart, ICB = planes
         OCB, tiles = epilogue.blocks, -(-cut.OW // mw)
         lines = count_bricks(cut) * (cut.planes // md) * (cut.lines // mh)
         T, extent = lines * tiles, (1, lines, tiles * mw + halo)
@@ -108,17 +103,17 @@ def _make_products(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         each = OCB * ICB * LANES * LANES
         for plane in range(worker, count, scratch.shape[0]):
             at = plane * apart
-            transform_in(planes, at, extent, ICB, own, V, slot, T, 1, INPUT, mw)
+            transform_in(data, at, extent, ICB, own, V, slot, T, 1, INPUT, mw)
             following = at + min(scratch.shape[0], count - 1 - plane) * apart
             for point in range(PW):
                 w = (plane * PW + point) * each
                 # The next point's weights, and a part of the next plane.
                 near, source = address(weights, w + each), following + point * apart // PW
-                soon = (near, address(planes, source), each // LANES)
+                soon = (near, address(data, source), each // LANES)
                 v, m = V + point * slot, M + point * slot
                 multiply(own, v, m, ICB, T, 0, OCB, weights, w, soon, rows, cols)
             for ocb in range(OCB):
-                transform_out(own, M, slot, planes, at, lines, tiles, ocb, mw)
+                transform_out(own, M, slot, data, at, lines, tiles, ocb, mw)
 
     return convolve_planes
 
@@ -128,9 +123,7 @@ def _make_finish(md: int, mh: int, mw: int) -> Callable[..., None]:
     @worker_kernel
     def finish_share(
         worker: int,
-        planes: Floats,
-        apart: int,
-        ICB: int,
+        planes: Planes,
         weights: Floats,
         epilogue: Epilogue,
         cut: Cut,
@@ -143,7 +136,9 @@ def _make_finish(md: int, mh: int, mw: int) -> Callable[..., None]:
         for unit in range(worker, epilogue.blocks * bricks, scratch.shape[0]):
             ocb, brick = unit // bricks, unit % bricks
             at = unit * extent[0] * extent[1] * wide * LANES
-            finish_block(epilogue, cut, brick, ocb, planes, at, apart, extent, row_sums, md, mh)
+            finish_block(
+                epilogue, cut, brick, ocb, planes.data, at, planes.apart, extent, row_sums, md, mh
+            )
         fence()
 
     return finish_share

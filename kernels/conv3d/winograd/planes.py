@@ -9,6 +9,7 @@ Each of the some 36 planes holds all windows of the tensor, brick after brick. W
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from kernels.compiler import (
     call_worker,
@@ -29,6 +30,14 @@ from kernels.memory import scratchpad
 from kernels.simd import LANES
 
 
+class Planes(NamedTuple):
+    """Planes of points of ``blocks`` channel blocks, ``apart`` floats from one to the next."""
+
+    data: Floats
+    apart: int
+    blocks: int
+
+
 def pack_planes(
     purpose: str,
     prologue: Prologue,
@@ -37,8 +46,8 @@ def pack_planes(
     cut: Cut,
     tile: Triple,
     kind: int,
-    blocks: int,
-) -> tuple[Floats, int]:
+    room: int,
+) -> Planes:
     """Pack and transform all channel blocks of a prologue.
 
     Parameters
@@ -52,21 +61,15 @@ def pack_planes(
     tile : (md, mh, mw)
     kind : int
         The transform, one of `cook_toom`'s.
-    blocks : int
+    room : int
         Channel blocks that each plane has room for.
-
-    Returns
-    -------
-    planes : ndarray, flat float32
-        Behind the last plane is a buffer for each worker.
-    apart : int
-        Floats from one plane to the next.
     """
     extent = slab_extent(cut, tile, kind)
-    apart, workers = slot_size(blocks * cut.bricks, math.prod(extent)), threads()
+    apart, workers = slot_size(room * cut.bricks, math.prod(extent)), threads()
     planes = slab_planes(tile) * apart
-    room = planes + workers * buffer_size(cut.lines // tile[1], tile[0], tile[1], kind)
-    slab = scratchpad(purpose, room)
+    # Behind the last plane is a buffer for each worker.
+    buffers = workers * buffer_size(cut.lines // tile[1], tile[0], tile[1], kind)
+    slab = scratchpad(purpose, planes + buffers)
     run_workers(
         pack_tensor,
         _make_pack(tile[0], tile[1], kind),
@@ -80,7 +83,7 @@ def pack_planes(
         planes,
         workers,
     )
-    return slab, apart
+    return Planes(slab, apart, prologue.blocks)
 
 
 @parallel_kernel

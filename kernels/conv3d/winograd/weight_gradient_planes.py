@@ -32,7 +32,7 @@ from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import transform_axis
 from kernels.conv3d.winograd.cutting import slab_planes, tile_count
-from kernels.conv3d.winograd.planes import pack_planes
+from kernels.conv3d.winograd.planes import Planes, pack_planes
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import point_of_sums, register_tile, transform_back
 from kernels.layout import Floats
@@ -55,10 +55,8 @@ def backward_weights(
     ICB, OCB = prologue.blocks, gradient.blocks
     inputs, cols = register_tile(OCB)
     size, none = (cut.OD, cut.OH, cut.OW), (0, 0, 0)
-    source, apart = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, ICB)
-    result, result_apart = pack_planes(
-        "gradient planes", gradient, size, none, cut, tile, DIFF_DST, OCB
-    )
+    source = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, ICB)
+    result = pack_planes("gradient planes", gradient, size, none, cut, tile, DIFF_DST, OCB)
     workers, KW = threads(), sizes(DIFF_WEIGHTS, tile[2])[1]
     parts, block = ICB * (OCB // cols), KW * LANES * cols * LANES
     sums = scratchpad("winograd sums", 1, slab_planes(tile) * parts * block)
@@ -67,11 +65,7 @@ def backward_weights(
         sum_planes,
         _make_sums(*tile, inputs, cols),
         source,
-        apart,
-        ICB,
         result,
-        result_apart,
-        OCB,
         cut,
         sums.reshape(-1),
         diff_bias,
@@ -91,12 +85,8 @@ def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
 @parallel_kernel
 def sum_planes(
     address: int,
-    source: Floats,
-    apart: int,
-    ICB: int,
-    result: Floats,
-    result_apart: int,
-    OCB: int,
+    source: Planes,
+    result: Planes,
     cut: Cut,
     sums: Floats,
     diff_bias: Doubles,
@@ -105,20 +95,7 @@ def sum_planes(
     """Driver of the sums' workers: each its planes, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
         worker, _ = split_index(index, 1)
-        call_worker(
-            address,
-            worker,
-            source,
-            apart,
-            ICB,
-            result,
-            result_apart,
-            OCB,
-            cut,
-            sums,
-            diff_bias,
-            scratch,
-        )
+        call_worker(address, worker, source, result, cut, sums, diff_bias, scratch)
 
 
 @functools.cache
@@ -131,17 +108,14 @@ def _make_sums(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..
     @worker_kernel
     def sum_share(
         worker: int,
-        source: Floats,
-        apart: int,
-        ICB: int,
-        result: Floats,
-        result_apart: int,
-        OCB: int,
+        source: Planes,
+        result: Planes,
         cut: Cut,
         sums: Floats,
         diff_bias: Doubles,
         scratch: Floats,
     ) -> None:
+        ICB, OCB = source.blocks, result.blocks
         groups, bricks = OCB // cols, count_bricks(cut)
         tiles, rows = -(-cut.OW // mw), cut.planes // md * (cut.lines // mh)
         inner, extent = (bricks, rows, tiles * mw), (bricks, rows, tiles * mw + halo)
@@ -152,15 +126,16 @@ def _make_sums(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..
         V, E = 0, PW * slot_v
         P = E + PW * slot_e
         for plane in range(worker, planes, scratch.shape[0]):
-            x, g = plane * apart, plane * result_apart
-            transform_in(source, x, extent, ICB, own, V, slot_v, T, 1, INPUT, mw)
-            transform_in(result, g, inner, OCB, own, E, slot_e, T, cols, DIFF_DST, mw)
+            x, g = plane * source.apart, plane * result.apart
+            transform_in(source.data, x, extent, ICB, own, V, slot_v, T, 1, INPUT, mw)
+            transform_in(result.data, g, inner, OCB, own, E, slot_e, T, cols, DIFF_DST, mw)
             if plane == plane_of_sums:
                 diff_bias[0] = 0.0
                 add_voxels(own, E + one * slot_e, T, T, cols, diff_bias[0], own[S:])
             following = min(plane + scratch.shape[0], planes - 1)
-            x, g = address(source, following * apart), address(result, following * result_apart)
-            soon = (x, g, max(apart, result_apart) // LANES)
+            next_x = address(source.data, following * source.apart)
+            next_g = address(result.data, following * result.apart)
+            soon = (next_x, next_g, max(source.apart, result.apart) // LANES)
             for i in range(groups * ICB * PW):
                 group, icb, point = i // (ICB * PW), i // PW % ICB, i % PW
                 v = V + point * slot_v + icb * T * LANES
