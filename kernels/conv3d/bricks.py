@@ -196,6 +196,7 @@ def pack_channel_block(
     to: int,
     apart: int,
     buffer: int,
+    sums: int,
     start: Triple,
     extent: Triple,
     kind: int,
@@ -208,7 +209,7 @@ def pack_channel_block(
 
 @overload(pack_channel_block, prefer_literal=True)
 def _pack_channel_block(  # type: ignore[no-untyped-def]
-    prologue, block, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+    prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
 ):
     constants = literals(kind, md, mh)
     if constants is None:
@@ -216,7 +217,7 @@ def _pack_channel_block(  # type: ignore[no-untyped-def]
     K, MD, MH = constants
 
     def implementation(  # type: ignore[no-untyped-def]
-        prologue, block, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+        prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
         voxels = size[0] * size[1] * size[2] * LANES
         if block < prologue.blocks_a:
@@ -238,6 +239,7 @@ def _pack_channel_block(  # type: ignore[no-untyped-def]
             to,
             apart,
             buffer,
+            sums,
             start,
             extent,
             K,
@@ -256,6 +258,7 @@ def pack_brick(
     to: int,
     apart: int,
     buffer: int,
+    sums: int,
     start: Triple,
     extent: Triple,
     kind: int,
@@ -268,7 +271,7 @@ def pack_brick(
 
 @overload(pack_brick, prefer_literal=True)
 def _pack_brick(  # type: ignore[no-untyped-def]
-    prologue, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+    prologue, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
 ):
     constants = literals(kind, md, mh)
     if constants is None:
@@ -276,7 +279,7 @@ def _pack_brick(  # type: ignore[no-untyped-def]
     K, MD, MH = constants
 
     def implementation(  # type: ignore[no-untyped-def]
-        prologue, n, size, slab, to, apart, buffer, start, extent, kind, md, mh
+        prologue, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
         if prologue.width < LANES:
             voxels = size[0] * size[1] * size[2] * prologue.width
@@ -284,8 +287,22 @@ def _pack_brick(  # type: ignore[no-untyped-def]
             return
         for block in range(prologue.blocks):
             at = to + block * extent[0] * extent[1] * extent[2] * LANES
+            own_sums = sums + block * LANES
             pack_channel_block(
-                prologue, block, n, size, slab, at, apart, buffer, start, extent, K, MD, MH
+                prologue,
+                block,
+                n,
+                size,
+                slab,
+                at,
+                apart,
+                buffer,
+                own_sums,
+                start,
+                extent,
+                K,
+                MD,
+                MH,
             )
 
     return implementation

@@ -10,8 +10,12 @@ point by point, and the product is interpolated. In matrices,
     B^T[j]    = coefficients of prod over l != j of (x - a_l)
 
 with the last point at infinity: the last column of A^T, the last row of G pick the leading coefficient,
-and the last row of B^T is the product over all finite points. Small points keep rounding errors small.
-All arithmetic here is exact, in fractions. In 3-D each axis is transformed in turn.
+and the last row of B^T is the product over all finite points. All arithmetic here is exact, in fractions.
+In 3-D each axis is transformed in turn.
+
+Which points are taken decides the rounding errors. Points a, -a share their sums; near to each other they
+are hard to tell apart, and high powers of large and small ones are far apart. Pairs a, 1/a are a good middle
+(Barabasz et al.): 2/3 and 3/2 make the error of F(4, 4, 4) an eighth of that of the usual 1 and 2.
 
 The gradient of the weights is the same form read in another direction: from y = A^T ((G g) * (B^T d)),
 
@@ -19,7 +23,8 @@ The gradient of the weights is the same form read in another direction: from y =
 
 Source: Winograd, "Arithmetic complexity of computations" (1980), section V; Lavin and Gray, "Fast
 algorithms for convolutional neural networks" (2016), section 4; Blahut, "Fast algorithms for signal
-processing" (2010), chapter 5.
+processing" (2010), chapter 5; Barabasz, Anderson, Soodhalter and Gregg, "Error analysis and improving the
+accuracy of Winograd convolution for deep neural networks" (2020).
 """
 
 import functools
@@ -27,8 +32,11 @@ from fractions import Fraction
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-#: Finite points, in the order in which F(m, r) takes them.
-POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(2), Fraction(-2))
+#: Finite points of F(m, 3): 0 and pairs a, -a.
+POINTS = {
+    m: (Fraction(0), *(sign * Fraction(a) for a in pairs for sign in (1, -1)))
+    for m, pairs in {2: ("1",), 4: ("2/3", "3/2"), 6: ("1", "3/5", "5/3")}.items()
+}
 
 #: What a transform does; the number of each is part of a compiled kernel's identity.
 INPUT, OUTPUT, WEIGHTS, DIFF_DST, DIFF_WEIGHTS = range(5)
@@ -42,7 +50,7 @@ def matrix(kind: int, m: int) -> Matrix:
     ----------
     kind : {INPUT, OUTPUT, WEIGHTS, DIFF_DST, DIFF_WEIGHTS}
         B^T, A^T, G, A or G^T.
-    m : {1, 2, 4}
+    m : {1, 2, 4, 6}
         Outputs at a time. 1 means that the kernel has one tap along this axis and nothing is done.
 
     Returns
@@ -51,7 +59,7 @@ def matrix(kind: int, m: int) -> Matrix:
     """
     if m == 1:
         return ((Fraction(1),),)
-    points = POINTS[: m + 1]
+    points = POINTS[m]
     n = m + 2
     output = tuple((*(a**i for a in points), Fraction(i == m - 1)) for i in range(m))
     weights = []

@@ -237,7 +237,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
             end = min(stop_unit - brick * groups, groups) * cols
             n, start, stop = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
-            pack_brick(prologue, n, src_size, own, 0, 0, 0, origin, extent, INPUT, 1, 1)
+            pack_brick(prologue, n, src_size, own, 0, 0, 0, 0, origin, extent, INPUT, 1, 1)
             rows = (stop[0] - start[0], cut.lines, cut.OW)
             for ocb in range(first, end, cols):
                 convolve_slab(
@@ -345,9 +345,9 @@ def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
                 for brick in range(chunk * bricks // chunks, (chunk + 1) * bricks // chunks):
                     n, start, stop = locate(cut, brick)
                     origin = (start[0] - before[0], start[1] - before[1], -before[2])
-                    pack_brick(prologue, n, src_size, own, 0, 0, 0, origin, extent, INPUT, 1, 1)
+                    pack_brick(prologue, n, src_size, own, 0, 0, 0, 0, origin, extent, INPUT, 1, 1)
                     size = (cut.OD, cut.OH, cut.OW)
-                    pack_brick(gradient, n, size, own, G, 0, 0, start, inner, INPUT, 1, 1)
+                    pack_brick(gradient, n, size, own, G, 0, 0, 0, start, inner, INPUT, 1, 1)
                     if part == 0:
                         voxels = inner[0] * inner[1] * inner[2]
                         add_voxels(own, G, voxels, voxels, 1, diff_bias[chunk], own[S:])

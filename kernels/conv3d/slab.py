@@ -31,7 +31,7 @@ import numpy as np
 from numba.extending import overload
 
 from kernels.compiler import kernel
-from kernels.conv3d.cook_toom import sizes
+from kernels.conv3d.cook_toom import DIFF_DST, sizes
 from kernels.conv3d.transform import transform_axis
 from kernels.layout import Floats
 from kernels.simd import (
@@ -44,6 +44,7 @@ from kernels.simd import (
     tile_load,
     tile_mask,
     tile_store,
+    tile_sum,
 )
 
 Brick = tuple[int, int, int]
@@ -55,7 +56,7 @@ _STRIP = 8
 def buffer_size(high: int, md: int, mh: int, kind: int) -> int:
     """Floats of the buffer that `pack_block` needs for ``high`` windows along h."""
     (_, PD), (IH, _) = sizes(kind, md), sizes(kind, mh)
-    return 0 if mh == 1 else (high * mh + IH - mh) * PD * _STRIP * LANES
+    return 0 if mh == 1 else (high * mh + IH - mh) * (PD * _STRIP | 1) * LANES
 
 
 def pack_block(
@@ -70,6 +71,7 @@ def pack_block(
     to: int,
     apart: int,
     buffer: int,
+    sums: int,
     start: Brick,
     extent: Brick,
     kind: int,
@@ -96,6 +98,8 @@ def pack_block(
         Offset of the block's rows in the first plane of points, and from a plane to the next.
     buffer : int
         Offset of `buffer_size` floats of scratch.
+    sums : int
+        Offset of 16 floats that are filled with the sums of the block's voxels, if it is a gradient's.
     start : (d, h, w)
         Volume voxel that the slab's first voxel is; negative in the halo.
     extent : (deep, high, wide)
@@ -110,7 +114,23 @@ def pack_block(
 
 @overload(pack_block, prefer_literal=True)
 def _pack_block(  # type: ignore[no-untyped-def]
-    u, v, first, size, coefficients, at, slope, slab, to, apart, buffer, start, extent, kind, md, mh
+    u,
+    v,
+    first,
+    size,
+    coefficients,
+    at,
+    slope,
+    slab,
+    to,
+    apart,
+    buffer,
+    sums,
+    start,
+    extent,
+    kind,
+    md,
+    mh,
 ):
     constants = literals(kind, md, mh)
     if constants is None:
@@ -131,6 +151,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
         to,
         apart,
         buffer,
+        sums,
         start,
         extent,
         kind,
@@ -138,11 +159,28 @@ def _pack_block(  # type: ignore[no-untyped-def]
         mh,
     ):
         deep, high, wide = extent
+        if K == DIFF_DST:
+            fill_zero(slab, sums, 1)
         for row in range(deep * high):
             corner = (start[0] + row // high * MD, start[1] + row % high, start[2])
             y = to + row * wide * LANES
             pack_columns(
-                u, v, first, size, coefficients, at, slope, corner, 0, wide, slab, y, apart, K, MD
+                u,
+                v,
+                first,
+                size,
+                coefficients,
+                at,
+                slope,
+                corner,
+                0,
+                wide,
+                slab,
+                y,
+                apart,
+                sums,
+                K,
+                MD,
             )
 
     def transformed(  # type: ignore[no-untyped-def]
@@ -157,6 +195,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
         to,
         apart,
         buffer,
+        sums,
         start,
         extent,
         kind,
@@ -164,7 +203,9 @@ def _pack_block(  # type: ignore[no-untyped-def]
         mh,
     ):
         deep, high, wide = extent
-        point, line = strip * LANES, PD * strip * LANES  # of the buffer
+        point, line = strip * LANES, (PD * strip | 1) * LANES  # of the buffer
+        if K == DIFF_DST:
+            fill_zero(slab, sums, 1)
         for group in range(deep):
             for left in range(0, wide, strip):
                 right = min(left + strip, wide)
@@ -185,6 +226,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
                         slab,
                         y,
                         point,
+                        sums,
                         K,
                         MD,
                     )
@@ -214,20 +256,22 @@ def pack_columns(
     dst: Any,
     to: int,
     apart: int,
+    sums: int,
     kind: int,
     md: int,
 ) -> None:
     """Normalise and transform along d some columns of a window of planes; for compiled kernels only.
 
     Columns are voxels ``left`` to ``right`` of the row whose first, in the window's first plane, is
-    ``corner``. They go to ``dst[to:]``, and their points ``apart``. The rest is as of `pack_block`.
+    ``corner``. They go to ``dst[to:]``, and their points ``apart``; a gradient's are added to ``dst[sums:]``.
+    The rest is as of `pack_block`.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(pack_columns, prefer_literal=True)
 def _pack_columns(  # type: ignore[no-untyped-def]
-    u, v, first, size, coefficients, at, slope, corner, left, right, dst, to, apart, kind, md
+    u, v, first, size, coefficients, at, slope, corner, left, right, dst, to, apart, sums, kind, md
 ):
     constants = literals(kind, md)
     if constants is None:
@@ -236,7 +280,22 @@ def _pack_columns(  # type: ignore[no-untyped-def]
     planes, points = sizes(K, MD)
 
     def implementation(  # type: ignore[no-untyped-def]
-        u, v, first, size, coefficients, at, slope, corner, left, right, dst, to, apart, kind, md
+        u,
+        v,
+        first,
+        size,
+        coefficients,
+        at,
+        slope,
+        corner,
+        left,
+        right,
+        dst,
+        to,
+        apart,
+        sums,
+        kind,
+        md,
     ):
         D, H, W = size
         d, h, w0 = corner
@@ -252,25 +311,29 @@ def _pack_columns(  # type: ignore[no-untyped-def]
             fill_zero(dst, to + point * apart + left * LANES, begin - left)
             fill_zero(dst, to + point * apart + end * LANES, right - end)
         src = first + ((d * H + h) * W + w0) * LANES
-        if 0 <= d and d + planes <= D:
-            for w in range(begin, end):
-                x, y = src + w * LANES, to + w * LANES
-                tile = load_deferred(u, v, two, x, plane, scale, also, shift, slopes, planes)
-                tile_store(transform_axis(tile, K, MD, 1, 1), dst, y, apart, 0, 0, points, 1, 1)
-            return
-        # A window that sticks out of the volume: normalise to where its points go, then transform.
-        for k in range(planes):
-            for w in range(begin, end):
-                x, y = src + k * plane + w * LANES, to + k * apart + w * LANES
-                if 0 <= d + k < D:
-                    one = load_deferred(u, v, two, x, plane, scale, also, shift, slopes, 1)
-                    tile_store(one, dst, y, 0, 0, 0, 1, 1, 1)
-                else:
-                    fill_zero(dst, y, 1)
+        inside = 0 <= d and d + planes <= D
+        if not inside:
+            # A window that sticks out of the volume: its voxels are normalised to where its points go.
+            for k in range(planes):
+                for w in range(begin, end):
+                    x, y = src + k * plane + w * LANES, to + k * apart + w * LANES
+                    if 0 <= d + k < D:
+                        one = load_deferred(u, v, two, x, plane, scale, also, shift, slopes, 1)
+                        tile_store(one, dst, y, 0, 0, 0, 1, 1, 1)
+                    else:
+                        fill_zero(dst, y, 1)
+        total = broadcast(np.float32(0.0))
         for w in range(begin, end):
-            y = to + w * LANES
-            tile = tile_load(dst, y, apart, 0, 0, planes, 1, 1)
+            x, y = src + w * LANES, to + w * LANES
+            if inside:
+                tile = load_deferred(u, v, two, x, plane, scale, also, shift, slopes, planes)
+            else:
+                tile = tile_load(dst, y, apart, 0, 0, planes, 1, 1)
             tile_store(transform_axis(tile, K, MD, 1, 1), dst, y, apart, 0, 0, points, 1, 1)
+            if K == DIFF_DST:
+                total = total + tile_sum(tile)
+        if K == DIFF_DST:
+            store(dst, sums, load(dst, sums) + total)
 
     return implementation
 

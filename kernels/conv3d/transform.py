@@ -4,8 +4,10 @@ A transform multiplies small constant matrices from all sides: zeros cost nothin
 addition, any other one fused multiply-add. The points come in pairs a, -a, whose rows differ only in
 the signs of the odd powers, so each pair shares its sums::
 
-    row(a)  = even + odd            (or, where pairs are columns, x_a + x_-a serves all even rows
-    row(-a) = even - odd             and x_a - x_-a all odd ones)
+    row(a)  = even + c odd          (or, where pairs are columns, x_a + x_-a serves all even rows
+    row(-a) = even - c odd           and x_a - x_-a all odd ones)
+
+with c such that ``odd`` has a factor of 1.
 
 In 3-D a plane is transformed along w and h in registers, and the planes then along d::
 
@@ -74,9 +76,10 @@ def _apply(builder: Any, rows: Matrix, vectors: list[Any]) -> list[Any]:
         if j is None:
             results[i] = _linear(builder, row, vectors)
             continue
+        c = next(c for c in reversed(row[1::2]) if c != 0)
         even = _linear(builder, row[0::2], vectors[0::2])
-        odd = _linear(builder, row[1::2], vectors[1::2])
-        results[i], results[j] = builder.fadd(even, odd), builder.fsub(even, odd)
+        odd = _linear(builder, [entry / c for entry in row[1::2]], vectors[1::2])
+        results[i], results[j] = (_linear(builder, (1, s * c), (even, odd)) for s in (1, -1))
     return results
 
 

@@ -117,10 +117,10 @@ def test_error_against_float64(rung: ModuleType):
 # is four times what standard normal data show, and 5e-5 is the most that "fast" may take.
 WINOGRAD_ERRORS = {
     (2, 2, 2): 2e-6,
-    (2, 4, 4): 2e-5,
-    (4, 4, 4): 5e-5,
+    (2, 4, 4): 6e-6,
+    (4, 4, 4): 1.2e-5,
     (1, 2, 2): 2e-6,
-    (1, 4, 4): 2e-5,
+    (1, 4, 4): 6e-6,
 }
 
 
@@ -151,6 +151,28 @@ def test_winograd_against_float64(tile, data, seed):
         assert got.shape == wanted.shape, name
         error = np.abs(got - wanted).max() / np.abs(wanted).max()
         assert error < WINOGRAD_ERRORS[tile], name
+
+
+@pytest.mark.parametrize("tile", winograd.TILES, ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_winograd_of_many_channels(tile, seed):
+    """Errors grow with the channels that are summed: with those of the net's bottom, they stay in bounds."""
+    IC, OC, kernel = 256, 32, tuple(3 if m > 1 else 1 for m in tile)
+    generator = np.random.default_rng(seed)
+    src = np.maximum(generator.standard_normal((1, 6, 7, 9, IC)), 0.0)
+    weights = generator.standard_normal((OC, IC, *kernel)) / np.sqrt(IC)
+    diff_dst = generator.standard_normal((1, 6, 7, 9, OC))
+    arrays = [src, weights, None, diff_dst]
+    exact = all_directions(im2col, *arrays, 1, "same")
+    src, weights, diff_dst = (array.astype(np.float32) for array in (src, weights, diff_dst))
+    single = (
+        winograd.forward(src, weights, None, 1, "same", tile),
+        winograd.backward_data(diff_dst, weights, src.shape, 1, "same", tile),
+        *winograd.backward_weights(src, diff_dst, kernel, 1, "same", tile),
+    )
+    for name, got, wanted in zip(NAMES, single, exact, strict=True):
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        assert error < 4 * WINOGRAD_ERRORS[tile], name
 
 
 @pytest.mark.parametrize("form", ["brick after brick", "plane after plane"])

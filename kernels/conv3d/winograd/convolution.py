@@ -200,7 +200,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             end = min(stop_unit - brick * groups, groups) * cols
             n, start, _ = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
-            pack_brick(prologue, n, src_size, own, 0, apart, M, origin, extent, INPUT, md, mh)
+            pack_brick(prologue, n, src_size, own, 0, apart, M, 0, origin, extent, INPUT, md, mh)
             following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
             x = Region(n, (cut.OD, cut.OH, cut.OW), start, cut.planes, cut.lines)
             for plane in range(planes):

@@ -94,7 +94,7 @@ def _make_products(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         cut: Cut,
         scratch: Floats,
     ) -> None:
-        data, apart, ICB = planes
+        data, apart, ICB, _ = planes
         OCB, tiles = epilogue.blocks, -(-cut.OW // mw)
         lines = count_bricks(cut) * (cut.planes // md) * (cut.lines // mh)
         T, extent = lines * tiles, (1, lines, tiles * mw + halo)

@@ -31,11 +31,15 @@ from kernels.simd import LANES
 
 
 class Planes(NamedTuple):
-    """Planes of points of ``blocks`` channel blocks, ``apart`` floats from one to the next."""
+    """Planes of points of ``blocks`` channel blocks, ``apart`` floats from one to the next.
+
+    A gradient's ``sums`` are 16 floats for each brick of each block, at this offset.
+    """
 
     data: Floats
     apart: int
     blocks: int
+    sums: int
 
 
 def pack_planes(
@@ -67,9 +71,10 @@ def pack_planes(
     extent = slab_extent(cut, tile, kind)
     apart, workers = slot_size(room * cut.bricks, math.prod(extent)), threads()
     planes = slab_planes(tile) * apart
-    # Behind the last plane is a buffer for each worker.
+    # Behind the last plane are the sums, and a buffer for each worker.
+    sums = prologue.blocks * cut.bricks * LANES
     buffers = workers * buffer_size(cut.lines // tile[1], tile[0], tile[1], kind)
-    slab = scratchpad(purpose, planes + buffers)
+    slab = scratchpad(purpose, planes + sums + buffers)
     run_workers(
         pack_tensor,
         _make_pack(tile[0], tile[1], kind),
@@ -83,7 +88,7 @@ def pack_planes(
         planes,
         workers,
     )
-    return Planes(slab, apart, prologue.blocks)
+    return Planes(slab, apart, prologue.blocks, planes)
 
 
 @parallel_kernel
@@ -96,15 +101,13 @@ def pack_tensor(
     wide: int,
     slab: Floats,
     apart: int,
-    buffers: int,
+    sums: int,
     workers: int,
 ) -> None:
     """Driver of `pack_planes`: each worker its blocks of bricks."""
     for index in prange(workers):
         worker, _ = split_index(index, 1)
-        call_worker(
-            address, worker, prologue, size, before, cut, wide, slab, apart, buffers, workers
-        )
+        call_worker(address, worker, prologue, size, before, cut, wide, slab, apart, sums, workers)
 
 
 @functools.cache
@@ -119,19 +122,34 @@ def _make_pack(md: int, mh: int, kind: int) -> Callable[..., None]:
         wide: int,
         slab: Floats,
         apart: int,
-        buffers: int,
+        sums: int,
         workers: int,
     ) -> None:
         bricks, extent = count_bricks(cut), (cut.planes // md, cut.lines // mh, wide)
         voxels = extent[0] * extent[1] * wide
+        units = prologue.blocks * bricks
+        buffers = sums + units * LANES
         buffer = buffers + worker * ((slab.size - buffers) // workers)
-        for unit in range(worker, prologue.blocks * bricks, workers):
+        for unit in range(worker, units, workers):
             block, brick = unit // bricks, unit % bricks
             n, first, _ = locate(cut, brick)
             start = (first[0] - before[0], first[1] - before[1], -before[2])
-            at = unit * voxels * LANES
+            at, own_sums = unit * voxels * LANES, sums + unit * LANES
             pack_channel_block(
-                prologue, block, n, size, slab, at, apart, buffer, start, extent, kind, md, mh
+                prologue,
+                block,
+                n,
+                size,
+                slab,
+                at,
+                apart,
+                buffer,
+                own_sums,
+                start,
+                extent,
+                kind,
+                md,
+                mh,
             )
 
     return pack_blocks

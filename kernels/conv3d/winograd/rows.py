@@ -44,7 +44,7 @@ from kernels.conv3d.slab import buffer_size, pack_block
 from kernels.conv3d.winograd import cutting
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.stages import slot_size
-from kernels.conv3d.winograd.sums import gather_bricks, point_of_sums, transform_back
+from kernels.conv3d.winograd.sums import gather_bricks, transform_back
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -161,13 +161,13 @@ def backward_weights(
 
 
 def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slab; results or gradients, or a strip; sums of a row."""
+    """Floats of one worker's scratchpad: slab; results or gradients, or a strip; sums."""
     deep, high = cut.planes // tile[0], cut.lines // tile[1]
     lines = cut.OW * width // LANES + 2
     inside = slab_planes(tile) * slot_size(1, deep * high * lines)
     outside = slab_planes(tile) * slot_size(OCB, deep * high * cut.OW)
     # The gradient's slab is packed beside its buffer.
-    return inside + outside + buffer_size(high, tile[0], tile[1], INPUT) + 3 * LANES
+    return inside + outside + buffer_size(high, tile[0], tile[1], INPUT) + (OCB + 3) * LANES
 
 
 def pack_lines(
@@ -211,6 +211,7 @@ def _pack_lines(prologue, src_size, before, n, start, own, extent, md, mh):  # t
             0,
             apart,
             planes * apart,
+            0,
             origin,
             extent,
             INPUT,
@@ -277,7 +278,6 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
 @functools.cache
 def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Callable[..., None]:
     planes, run = slab_planes((md, mh, 1)), KW * width
-    plane_of_sums, _ = point_of_sums(md, mh, 1)
 
     @worker_kernel
     def accumulate_chunks(
@@ -298,6 +298,7 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
         plane_size = slot_size(1, rows * extent[2])
         apart, G = slot_size(OCB, rows * OW), planes * plane_size
         size, buffer = (cut.OD, cut.OH, OW), G + planes * apart
+        S = own.size - (OCB + 1) * LANES
         bricks = count_bricks(cut)
         chunks, workers = diff_bias.shape[0], scratch.shape[0]
         for chunk in range(worker, chunks, workers):
@@ -309,10 +310,10 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
             for brick in range(begin, end):
                 n, start, _ = locate(cut, brick)
                 pack_lines(prologue, src_size, before, n, start, own, extent, md, mh)
-                pack_brick(gradient, n, size, own, G, apart, buffer, start, inner, DIFF_DST, md, mh)
-                at = G + plane_of_sums * apart
-                last = own[own.size - 3 * LANES :]
-                add_voxels(own, at, rows * OW, rows * OW, 1, diff_bias[chunk], last)
+                pack_brick(
+                    gradient, n, size, own, G, apart, buffer, S, start, inner, DIFF_DST, md, mh
+                )
+                add_voxels(own, S, 1, 1, 1, diff_bias[chunk], own[S + OCB * LANES :])
                 for i in range(planes * OCB):
                     plane, ocb = i // OCB, i % OCB
                     for ic in range(0, width, inputs):

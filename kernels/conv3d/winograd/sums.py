@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels.compiler import call_worker, parallel_kernel, prange, split_index
 from kernels.conv3d.bricks import Cut, Prologue
-from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, sizes
+from kernels.conv3d.cook_toom import DIFF_WEIGHTS, sizes
 from kernels.conv3d.epilogue import Doubles
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import scratch_vectors, transform_tile
@@ -60,12 +60,6 @@ def gather_bricks(
             diff_bias,
             scratch,
         )
-
-
-def point_of_sums(md: int, mh: int, mw: int) -> tuple[int, int]:
-    """Plane, and point in it, at which a tile of the gradient is the sum of its voxels: where all are 1."""
-    d, h, w = (int(m > 1) for m in (md, mh, mw))
-    return d * sizes(DIFF_DST, mh)[1] + h, w
 
 
 def transform_back(tile: Triple, sums: Floats, panel: Floats, parts: int, block: int) -> None:

@@ -45,7 +45,6 @@ from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import (
     brick_chunks,
     gather_bricks,
-    point_of_sums,
     register_tile,
     transform_back,
 )
@@ -130,13 +129,13 @@ def backward_weights(
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slabs; both transformed in a plane, or a strip; sums of a block."""
+    """Floats of one worker's scratchpad: slabs; both transformed in a plane, or a strip; sums of the blocks."""
     voxels = (math.prod(slab_extent(cut, tile, kind)) for kind in (INPUT, DIFF_DST))
     slabs = (slot_size(n, blocks) for n, blocks in zip(voxels, (ICB, OCB), strict=True))
     T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
     slots = PW * (slot_size(ICB, T) + slot_size(OCB, T))
     buffer = buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT)
-    return slab_planes(tile) * sum(slabs) + max(slots, buffer) + LANES
+    return slab_planes(tile) * sum(slabs) + max(slots, buffer) + (OCB + 1) * LANES
 
 
 def pack_both(
@@ -152,6 +151,8 @@ def pack_both(
     mw: int,
 ) -> Any:
     """Pack a brick of source and gradient; runs only inside a compiled kernel.
+
+    The sums of the gradient's blocks are left near the end of ``own``, before the last 16 floats.
 
     Returns
     -------
@@ -180,9 +181,10 @@ def _pack_both(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
         n, start, _ = locate(cut, brick)
         origin = (start[0] - before[0], start[1] - before[1], -before[2])
         G, buffer = planes * apart, planes * (apart + gradient_apart)
-        pack_brick(prologue, n, src_size, own, 0, apart, buffer, origin, extent, INPUT, MD, MH)
+        sums = own.size - (gradient.blocks + 1) * LANES
+        pack_brick(prologue, n, src_size, own, 0, apart, buffer, 0, origin, extent, INPUT, MD, MH)
         pack_brick(
-            gradient, n, size, own, G, gradient_apart, buffer, start, inner, DIFF_DST, MD, MH
+            gradient, n, size, own, G, gradient_apart, buffer, sums, start, inner, DIFF_DST, MD, MH
         )
         return extent, inner, apart, gradient_apart
 
@@ -192,7 +194,6 @@ def _pack_both(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
 @functools.cache
 def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..., None]:
     planes, PW = slab_planes((md, mh, mw)), sizes(INPUT, mw)[1]
-    plane_of_sums, one = point_of_sums(md, mh, mw)
 
     @worker_kernel
     def accumulate_chunks(
@@ -212,7 +213,7 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
         T = cut.planes // md * (cut.lines // mh) * -(-cut.OW // mw)
         slot_v, slot_e = slot_size(ICB, T), slot_size(OCB, T)
         own = scratch[worker]
-        S = own.size - LANES
+        S = own.size - (OCB + 1) * LANES
         E = S - PW * slot_e
         V = E - PW * slot_v  # where the buffer of a strip was, too
         bricks = count_bricks(cut)
@@ -226,6 +227,7 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
                 extent, inner, apart, gradient_apart = pack_both(
                     prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
                 )
+                add_voxels(own, S, 1, 1, 1, diff_bias[chunk], own[S + OCB * LANES :])
                 following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
                 inside = next_brick(cut, brick, (0, 0, 0), size, 0, 0)
                 for plane in range(planes):
@@ -233,8 +235,6 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
                     g = planes * apart + plane * gradient_apart
                     transform_in(own, plane * apart, extent, ICB, own, V, slot_v, T, 1, INPUT, mw)
                     transform_in(own, g, inner, OCB, own, E, slot_e, T, cols, DIFF_DST, mw)
-                    if plane == plane_of_sums:
-                        add_voxels(own, E + one * slot_e, T, T, cols, diff_bias[chunk], own[S:])
                     for i in range(PW * groups * ICB):
                         point, group, icb = i // (groups * ICB), i // ICB % groups, i % ICB
                         v = V + point * slot_v + icb * T * LANES

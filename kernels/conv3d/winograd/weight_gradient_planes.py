@@ -34,7 +34,7 @@ from kernels.conv3d.transform import transform_axis
 from kernels.conv3d.winograd.cutting import slab_planes, tile_count
 from kernels.conv3d.winograd.planes import Planes, pack_planes
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
-from kernels.conv3d.winograd.sums import point_of_sums, register_tile, transform_back
+from kernels.conv3d.winograd.sums import register_tile, transform_back
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -102,7 +102,6 @@ def sum_planes(
 def _make_sums(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..., None]:
     planes, PW = slab_planes((md, mh, mw)), sizes(INPUT, mw)[1]
     halo, KW = sizes(INPUT, mw)[0] - mw, sizes(DIFF_WEIGHTS, mw)[1]
-    plane_of_sums, one = point_of_sums(md, mh, mw)
     kind, pair = DIFF_WEIGHTS, LANES * cols * LANES
 
     @worker_kernel
@@ -129,9 +128,9 @@ def _make_sums(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[..
             x, g = plane * source.apart, plane * result.apart
             transform_in(source.data, x, extent, ICB, own, V, slot_v, T, 1, INPUT, mw)
             transform_in(result.data, g, inner, OCB, own, E, slot_e, T, cols, DIFF_DST, mw)
-            if plane == plane_of_sums:
+            if plane == 0:
                 diff_bias[0] = 0.0
-                add_voxels(own, E + one * slot_e, T, T, cols, diff_bias[0], own[S:])
+                add_voxels(result.data, result.sums, bricks, bricks, 1, diff_bias[0], own[S:])
             following = min(plane + scratch.shape[0], planes - 1)
             next_x = address(source.data, following * source.apart)
             next_g = address(result.data, following * result.apart)
