@@ -35,7 +35,7 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 #: Finite points of F(m, 3): 0 and pairs a, -a.
 POINTS = {
     m: (Fraction(0), *(sign * Fraction(a) for a in pairs for sign in (1, -1)))
-    for m, pairs in {2: ("1",), 4: ("2/3", "3/2"), 6: ("1", "3/5", "5/3")}.items()
+    for m, pairs in {2: ("1",), 4: ("2/3", "3/2")}.items()
 }
 
 #: What a transform does; the number of each is part of a compiled kernel's identity.
@@ -50,7 +50,7 @@ def matrix(kind: int, m: int) -> Matrix:
     ----------
     kind : {INPUT, OUTPUT, WEIGHTS, DIFF_DST, DIFF_WEIGHTS}
         B^T, A^T, G, A or G^T.
-    m : {1, 2, 4, 6}
+    m : {1, 2, 4}
         Outputs at a time. 1 means that the kernel has one tap along this axis and nothing is done.
 
     Returns

@@ -203,7 +203,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
         mh,
     ):
         deep, high, wide = extent
-        point, line = strip * LANES, (PD * strip | 1) * LANES  # of the buffer
+        point, line = strip * LANES, (PD * strip | 1) * LANES  # of the buffer, odd as in `stages`
         if K == DIFF_DST:
             fill_zero(slab, sums, 1)
         for group in range(deep):

@@ -27,7 +27,7 @@ def times(rows, vector):
     return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in rows]
 
 
-@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("m", [2, 4])
 @given(data=st.data())
 def test_minimal_filtering_is_exact_in_fractions(m, data):
     d = data.draw(st.lists(fractions, min_size=m + 2, max_size=m + 2))
@@ -39,7 +39,7 @@ def test_minimal_filtering_is_exact_in_fractions(m, data):
     assert times(matrix(OUTPUT, m), products) == direct
 
 
-@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("m", [2, 4])
 @given(data=st.data())
 def test_weight_gradient_is_exact_in_fractions(m, data):
     d = data.draw(st.lists(fractions, min_size=m + 2, max_size=m + 2))
@@ -53,7 +53,7 @@ def test_weight_gradient_is_exact_in_fractions(m, data):
 
 
 def test_pairs_of_kinds_are_transposes():
-    for m in (2, 4, 6):
+    for m in (2, 4):
         assert matrix(DIFF_DST, m) == transpose(matrix(OUTPUT, m))
         assert matrix(DIFF_WEIGHTS, m) == transpose(matrix(WEIGHTS, m))
 
@@ -67,7 +67,7 @@ def make_transform(kind, md, mh, mw):
 
 
 @pytest.mark.parametrize("kind", [INPUT, OUTPUT, WEIGHTS, DIFF_DST, DIFF_WEIGHTS])
-@pytest.mark.parametrize("tile", [(2, 2, 2), (2, 4, 4), (1, 4, 4), (6, 6, 4)], ids=str)
+@pytest.mark.parametrize("tile", [(2, 2, 2), (2, 4, 4), (1, 4, 4)], ids=str)
 def test_compiled_transform_equals_its_matrices(kind, tile):
     shapes = [sizes(kind, m) for m in tile]
     generator = np.random.default_rng(0)

@@ -129,7 +129,7 @@ def backward_weights(
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slabs; both transformed in a plane, or a strip; sums of the blocks."""
+    """Floats of one worker's scratchpad: slabs; both transformed in a plane, or a strip; sums of blocks."""
     voxels = (math.prod(slab_extent(cut, tile, kind)) for kind in (INPUT, DIFF_DST))
     slabs = (slot_size(n, blocks) for n, blocks in zip(voxels, (ICB, OCB), strict=True))
     T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
