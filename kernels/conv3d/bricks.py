@@ -15,9 +15,10 @@ from numba.extending import overload
 
 from kernels.compiler import call_worker, kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import Region, Tensors, tensors
+from kernels.conv3d.cook_toom import DIFF_DST
 from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.slab import pack_block, pack_channels
+from kernels.conv3d.slab import fill_zero, pack_block, pack_channels
 from kernels.layout import Floats
 from kernels.simd import LANES, literals
 from kernels.streaming import past_caches
@@ -203,7 +204,10 @@ def pack_channel_block(
     md: int,
     mh: int,
 ) -> None:
-    """Pack one channel block of image ``n`` into ``slab[to:]``; the other arguments as in `pack_block`."""
+    """Pack one channel block of image ``n`` into ``slab[to:]``; the other arguments as in `pack_block`.
+
+    A gradient's ``slab[sums:]`` becomes the sums of its voxels.
+    """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
@@ -220,6 +224,8 @@ def _pack_channel_block(  # type: ignore[no-untyped-def]
         prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
         voxels = size[0] * size[1] * size[2] * LANES
+        if K == DIFF_DST:
+            fill_zero(slab, sums, 1)
         if block < prologue.blocks_a:
             u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
             first = (n * prologue.blocks_a + block) * voxels

@@ -56,7 +56,7 @@ _STRIP = 8
 def buffer_size(high: int, md: int, mh: int, kind: int) -> int:
     """Floats of the buffer that `pack_block` needs for ``high`` windows along h."""
     (_, PD), (IH, _) = sizes(kind, md), sizes(kind, mh)
-    return 0 if mh == 1 else (high * mh + IH - mh) * (PD * _STRIP | 1) * LANES
+    return 0 if mh == 1 else (high * mh + IH - mh) * PD * _STRIP * LANES
 
 
 def pack_block(
@@ -99,7 +99,7 @@ def pack_block(
     buffer : int
         Offset of `buffer_size` floats of scratch.
     sums : int
-        Offset of 16 floats that are filled with the sums of the block's voxels, if it is a gradient's.
+        Offset of 16 floats to which a gradient's voxels are added; unused otherwise.
     start : (d, h, w)
         Volume voxel that the slab's first voxel is; negative in the halo.
     extent : (deep, high, wide)
@@ -159,8 +159,6 @@ def _pack_block(  # type: ignore[no-untyped-def]
         mh,
     ):
         deep, high, wide = extent
-        if K == DIFF_DST:
-            fill_zero(slab, sums, 1)
         for row in range(deep * high):
             corner = (start[0] + row // high * MD, start[1] + row % high, start[2])
             y = to + row * wide * LANES
@@ -203,9 +201,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
         mh,
     ):
         deep, high, wide = extent
-        point, line = strip * LANES, (PD * strip | 1) * LANES  # of the buffer, odd as in `stages`
-        if K == DIFF_DST:
-            fill_zero(slab, sums, 1)
+        point, line = strip * LANES, PD * strip * LANES  # of the buffer
         for group in range(deep):
             for left in range(0, wide, strip):
                 right = min(left + strip, wide)

@@ -146,13 +146,14 @@ def pack_both(
     cut: Any,
     brick: int,
     own: Any,
+    sums: int,
     md: int,
     mh: int,
     mw: int,
 ) -> Any:
     """Pack a brick of source and gradient; runs only inside a compiled kernel.
 
-    The sums of the gradient's blocks are left near the end of ``own``, before the last 16 floats.
+    The sums of the gradient's blocks are left at ``own[sums:]``.
 
     Returns
     -------
@@ -165,14 +166,14 @@ def pack_both(
 
 
 @overload(pack_both, prefer_literal=True)
-def _pack_both(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw):  # type: ignore[no-untyped-def]
+def _pack_both(prologue, src_size, before, gradient, cut, brick, own, sums, md, mh, mw):  # type: ignore[no-untyped-def]
     constants = literals(md, mh, mw)
     if constants is None:
         return None
     MD, MH, MW = constants
     planes, halo = slab_planes((MD, MH, MW)), sizes(INPUT, MW)[0] - MW
 
-    def implementation(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw):  # type: ignore[no-untyped-def]
+    def implementation(prologue, src_size, before, gradient, cut, brick, own, sums, md, mh, mw):  # type: ignore[no-untyped-def]
         inner = (cut.planes // MD, cut.lines // MH, -(-cut.OW // MW) * MW)
         extent = (inner[0], inner[1], inner[2] + halo)
         apart = slot_size(prologue.blocks, extent[0] * extent[1] * extent[2])
@@ -181,7 +182,6 @@ def _pack_both(prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
         n, start, _ = locate(cut, brick)
         origin = (start[0] - before[0], start[1] - before[1], -before[2])
         G, buffer = planes * apart, planes * (apart + gradient_apart)
-        sums = own.size - (gradient.blocks + 1) * LANES
         pack_brick(prologue, n, src_size, own, 0, apart, buffer, 0, origin, extent, INPUT, MD, MH)
         pack_brick(
             gradient, n, size, own, G, gradient_apart, buffer, sums, start, inner, DIFF_DST, MD, MH
@@ -225,7 +225,7 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
             diff_bias[chunk] = 0.0
             for brick in range(begin, end):
                 extent, inner, apart, gradient_apart = pack_both(
-                    prologue, src_size, before, gradient, cut, brick, own, md, mh, mw
+                    prologue, src_size, before, gradient, cut, brick, own, S, md, mh, mw
                 )
                 add_voxels(own, S, 1, 1, 1, diff_bias[chunk], own[S + OCB * LANES :])
                 following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
