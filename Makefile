@@ -34,7 +34,6 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,tensorflow,dev]'
 	@touch $@
 
-# Numba does not notice changes in functions that a cached kernel calls from another module.
 clean-cache:
 	find kernels tinyunet tests -name '*.nb[ic]' -delete
 

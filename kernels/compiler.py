@@ -2,8 +2,8 @@
 
 ``cache=True``
     Machine code is kept beside the source in ``__pycache__``, so that only the first start compiles.
-    Numba keys it on the source file and on the integers a factory closes over. It does not look
-    into functions called from other modules: after a change there, ``make clean-cache``.
+    Numba keys it on the source file and on the integers a factory closes over; `compiled_files` adds
+    the modules that the file imports.
 ``nogil=True``
     Kernels may run in Python threads beside each other.
 ``error_model="numpy"``
@@ -21,20 +21,15 @@ A kernel with many variants
     :func:`worker_kernel`, takes 2.5 s.
 """
 
-import functools
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
 import numpy
-from numba.core import caching, types
+from numba.core import types
 from numba.extending import intrinsic
 
-try:
-    import fcntl
-except ImportError:  # not a Unix
-    fcntl = None  # type: ignore[assignment]
+from kernels.compiled_files import patch_numba
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,24 +41,7 @@ if numba.config.CPU_NAME and numba.config.CPU_FEATURES is None:
 numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
-def _one_at_a_time(save: Callable[..., None]) -> Callable[..., None]:
-    """Let one process at a time add to a folder of compiled kernels.
-
-    Numba gives a new kernel the next free number of its source file. Two processes that look at once find
-    the same, and one would later load what the other has compiled.
-    """
-
-    @functools.wraps(save)
-    def locked(cache_file: Any, key: Any, data: Any) -> None:
-        with open(os.path.join(cache_file._cache_path, "kernels.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            save(cache_file, key, data)
-
-    return locked
-
-
-if fcntl:
-    caching.IndexDataCacheFile.save = _one_at_a_time(caching.IndexDataCacheFile.save)
+patch_numba()
 
 _FLAGS: dict[str, Any] = {
     "cache": True,

@@ -1,7 +1,12 @@
-"""Kernels that two processes compile at once are both found on disk."""
+"""Compiled kernels on disk: two processes write at once, and an imported module changes."""
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.compiled_files import stamp
 
 MODULE = """
 from kernels.compiler import kernel
@@ -33,3 +38,49 @@ def test_two_processes_share_a_cache(tmp_path):
         assert process.wait() == 0, process.stderr.read()
     process = run(LOAD)
     assert process.wait() == 0, process.stderr.read()
+
+
+SOURCES = {
+    "kernels/one.py": "import math\nfrom kernels.two import (\n    a,\n    b,\n)\n",
+    "kernels/two.py": "from kernels.deep import three\n",
+    "kernels/deep/__init__.py": "",
+    "kernels/deep/three.py": "import kernels.one\n",
+    "kernels/other.py": "from kernels import one\n",
+}
+
+
+def stamp_of_one(folder: Path, changed: str | None) -> bytes:
+    """Stamp of ``kernels/one.py`` where one of the sources is another."""
+    for name, text in SOURCES.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "# changed\n" * (name == changed))
+    return stamp(folder / "kernels/one.py", folder / "kernels")
+
+
+@pytest.mark.parametrize("changed", SOURCES)
+def test_a_stamp_is_of_all_that_a_file_imports(changed, tmp_path):
+    before = stamp_of_one(tmp_path / "before", None)
+    assert stamp_of_one(tmp_path / "again", None) == before
+    after = stamp_of_one(tmp_path / "after", changed)
+    assert (after == before) == (changed == "kernels/other.py")
+
+
+def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
+    """A copy of the package, in which a function that a kernel of another module calls returns another."""
+    root = Path(__file__).parents[2] / "kernels"
+    package = tmp_path / "kernels"
+    package.mkdir()
+    for name in ("__init__.py", "compiler.py", "compiled_files.py"):
+        (package / name).write_text((root / name).read_text())
+    (package / "caller.py").write_text(
+        "from kernels.callee import value\nfrom kernels.compiler import kernel\n\n"
+        "@kernel\ndef call():\n    return value()\n"
+    )
+    callee = "from kernels.compiler import kernel\n\n@kernel\ndef value():\n    return {}\n"
+    program = "from kernels.caller import call; print(call(), sum(call.stats.cache_hits.values()))"
+    for number, expected in ((1, "1 0"), (1, "1 1"), (2, "2 0")):
+        (package / "callee.py").write_text(callee.format(number))
+        command = [sys.executable, "-c", program]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == expected
