@@ -323,7 +323,7 @@ def finish_block(
     at: int,
     apart: int,
     extent: Triple,
-    row_sums: Floats,
+    scratch: Floats,
     md: int,
     mh: int,
 ) -> None:
@@ -331,13 +331,14 @@ def finish_block(
 
     It lies there as `pack_block` leaves a slab: ``extent`` windows and voxels in each plane of points,
     planes ``apart``, still to be transformed to ``md x mh`` rows a window.
+    ``scratch`` has `finish_size` floats.
     """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(finish_block, prefer_literal=True)
 def _finish_block(  # type: ignore[no-untyped-def]
-    epilogue, cut, brick, block, own, at, apart, extent, row_sums, md, mh
+    epilogue, cut, brick, block, own, at, apart, extent, scratch, md, mh
 ):
     constants = literals(md, mh)
     if constants is None:
@@ -345,7 +346,7 @@ def _finish_block(  # type: ignore[no-untyped-def]
     MD, MH = constants
 
     def implementation(  # type: ignore[no-untyped-def]
-        epilogue, cut, brick, block, own, at, apart, extent, row_sums, md, mh
+        epilogue, cut, brick, block, own, at, apart, extent, scratch, md, mh
     ):
         n, start, stop = locate(cut, brick)
         size = (cut.OD, cut.OH, cut.OW)
@@ -363,12 +364,10 @@ def _finish_block(  # type: ignore[no-untyped-def]
         if x.size > 0:
             gathered = sums[:, brick, local * LANES : (local + 1) * LANES]
             finish_backward(
-                own, staged, dst, x, mask, local * LANES, slope, gathered, row_sums, MD, MH
+                own, staged, dst, x, mask, local * LANES, slope, gathered, scratch, MD, MH
             )
         else:
             moments = epilogue.moments[brick : brick + 1, :, block * LANES : (block + 1) * LANES]
-            finish_forward(
-                own, staged, dst, epilogue.bias, block * LANES, moments, row_sums, MD, MH
-            )
+            finish_forward(own, staged, dst, epilogue.bias, block * LANES, moments, scratch, MD, MH)
 
     return implementation

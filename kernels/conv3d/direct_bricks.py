@@ -30,7 +30,7 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
-from kernels.conv3d.epilogue import Doubles
+from kernels.conv3d.epilogue import Doubles, finish_size
 from kernels.conv3d.shapes import Triple
 from kernels.layout import Floats
 from kernels.machine import threads
@@ -98,7 +98,8 @@ def convolve(
     workers = threads()
     extent = _extent(cut, kernel)
     slab = prologue.blocks * math.prod(extent) * prologue.width
-    size = -(-slab // LANES) * LANES + (tile.cols * cut.planes * cut.lines * cut.OW + 3) * LANES
+    voxels = tile.cols * cut.planes * cut.lines * cut.OW
+    size = (-(-slab // LANES) + voxels) * LANES + finish_size(1, 1)
     scratch = scratchpad("direct bricks", workers, size)
     run_workers(
         convolve_bricks,
@@ -211,6 +212,8 @@ def _convolve_slab(  # type: ignore[no-untyped-def]
 
 @functools.cache
 def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
+    finishing = finish_size(1, 1)
+
     @worker_kernel
     def convolve_share(
         worker: int,
@@ -230,7 +233,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
         slab = ICB * extent[0] * extent[1] * extent[2] * width
         staged = -(-slab // LANES) * LANES
         own = scratch[worker]
-        row_sums = own[own.size - 3 * LANES :]
+        last = own[own.size - finishing :]
         begin, stop_unit = share(bricks * groups, worker, scratch.shape[0])
         for brick in range(begin // groups, -(-stop_unit // groups)):
             first = max(begin - brick * groups, 0) * cols
@@ -245,7 +248,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
                 )
                 for c in range(cols):
                     at = staged + c * rows[0] * rows[1] * rows[2] * LANES
-                    finish_block(epilogue, cut, brick, ocb + c, own, at, 0, rows, row_sums, 1, 1)
+                    finish_block(epilogue, cut, brick, ocb + c, own, at, 0, rows, last, 1, 1)
         fence()
 
     return convolve_share

@@ -9,11 +9,15 @@ Backward: a gradient dy of y = act(scale * x + shift) becomes dz = dy * act'(sca
 the sums that the gradient of batch norm needs are gathered: sum of dz, and sum of dz * (x - mean).
 
 The convolution leaves a brick of one channel block in its scratchpad, and this is the pass that writes
-it out; for Winograd, the last transforms, along d and h, are done on the way. A large destination is
-streamed past the caches.
+it out. For Winograd, the last transforms are done on the way, as `slab` does the first: a strip of a few
+columns along h, into a buffer that stays in the first-level cache, and from there along d. All the points
+of a window at once would not fit into the registers. A large destination is streamed past the caches. ::
 
-    staged brick    planes of points, in cache    a voxel of each plane --transform--> md x mh voxels
-    sums            over a row of windows in float32, over rows in float64
+    planes (d, 0..5)  --load, transform-->                  buffer[0..3][d]       F(4, 4, .)
+    buffer[h][0..5]   --load, transform, finish, write-->   rows (0..3, h)
+    plane  (0, 0)     --load, finish, write------------->   row  (0, 0)           direct
+
+Sums are taken over a row of windows in float32, over rows in float64.
 
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983)
 """
@@ -48,6 +52,9 @@ from kernels.streaming import put_tile
 Brick = tuple[int, int, int]
 Doubles = npt.NDArray[np.float64]
 
+# Columns that are transformed at a time.
+_STRIP = 8
+
 
 class Staged(NamedTuple):
     """A brick of one channel block between convolution and destination.
@@ -78,35 +85,36 @@ class Staged(NamedTuple):
     streams: bool
 
 
-@kernel
-def place(brick: Staged, row: int, md: int, mh: int) -> tuple[int, int, int, int]:
-    """Where a row of windows is staged, where it goes, and how many planes and rows of it are wanted."""
-    _, H, W = brick.size
-    d = brick.start[0] + row // brick.extent[1] * md
-    h = brick.start[1] + row % brick.extent[1] * mh
-    src = brick.at + row * brick.extent[2] * LANES
-    planes, lines = min(md, brick.stop[0] - d), min(mh, brick.stop[1] - h)
-    return src, brick.first + (d * H + h) * W * LANES, planes, lines if planes > 0 else 0
+class Forward(NamedTuple):
+    """What is done to a convolution's output: ``offset`` is added, and moments are gathered.
+
+    ``pivot`` is subtracted before; ``moments`` is of shape (1, 3, 16), or (0, 3, 0) to gather nothing.
+    """
+
+    dst: Floats
+    offset: Any
+    pivot: Any
+    moments: Doubles
 
 
-def staged_tile(own: Any, at: int, apart: int, md: int, mh: int) -> Any:
-    """Voxels ``md x mh`` that the points of a window make; runs only inside a compiled kernel."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+class Backward(NamedTuple):
+    """What is done to a gradient: dy becomes dz where ``x`` was normalised, and its sums are gathered.
+
+    ``sums`` is of shape (2, 16).
+    """
+
+    dst: Floats
+    x: Floats
+    scale: Any
+    shift: Any
+    mean: Any
+    slopes: Any
+    sums: Doubles
 
 
-@overload(staged_tile, prefer_literal=True)
-def _staged_tile(own, at, apart, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
-    PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
-
-    def implementation(own, at, apart, md, mh):  # type: ignore[no-untyped-def]
-        tile = tile_load(own, at, PH * apart, apart, 0, PD, PH, 1)
-        return transform_axis(transform_axis(tile, K, MH, PD, 1), K, MD, 1, MH)
-
-    return implementation
+def finish_size(md: int, mh: int) -> int:
+    """Floats of scratch that `finish` needs: sums of a row of windows, and the buffer of a strip."""
+    return 2 * LANES + (0 if mh == 1 else mh * sizes(OUTPUT, md)[0] * _STRIP * LANES)
 
 
 def finish_forward(
@@ -116,7 +124,7 @@ def finish_forward(
     bias: Floats,
     at: int,
     moments: Doubles,
-    row_sums: Floats,
+    scratch: Floats,
     md: int,
     mh: int,
 ) -> None:
@@ -133,8 +141,8 @@ def finish_forward(
         Index of the block's first channel.
     moments : float64, shape=(1, 3, 16)
         Filled with count, mean and M2; with shape (0, 3, 0) nothing is gathered.
-    row_sums : flat float32 array
-        Scratch for 48 floats.
+    scratch : flat float32 array
+        Of `finish_size`.
     md, mh : int
         Voxels that a window makes along d and h, compile-time constants.
     """
@@ -142,88 +150,26 @@ def finish_forward(
 
 
 @overload(finish_forward, prefer_literal=True)
-def _finish_forward(own, brick, dst, bias, at, moments, row_sums, md, mh):  # type: ignore[no-untyped-def]
+def _finish_forward(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:
         return None
     MD, MH = constants
-    PH = sizes(OUTPUT, MH)[0]
 
-    def implementation(own, brick, dst, bias, at, moments, row_sums, md, mh):  # type: ignore[no-untyped-def]
-        _, H, W = brick.size
-        apart = brick.apart
+    def implementation(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
         offset = load(bias, at)
-        pivot = tile_first(staged_tile(own, brick.at, apart, MD, MH)) + offset
-        store(row_sums, 2 * LANES, pivot)
+        pivot = first_voxel(own, brick, scratch, MD, MH) + offset
         moments[:] = 0.0
-        for row in range(brick.extent[0] * brick.extent[1]):
-            src, to, planes, lines = place(brick, row, MD, MH)
-            if planes == MD and lines == MH:
-                forward_row(
-                    own, src, apart, dst, to, brick, offset, pivot, moments, row_sums, MD, MH
-                )
-                continue
-            invert_row(own, src, apart, W, MD, MH)
-            for k in range(planes * lines):
-                kd, kh = k // lines, k % lines
-                x, y = src + (kd * PH + kh) * apart, to + (kd * H + kh) * W * LANES
-                forward_row(own, x, apart, dst, y, brick, offset, pivot, moments, row_sums, 1, 1)
+        finish(own, brick, Forward(dst, offset, pivot, moments), scratch, MD, MH)
         if moments.size > 0:
             start, stop = brick.start, brick.stop
-            count = (stop[0] - start[0]) * (stop[1] - start[1]) * W
+            count = (stop[0] - start[0]) * (stop[1] - start[1]) * brick.size[2]
+            store(scratch, 0, pivot)
             for lane in range(LANES):
                 total_deviation = moments[0, 1, lane]
                 moments[0, 0, lane] = count
-                moments[0, 1, lane] = row_sums[2 * LANES + lane] + total_deviation / count
+                moments[0, 1, lane] = scratch[lane] + total_deviation / count
                 moments[0, 2, lane] -= total_deviation * total_deviation / count
-
-    return implementation
-
-
-def forward_row(
-    own: Any,
-    src: int,
-    apart: int,
-    dst: Any,
-    to: int,
-    brick: Any,
-    offset: Any,
-    pivot: Any,
-    moments: Any,
-    row_sums: Any,
-    md: int,
-    mh: int,
-) -> None:
-    """Finish a row of windows; runs only inside a compiled kernel."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@overload(forward_row, prefer_literal=True)
-def _forward_row(  # type: ignore[no-untyped-def]
-    own, src, apart, dst, to, brick, offset, pivot, moments, row_sums, md, mh
-):
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
-
-    def implementation(  # type: ignore[no-untyped-def]
-        own, src, apart, dst, to, brick, offset, pivot, moments, row_sums, md, mh
-    ):
-        _, H, W = brick.size
-        total = square = zero = broadcast(np.float32(0.0))
-        for w in range(W):
-            tile = tile_add(staged_tile(own, src + w * LANES, apart, MD, MH), offset)
-            put_tile(dst, to + w * LANES, H * W * LANES, W * LANES, tile, brick.streams, MD, MH)
-            tile = tile_add(tile, zero - pivot)
-            total = total + tile_sum(tile)
-            square = square + tile_dot(tile, tile)
-        store(row_sums, 0, total)
-        store(row_sums, LANES, square)
-        if moments.size > 0:
-            for lane in range(LANES):
-                moments[0, 1, lane] += row_sums[lane]
-                moments[0, 2, lane] += row_sums[LANES + lane]
 
     return implementation
 
@@ -237,7 +183,7 @@ def finish_backward(
     at: int,
     slope: np.float32,
     sums: Doubles,
-    row_sums: Floats,
+    scratch: Floats,
     md: int,
     mh: int,
 ) -> None:
@@ -245,7 +191,7 @@ def finish_backward(
 
     Parameters
     ----------
-    own, brick, dst, at, row_sums, md, mh
+    own, brick, dst, at, scratch, md, mh
         As in `finish_forward`; what is staged makes dy.
     x : flat float32 array
         The convolution output that was normalised, laid out as ``dst``.
@@ -260,137 +206,231 @@ def finish_backward(
 
 @overload(finish_backward, prefer_literal=True)
 def _finish_backward(  # type: ignore[no-untyped-def]
-    own, brick, dst, x, coefficients, at, slope, sums, row_sums, md, mh
+    own, brick, dst, x, coefficients, at, slope, sums, scratch, md, mh
 ):
     constants = literals(md, mh)
     if constants is None:
         return None
     MD, MH = constants
-    PH = sizes(OUTPUT, MH)[0]
 
     def implementation(  # type: ignore[no-untyped-def]
-        own, brick, dst, x, coefficients, at, slope, sums, row_sums, md, mh
+        own, brick, dst, x, coefficients, at, slope, sums, scratch, md, mh
     ):
-        _, H, W = brick.size
-        apart, third = brick.apart, coefficients.size // 3
+        third = coefficients.size // 3
         scale, shift = load(coefficients, at), load(coefficients, third + at)
         mean, slopes = load(coefficients, 2 * third + at), broadcast(slope)
         sums[:] = 0.0
-        for row in range(brick.extent[0] * brick.extent[1]):
-            src, to, planes, lines = place(brick, row, MD, MH)
-            if planes == MD and lines == MH:
-                backward_row(
-                    own,
-                    src,
-                    apart,
-                    dst,
-                    to,
-                    x,
-                    brick,
-                    scale,
-                    shift,
-                    mean,
-                    slopes,
-                    sums,
-                    row_sums,
-                    MD,
-                    MH,
-                )
-                continue
-            invert_row(own, src, apart, W, MD, MH)
-            for k in range(planes * lines):
-                kd, kh = k // lines, k % lines
-                y, z = src + (kd * PH + kh) * apart, to + (kd * H + kh) * W * LANES
-                backward_row(
-                    own,
-                    y,
-                    apart,
-                    dst,
-                    z,
-                    x,
-                    brick,
-                    scale,
-                    shift,
-                    mean,
-                    slopes,
-                    sums,
-                    row_sums,
-                    1,
-                    1,
-                )
+        what = Backward(dst, x, scale, shift, mean, slopes, sums)
+        finish(own, brick, what, scratch, MD, MH)
 
     return implementation
 
 
-def backward_row(
-    own: Any,
-    src: int,
+def finish(own: Any, brick: Any, what: Any, scratch: Any, md: int, mh: int) -> None:
+    """Transform, finish and write a brick, row of windows by row; ``what`` is `Forward` or `Backward`."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(finish, prefer_literal=True)
+def _finish(own, brick, what, scratch, md, mh):  # type: ignore[no-untyped-def]
+    constants = literals(md, mh)
+    if constants is None:
+        return None
+    MD, MH = constants
+    PD, in_strips = sizes(OUTPUT, MD)[0], MH > 1
+    strip = _STRIP * LANES
+
+    def implementation(own, brick, what, scratch, md, mh):  # type: ignore[no-untyped-def]
+        H, W = brick.size[1:]
+        buffer, zero = scratch[2 * LANES :], broadcast(np.float32(0.0))
+        columns = strip // LANES if in_strips else W
+        for row in range(brick.extent[0] * brick.extent[1]):
+            first, to, planes, lines = place(brick, row, MD, MH)
+            store(scratch, 0, zero)
+            store(scratch, LANES, zero)
+            for left in range(0, W, columns):
+                wide, y = min(columns, W - left), to + left * LANES
+                x, src, apart, line = first + left * LANES, own, brick.apart, 0
+                if in_strips:
+                    transform_along_h(own, x, apart, buffer, wide, MD, MH)
+                    x, src, apart, line = 0, buffer, strip, PD * strip
+                for _ in range(lines):
+                    if planes == MD:
+                        finish_row(src, x, apart, brick, what, y, wide, scratch, MD)
+                    else:
+                        transform_along_d(src, x, apart, wide, MD)
+                        for d in range(planes):
+                            p, q = x + d * apart, y + d * H * W * LANES
+                            finish_row(src, p, apart, brick, what, q, wide, scratch, 1)
+                    x, y = x + line, y + W * LANES
+            add_sums(what, scratch)
+
+    return implementation
+
+
+@kernel
+def place(brick: Staged, row: int, md: int, mh: int) -> tuple[int, int, int, int]:
+    """Where a row of windows is staged, where it goes, and how many planes and rows of it are wanted."""
+    _, H, W = brick.size
+    d = brick.start[0] + row // brick.extent[1] * md
+    h = brick.start[1] + row % brick.extent[1] * mh
+    src = brick.at + row * brick.extent[2] * LANES
+    planes, lines = min(md, brick.stop[0] - d), min(mh, brick.stop[1] - h)
+    return src, brick.first + (d * H + h) * W * LANES, planes, lines if planes > 0 else 0
+
+
+def first_voxel(own: Any, brick: Any, scratch: Any, md: int, mh: int) -> Any:
+    """The first voxel of a staged brick; runs only inside a compiled kernel."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(first_voxel, prefer_literal=True)
+def _first_voxel(own, brick, scratch, md, mh):  # type: ignore[no-untyped-def]
+    constants = literals(md, mh)
+    if constants is None:
+        return None
+    MD, MH = constants
+    PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
+
+    def implementation(own, brick, scratch, md, mh):  # type: ignore[no-untyped-def]
+        tile = tile_load(own, brick.at, PH * brick.apart, brick.apart, 0, PD, PH, 1)
+        return tile_first(transform_axis(transform_axis(tile, K, MH, PD, 1), K, MD, 1, MH))
+
+    return implementation
+
+
+def transform_along_h(
+    own: Any, at: int, apart: int, buffer: Any, columns: int, md: int, mh: int
+) -> None:
+    """Transform a strip of columns of a row of windows along h: to ``buffer[h][point of d][column]``."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(transform_along_h, prefer_literal=True)
+def _transform_along_h(own, at, apart, buffer, columns, md, mh):  # type: ignore[no-untyped-def]
+    constants = literals(md, mh)
+    if constants is None:
+        return None
+    MD, MH = constants
+    PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
+    strip = _STRIP * LANES
+
+    def implementation(own, at, apart, buffer, columns, md, mh):  # type: ignore[no-untyped-def]
+        for point in range(PD):
+            x, y = at + point * PH * apart, point * strip
+            for w in range(columns):
+                line = tile_load(own, x + w * LANES, apart, 0, 0, PH, 1, 1)
+                line = transform_axis(line, K, MH, 1, 1)
+                tile_store(line, buffer, y + w * LANES, PD * strip, 0, 0, MH, 1, 1)
+
+    return implementation
+
+
+def transform_along_d(src: Any, at: int, apart: int, columns: int, md: int) -> None:
+    """Put the voxels of a row of columns in the place of their points, for one to be read alone."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(transform_along_d, prefer_literal=True)
+def _transform_along_d(src, at, apart, columns, md):  # type: ignore[no-untyped-def]
+    constants = literals(md)
+    if constants is None:
+        return None
+    (MD,) = constants
+    PD, K = sizes(OUTPUT, MD)[0], OUTPUT
+
+    def implementation(src, at, apart, columns, md):  # type: ignore[no-untyped-def]
+        for w in range(columns):
+            x = at + w * LANES
+            line = transform_axis(tile_load(src, x, apart, 0, 0, PD, 1, 1), K, MD, 1, 1)
+            tile_store(line, src, x, apart, 0, 0, MD, 1, 1)
+
+    return implementation
+
+
+def finish_row(
+    src: Any,
+    at: int,
     apart: int,
-    dst: Any,
-    to: int,
-    x: Any,
     brick: Any,
-    scale: Any,
-    shift: Any,
-    mean: Any,
-    slopes: Any,
-    sums: Any,
+    what: Any,
+    to: int,
+    columns: int,
     row_sums: Any,
     md: int,
-    mh: int,
 ) -> None:
-    """Finish a row of windows; runs only inside a compiled kernel."""
+    """Transform a row of columns along d, finish and write it: ``md`` voxels of each."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(backward_row, prefer_literal=True)
-def _backward_row(  # type: ignore[no-untyped-def]
-    own, src, apart, dst, to, x, brick, scale, shift, mean, slopes, sums, row_sums, md, mh
-):
-    constants = literals(md, mh)
+@overload(finish_row, prefer_literal=True)
+def _finish_row(src, at, apart, brick, what, to, columns, row_sums, md):  # type: ignore[no-untyped-def]
+    constants = literals(md)
     if constants is None:
         return None
-    MD, MH = constants
+    (MD,) = constants
+    PD, K = sizes(OUTPUT, MD)[0], OUTPUT
 
-    def implementation(  # type: ignore[no-untyped-def]
-        own, src, apart, dst, to, x, brick, scale, shift, mean, slopes, sums, row_sums, md, mh
-    ):
-        _, H, W = brick.size
-        plane, line = H * W * LANES, W * LANES
-        total = product = zero = broadcast(np.float32(0.0))
-        for w in range(W):
-            tile = staged_tile(own, src + w * LANES, apart, MD, MH)
-            value = tile_load(x, to + w * LANES, plane, line, 0, MD, MH, 1)
-            tile = tile_mask(tile, tile_fma(scale, value, shift), slopes)
-            put_tile(dst, to + w * LANES, plane, line, tile, brick.streams, MD, MH)
-            total = total + tile_sum(tile)
-            product = product + tile_dot(tile, tile_add(value, zero - mean))
+    def implementation(src, at, apart, brick, what, to, columns, row_sums, md):  # type: ignore[no-untyped-def]
+        plane = brick.size[1] * brick.size[2] * LANES
+        total, product = load(row_sums, 0), load(row_sums, LANES)
+        for w in range(columns):
+            x, y = at + w * LANES, to + w * LANES
+            tile = transform_axis(tile_load(src, x, apart, 0, 0, PD, 1, 1), K, MD, 1, 1)
+            tile, one, other = finish_tile(what, tile, y, plane, MD)
+            put_tile(what.dst, y, plane, 0, tile, brick.streams, MD, 1)
+            total = total + tile_sum(one)
+            product = product + tile_dot(one, other)
         store(row_sums, 0, total)
         store(row_sums, LANES, product)
-        for lane in range(LANES):
-            sums[0, lane] += row_sums[lane]
-            sums[1, lane] += row_sums[LANES + lane]
 
     return implementation
 
 
-def invert_row(own: Any, src: int, apart: int, voxels: int, md: int, mh: int) -> None:
-    """Put the voxels that a row of windows makes in the place of its points, for one to be read alone."""
+def finish_tile(what: Any, tile: Any, at: int, plane: int, md: int) -> Any:
+    """Finish ``md`` voxels that go to ``dst[at:]``; runs only inside a compiled kernel.
+
+    Returns them and two tiles to sum: the first one's items, and the products of both.
+    """
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(invert_row, prefer_literal=True)
-def _invert_row(own, src, apart, voxels, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
+@overload(finish_tile, prefer_literal=True)
+def _finish_tile(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
+    constants = literals(md)
     if constants is None:
         return None
-    MD, MH = constants
-    PH = sizes(OUTPUT, MH)[0]
+    (MD,) = constants
 
-    def implementation(own, src, apart, voxels, md, mh):  # type: ignore[no-untyped-def]
-        for w in range(voxels):
-            at = src + w * LANES
-            tile = staged_tile(own, at, apart, MD, MH)
-            tile_store(tile, own, at, PH * apart, apart, 0, MD, MH, 1)
+    def forward(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
+        tile = tile_add(tile, what.offset)
+        deviation = tile_add(tile, broadcast(np.float32(0.0)) - what.pivot)
+        return tile, deviation, deviation
 
-    return implementation
+    def backward(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
+        x = tile_load(what.x, at, plane, 0, 0, MD, 1, 1)
+        tile = tile_mask(tile, tile_fma(what.scale, x, what.shift), what.slopes)
+        return tile, tile, tile_add(x, broadcast(np.float32(0.0)) - what.mean)
+
+    return forward if what.instance_class is Forward else backward
+
+
+def add_sums(what: Any, row_sums: Any) -> None:
+    """Add the sums of a row of windows to those of the brick; runs only inside a compiled kernel."""
+    raise NotImplementedError("runs only inside a compiled kernel")
+
+
+@overload(add_sums)
+def _add_sums(what, row_sums):  # type: ignore[no-untyped-def]
+    def forward(what, row_sums):  # type: ignore[no-untyped-def]
+        if what.moments.size > 0:
+            for lane in range(LANES):
+                what.moments[0, 1, lane] += row_sums[lane]
+                what.moments[0, 2, lane] += row_sums[LANES + lane]
+
+    def backward(what, row_sums):  # type: ignore[no-untyped-def]
+        for lane in range(LANES):
+            what.sums[0, lane] += row_sums[lane]
+            what.sums[1, lane] += row_sums[LANES + lane]
+
+    return forward if what.instance_class is Forward else backward

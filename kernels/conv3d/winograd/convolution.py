@@ -25,6 +25,7 @@ from kernels.conv3d.bricks import (
     source_tensors,
 )
 from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
+from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
@@ -117,11 +118,12 @@ def convolve(
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slab, V and M of a plane or the buffer of a strip, sums of a row."""
+    """Floats of one worker's scratchpad: slab, V and M of a plane or the buffer of a strip; epilogue."""
     deep, high, wide = slab_extent(cut, tile, INPUT)
     slab = slab_planes(tile) * slot_size(max(ICB, OCB), deep * high * wide)
     slots = (sizes(INPUT, tile[2])[1] + 1) * slot_size(max(ICB, OCB), tile_count(cut, tile))
-    return slab + max(slots, buffer_size(high, tile[0], tile[1], INPUT)) + 3 * LANES
+    at_a_time = max(slots, buffer_size(high, tile[0], tile[1], INPUT))
+    return slab + at_a_time + finish_size(tile[0], tile[1])
 
 
 @functools.cache
@@ -167,6 +169,7 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
 def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..., None]:
     PW = sizes(INPUT, mw)[1]
     planes, halo = slab_planes((md, mh, mw)), sizes(INPUT, mw)[0] - mw
+    finishing = finish_size(md, mh)
 
     @worker_kernel
     def convolve_share(
@@ -190,7 +193,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         M = planes * apart
         V = M + slot
         own = scratch[worker]
-        row_sums = own[own.size - 3 * LANES :]
+        last = own[own.size - finishing :]
         source = source_tensors(prologue)
         beside = tensors(epilogue.x_a, EMPTY, epilogue.x_b, EMPTY, epilogue.blocks_a, OCB)
         groups = OCB // cols
@@ -218,7 +221,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             staged = (extent[0], extent[1], wide)
             for ocb in range(first, end):
                 at = ocb * T * mw * LANES
-                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, row_sums, md, mh)
+                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, last, md, mh)
         fence()
 
     return convolve_share

@@ -24,6 +24,7 @@ from kernels.compiler import (
 )
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block
 from kernels.conv3d.cook_toom import INPUT, sizes
+from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd.cutting import gemm_tile, multiplied_at_once, slab_planes
 from kernels.conv3d.winograd.planes import Planes, pack_planes
@@ -50,7 +51,7 @@ def convolve(
     # Results take the source's place.
     planes = pack_planes("planes", prologue, src_size, before, cut, tile, INPUT, widest)
     workers = threads()
-    size = (sizes(INPUT, tile[2])[1] + 1) * slot_size(widest, T) + 3 * LANES
+    size = (sizes(INPUT, tile[2])[1] + 1) * slot_size(widest, T) + finish_size(tile[0], tile[1])
     scratch = scratchpad("winograd", workers, size)
     cols = weights.shape[-1] // LANES
     for worker in (_make_products(*tile, rows, cols), _make_finish(*tile)):
@@ -120,6 +121,8 @@ def _make_products(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
 
 @functools.cache
 def _make_finish(md: int, mh: int, mw: int) -> Callable[..., None]:
+    finishing = finish_size(md, mh)
+
     @worker_kernel
     def finish_share(
         worker: int,
@@ -132,12 +135,12 @@ def _make_finish(md: int, mh: int, mw: int) -> Callable[..., None]:
         bricks, wide = count_bricks(cut), -(-cut.OW // mw) * mw
         extent = (cut.planes // md, cut.lines // mh, wide)
         own = scratch[worker]
-        row_sums = own[own.size - 3 * LANES :]
+        last = own[own.size - finishing :]
         for unit in range(worker, epilogue.blocks * bricks, scratch.shape[0]):
             ocb, brick = unit // bricks, unit % bricks
             at = unit * extent[0] * extent[1] * wide * LANES
             finish_block(
-                epilogue, cut, brick, ocb, planes.data, at, planes.apart, extent, row_sums, md, mh
+                epilogue, cut, brick, ocb, planes.data, at, planes.apart, extent, last, md, mh
             )
         fence()
 

@@ -38,7 +38,7 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
-from kernels.conv3d.epilogue import Doubles
+from kernels.conv3d.epilogue import Doubles, finish_size
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size, pack_block
 from kernels.conv3d.winograd import cutting
@@ -167,7 +167,8 @@ def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:
     inside = slab_planes(tile) * slot_size(1, deep * high * lines)
     outside = slab_planes(tile) * slot_size(OCB, deep * high * cut.OW)
     # The gradient's slab is packed beside its buffer.
-    return inside + outside + buffer_size(high, tile[0], tile[1], INPUT) + (OCB + 3) * LANES
+    buffers = buffer_size(high, tile[0], tile[1], INPUT) + finish_size(tile[0], tile[1])
+    return inside + outside + buffers + (OCB + 1) * LANES
 
 
 def pack_lines(
@@ -224,7 +225,7 @@ def _pack_lines(prologue, src_size, before, n, start, own, extent, md, mh):  # t
 
 @functools.cache
 def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callable[..., None]:
-    planes = slab_planes((md, mh, 1))
+    planes, finishing = slab_planes((md, mh, 1)), finish_size(md, mh)
 
     @worker_kernel
     def convolve_share(
@@ -243,7 +244,7 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
         deep, high = cut.planes // md, cut.lines // mh
         extent, staged = (deep, high, OW * width // LANES + 2), (deep, high, OW)
         own = scratch[worker]
-        row_sums = own[own.size - 3 * LANES :]
+        last = own[own.size - finishing :]
         plane_size = slot_size(1, deep * high * extent[2])
         apart, block = slot_size(OCB, deep * high * OW), deep * high * OW * LANES
         bricks = count_bricks(cut)
@@ -269,7 +270,7 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
                         tile_store(sums, own, z, 0, LANES, block, 1, wide, cols)
             for ocb in range(OCB):
                 at = planes * plane_size + ocb * block
-                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, row_sums, md, mh)
+                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, last, md, mh)
         fence()
 
     return convolve_share
