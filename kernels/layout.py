@@ -19,10 +19,13 @@ Channels that do not fill a block are zero in the blocked layouts ("padding lane
 changes a layout; ``pack_*`` fills a temporary panel for one kernel call.
 """
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
-from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.machine import threads
 from kernels.memory import empty
 from kernels.simd import (
@@ -210,50 +213,85 @@ def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> No
         Fill it with the weights of the adjoint convolution instead: input and output channels
         exchanged, taps in reverse. ``backward_data`` is a forward convolution with these.
     """
-    OC, IC, *kernel = weights.shape
-    taps = int(np.prod(kernel))
-    channels, strides, tap_order = (OC, IC), (IC * taps, taps), (0, 1)
-    if adjoint:
-        channels, strides, tap_order = (IC, OC), (taps, IC * taps), (taps - 1, -1)
-    groups, ICB, _, width, lanes = panel.shape
-    if channels != (groups * lanes, ICB * width):
-        panel[:] = 0.0
+    order = weights_order(weights.shape, adjoint=adjoint)
     flat = np.ascontiguousarray(weights).reshape(-1)
-    _pack_weights(flat, channels, strides, tap_order, panel.reshape(-1), panel.shape)
+    _pack_weights(flat, order, panel.reshape(-1), panel.shape)
+
+
+class WeightsOrder(NamedTuple):
+    """How ``OIdhw`` weights are read: of the convolution or of its adjoint.
+
+    Attributes
+    ----------
+    outputs, inputs, taps : int
+    output_stride, input_stride : int
+        From a channel to the next, in floats.
+    first, step : int
+        Place of the first tap in a panel, and from one to the next.
+    """
+
+    outputs: int
+    inputs: int
+    taps: int
+    output_stride: int
+    input_stride: int
+    first: int
+    step: int
+
+
+def weights_order(shape: tuple[int, ...], *, adjoint: bool) -> WeightsOrder:
+    """Order of weights ``(OC, IC, KD, KH, KW)``; the adjoint exchanges channels and reverses taps."""
+    OC, IC, *kernel = shape
+    taps = math.prod(kernel)
+    if adjoint:
+        return WeightsOrder(IC, OC, taps, taps, IC * taps, taps - 1, -1)
+    return WeightsOrder(OC, IC, taps, IC * taps, taps, 0, 1)
 
 
 @parallel_kernel
 def _pack_weights(
-    weights: Floats,
-    channels: tuple[int, int],
-    strides: tuple[int, int],
-    tap_order: tuple[int, int],
-    panel: Floats,
-    shape: tuple[int, int, int, int, int],
+    weights: Floats, order: WeightsOrder, panel: Floats, shape: tuple[int, int, int, int, int]
 ) -> None:
     groups, ICB, taps, width, lanes = shape
-    reverse, order = tap_order
-    apart = width * lanes
     for task in prange(groups * ICB):
         group, block = split_index(task, ICB)
-        outputs = min(lanes, channels[0] - group * lanes)
-        inputs = min(width, channels[1] - block * width)
-        # Squares of 16 taps by 16 output channels are transposed in registers; the rest goes one by one.
-        squares = outputs // LANES * LANES if taps >= LANES else 0
-        for i in range(inputs):
-            src = group * lanes * strides[0] + (block * width + i) * strides[1]
-            # Tap t goes to place reverse + order * t.
-            dst = (task * taps + reverse) * apart + i * lanes
-            for o in range(0, squares, LANES):
-                for t in range(0, taps, LANES):
-                    # The last square is moved back inside.
-                    tap = min(t, taps - LANES)
-                    x, y = src + o * strides[0] + tap, dst + order * tap * apart + o
-                    tile = tile_load(weights, x, strides[0], 0, 0, LANES, 1, 1)
-                    tile_store(tile_transpose(tile), panel, y, order * apart, 0, 0, LANES, 1, 1)
-            for tap in range(taps):
-                for o in range(squares, outputs):
-                    panel[dst + order * tap * apart + o] = weights[src + o * strides[0] + tap]
+        at = (group * ICB + block) * taps * width * lanes
+        pack_weights_part(weights, order, group, block, panel, at, width, lanes)
+
+
+@kernel
+def pack_weights_part(
+    weights: Floats,
+    order: WeightsOrder,
+    group: int,
+    block: int,
+    panel: Floats,
+    at: int,
+    width: int,
+    lanes: int,
+) -> None:
+    """`pack_weights` of one group of output channels and block of input channels, to ``panel[at:]``."""
+    taps, apart, apart_out = order.taps, width * lanes, order.output_stride
+    outputs = min(lanes, order.outputs - group * lanes)
+    inputs = min(width, order.inputs - block * width)
+    if outputs < lanes or inputs < width:
+        panel[at : at + taps * apart] = 0.0
+    # Squares of 16 taps by 16 output channels are transposed in registers; the rest goes one by one.
+    squares = outputs // LANES * LANES if taps >= LANES else 0
+    for i in range(inputs):
+        src = group * lanes * apart_out + (block * width + i) * order.input_stride
+        # Tap t goes to place first + step * t.
+        dst = at + order.first * apart + i * lanes
+        for o in range(0, squares, LANES):
+            for t in range(0, taps, LANES):
+                # The last square is moved back inside.
+                tap = min(t, taps - LANES)
+                x, y = src + o * apart_out + tap, dst + order.step * tap * apart + o
+                tile = tile_load(weights, x, apart_out, 0, 0, LANES, 1, 1)
+                tile_store(tile_transpose(tile), panel, y, order.step * apart, 0, 0, LANES, 1, 1)
+        for tap in range(taps):
+            for o in range(squares, outputs):
+                panel[dst + order.step * tap * apart + o] = weights[src + o * apart_out + tap]
 
 
 def unpack_weights(partial: Floats, dst: Floats) -> None:

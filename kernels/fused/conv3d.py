@@ -129,12 +129,7 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> 
     if p.tile is None:
         pack_weights(spread, packed, adjoint=adjoint)
         return
-    _, groups, ICB, inputs, lanes = packed.shape
-    panel = scratchpad("weight panel", groups, ICB, math.prod(p.kernel), p.width, lanes)
-    pack_weights(spread, panel, adjoint=adjoint)
-    # Taps that are not transformed count as input channels.
-    untransformed = panel.reshape(groups, ICB, -1, inputs, lanes)
-    convolution.transform_weights(untransformed, p.tile, packed)
+    convolution.pack_weights(spread, p.tile, packed, adjoint=adjoint)
 
 
 def moments_shape(p: Plan) -> tuple[int, int, int]:

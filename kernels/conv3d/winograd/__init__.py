@@ -45,7 +45,6 @@ from kernels.conv3d.winograd.sums import register_tile
 from kernels.layout import (
     Floats,
     blocks,
-    pack_weights,
     reorder_nCdhw16c_to_ndhwc,
     reorder_ndhwc_to_nCdhw16c,
     unpack_weights,
@@ -152,9 +151,7 @@ def _convolve(
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
     cut = cutting.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
     packed = empty(convolution.packed_shape(cut, tile, ICB, OCB))
-    panel = empty((*packed.shape[1:3], int(np.prod(weights.shape[2:])), *packed.shape[3:]))
-    pack_weights(weights, panel, adjoint=adjoint)
-    convolution.transform_weights(panel, tile, packed)
+    convolution.pack_weights(weights, tile, packed, adjoint=adjoint)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
     epilogue: Epilogue = plain_epilogue(dst, EMPTY if bias is None else bias)
     prologue = plain_prologue(reorder_ndhwc_to_nCdhw16c(src))

@@ -6,7 +6,10 @@ icb, ic: register tile | ocb, tiles: transform out || ocb: epilogue.
 """
 
 import functools
+import math
 from collections.abc import Callable
+
+import numpy as np
 
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
 from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
@@ -41,7 +44,7 @@ from kernels.conv3d.winograd.cutting import (
     tile_count,
 )
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
-from kernels.layout import Floats
+from kernels.layout import Floats, WeightsOrder, pack_weights_part, weights_order
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence, load
@@ -54,22 +57,28 @@ def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, 
     return points(tile), OCB // cols, ICB, LANES, cols * LANES
 
 
-def transform_weights(panel: Floats, tile: Triple, dst: Floats) -> None:
-    """Transform packed weights into the Winograd domain.
+def pack_weights(weights: Floats, tile: Triple, dst: Floats, *, adjoint: bool = False) -> None:
+    """Block weights and transform them into the Winograd domain.
 
     Parameters
     ----------
-    panel : ndarray, shape=(groups, ICB, KD * KH * KW, 16, lanes), float32
-        As `layout.pack_weights` makes it; kernel 3 along each axis where ``tile`` is above 1, else 1.
+    weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
+        Kernel 3 along each axis where ``tile`` is above 1; other taps count as input channels.
     tile : (md, mh, mw)
-    dst : ndarray, shape=(points, groups, ICB, 16, lanes), float32
-        Filled.
+    dst : ndarray, shape=(points, groups, ICB, inputs, lanes), float32
+        Filled; `packed_shape`, or that of `rows`.
+    adjoint : bool
+        As in `layout.pack_weights`.
     """
-    streams = past_caches(dst)
-    slot = slot_size(panel.shape[3], panel.shape[4] // LANES)
-    workers, size = threads(), points(tile) * slot + scratch_vectors(WEIGHTS, *tile) * LANES
+    order, streams = weights_order(weights.shape, adjoint=adjoint), past_caches(dst)
+    inputs, lanes = dst.shape[3:]
+    own = math.prod(kernel_of(tile)) * inputs * lanes + points(tile) * slot_size(
+        inputs, lanes // LANES
+    )
+    workers, size = threads(), own + scratch_vectors(WEIGHTS, *tile) * LANES
     scratch = scratchpad("winograd", workers, size)
-    _make_weights(*tile)(panel.reshape(-1), panel.shape, dst.reshape(-1), streams, scratch)
+    flat = np.ascontiguousarray(weights).reshape(-1)
+    _make_weights(*tile)(flat, order, dst.reshape(-1), dst.shape, streams, scratch)
 
 
 def convolve(
@@ -128,38 +137,41 @@ def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
 
 @functools.cache
 def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
-    _, (KH, PH), (KW, PW) = (sizes(WEIGHTS, m) for m in (md, mh, mw))
+    (KD, _), (KH, PH), (KW, PW) = (sizes(WEIGHTS, m) for m in (md, mh, mw))
     kind, P = WEIGHTS, points((md, mh, mw))
 
     @parallel_kernel
     def transform(
-        panel: Floats,
-        shape: tuple[int, int, int, int, int],
+        weights: Floats,
+        order: WeightsOrder,
         dst: Floats,
+        shape: tuple[int, int, int, int, int],
         streams: bool,
         scratch: Floats,
     ) -> None:
-        groups, ICB, taps, width, lanes = shape
-        block = width * lanes
+        _, groups, ICB, inputs, lanes = shape
+        block, slot = inputs * lanes, slot_size(inputs, lanes // LANES)
+        width = inputs * KD * KH * KW // order.taps
         from_strides = (KH * KW * block, KW * block, block)
-        slot = slot_size(width, lanes // LANES)
         to_strides = (PH * PW * slot, PW * slot, slot)
-        workers, S = scratch.shape[0], P * slot
+        workers = scratch.shape[0]
+        to = KD * KH * KW * block
+        S = to + P * slot
         for index in prange(workers):
             worker, _ = split_index(index, 1)
             # Staged, because a point's weights are far from the next one's: all would meet in a few
             # sets of the cache.
             own = scratch[worker]
             for part in range(worker, groups * ICB, workers):
+                pack_weights_part(weights, order, part // ICB, part % ICB, own, 0, width, lanes)
                 for i in range(0, block, LANES):
-                    at = part * taps * block + i
                     transform_tile(
-                        panel, at, from_strides, own, i, to_strides, own, S, kind, md, mh, mw
+                        own, i, from_strides, own, to + i, to_strides, own, S, kind, md, mh, mw
                     )
                 for point in range(P):
                     for i in range(0, block, LANES):
                         at = (point * groups * ICB + part) * block + i
-                        put_vector(dst, at, load(own, point * slot + i), streams)
+                        put_vector(dst, at, load(own, to + point * slot + i), streams)
             fence()
 
     return transform

@@ -93,7 +93,7 @@ def convolve(
         What is read and written; see `bricks`. The source is read as it is.
     src_size, before, kernel : (d, h, w)
     weights : ndarray, `packed_shape`
-        From `convolution.transform_weights`, with (kw, ic) in the place of ic.
+        From `convolution.pack_weights`, with (kw, ic) in the place of ic.
     cut : Cut
         Bricks of the output, in whole windows.
     tile : (md, mh, 1)
