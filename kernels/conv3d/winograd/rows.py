@@ -24,8 +24,10 @@ from typing import Any
 from numba.extending import overload
 
 from kernels.compiler import run_workers, worker_kernel
+from kernels.conv3d.ahead import LINE, tensors, upcoming
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
+    EMPTY,
     Cut,
     Epilogue,
     Prologue,
@@ -33,8 +35,10 @@ from kernels.conv3d.bricks import (
     count_bricks,
     finish_block,
     locate,
+    next_brick,
     pack_brick,
     share,
+    source_tensors,
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
@@ -48,7 +52,16 @@ from kernels.conv3d.winograd.sums import gather_bricks, transform_back
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import (
+    LANES,
+    fence,
+    literals,
+    prefetch,
+    tile_load,
+    tile_rank1,
+    tile_store,
+    tile_zero,
+)
 
 
 def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, width: int) -> bool:
@@ -300,6 +313,7 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
         apart, G = slot_size(OCB, rows * OW), planes * plane_size
         size, buffer = (cut.OD, cut.OH, OW), G + planes * apart
         S = own.size - (OCB + 1) * LANES
+        result, nothing = source_tensors(gradient), tensors(EMPTY, EMPTY, EMPTY, EMPTY, 0, 0)
         bricks = count_bricks(cut)
         chunks, workers = diff_bias.shape[0], scratch.shape[0]
         for chunk in range(worker, chunks, workers):
@@ -315,20 +329,32 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
                     gradient, n, size, own, G, apart, buffer, S, start, inner, DIFF_DST, md, mh
                 )
                 add_voxels(own, S, 1, 1, 1, diff_bias[chunk], own[S + OCB * LANES :])
+                following = next_brick(cut, brick, (0, 0, 0), size, 0, 0)
                 for i in range(planes * OCB):
                     plane, ocb = i // OCB, i % OCB
+                    soon = upcoming(result, following, nothing, following, i, planes * OCB)
                     for ic in range(0, width, inputs):
                         to = first + (i * run + ic) * LANES
                         tile = tile_load(sums, to, width * LANES, LANES, 0, KW, inputs, 1)
+                        near, beside, count = soon
+                        step = 0
                         for row in range(rows):
                             x = plane * plane_size + row * extent[2] * LANES
                             x += LANES - before[2] * width + ic
                             y = G + plane * apart + (ocb * rows + row) * OW * LANES
-                            for w in range(OW):
+                            for _ in range(0, OW, 2):
+                                line = LINE if step < count else 0
+                                step += 1
+                                prefetch(near)
+                                prefetch(beside)
+                                near += line
+                                beside += line
+                                tile = tile_rank1(tile, own, x, width, 1, own, y, KW, inputs, 1)
                                 tile = tile_rank1(
-                                    tile, own, x, width, 1, own, y + w * LANES, KW, inputs, 1
+                                    tile, own, x + width, width, 1, own, y + LANES, KW, inputs, 1
                                 )
-                                x += width
+                                x += 2 * width
+                                y += 2 * LANES
                         tile_store(tile, sums, to, width * LANES, LANES, 0, KW, inputs, 1)
 
     return accumulate_chunks
