@@ -22,8 +22,12 @@ _STREAMED = 8 * 1024 * 1024
 
 def past_caches(*destinations: _Floats) -> bool:
     """Whether to write past the caches: what they could not keep anyhow, and starts at a cache line."""
-    large = sum(dst.nbytes for dst in destinations) > _STREAMED
-    return large and all(dst.ctypes.data % ALIGNMENT == 0 for dst in destinations)
+    return sum(dst.nbytes for dst in destinations) > _STREAMED and at_lines(*destinations)
+
+
+def at_lines(*destinations: _Floats) -> bool:
+    """Whether all start at a cache line, as what is written past the caches must."""
+    return all(dst.ctypes.data % ALIGNMENT == 0 for dst in destinations)
 
 
 @kernel

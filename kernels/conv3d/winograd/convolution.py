@@ -48,7 +48,7 @@ from kernels.layout import Floats, WeightsOrder, pack_weights_part, weights_orde
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence, load
-from kernels.streaming import past_caches, put_vector
+from kernels.streaming import at_lines, put_vector
 
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
@@ -70,7 +70,8 @@ def pack_weights(weights: Floats, tile: Triple, dst: Floats, *, adjoint: bool = 
     adjoint : bool
         As in `layout.pack_weights`.
     """
-    order, streams = weights_order(weights.shape, adjoint=adjoint), past_caches(dst)
+    # Far larger than the weights, and read when all of it is written: always past the caches.
+    order, streams = weights_order(weights.shape, adjoint=adjoint), at_lines(dst)
     inputs, lanes = dst.shape[3:]
     own = math.prod(kernel_of(tile)) * inputs * lanes + points(tile) * slot_size(
         inputs, lanes // LANES
