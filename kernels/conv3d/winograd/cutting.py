@@ -12,7 +12,7 @@ from kernels.simd import LANES
 # has to stay in the first, and what is fetched ahead needs room.
 _CACHED = 400 * 1024
 # Bytes of transformed weights above which they are worth reading for more tiles at a time.
-_CACHED_WEIGHTS = 1024 * 1024
+_CACHED_WEIGHTS = 1800 * 1024
 # The weights of a pair of blocks are read once a brick, or the values of its tiles are written and read once
 # more: beyond this many weights for each value, the latter is less.
 _WEIGHTS_PER_TILE = 1.0
