@@ -205,8 +205,8 @@ def prefetch(typing_context: Any, place: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
         number = ir.IntType(32)
-        # For reading, into all caches, data.
-        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]
+        # For reading, data, into the second-level cache: the first is full of what is being worked on.
+        hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]
         function = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
         name = "llvm.prefetch.p0i8"
         builder.call(
