@@ -82,6 +82,7 @@ def logits_of_block(
     x: Floats,
     ahead: int,
     step: int,
+    turned: Floats,
 ) -> None:
     """Logits of a block's voxels.
 
@@ -99,9 +100,11 @@ def logits_of_block(
         The source. While one block of voxels is worked on, the next is fetched from memory.
     ahead, step : int
         The next block's first voxel, and the voxels from one channel block to the next.
+    turned : flat float32 array
+        Scratch for 16 vectors.
     """
     classes = planes.size // BLOCK
-    turned, one = aligned(LANES * LANES), broadcast(np.float32(1))
+    one = broadcast(np.float32(1))
     for voxel in range(0, end, LANES):
         for block in range(y.size // (BLOCK * LANES)):
             square = tile_load(y, (block * BLOCK + voxel) * LANES, 0, LANES, 0, 1, LANES, 1)
@@ -161,11 +164,12 @@ def _infer_band(
         aligned(weights.size // lanes * BLOCK),
         aligned(BLOCK),
     )
+    turned = aligned(LANES * LANES)
     for first in range(begin, begin + voxels, BLOCK):
         count = min(BLOCK, begin + voxels - first)
         end = (count + LANES - 1) // LANES * LANES
         pack_source(x, shape, scales, shifts, slope, image, first, count, y, BLOCK)
         ahead = image * ICB * volume + first + BLOCK
-        logits_of_block(y, end, weights, bias, planes, x, ahead, volume)
+        logits_of_block(y, end, weights, bias, planes, x, ahead, volume, turned)
         probabilities(planes, end, classes, scratch)
         scatter(planes.reshape(-1, BLOCK)[:classes], image * volume + first, count, dst)

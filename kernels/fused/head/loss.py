@@ -133,10 +133,12 @@ def _doubles(purpose: str, rows: int, cols: int) -> Doubles:
 
 
 @kernel
-def _add_outer(planes: Floats, y: Floats, end: int, classes: int, sums: Doubles) -> None:
+def _add_outer(
+    planes: Floats, y: Floats, end: int, classes: int, sums: Doubles, stored: Floats
+) -> None:
     """Add the sums over voxels of ``diff_logits[c, v] * y[v, ic]`` to ``sums[c, ic]``."""
     lanes = y.size // BLOCK
-    stored, one = aligned(TILE * LANES), broadcast(np.float32(1))
+    one = broadcast(np.float32(1))
     for block in range(lanes // LANES):
         for c in range(0, classes, TILE):
             # Even and odd voxels apart: one sum waits for itself.
@@ -205,6 +207,7 @@ def _forward_band(
     classes, lanes, volume = partial.size // 3, ICB * LANES, D * H * W
     y, planes = aligned(lanes * BLOCK), aligned(weights.size // lanes * BLOCK)
     marks, loss, scratch = aligned(BLOCK), aligned(BLOCK), aligned(2 * BLOCK)
+    turned = aligned(LANES * LANES)
     sums = np.zeros(partial.size * LANES)
     for first in range(begin, begin + voxels, BLOCK):
         count = min(BLOCK, begin + voxels - first)
@@ -212,7 +215,7 @@ def _forward_band(
         mark(labels, image * volume + first, count, marks)
         pack_source(x, shape, scales, shifts, slope, image, first, count, y, BLOCK)
         ahead = image * ICB * volume + first + BLOCK
-        logits_of_block(y, end, weights, bias, planes, x, ahead, volume)
+        logits_of_block(y, end, weights, bias, planes, x, ahead, volume, turned)
         losses(planes, end, classes, marks, scratch, loss)
         add_dice(planes, end, classes, marks, sums)
         add_plane(loss, 0, end, sums, 3 * classes * LANES)
@@ -289,7 +292,7 @@ def _backward_band(
     image, begin, voxels = place_band(band, shape)
     classes, volume, lanes = diffs.shape[2], D * H * W, ICB * LANES
     y, planes = aligned(lanes * BLOCK), aligned(weights.size // lanes * BLOCK)
-    marks, scratch = aligned(BLOCK), aligned(BLOCK)
+    marks, scratch, turned = aligned(BLOCK), aligned(BLOCK), aligned(LANES * LANES)
     for i in range(partial.size):
         partial[i] = 0.0
     for block in range(ICB):
@@ -300,12 +303,12 @@ def _backward_band(
         mark(labels, image * volume + first, count, marks)
         pack_source(x, shape, scales, shifts, slope, image, first, count, y, BLOCK)
         ahead = image * ICB * volume + first + BLOCK
-        logits_of_block(y, end, weights, bias, planes, x, ahead, volume)
+        logits_of_block(y, end, weights, bias, planes, x, ahead, volume, turned)
         probabilities(planes, end, classes, scratch)
         diff_logits(planes, end, classes, marks, diffs[image], share)
         for c in range(classes):
             add_plane(planes, c, end, partial, classes * lanes + c * LANES)
-        _add_outer(planes, y, end, classes, partial)
+        _add_outer(planes, y, end, classes, partial, turned)
         for block in range(ICB):
             # What was packed is not needed any more: its first block takes the gradient.
             _diff_source(planes, lines, end, classes, block * LANES, y)

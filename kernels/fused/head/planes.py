@@ -39,9 +39,9 @@ def copy_plane(src: Floats, end: int, dst: Floats) -> None:
 
 
 @kernel
-def _exponentials(plane: Floats) -> None:
-    for voxel in range(BLOCK):
-        plane[voxel] = exp(plane[voxel])
+def _exponentials(planes: Floats) -> None:
+    for i in range(planes.size):
+        planes[i] = exp(planes[i])
 
 
 @kernel
@@ -84,8 +84,7 @@ def _subtract_maximum(planes: Floats, end: int, classes: int) -> None:
 @kernel
 def _exponentiate(planes: Floats, end: int, classes: int, totals: Floats) -> None:
     """Replace the planes by their exponentials, and sum these for each voxel."""
-    for c in range(classes):
-        _exponentials(planes[c * BLOCK : (c + 1) * BLOCK])
+    _exponentials(planes[: classes * BLOCK])
     for voxel in range(0, end, LANES):
         total = load(planes, voxel)
         for c in range(1, classes):
