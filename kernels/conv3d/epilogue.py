@@ -53,7 +53,7 @@ Brick = tuple[int, int, int]
 Doubles = npt.NDArray[np.float64]
 
 # Columns that are transformed at a time.
-_STRIP = 8
+_STRIP = 4
 
 
 class Staged(NamedTuple):

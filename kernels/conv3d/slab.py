@@ -303,9 +303,10 @@ def _pack_columns(  # type: ignore[no-untyped-def]
         begin, end = min(max(-w0, left), right), max(min(W - w0, right), left)
         if not (0 <= h < H and -planes < d < D):
             begin = end = right
-        for point in range(points):
-            fill_zero(dst, to + point * apart + left * LANES, begin - left)
-            fill_zero(dst, to + point * apart + end * LANES, right - end)
+        if begin > left or end < right:
+            for point in range(points):
+                fill_zero(dst, to + point * apart + left * LANES, begin - left)
+                fill_zero(dst, to + point * apart + end * LANES, right - end)
         src = first + ((d * H + h) * W + w0) * LANES
         inside = 0 <= d and d + planes <= D
         if not inside:
