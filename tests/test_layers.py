@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 # The name of a package alone is its __init__.
 KERNELS = """
     kernels
+    compiled_files
     compiler
     checks memory
     chunks exponential
