@@ -158,7 +158,7 @@ def _finish_forward(own, brick, dst, bias, at, moments, scratch, md, mh):  # typ
 
     def implementation(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
         offset = load(bias, at)
-        pivot = first_voxel(own, brick, scratch, MD, MH) + offset
+        pivot = first_voxel(own, brick, MD, MH) + offset
         moments[:] = 0.0
         finish(own, brick, Forward(dst, offset, pivot, moments), scratch, MD, MH)
         if moments.size > 0:
@@ -279,20 +279,20 @@ def place(brick: Staged, row: int, md: int, mh: int) -> tuple[int, int, int, int
     return src, brick.first + (d * H + h) * W * LANES, planes, lines if planes > 0 else 0
 
 
-def first_voxel(own: Any, brick: Any, scratch: Any, md: int, mh: int) -> Any:
+def first_voxel(own: Any, brick: Any, md: int, mh: int) -> Any:
     """The first voxel of a staged brick; runs only inside a compiled kernel."""
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
 @overload(first_voxel, prefer_literal=True)
-def _first_voxel(own, brick, scratch, md, mh):  # type: ignore[no-untyped-def]
+def _first_voxel(own, brick, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:
         return None
     MD, MH = constants
     PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
 
-    def implementation(own, brick, scratch, md, mh):  # type: ignore[no-untyped-def]
+    def implementation(own, brick, md, mh):  # type: ignore[no-untyped-def]
         tile = tile_load(own, brick.at, PH * brick.apart, brick.apart, 0, PD, PH, 1)
         return tile_first(transform_axis(transform_axis(tile, K, MH, PD, 1), K, MD, 1, MH))
 

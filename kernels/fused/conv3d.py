@@ -128,8 +128,8 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> 
     spread = weights if p.width < LANES else _spread(weights, split)
     if p.tile is None:
         pack_weights(spread, packed, adjoint=adjoint)
-        return
-    convolution.pack_weights(spread, p.tile, packed, adjoint=adjoint)
+    else:
+        convolution.pack_weights(spread, p.tile, packed, adjoint=adjoint)
 
 
 def moments_shape(p: Plan) -> tuple[int, int, int]:

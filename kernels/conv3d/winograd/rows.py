@@ -342,6 +342,7 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
                             x = plane * plane_size + row * extent[2] * LANES
                             x += LANES - before[2] * width + ic
                             y = G + plane * apart + (ocb * rows + row) * OW * LANES
+                            # Two voxels for each line that is fetched: few channels make rows even.
                             for _ in range(0, OW, 2):
                                 line = LINE if step < count else 0
                                 step += 1
