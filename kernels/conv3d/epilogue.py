@@ -30,7 +30,7 @@ from numba.extending import overload
 
 from kernels.compiler import kernel
 from kernels.conv3d.cook_toom import OUTPUT, sizes
-from kernels.conv3d.transform import transform_axis
+from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.layout import Floats
 from kernels.simd import (
     LANES,
@@ -44,7 +44,6 @@ from kernels.simd import (
     tile_fma,
     tile_load,
     tile_mask,
-    tile_store,
     tile_sum,
 )
 from kernels.streaming import put_tile
@@ -258,7 +257,8 @@ def _finish(own, brick, what, scratch, md, mh):  # type: ignore[no-untyped-def]
                     if planes == MD:
                         finish_row(src, x, apart, brick, what, y, wide, scratch, MD)
                     else:
-                        transform_along_d(src, x, apart, wide, MD)
+                        # In the place of the points, for one voxel of a column to be read alone.
+                        transform_columns(src, x, apart, src, x, apart, wide, OUTPUT, MD)
                         for d in range(planes):
                             p, q = x + d * apart, y + d * H * W * LANES
                             finish_row(src, p, apart, brick, what, q, wide, scratch, 1)
@@ -312,38 +312,13 @@ def _transform_along_h(own, at, apart, buffer, columns, md, mh):  # type: ignore
     if constants is None:
         return None
     MD, MH = constants
-    PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
+    PD, PH = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0]
     strip = _STRIP * LANES
 
     def implementation(own, at, apart, buffer, columns, md, mh):  # type: ignore[no-untyped-def]
         for point in range(PD):
             x, y = at + point * PH * apart, point * strip
-            for w in range(columns):
-                line = tile_load(own, x + w * LANES, apart, 0, 0, PH, 1, 1)
-                line = transform_axis(line, K, MH, 1, 1)
-                tile_store(line, buffer, y + w * LANES, PD * strip, 0, 0, MH, 1, 1)
-
-    return implementation
-
-
-def transform_along_d(src: Any, at: int, apart: int, columns: int, md: int) -> None:
-    """Put the voxels of a row of columns in the place of their points, for one to be read alone."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@overload(transform_along_d, prefer_literal=True)
-def _transform_along_d(src, at, apart, columns, md):  # type: ignore[no-untyped-def]
-    constants = literals(md)
-    if constants is None:
-        return None
-    (MD,) = constants
-    PD, K = sizes(OUTPUT, MD)[0], OUTPUT
-
-    def implementation(src, at, apart, columns, md):  # type: ignore[no-untyped-def]
-        for w in range(columns):
-            x = at + w * LANES
-            line = transform_axis(tile_load(src, x, apart, 0, 0, PD, 1, 1), K, MD, 1, 1)
-            tile_store(line, src, x, apart, 0, 0, MD, 1, 1)
+            transform_columns(own, x, apart, buffer, y, PD * strip, columns, OUTPUT, MH)
 
     return implementation
 

@@ -32,7 +32,7 @@ from numba.extending import overload
 
 from kernels.compiler import kernel
 from kernels.conv3d.cook_toom import DIFF_DST, sizes
-from kernels.conv3d.transform import transform_axis
+from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.layout import Floats
 from kernels.simd import (
     LANES,
@@ -230,10 +230,7 @@ def _pack_block(  # type: ignore[no-untyped-def]
                     for d in range(PD):
                         x = buffer + row * MH * line + d * point
                         y = to + d * PH * apart + ((group * high + row) * wide + left) * LANES
-                        for w in range(right - left):
-                            tile = tile_load(slab, x + w * LANES, line, 0, 0, IH, 1, 1)
-                            tile = transform_axis(tile, K, MH, 1, 1)
-                            tile_store(tile, slab, y + w * LANES, apart, 0, 0, PH, 1, 1)
+                        transform_columns(slab, x, line, slab, y, apart, right - left, K, MH)
 
     return without if MH == 1 else transformed
 

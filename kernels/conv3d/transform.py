@@ -120,6 +120,34 @@ def transform_axis(
     return result_type(tile, kind, m, outer, inner), codegen
 
 
+def transform_columns(
+    src: Any, at: int, apart: int, dst: Any, to: int, to_apart: int, columns: int, kind: int, m: int
+) -> None:
+    """Transform neighbouring columns along an axis; to be called from compiled kernels only.
+
+    Vectors along the axis are ``apart`` floats in ``src[at:]`` and ``to_apart`` in ``dst[to:]``, which may
+    be the same place. ``kind`` and ``m``, outputs at a time, are compile-time constants.
+    """
+    raise NotImplementedError("transform_columns runs only inside a compiled kernel")
+
+
+@overload(transform_columns, prefer_literal=True)
+def _transform_columns(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
+    constants = literals(kind, m)
+    if constants is None:
+        return None
+    K, M = constants
+    n_in, n_out = sizes(K, M)
+
+    def implementation(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
+        for w in range(columns):
+            line = tile_load(src, at + w * LANES, apart, 0, 0, n_in, 1, 1)
+            line = transform_axis(line, K, M, 1, 1)
+            tile_store(line, dst, to + w * LANES, to_apart, 0, 0, n_out, 1, 1)
+
+    return implementation
+
+
 def transform_tile(
     src: Any,
     at: int,
