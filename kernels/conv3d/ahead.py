@@ -37,6 +37,9 @@ class Tensors(NamedTuple):
     blocks: int
 
 
+NOTHING = Tensors(0, 0, 0, 0, 0, 0)
+
+
 class Region(NamedTuple):
     """Rows ``start[1]`` to ``start[1] + rows`` of some planes of image ``n``, of all channel blocks."""
 

@@ -3,6 +3,7 @@
     forward            dst = weights * act(scale * [a, b] + shift) + bias, and the moments of dst
     backward_data      [a, b] = weights^T * (a dz + b x + d), masked, with the sums of batch norm
     backward_weights   (a dz + b x + d) x act(scale * [a, b] + shift)
+    backward           both gradients in one pass
 
 What is read is normalised while it is packed, what is written is masked and summed while it is in cache
 (`kernels.conv3d.bricks`): no pass over memory is left for batch norm, activation, bias or concatenation.
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.winograd import convolution, cutting, rows, weight_gradient
+from kernels.conv3d.winograd import both_gradients, convolution, cutting, rows, weight_gradient
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile
 from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
@@ -70,9 +71,9 @@ def plan(
     tile: Triple | None = None,
     *,
     channels_last: bool = False,
-    of_weights: bool = False,
+    keeps_both: bool = False,
 ) -> Plan:
-    """Plan ``forward``; ``backward_data``, with in and out exchanged; or ``backward_weights``.
+    """Plan ``forward`` or ``backward_weights``; with in and out exchanged ``backward_data`` or ``backward``.
 
     Parameters
     ----------
@@ -86,8 +87,8 @@ def plan(
     channels_last : bool
         The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`. Direct, or Winograd along
         d and h only, F(md, mh, 1); see `rows`.
-    of_weights : bool
-        The plan is of ``backward_weights``, which keeps source and gradient in cache.
+    keeps_both : bool
+        The plan is of ``backward_weights`` or ``backward``: source and gradient are in cache together.
 
     Raises
     ------
@@ -104,12 +105,19 @@ def plan(
     elif tile is None:
         cut = direct_bricks.cut_output(size, kernel, ICB)
     elif not channels_last and kernel == cutting.kernel_of(tile):
-        cuts = weight_gradient if of_weights else cutting
+        cuts = weight_gradient if keeps_both else cutting
         cut = cuts.cut_output(size, tile, ICB, OCB)
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
     width = channels_in[0] if channels_last else LANES
     return Plan(channels_in, channels_out, size, kernel, tile, width, cut)
+
+
+def pays_together(p: Plan) -> bool:
+    """Whether ``backward``, whose plan this is, takes less time than its two gradients one by one."""
+    if p.tile is None or p.width < LANES:
+        return False
+    return both_gradients.pays(p.cut, p.tile, sum(p.blocks_out), p.blocks_in)
 
 
 def packed_shape(p: Plan) -> tuple[int, ...]:
@@ -187,7 +195,7 @@ def forward(
         sums,
         past_caches(dst),
     )
-    _convolve(p, _source_prologue(p, a, b), packed, epilogue)
+    _convolve(p, _prologue(p, a, b), packed, epilogue)
 
 
 def backward_data(
@@ -212,26 +220,7 @@ def backward_data(
     masks : two Masks
         `NO_MASK` where dy itself is wanted. Their sums are filled.
     """
-    (first, second), (a, b) = dst, masks
-    mask_a, mask_b = (np.concatenate([m.scale, m.shift, m.mean]) for m in (a, b))
-    epilogue = Epilogue(
-        first.reshape(-1),
-        second.reshape(-1),
-        p.blocks_out[0],
-        sum(p.blocks_out),
-        np.zeros(sum(p.blocks_out) * LANES, np.float32),
-        NO_MOMENTS,
-        a.x.reshape(-1),
-        b.x.reshape(-1),
-        mask_a,
-        mask_b,
-        np.float32(a.slope),
-        np.float32(b.slope),
-        a.sums,
-        b.sums,
-        past_caches(first, second),
-    )
-    _convolve(p, _gradient_prologue(gradient), packed, epilogue)
+    _convolve(p, _gradient_prologue(gradient), packed, _gradient_epilogue(p, dst, masks))
 
 
 def backward_weights(
@@ -254,7 +243,7 @@ def backward_weights(
     OC, IC = diff_weights.shape[:2]
     ICB, OCB = p.blocks_in, sum(p.blocks_out)
     taps, src_size = math.prod(p.kernel), p.size[1:]
-    prologue, grad = _source_prologue(p, a, b), _gradient_prologue(gradient)
+    prologue, grad = _prologue(p, a, b), _gradient_prologue(gradient)
     if p.tile is None:
         _, chunks = direct_bricks.split(p.cut.bricks, ICB, OCB)
         panel = scratchpad("weight sums", chunks, OCB, ICB, taps, p.width, LANES)
@@ -286,6 +275,50 @@ def backward_weights(
     flat[:] = spread[:, _places(p.channels_in)]
 
 
+def backward(
+    p: Plan,
+    gradient: Gradient,
+    packed: Floats,
+    a: Source,
+    b: Source,
+    dst: tuple[Floats, Floats],
+    masks: tuple[Mask, Mask],
+    diff_weights: Floats,
+) -> None:
+    """Gradients of one or two sources, and of the weights, in one pass; see `both_gradients`.
+
+    Parameters
+    ----------
+    p : Plan
+        As for `backward_data`, Winograd, with ``keeps_both``.
+    gradient, packed, dst, masks
+        As of `backward_data`.
+    a, b, diff_weights
+        As of `backward_weights`.
+    """
+    assert p.tile is not None, "only Winograd shares transformed tiles"
+    OC, IC = diff_weights.shape[:2]
+    ICB, taps = sum(p.blocks_out), math.prod(p.kernel)
+    _, lanes = register_tile(ICB)
+    panel = scratchpad("weight sums", 1, ICB // lanes, p.blocks_in, taps, LANES, lanes * LANES)
+    both_gradients.backward(
+        _gradient_prologue(gradient),
+        p.size[1:],
+        p.before,
+        packed,
+        _source_prologue(a, b),
+        _gradient_epilogue(p, dst, masks),
+        p.cut,
+        p.tile,
+        panel,
+    )
+    # Of a convolution from the gradient to the source: channels exchanged, taps reversed.
+    exchanged = np.empty((ICB * LANES, OC, taps), np.float32)
+    unpack_weights(panel, exchanged)
+    found = exchanged[_places(p.channels_out)].transpose(1, 0, 2)
+    diff_weights.reshape(OC, IC, taps)[:] = found[:, :, ::-1]
+
+
 def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -> None:
     size = p.size[1:]
     if p.tile is None:
@@ -296,21 +329,26 @@ def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -
         convolution.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
 
 
-def _source_prologue(p: Plan, a: Source, b: Source) -> Prologue:
-    one = np.float32(1.0)
+def _prologue(p: Plan, a: Source, b: Source) -> Prologue:
+    """What a plan's convolution, or its weight gradient, reads."""
     if p.width < LANES:
-        flat = a.data.reshape(-1)
+        flat, one = a.data.reshape(-1), np.float32(1.0)
         return Prologue(flat, EMPTY, EMPTY, EMPTY, 1, 1, _UNCHANGED, one, one, p.width)
+    return _source_prologue(a, b)
+
+
+def _source_prologue(a: Source, b: Source) -> Prologue:
+    blocks_a, blocks_b = a.data.shape[1], b.data.shape[1]
     coefficients = np.concatenate(
-        [a.scale, b.scale, a.shift, b.shift, np.zeros(a.scale.size + b.scale.size, np.float32)]
+        [a.scale, b.scale, a.shift, b.shift, np.zeros((blocks_a + blocks_b) * LANES, np.float32)]
     )
     return Prologue(
         a.data.reshape(-1),
         EMPTY,
         b.data.reshape(-1),
         EMPTY,
-        blocks(p.channels_in[0]),
-        p.blocks_in,
+        blocks_a,
+        blocks_a + blocks_b,
         coefficients,
         np.float32(a.slope),
         np.float32(b.slope),
@@ -334,6 +372,28 @@ def _gradient_prologue(gradient: Gradient) -> Prologue:
     )
 
 
+def _gradient_epilogue(p: Plan, dst: tuple[Floats, Floats], masks: tuple[Mask, Mask]) -> Epilogue:
+    (first, second), (a, b) = dst, masks
+    mask_a, mask_b = (np.concatenate([m.scale, m.shift, m.mean]) for m in (a, b))
+    return Epilogue(
+        first.reshape(-1),
+        second.reshape(-1),
+        p.blocks_out[0],
+        sum(p.blocks_out),
+        np.zeros(sum(p.blocks_out) * LANES, np.float32),
+        NO_MOMENTS,
+        a.x.reshape(-1),
+        b.x.reshape(-1),
+        mask_a,
+        mask_b,
+        np.float32(a.slope),
+        np.float32(b.slope),
+        a.sums,
+        b.sums,
+        past_caches(first, second),
+    )
+
+
 def _places(channels: tuple[int, int]) -> npt.NDArray[np.intp]:
     """Lane of each channel of two concatenated sources, each filled up to blocks of 16."""
     first, second = channels
@@ -351,4 +411,13 @@ def _spread(weights: Floats, channels: tuple[int, int]) -> Floats:
     return spread
 
 
-__all__ = ["NO_SOURCE", "Plan", "backward_data", "backward_weights", "forward", "pack", "plan"]
+__all__ = [
+    "NO_SOURCE",
+    "Plan",
+    "backward",
+    "backward_data",
+    "backward_weights",
+    "forward",
+    "pack",
+    "plan",
+]

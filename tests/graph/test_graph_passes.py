@@ -10,12 +10,18 @@ import pytest
 from agreement import ROUNDING, assert_agree, assert_within, batch
 
 import tinyunet
+from kernels.conv3d.winograd import both_gradients
 from tinyunet import Adam, Module, UNet, functional, losses
 from tinyunet.graph import measure, passes
 from tinyunet.graph.ir import BLOCKED, Graph
 from tinyunet.graph.show import is_unfused
 from tinyunet.nn import BatchNorm, Conv3d
 
+# The package has the functions under the modules' names.
+choose_algorithm, fuse_backward, fuse_gradients = (
+    sys.modules[f"tinyunet.graph.passes.{name}"]
+    for name in ("choose_algorithm", "fuse_backward", "fuse_gradients")
+)
 SHAPE = (1, 12, 14, 16, 4)
 CONFIG = {"filters": 16, "depth": 2}
 
@@ -118,8 +124,60 @@ class Smooth(Module):
         return functional.softmax(self.logits(src))
 
 
-# The package has the function under the module's name.
-choose_algorithm = sys.modules["tinyunet.graph.passes.choose_algorithm"]
+class TestBothGradients:
+    """fuse_gradients, wherever there is a kernel."""
+
+    @pytest.fixture(autouse=True)
+    def _everywhere(self, monkeypatch):
+        monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
+        monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
+        monkeypatch.setattr(choose_algorithm, "fastest", lambda *candidates: candidates[-1][-1])
+        monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
+
+    def test_nothing_forms_a_gradient_but_who_needs_it(self):
+        found = operators(compiled())
+        assert found["convolution_backward"] == 5  # all but the first
+        assert found["convolution_backward_weights"] == 1
+        assert not {"convolution_backward_data", "gradient"} & found.keys()
+
+    def test_a_very_large_gradient_is_formed_first(self, monkeypatch):
+        monkeypatch.setattr(fuse_backward, "_FORMED_ONCE", 0)
+        assert operators(compiled())["gradient"] == 0
+        monkeypatch.setattr(fuse_gradients, "_FORMED_FIRST", 0)
+        found = operators(compiled())
+        assert found["gradient"] == found["convolution_backward"] == 5
+
+    def test_a_bias_that_batch_norm_does_not_take_away_has_a_gradient(self):
+        def graph(bias: bool) -> Graph:
+            model = Plain(bias)
+            step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), SHAPE)
+            return step.stages(SHAPE)[-1].graph
+
+        assert operators(graph(bias=True))["convolution_backward"] == 0
+        assert operators(graph(bias=False))["convolution_backward"] == 1
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_without_batch_norm(self, bias):
+        assert_agree(functools.partial(Plain, bias), (1, 6, 7, 8), ROUNDING, steps=1)
+
+
+class Plain(Module):
+    """Convolutions without batch norm."""
+
+    def __init__(self, bias):
+        generator = np.random.default_rng(0)
+        self.conv0 = Conv3d(4, 16, generator=generator)
+        self.conv1 = Conv3d(16, 16, generator=generator)
+        self.head = Conv3d(16, 4, (1, 1, 1), generator=generator)
+        if not bias:
+            self.conv1.bias = None
+
+    def logits(self, src):
+        first = functional.leaky_relu(self.conv0(src), 0.95)
+        return self.head(functional.leaky_relu(self.conv1(first), 0.9))
+
+    def forward(self, src):
+        return functional.softmax(self.logits(src))
 
 
 class TestAlgorithms:
@@ -146,6 +204,11 @@ class TestAlgorithms:
         monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
         bound = ROUNDING if tile == (2, 2, 2) else 1e-3
         assert_agree(functools.partial(Smooth, filters), (2, 9, 6, 8), bound, steps=1)
+
+    @pytest.mark.parametrize("tile", [(2, 2, 2), (2, 4, 4), (4, 4, 4)])
+    def test_every_tile_with_both_gradients_in_one_pass(self, monkeypatch, tile):
+        monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
+        self.test_every_tile_in_every_direction(monkeypatch, tile, 12)
 
     def test_images(self):
         model = UNet(dim=2, filters=16, depth=2).eval()

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from kernels.fused import conv3d, conv_transpose3d
-from kernels.fused.tensors import NO_MASK, NO_SOURCE
-from tinyunet.graph.binder import Binder, Call
+from kernels.fused.tensors import NO_MASK, NO_SOURCE, Mask
+from tinyunet.graph.binder import Array, Binder, Call
 from tinyunet.graph.ir import LANES, NDHWC, Graph, Node, blocks
 
 _NO_VOLUME = NO_SOURCE.data
@@ -22,13 +22,14 @@ _NO_VOLUME = NO_SOURCE.data
 def plan_of(node: Node, graph: Graph) -> conv3d.Plan:
     """Return the plan of a convolution node: direct, or Winograd with its setting "tile"."""
     src, other, dst = "src", "src_b", ("dst" if node.op == "convolution" else "diff_dst")
-    if node.op.endswith("_data"):  # a convolution from the gradient of dst to those of its sources
-        src, other, dst = "diff_src", "diff_src_b", "diff_dst"
+    adjoint = is_adjoint(node)
+    if adjoint:  # a convolution from the gradient of dst to those of its sources
+        src, other = "diff_src", "diff_src_b"
     names = {**node.inputs, **node.outputs}
     shapes = {role: graph.values[name].shape for role, name in names.items()}
     sources = shapes[src][-1], shapes[other][-1] if other in shapes else 0
     result = shapes[dst][-1], 0
-    if node.op.endswith("_data"):
+    if adjoint:
         sources, result = result, sources
     return _plan(
         sources,
@@ -37,17 +38,22 @@ def plan_of(node: Node, graph: Graph) -> conv3d.Plan:
         tuple(node.attributes["kernel"]),
         node.attributes.get("tile"),
         graph.values[names[src]].layout == NDHWC,
-        node.op.endswith("_weights"),
+        node.op in ("convolution_backward_weights", "convolution_backward"),
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    sources: Any, result: Any, size: Any, kernel: Any, tile: Any, last: bool, of_weights: bool
+    sources: Any, result: Any, size: Any, kernel: Any, tile: Any, last: bool, keeps_both: bool
 ) -> conv3d.Plan:
     return conv3d.plan(
-        sources, result, size, kernel, tile, channels_last=last, of_weights=of_weights
+        sources, result, size, kernel, tile, channels_last=last, keeps_both=keeps_both
     )
+
+
+def is_adjoint(node: Node) -> bool:
+    """Whether a convolution goes from the gradient of its result to those of its sources."""
+    return node.op in ("convolution_backward_data", "convolution_backward")
 
 
 def is_transposed(node: Node) -> bool:
@@ -84,7 +90,7 @@ def _pack_weights(b: Binder) -> Call:
 
         return run
     plan = plan_of(user, b.graph)
-    panel, adjoint = flat.reshape(conv3d.packed_shape(plan)), user.op.endswith("_data")
+    panel, adjoint = flat.reshape(conv3d.packed_shape(plan)), is_adjoint(user)
     return lambda: conv3d.pack(plan, weights, panel, adjoint=adjoint)
 
 
@@ -108,10 +114,13 @@ def _forward(b: Binder) -> Call:
 
 def _backward_data(b: Binder) -> Call:
     plan, gradient = plan_of(b.node, b.graph), b.gradient()
-    packed = b.array("weights").reshape(conv3d.packed_shape(plan))
-    second = b.array("diff_src_b") if b.has("diff_src_b") else _NO_VOLUME
-    dst, masks = (b.array("diff_src"), second), (b.mask() or NO_MASK, b.mask("_b") or NO_MASK)
+    packed, (dst, masks) = b.array("weights").reshape(conv3d.packed_shape(plan)), _destinations(b)
     return lambda: conv3d.backward_data(plan, gradient, packed, dst, masks)
+
+
+def _destinations(b: Binder) -> tuple[tuple[Array, Array], tuple[Mask, Mask]]:
+    second = b.array("diff_src_b") if b.has("diff_src_b") else _NO_VOLUME
+    return (b.array("diff_src"), second), (b.mask() or NO_MASK, b.mask("_b") or NO_MASK)
 
 
 def _backward_weights(b: Binder) -> Call:
@@ -120,6 +129,20 @@ def _backward_weights(b: Binder) -> Call:
     no_bias = np.empty(diff_weights.shape[0], np.float32)
     diff_bias = b.array("diff_bias") if b.has("diff_bias") else no_bias
     return lambda: conv3d.backward_weights(plan, a, other, gradient, diff_weights, diff_bias)
+
+
+def _backward(b: Binder) -> Call:
+    plan, gradient, a, other = plan_of(b.node, b.graph), b.gradient(), b.source(), b.source("src_b")
+    packed, (dst, masks) = b.array("weights").reshape(conv3d.packed_shape(plan)), _destinations(b)
+    diff_weights, diff_bias = b.array("diff_weights"), np.zeros(0, np.float32)
+    if b.has("diff_bias"):
+        diff_bias = b.array("diff_bias")
+
+    def run() -> None:
+        conv3d.backward(plan, gradient, packed, a, other, dst, masks, diff_weights)
+        diff_bias.fill(0)  # batch norm takes it away: see the pass `fuse_gradients`
+
+    return run
 
 
 def _transposed_forward(b: Binder) -> Call:
@@ -155,6 +178,7 @@ BINDERS: dict[str, Callable[[Binder], Call]] = {
     "convolution": _forward,
     "convolution_backward_data": _backward_data,
     "convolution_backward_weights": _backward_weights,
+    "convolution_backward": _backward,
     "transposed_convolution": _transposed_forward,
     "transposed_convolution_backward_data": _transposed_backward_data,
     "transposed_convolution_backward_weights": _transposed_backward_weights,

@@ -14,6 +14,7 @@ from tinyunet.graph.support import is_fused
 _PACKED = (
     "convolution",
     "convolution_backward_data",
+    "convolution_backward",
     "transposed_convolution",
     "transposed_convolution_backward_data",
 )

@@ -26,7 +26,7 @@ def sums_shape(node: Node, role: str, graph: Graph) -> tuple[int, ...]:
         return ()
     if node.op == "convolution":
         return conv3d.moments_shape(convolutions.plan_of(node, graph))
-    if node.op == "convolution_backward_data":
+    if convolutions.is_adjoint(node):
         return conv3d.sums_shape(convolutions.plan_of(node, graph), int(role == "sums_b"))
     volume = graph.values[node.inputs["src"] if node.op == "moments" else node.outputs["diff_src"]]
     partials = epilogue.partials(volume.storage_shape)

@@ -83,6 +83,29 @@ class Problem:
         a, b, d = (values.astype(np.float64) for values in self.abd)
         return a * self.dz + b * self.x + d
 
+    def diff_src(self):
+        shape, weights = (*self.size, sum(self.channels)), self.weights.astype(np.float64)
+        exact = im2col.backward_data(self.diff_dst(), weights, shape)
+        return np.split(exact, [self.channels[0]], axis=-1)
+
+    def destinations(self):
+        MB, *size = self.size
+        return tuple(nans(MB, layout.blocks(C), *size, LANES) for C in self.channels)
+
+    def mean(self, i):
+        return self.raw[i].reshape(-1, self.channels[i]).mean(axis=0, dtype=np.float32)
+
+    def masks(self, p):
+        """Of both sources, for the adjoint plan ``p``; their sums are still to be filled."""
+        found = []
+        for i, C in enumerate(self.channels):
+            if not C:
+                found.append(NO_MASK)
+                continue
+            sums = nans(*fused.sums_shape(p, i), dtype=np.float64)
+            found.append(Mask(*self.sources()[i], lanes(self.mean(i), C), sums))
+        return tuple(found)
+
     def plan(self):
         return fused.plan(self.channels, (self.OC, 0), self.size, self.kernel, self.tile)
 
@@ -148,42 +171,31 @@ def test_backward_data_masked_and_plain(problem, form):
     p = problem.adjoint_plan()
     packed = nans(*fused.packed_shape(p))
     fused.pack(p, problem.weights, packed, adjoint=True)
-    exact = im2col.backward_data(
-        problem.diff_dst(),
-        problem.weights.astype(np.float64),
-        (*problem.size, sum(problem.channels)),
-    )
-    parts = np.split(exact, [problem.channels[0]], axis=-1)
-    MB, D, H, W = problem.size
-    dst = tuple(nans(MB, layout.blocks(C), D, H, W, LANES) for C in problem.channels)
+    dst = problem.destinations()
     fused.backward_data(p, problem.gradient(), packed, dst)
-    for got, wanted, C in zip(dst, parts, problem.channels, strict=True):
+    for got, wanted, C in zip(dst, problem.diff_src(), problem.channels, strict=True):
         if C:
             assert_close(layout.reorder_nCdhw16c_to_ndhwc(got, C), wanted, problem.tolerance)
 
-    masks, means = [], []
-    for i, C in enumerate(problem.channels):
-        mean = problem.raw[i].reshape(-1, C).mean(axis=0) if C else np.zeros(0)
-        means.append(mean.astype(np.float32))
-        if not C:
-            masks.append(NO_MASK)
-            continue
-        source = problem.sources()[i]
-        sums = nans(*fused.sums_shape(p, i), dtype=np.float64)
-        masks.append(Mask(*source, lanes(means[i], C), sums))
-    fused.backward_data(p, problem.gradient(), packed, dst, tuple(masks))
+    masks = problem.masks(p)
+    fused.backward_data(p, problem.gradient(), packed, dst, masks)
+    assert_masked(problem, dst, masks)
+
+
+def assert_masked(problem, dst, masks):
+    """Both gradients are those of the exact convolution, masked, and their sums are theirs."""
     for i, C in enumerate(problem.channels):
         if not C:
             continue
         slope = np.where(problem.before_activation(i) > 0, 1.0, problem.slopes[i])
-        dz = parts[i] * slope
+        dz = problem.diff_src()[i] * slope
         got = layout.reorder_nCdhw16c_to_ndhwc(dst[i], C)
         # A value within rounding of the kink may fall on either side of it.
         away = np.abs(problem.before_activation(i)) > 1e-5
         assert_close(got * away, dz * away, problem.tolerance)
         s1, s2 = masks[i].sums.sum(axis=1)[:, :C]
         flat = got.reshape(-1, C).astype(np.float64)
-        centred = problem.raw[i].reshape(-1, C).astype(np.float64) - means[i]
+        centred = problem.raw[i].reshape(-1, C).astype(np.float64) - problem.mean(i)
         assert np.abs(s1 - flat.sum(axis=0)).max() <= 1e-6 * np.abs(flat).sum(axis=0).max()
         wanted = (flat * centred).sum(axis=0)
         assert np.abs(s2 - wanted).max() <= 1e-6 * np.abs(flat * centred).sum(axis=0).max()
@@ -202,6 +214,40 @@ def test_backward_weights(problem):
     machine.set_threads(machine.cores())
     assert_array_equal(again, diff_weights)
     assert_array_equal(again_bias, diff_bias)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "case",
+    [
+        (1, 1, 1, 1, 16, 0, 16, (3, 3, 3), (2, 2, 2)),
+        (2, 3, 5, 6, 8, 24, 16, (3, 3, 3), (2, 2, 2)),
+        (1, 5, 7, 9, 16, 16, 32, (3, 3, 3), (2, 4, 4)),
+        (1, 9, 6, 5, 20, 0, 40, (3, 3, 3), (4, 4, 4)),
+        (2, 5, 9, 13, 16, 0, 5, (3, 3, 3), (4, 4, 4)),
+        (1, 1, 9, 10, 12, 4, 16, (1, 3, 3), (1, 4, 4)),
+    ],
+    ids=str,
+)
+def test_both_gradients_in_one_pass(case, threads):
+    machine.set_threads(min(threads, machine.cores()))
+    problem = Problem(*case)
+    arguments = (problem.OC, 0), problem.channels, problem.size, problem.kernel, problem.tile
+    p = fused.plan(*arguments, keeps_both=True)
+    packed = nans(*fused.packed_shape(p))
+    fused.pack(p, problem.weights, packed, adjoint=True)
+    found = []
+    for _ in range(2):
+        dst, masks = problem.destinations(), problem.masks(p)
+        diff_weights = nans(*problem.weights.shape)
+        sources = problem.sources()
+        fused.backward(p, problem.gradient(), packed, *sources, dst, masks, diff_weights)
+        assert_masked(problem, dst, masks)
+        exact, _ = im2col.backward_weights(problem.src(), problem.diff_dst(), problem.kernel)
+        assert_close(diff_weights, exact, problem.tolerance)
+        found.append((*dst, diff_weights))
+    for first, again in zip(*found, strict=True):
+        assert_array_equal(first, again)
 
 
 @pytest.mark.parametrize("C", [1, 3, 4])

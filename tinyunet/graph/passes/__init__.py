@@ -9,6 +9,7 @@ from tinyunet.graph.passes.eliminate_concat import eliminate_concat
 from tinyunet.graph.passes.fold_batch_norm import fold_batch_norm
 from tinyunet.graph.passes.fuse_backward import fuse_backward
 from tinyunet.graph.passes.fuse_epilogue import fuse_epilogue
+from tinyunet.graph.passes.fuse_gradients import fuse_gradients
 from tinyunet.graph.passes.options import Options
 from tinyunet.graph.passes.propagate_layout import propagate_layout
 
@@ -25,6 +26,7 @@ PASSES: dict[str, Pass] = {
     "eliminate_concat": eliminate_concat,
     "propagate_layout": propagate_layout,
     "choose_algorithm": choose_algorithm,
+    "fuse_gradients": fuse_gradients,
 }
 
 NAMES = (*PASSES, "plan_memory")

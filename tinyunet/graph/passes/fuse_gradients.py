@@ -1,0 +1,75 @@
+"""Both gradients of a convolution are found in one pass over memory, where that takes less time.
+
+    before    [g = a dz + b x + d > memory >] d(src) = conv_data(g);  d(weights) = conv_weights(g, src)
+    after     d(src), d(weights) = conv_backward(g, src), which forms g while it packs
+
+Both need the transformed tiles of ``g``, and ``src`` is what the mask of ``d(src)`` is made of: one reading
+of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd.both_gradients``). That is for
+Winograd with the same tile in both, few channels and many voxels; else sums and weights leave the caches.
+
+The gradient of a bias is the sum of ``g``, and is not gathered. It need not be: batch norm takes the mean
+away, and whatever was added to all voxels with it. So its gradient is 0, and only such convolutions, and
+those without bias, are fused.
+
+A ``g`` that ``fuse_backward`` formed once for two readers has one now, which forms it itself: a pass over
+memory less. But as long as ``g`` is not formed, ``dz`` and ``x`` live; a very large one stays.
+"""
+
+from dataclasses import replace
+
+from kernels.fused import conv3d
+from tinyunet.graph.convolutions import plan_of
+from tinyunet.graph.ir import Graph, Node
+from tinyunet.graph.passes.options import Options
+
+# Bytes of a gradient above which memory counts for more than the 2 % of a step that forming it takes.
+_FORMED_FIRST = 512 * 1024 * 1024
+
+
+def fuse_gradients(graph: Graph, options: Options) -> Graph:
+    """Return the graph with ``convolution_backward`` in the place of both gradients of a convolution."""
+    nodes = {node.name: node for node in graph.nodes}
+    for data in graph.nodes:
+        weights = nodes.get(f"{data.name.removesuffix('.src')}.weights")
+        if data.op == "convolution_backward_data" and weights is not None:
+            graph = _fuse(graph, data, weights)
+    return graph
+
+
+def _fuse(graph: Graph, data: Node, weights: Node) -> Graph:
+    both = replace(
+        data,
+        name=data.name.removesuffix(".src"),
+        op="convolution_backward",
+        inputs={**weights.inputs, **data.inputs},
+        outputs={**weights.outputs, **data.outputs},
+        attributes={**weights.attributes, **data.attributes},
+    )
+    same = all(
+        data.attributes.get(n) == weights.attributes.get(n) for n in ("tile", "implementation")
+    )
+    if not (same and _has_kernel(both, graph)):
+        return graph
+    changes: dict[str, list[Node]] = {data.name: [both], weights.name: []}
+    formed = _formed(both, graph)
+    if formed and graph.values[formed.outputs["dst"]].nbytes <= _FORMED_FIRST:
+        parts = {role.replace(".", "__"): value for role, value in formed.inputs.items()}
+        changes |= {data.name: [both.with_inputs(**parts)], formed.name: []}
+    return graph.rewrite(changes)
+
+
+def _has_kernel(both: Node, graph: Graph) -> bool:
+    if not both.attributes.get("tile") or ("src_b" in both.inputs) != (
+        "diff_src_b" in both.outputs
+    ):
+        return False
+    no_bias = "diff_bias" not in both.outputs
+    if not (no_bias or "diff_dst.x" in both.inputs or _formed(both, graph)):
+        return False
+    return conv3d.pays_together(plan_of(both, graph))
+
+
+def _formed(both: Node, graph: Graph) -> Node | None:
+    """Return the node that forms the gradient of batch norm, if there is one."""
+    made = graph.producer(both.inputs["diff_dst"])
+    return made if made is not None and made.op == "gradient" else None
