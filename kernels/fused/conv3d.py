@@ -115,7 +115,7 @@ def plan(
 
 def pays_together(p: Plan) -> bool:
     """Whether ``backward``, whose plan this is, takes less time than its two gradients one by one."""
-    if p.tile is None or p.width < LANES:
+    if p.tile is None:
         return False
     return both_gradients.pays(p.cut, p.tile, sum(p.blocks_out), p.blocks_in)
 

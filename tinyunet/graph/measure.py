@@ -18,15 +18,14 @@ import numpy as np
 
 import kernels
 from kernels import machine
-from kernels.conv3d.shapes import Triple
 from kernels.fused import conv3d
 from kernels.memory import empty
 from tinyunet.files import write_json
 from tinyunet.graph import convolutions, fused
+from tinyunet.graph.algorithms import Tile
 from tinyunet.graph.binder import Binder, Call
 from tinyunet.graph.ir import Graph, Node
 
-Tile = Triple | None
 Direction = Literal["forwards", "backwards"]
 _RUNS = 3
 _compiling: Direction | None = None

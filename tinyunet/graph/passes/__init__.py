@@ -25,8 +25,8 @@ PASSES: dict[str, Pass] = {
     "fuse_backward": fuse_backward,
     "eliminate_concat": eliminate_concat,
     "propagate_layout": propagate_layout,
-    "choose_algorithm": choose_algorithm,
     "fuse_gradients": fuse_gradients,
+    "choose_algorithm": choose_algorithm,
 }
 
 NAMES = (*PASSES, "plan_memory")

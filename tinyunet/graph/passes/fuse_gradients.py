@@ -5,7 +5,8 @@
 
 Both need the transformed tiles of ``g``, and ``src`` is what the mask of ``d(src)`` is made of: one reading
 of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd.both_gradients``). That is for
-Winograd with the same tile in both, few channels and many voxels; else sums and weights leave the caches.
+Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
+model of ``algorithms`` finds best.
 
 The gradient of a bias is the sum of ``g``, and is not gathered. It need not be: batch norm takes the mean
 away, and whatever was added to all voxels with it. So its gradient is 0, and only such convolutions, and
@@ -18,6 +19,7 @@ memory less. But as long as ``g`` is not formed, ``dz`` and ``x`` live; a very l
 from dataclasses import replace
 
 from kernels.fused import conv3d
+from tinyunet.graph.algorithms import costs
 from tinyunet.graph.convolutions import plan_of
 from tinyunet.graph.ir import Graph, Node
 from tinyunet.graph.passes.options import Options
@@ -28,40 +30,44 @@ _FORMED_FIRST = 512 * 1024 * 1024
 
 def fuse_gradients(graph: Graph, options: Options) -> Graph:
     """Return the graph with ``convolution_backward`` in the place of both gradients of a convolution."""
+    if "choose_algorithm" not in options.passes:  # all convolutions are to be direct
+        return graph
     nodes = {node.name: node for node in graph.nodes}
     for data in graph.nodes:
         weights = nodes.get(f"{data.name.removesuffix('.src')}.weights")
         if data.op == "convolution_backward_data" and weights is not None:
-            graph = _fuse(graph, data, weights)
+            graph = _fuse(graph, data, weights, options.accuracy)
     return graph
 
 
-def _fuse(graph: Graph, data: Node, weights: Node) -> Graph:
+def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
+    if not all(node.attributes.get("implementation") == "fused" for node in (data, weights)):
+        return graph
+    found = costs(data, graph, accuracy)  # those of the other gradient are the same
     both = replace(
         data,
         name=data.name.removesuffix(".src"),
         op="convolution_backward",
         inputs={**weights.inputs, **data.inputs},
         outputs={**weights.outputs, **data.outputs},
-        attributes={**weights.attributes, **data.attributes},
+        attributes={
+            **weights.attributes,
+            **data.attributes,
+            "tile": min(found, key=found.__getitem__),
+        },
     )
-    same = all(
-        data.attributes.get(n) == weights.attributes.get(n) for n in ("tile", "implementation")
-    )
-    if not (same and _has_kernel(both, graph)):
+    if not _has_kernel(both, graph):
         return graph
     changes: dict[str, list[Node]] = {data.name: [both], weights.name: []}
     formed = _formed(both, graph)
-    if formed and graph.values[formed.outputs["dst"]].nbytes <= _FORMED_FIRST:
+    if formed and graph.values[both.inputs["diff_dst"]].nbytes <= _FORMED_FIRST:
         parts = {role.replace(".", "__"): value for role, value in formed.inputs.items()}
         changes |= {data.name: [both.with_inputs(**parts)], formed.name: []}
     return graph.rewrite(changes)
 
 
 def _has_kernel(both: Node, graph: Graph) -> bool:
-    if not both.attributes.get("tile") or ("src_b" in both.inputs) != (
-        "diff_src_b" in both.outputs
-    ):
+    if not both.attributes["tile"] or ("src_b" in both.inputs) != ("diff_src_b" in both.outputs):
         return False
     no_bias = "diff_bias" not in both.outputs
     if not (no_bias or "diff_dst.x" in both.inputs or _formed(both, graph)):
@@ -70,6 +76,9 @@ def _has_kernel(both: Node, graph: Graph) -> bool:
 
 
 def _formed(both: Node, graph: Graph) -> Node | None:
-    """Return the node that forms the gradient of batch norm, if there is one."""
-    made = graph.producer(both.inputs["diff_dst"])
-    return made if made is not None and made.op == "gradient" else None
+    """Return the node that forms the gradient of batch norm, if there is one, for these two readers."""
+    made, readers = (
+        graph.producer(both.inputs["diff_dst"]),
+        graph.consumers(both.inputs["diff_dst"]),
+    )
+    return made if made is not None and made.op == "gradient" and len(readers) == 2 else None

@@ -1,0 +1,79 @@
+"""What each algorithm of a convolution costs, by count: direct, or Winograd F(2,2,2), F(2,4,4), F(4,4,4).
+
+F(m) makes m outputs along an axis from m + 2 inputs, with m + 2 multiplications instead of 3 m; over
+three axes that saves 3.4, 6 and 8 times, and costs transforms of source and result. A model counts both::
+
+    direct     taps IC OC a voxel
+    F(tile)    points IC OC a tile, and TRANSFORM operations a point and channel, in and out
+
+Tiles that overhang the volume are counted whole. In training so is the packing of the weights, or the
+unpacking of their gradients: they grow by points / taps, and change at each step.
+
+What may be lost bounds the choice: "strict" takes direct and F(2,2,2), whose error is that of direct
+convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
+"""
+
+import math
+
+from kernels.conv3d.shapes import Triple
+from kernels.conv3d.winograd import cutting, rows
+from kernels.layout import blocks
+from kernels.simd import LANES
+from tinyunet.graph.convolutions import plan_of
+from tinyunet.graph.ir import Graph, Node
+
+#: Winograd F(tile); None is direct.
+Tile = Triple | None
+
+_TILES: dict[str, tuple[Triple, ...]] = {
+    "strict": ((2, 2, 2), (1, 2, 2)),
+    "fast": ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4)),
+}
+# Of a first layer of few channels, which is not transformed along w.
+_TILES_OF_FEW: dict[str, tuple[Triple, ...]] = {
+    "strict": ((2, 2, 1), (1, 2, 1)),
+    "fast": ((2, 2, 1), (4, 4, 1), (1, 2, 1), (1, 4, 1)),
+}
+# Operations of both transforms, a point and channel: they run on memory, not in register tiles.
+_TRANSFORM = 20
+# Multiply-adds in the time that one packed weight takes to be made and written.
+_PACK = 30
+# Multiply-adds of a direct convolution below which nothing is gained: 0.1 ms.
+_SMALL = 1e7
+
+
+def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
+    """Return multiply-adds, or what takes as long as one, of each algorithm that a convolution may take.
+
+    Parameters
+    ----------
+    node : Node
+        A convolution on blocked tensors, in any direction.
+    graph : Graph
+    accuracy : {"strict", "fast"}
+    """
+    plan = plan_of(node.with_attributes(tile=None), graph)
+    few, voxels = plan.width < LANES, math.prod(plan.size)
+    fitting = [
+        tile
+        for tile in (_TILES_OF_FEW if few else _TILES)[accuracy]
+        if (
+            rows.supports(plan.size, plan.kernel, tile, plan.width)
+            if few
+            else plan.kernel == cutting.kernel_of(tile)
+        )
+    ]
+    inputs = plan.width if few else plan.blocks_in * LANES
+    outputs = sum(map(blocks, plan.channels_out)) * LANES
+    direct = math.prod(plan.kernel) * inputs * outputs * voxels
+    if not fitting or direct < _SMALL:
+        return {None: direct}
+    packing = _PACK * inputs * outputs if graph.gradients else 0
+    found: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel)}
+    for tile in fitting:
+        count = math.prod(-(-n // m) for n, m in zip(plan.size[1:], tile, strict=True))
+        points = math.prod(m + 2 if m > 1 else 1 for m in tile)
+        taps = plan.kernel[2] if few else 1  # that are left to each product
+        each = points * (taps * inputs * outputs + _TRANSFORM * (inputs + outputs))
+        found[tile] = plan.size[0] * count * each + packing * points * taps
+    return found
