@@ -207,9 +207,8 @@ class TestAlgorithms:
     @pytest.mark.parametrize("tile", [(2, 2, 2), (2, 4, 4), (4, 4, 4)])
     def test_every_tile_with_both_gradients_in_one_pass(self, monkeypatch, tile):
         monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
-        monkeypatch.setattr(
-            algorithms, "_TRANSFORM", 0
-        )  # or F(2, 2, 2) would be no better than direct
+        # Or F(2, 2, 2) would be no better than direct.
+        monkeypatch.setattr(algorithms, "_TRANSFORM", 0)
         self.test_every_tile_in_every_direction(monkeypatch, tile, 12)
 
     def test_images(self):

@@ -207,7 +207,7 @@ def _make_backward(
         T = rows_here * tiles
         slot, slot_e = slot_size(max(ICB, OCB), T), slot_size(ICB, T)
         own = scratch[worker]
-        S = own.size - (ICB + 1) * LANES
+        S = own.size - (ICB + 1) * LANES  # where `pack_both` leaves sums of src, which nobody needs
         last = own[S - finishing : S]
         for chunk in range(worker, chunks, scratch.shape[0]):
             begin, end = share(count_bricks(cut), chunk, chunks)
