@@ -21,7 +21,6 @@ Numerics   float32, as `weight_gradient`
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 from kernels.compiler import (
@@ -46,11 +45,9 @@ from kernels.conv3d.bricks import (
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd.cutting import (
     gemm_tile,
     points,
-    slab_extent,
     slab_planes,
     tile_count,
 )
@@ -62,7 +59,7 @@ from kernels.conv3d.winograd.stages import (
     transform_out,
 )
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile, transform_back
-from kernels.conv3d.winograd.weight_gradient import pack_both
+from kernels.conv3d.winograd.weight_gradient import pack_both, packed_size
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
@@ -138,12 +135,10 @@ def backward(
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Floats of one worker's scratchpad: slabs; V, M and E, or a strip; epilogue; sums of blocks."""
-    voxels = (math.prod(slab_extent(cut, tile, kind)) for kind in (INPUT, DIFF_DST))
-    slabs = (slot_size(n, blocks) for n, blocks in zip(voxels, (OCB, ICB), strict=True))
     T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
     slots = (PW + 1) * slot_size(max(ICB, OCB), T) + PW * slot_size(ICB, T)
-    at_a_time = max(slots, buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT))
-    return slab_planes(tile) * sum(slabs) + at_a_time + finish_size(*tile[:2]) + (ICB + 1) * LANES
+    packed = packed_size(cut, tile, OCB, ICB, slots)
+    return packed + finish_size(*tile[:2]) + (ICB + 1) * LANES
 
 
 @parallel_kernel

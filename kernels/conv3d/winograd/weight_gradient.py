@@ -129,13 +129,18 @@ def backward_weights(
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Floats of one worker's scratchpad: slabs; both transformed in a plane, or a strip; sums of blocks."""
-    voxels = (math.prod(slab_extent(cut, tile, kind)) for kind in (INPUT, DIFF_DST))
-    slabs = (slot_size(n, blocks) for n, blocks in zip(voxels, (ICB, OCB), strict=True))
+    """Floats of one worker's scratchpad: what `packed_size` says; sums of blocks."""
     T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
     slots = PW * (slot_size(ICB, T) + slot_size(OCB, T))
-    buffer = buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT)
-    return slab_planes(tile) * sum(slabs) + max(slots, buffer) + (OCB + 1) * LANES
+    return packed_size(cut, tile, ICB, OCB, slots) + (OCB + 1) * LANES
+
+
+def packed_size(cut: Cut, tile: Triple, blocks: int, gradient_blocks: int, slots: int) -> int:
+    """Floats that `pack_both` fills: two slabs, and a strip where ``slots`` floats of a plane come later."""
+    voxels = (math.prod(slab_extent(cut, tile, kind)) for kind in (INPUT, DIFF_DST))
+    both = zip(voxels, (blocks, gradient_blocks), strict=True)
+    slabs = slab_planes(tile) * sum(slot_size(count, of) for count, of in both)
+    return slabs + max(slots, buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT))
 
 
 def pack_both(

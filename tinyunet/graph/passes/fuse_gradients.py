@@ -56,29 +56,27 @@ def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
             "tile": min(found, key=found.__getitem__),
         },
     )
-    if not _has_kernel(both, graph):
+    formed = _formed(data.inputs["diff_dst"], graph)
+    if not _has_kernel(both, formed, graph):
         return graph
     changes: dict[str, list[Node]] = {data.name: [both], weights.name: []}
-    formed = _formed(both, graph)
-    if formed and graph.values[both.inputs["diff_dst"]].nbytes <= _FORMED_FIRST:
-        parts = {role.replace(".", "__"): value for role, value in formed.inputs.items()}
-        changes |= {data.name: [both.with_inputs(**parts)], formed.name: []}
+    if formed and graph.values[data.inputs["diff_dst"]].nbytes <= _FORMED_FIRST:
+        forms = replace(both, inputs={**both.inputs, **formed.inputs})
+        changes |= {data.name: [forms], formed.name: []}
     return graph.rewrite(changes)
 
 
-def _has_kernel(both: Node, graph: Graph) -> bool:
+def _has_kernel(both: Node, formed: Node | None, graph: Graph) -> bool:
     if not both.attributes["tile"] or ("src_b" in both.inputs) != ("diff_src_b" in both.outputs):
         return False
     no_bias = "diff_bias" not in both.outputs
-    if not (no_bias or "diff_dst.x" in both.inputs or _formed(both, graph)):
+    if not (no_bias or "diff_dst.x" in both.inputs or formed):
         return False
     return conv3d.pays_together(plan_of(both, graph))
 
 
-def _formed(both: Node, graph: Graph) -> Node | None:
-    """Return the node that forms the gradient of batch norm, if there is one, for these two readers."""
-    made, readers = (
-        graph.producer(both.inputs["diff_dst"]),
-        graph.consumers(both.inputs["diff_dst"]),
-    )
-    return made if made is not None and made.op == "gradient" and len(readers) == 2 else None
+def _formed(gradient: str, graph: Graph) -> Node | None:
+    """Return the node that forms a gradient of batch norm, if there is one, for two readers."""
+    made = graph.producer(gradient)
+    forms = made is not None and made.op == "gradient" and len(graph.consumers(gradient)) == 2
+    return made if forms else None
