@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
 
-from kernels.compiler import kernel
+from kernels.compiler import kernel, specialised
 from kernels.memory import ALIGNMENT
 from kernels.simd import literals, store, stream, tile_store, tile_stream
 
@@ -46,7 +45,7 @@ def put_tile(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(put_tile, prefer_literal=True)
+@specialised(put_tile)
 def _put_tile(dst, at, row, step, tile, streams, high, wide):  # type: ignore[no-untyped-def]
     constants = literals(high, wide)
     if constants is None:

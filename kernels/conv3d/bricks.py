@@ -11,9 +11,8 @@ in order afterwards.
 from typing import NamedTuple
 
 import numpy as np
-from numba.extending import overload
 
-from kernels.compiler import call_worker, kernel, parallel_kernel, prange, split_index
+from kernels.compiler import call_worker, kernel, parallel_kernel, prange, specialised, split_index
 from kernels.conv3d.ahead import Region, Tensors, tensors
 from kernels.conv3d.cook_toom import DIFF_DST
 from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
@@ -211,7 +210,7 @@ def pack_channel_block(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(pack_channel_block, prefer_literal=True)
+@specialised(pack_channel_block)
 def _pack_channel_block(  # type: ignore[no-untyped-def]
     prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
 ):
@@ -275,7 +274,7 @@ def pack_brick(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(pack_brick, prefer_literal=True)
+@specialised(pack_brick)
 def _pack_brick(  # type: ignore[no-untyped-def]
     prologue, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
 ):
@@ -336,7 +335,7 @@ def finish_block(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(finish_block, prefer_literal=True)
+@specialised(finish_block)
 def _finish_block(  # type: ignore[no-untyped-def]
     epilogue, cut, brick, block, own, at, apart, extent, scratch, md, mh
 ):

@@ -13,9 +13,15 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numba.extending import overload
 
-from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
+from kernels.compiler import (
+    parallel_kernel,
+    prange,
+    run_workers,
+    specialised,
+    split_index,
+    worker_kernel,
+)
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
     Cut,
@@ -176,7 +182,7 @@ def convolve_slab(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(convolve_slab, prefer_literal=True)
+@specialised(convolve_slab)
 def _convolve_slab(  # type: ignore[no-untyped-def]
     own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
 ):
@@ -273,7 +279,7 @@ def accumulate_slab(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(accumulate_slab, prefer_literal=True)
+@specialised(accumulate_slab)
 def _accumulate_slab(  # type: ignore[no-untyped-def]
     own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
 ):

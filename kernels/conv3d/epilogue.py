@@ -26,9 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
 
-from kernels.compiler import kernel
+from kernels.compiler import kernel, specialised
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.layout import Floats
@@ -148,7 +147,7 @@ def finish_forward(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(finish_forward, prefer_literal=True)
+@specialised(finish_forward)
 def _finish_forward(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:
@@ -203,7 +202,7 @@ def finish_backward(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(finish_backward, prefer_literal=True)
+@specialised(finish_backward)
 def _finish_backward(  # type: ignore[no-untyped-def]
     own, brick, dst, x, coefficients, at, slope, sums, scratch, md, mh
 ):
@@ -230,7 +229,7 @@ def finish(own: Any, brick: Any, what: Any, scratch: Any, md: int, mh: int) -> N
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(finish, prefer_literal=True)
+@specialised(finish)
 def _finish(own, brick, what, scratch, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:
@@ -284,7 +283,7 @@ def first_voxel(own: Any, brick: Any, md: int, mh: int) -> Any:
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(first_voxel, prefer_literal=True)
+@specialised(first_voxel)
 def _first_voxel(own, brick, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:
@@ -306,7 +305,7 @@ def transform_along_h(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(transform_along_h, prefer_literal=True)
+@specialised(transform_along_h)
 def _transform_along_h(own, at, apart, buffer, columns, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:
@@ -338,7 +337,7 @@ def finish_row(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(finish_row, prefer_literal=True)
+@specialised(finish_row)
 def _finish_row(src, at, apart, brick, what, to, columns, row_sums, md):  # type: ignore[no-untyped-def]
     constants = literals(md)
     if constants is None:
@@ -370,7 +369,7 @@ def finish_tile(what: Any, tile: Any, at: int, plane: int, md: int) -> Any:
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(finish_tile, prefer_literal=True)
+@specialised(finish_tile)
 def _finish_tile(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
     constants = literals(md)
     if constants is None:
@@ -395,7 +394,7 @@ def add_sums(what: Any, row_sums: Any) -> None:
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(add_sums)
+@specialised(add_sums)
 def _add_sums(what, row_sums):  # type: ignore[no-untyped-def]
     def forward(what, row_sums):  # type: ignore[no-untyped-def]
         if what.moments.size > 0:

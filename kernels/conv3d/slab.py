@@ -28,9 +28,8 @@ along h. (The processor foresees rows, and not strips: `ahead` fetches them.) ::
 from typing import Any
 
 import numpy as np
-from numba.extending import overload
 
-from kernels.compiler import kernel
+from kernels.compiler import kernel, specialised
 from kernels.conv3d.cook_toom import DIFF_DST, sizes
 from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.layout import Floats
@@ -112,7 +111,7 @@ def pack_block(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(pack_block, prefer_literal=True)
+@specialised(pack_block)
 def _pack_block(  # type: ignore[no-untyped-def]
     u,
     v,
@@ -262,7 +261,7 @@ def pack_columns(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(pack_columns, prefer_literal=True)
+@specialised(pack_columns)
 def _pack_columns(  # type: ignore[no-untyped-def]
     u, v, first, size, coefficients, at, slope, corner, left, right, dst, to, apart, sums, kind, md
 ):
@@ -348,7 +347,7 @@ def load_deferred(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(load_deferred, prefer_literal=True)
+@specialised(load_deferred)
 def _load_deferred(u, v, two, at, plane, scale, also, shift, slopes, planes):  # type: ignore[no-untyped-def]
     constants = literals(planes)
     if constants is None:

@@ -18,8 +18,9 @@ import itertools
 from typing import Any
 
 from llvmlite import ir
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
+from kernels.compiler import specialised
 from kernels.conv3d.cook_toom import Matrix, matrix, sizes, transpose
 from kernels.simd import (
     LANES,
@@ -131,7 +132,7 @@ def transform_columns(
     raise NotImplementedError("transform_columns runs only inside a compiled kernel")
 
 
-@overload(transform_columns, prefer_literal=True)
+@specialised(transform_columns)
 def _transform_columns(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
     constants = literals(kind, m)
     if constants is None:
@@ -184,7 +185,7 @@ def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
     return sizes(kind, md)[0] * sizes(kind, mh)[1] * sizes(kind, mw)[1]
 
 
-@overload(transform_tile, prefer_literal=True)
+@specialised(transform_tile)
 def _transform_tile(  # type: ignore[no-untyped-def]
     src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
 ):

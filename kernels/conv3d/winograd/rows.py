@@ -21,9 +21,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import overload
-
-from kernels.compiler import run_workers, worker_kernel
+from kernels.compiler import run_workers, specialised, worker_kernel
 from kernels.conv3d.ahead import LINE, tensors, upcoming
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
@@ -199,7 +197,7 @@ def pack_lines(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(pack_lines, prefer_literal=True)
+@specialised(pack_lines)
 def _pack_lines(prologue, src_size, before, n, start, own, extent, md, mh):  # type: ignore[no-untyped-def]
     constants = literals(md, mh)
     if constants is None:

@@ -19,9 +19,7 @@ kernels. The definitions below carry the signatures, the overloads the code.
 
 from typing import Any
 
-from numba.extending import overload
-
-from kernels.compiler import kernel
+from kernels.compiler import kernel, specialised
 from kernels.conv3d.ahead import LINE
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis
@@ -56,7 +54,7 @@ def transform_in(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(transform_in, prefer_literal=True)
+@specialised(transform_in)
 def _transform_in(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
     constants = literals(kind, mw)
     if constants is None:
@@ -101,7 +99,7 @@ def multiply(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(multiply, prefer_literal=True)
+@specialised(multiply)
 def _multiply(own, V, M, ICB, T, first, end, weights, at, soon, rows, cols):  # type: ignore[no-untyped-def]
     constants = literals(rows, cols)
     if constants is None:
@@ -153,7 +151,7 @@ def accumulate(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(accumulate, prefer_literal=True)
+@specialised(accumulate)
 def _accumulate(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
     constants = literals(inputs, cols)
     if constants is None:
@@ -188,7 +186,7 @@ def transform_out(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(transform_out, prefer_literal=True)
+@specialised(transform_out)
 def _transform_out(own, M, slot, dst, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
     constants = literals(mw)
     if constants is None:

@@ -20,9 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import overload
-
-from kernels.compiler import run_workers, worker_kernel
+from kernels.compiler import run_workers, specialised, worker_kernel
 from kernels.conv3d.ahead import part_of, upcoming
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import (
@@ -170,7 +168,7 @@ def pack_both(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@overload(pack_both, prefer_literal=True)
+@specialised(pack_both)
 def _pack_both(prologue, src_size, before, gradient, cut, brick, own, sums, md, mh, mw):  # type: ignore[no-untyped-def]
     constants = literals(md, mh, mw)
     if constants is None:
