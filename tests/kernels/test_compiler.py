@@ -84,3 +84,54 @@ def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
         command = [sys.executable, "-c", program]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == expected
+
+
+SPECIALISED = """
+import sys
+
+from kernels.compiler import kernel, specialised
+from kernels.simd import literals
+
+def scaled(x, factor):
+    raise NotImplementedError
+
+@specialised(scaled)
+def _scaled(x, factor):
+    constants = literals(factor)
+    if constants is None:
+        return None
+    (by,) = constants
+    def implementation(x, factor):
+        return by * x
+    return implementation
+
+def shifted(x, factor):
+    raise NotImplementedError
+
+@specialised(shifted)
+def _shifted(x, factor):
+    constants = literals(factor)
+    if constants is None:
+        return None
+    (by,) = constants
+    def implementation(x, factor):
+        return scaled(x, by) + 1
+    return implementation
+
+@kernel
+def call(x):
+    return shifted(x, 2), shifted(x, 3), scaled(x, 2)
+
+assert call(5) == (11, 16, 10)
+assert call(0.5) == (2.0, 2.5, 1.0)
+assert sum(getattr(call.stats, sys.argv[1]).values()) == 2
+"""
+
+
+def test_a_specialised_function_has_code_for_each_type_and_constant(tmp_path):
+    """In a process that compiles its caller, and in one that finds it on disk."""
+    (tmp_path / "parts.py").write_text(SPECIALISED)
+    for counted in ("cache_misses", "cache_hits"):
+        command = [sys.executable, "-c", "import parts", counted]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
