@@ -23,7 +23,7 @@ A kernel with many variants
 Code of many levels
     Numba optimises and assembles each function that it compiles, and links the result into those that call
     it, where it is optimised again: six times, from a transform of columns up to a convolution. What is
-    only called from kernels, :func:`specialised`, is linked as it is, which saves a fifth of all time.
+    only called from kernels, :func:`specialised`, is linked as it is, which saves an eighth of all time.
 """
 
 from collections.abc import Callable

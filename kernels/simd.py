@@ -131,7 +131,7 @@ def _unknown(builder: Any, index: Any) -> Any:
 
 
 def literals(*numbers: Any) -> list[int] | None:
-    """Values of compile-time constants, for those who write overloads; None where one is not."""
+    """Values of compile-time constants, for `compiler.specialised` code; None where one is not."""
     if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
         return None
     return [number.literal_value for number in numbers]

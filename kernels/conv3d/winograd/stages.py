@@ -14,7 +14,7 @@ it a multiple of many, those of a tile would meet in a few sets of the cache, an
 
 They are functions of compile-time constants (tile sizes, register tile), compiled once for each and called
 by the kernels of `convolution`, `weight_gradient` and their `_planes`; they run only inside compiled
-kernels. The definitions below carry the signatures, the overloads the code.
+kernels. The definitions below carry the signatures, what is `specialised` the code.
 """
 
 from typing import Any
