@@ -28,7 +28,7 @@ KERNELS = """
     fused
 """
 TINYUNET = """
-    errors verbose
+    crew errors verbose
     files
     context
     autograd

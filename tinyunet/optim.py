@@ -16,6 +16,7 @@ import numpy.typing as npt
 import kernels.optimizers
 from tinyunet import verbose
 from tinyunet.context import Array
+from tinyunet.crew import ALONE, Crew
 from tinyunet.nn import Parameter
 
 Schedule: TypeAlias = Callable[[int], float]
@@ -30,6 +31,9 @@ class Optimizer:
         All parameters, all gradients, in the order given.
     lr : float
         Learning rate; may be set at any time.
+    crew : Crew
+        Who shares the parameters and the running averages. The gradients are each process' own, and
+        must be the same when a step is made.
 
     Raises
     ------
@@ -43,16 +47,22 @@ class Optimizer:
     #: Floating-point operations of a step on each parameter, without weight decay.
     operations: ClassVar[int]
 
-    def __init__(self, parameters: Iterable[Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], lr: float, weight_decay: float, crew: Crew
+    ) -> None:
         self.parameters = list(parameters)
         _check_parameters(self.parameters)
         self.lr = _at_least_zero("lr", lr)
         self.weight_decay = _at_least_zero("weight_decay", weight_decay)
-        self.steps = 0
-        self.flat_parameters: Array = np.concatenate([p.data.ravel() for p in self.parameters])
+        self.steps, self.crew = 0, crew
+        size, dtype = sum(p.data.size for p in self.parameters), self.parameters[0].dtype
+        self.flat_parameters: Array = crew.zeros(size, dtype)
+        if crew.rank == 0:
+            np.concatenate([p.data.ravel() for p in self.parameters], out=self.flat_parameters)
+        crew.wait()
         self.flat_gradients: Array = np.zeros_like(self.flat_parameters)
         for name in self.averages:
-            setattr(self, name, np.zeros_like(self.flat_parameters))
+            setattr(self, name, crew.zeros(size, dtype))
         self._views: list[tuple[Array, Array]] = []
         start = 0
         for parameter in self.parameters:
@@ -79,18 +89,22 @@ class Optimizer:
                     " optimizer's: change .data and .grad in place, and use optimizer.zero_grad()"
                 )
         self.steps += 1
-        start = time.perf_counter()
-        self._update()
+        start, part = time.perf_counter(), self.crew.part(self.flat_parameters.size)
+        self._update(part)
         if verbose.wanted():
-            print(self._verbose_line(time.perf_counter() - start), flush=True)
+            print(
+                self._verbose_line(part.stop - part.start, time.perf_counter() - start), flush=True
+            )
+        self.crew.wait()
 
-    def _verbose_line(self, seconds: float) -> str:
-        size, arrays = self.flat_parameters.size, 3 + 2 * len(self.averages)
-        work = self.operations * size, arrays * self.flat_parameters.nbytes
+    def _verbose_line(self, size: int, seconds: float) -> str:
+        arrays = 3 + 2 * len(self.averages)
+        work = self.operations * size, arrays * size * self.flat_parameters.itemsize
         name = type(self).__name__
         return verbose.line(name.lower(), (size,), "plain", "fused", "", seconds, *work, name)
 
-    def _update(self) -> None:
+    def _update(self, part: slice) -> None:
+        """Change a part of the parameters and of the running averages."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -140,6 +154,8 @@ class Adam(Optimizer):
         Added to the root of the second.
     weight_decay : float
         Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
+    crew : Crew
+        Who shares the work: see :class:`Optimizer`.
     """
 
     averages = ("m", "v")
@@ -155,17 +171,18 @@ class Adam(Optimizer):
         beta2: float = 0.999,
         epsilon: float = 1e-7,
         weight_decay: float = 0.0,
+        crew: Crew = ALONE,
     ) -> None:
         self.beta1, self.beta2 = _share("beta1", beta1), _share("beta2", beta2)
         self.epsilon = _at_least_zero("epsilon", epsilon)
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, weight_decay, crew)
 
-    def _update(self) -> None:
+    def _update(self, part: slice) -> None:
         kernels.optimizers.adam_step(
-            self.flat_parameters,
-            self.flat_gradients,
-            self.m,
-            self.v,
+            self.flat_parameters[part],
+            self.flat_gradients[part],
+            self.m[part],
+            self.v[part],
             self.steps,
             self.lr,
             self.beta1,
@@ -188,6 +205,8 @@ class SGD(Optimizer):
         Look ahead: take the gradient's step from where the velocity leads.
     weight_decay : float
         Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
+    crew : Crew
+        Who shares the work: see :class:`Optimizer`.
     """
 
     averages = ("velocity",)
@@ -201,15 +220,16 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        crew: Crew = ALONE,
     ) -> None:
         self.momentum, self.nesterov = _share("momentum", momentum), nesterov
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, weight_decay, crew)
 
-    def _update(self) -> None:
+    def _update(self, part: slice) -> None:
         kernels.optimizers.sgd_step(
-            self.flat_parameters,
-            self.flat_gradients,
-            self.velocity,
+            self.flat_parameters[part],
+            self.flat_gradients[part],
+            self.velocity[part],
             self.lr,
             self.momentum,
             self.nesterov,

@@ -24,7 +24,10 @@ from tinyunet.unet import UNet
 SIDE, STEPS = (16, 16, 16), 20
 # One and two units of float32's last place, up and down.
 ROUNDED = (1 + 2**-23, 1 - 2**-23, 1 + 2**-22, 1 - 2**-22)
-OPTIMIZERS = {"sgd": lambda p: SGD(p, 0.02, momentum=0.9), "adam": lambda p: Adam(p, 1e-3)}
+OPTIMIZERS = {
+    "sgd": lambda parameters, crew: SGD(parameters, 0.02, momentum=0.9, crew=crew),
+    "adam": lambda parameters, crew: Adam(parameters, 1e-3, crew=crew),
+}
 
 
 def patches(step: int, ranks: int) -> tuple[Any, Any]:
@@ -46,7 +49,7 @@ def train(
     """Train on this rank's part of every batch, times a factor; return the model and the mean losses."""
     model = UNet(filters=4, depth=2).train()
     shape = (1, *SIDE, 4)
-    optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape))
+    optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape), ranks.crew)
     together = Synchronized(model, ranks) if synchronized else None
     sums = GradientSum(optimizer, ranks, Exchange(bucket_mb=0.01))
     step = None
@@ -57,7 +60,7 @@ def train(
         images, labels = patches(number, parts)
         images *= np.float32(factor)
         mine = np.array_split(np.arange(len(images)), ranks.size)[ranks.rank]
-        weight = len(mine) / len(images)
+        weight, ranks.crew.alike = len(mine) / len(images), len(images) % ranks.size == 0
         sums.counts = len(mine) > 0
         if together:
             together.counts = sums.counts

@@ -51,7 +51,7 @@ def epochs(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarra
     model = make_model(SEED + communicator.rank)
     loader = make_loader(cases, communicator.rank, communicator.size)
     inspector = Inspector(cases, Volumes(10**9), PATCH)
-    optimizer = Adam(model.parameters())
+    optimizer = Adam(model.parameters(), crew=communicator.crew)
     trainer = Trainer(
         model, optimizer, loader, inspector, constant(LR), communicator, Progress(shown=False)
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from kernels import machine
 from tinyunet.benchmarks import problem
+from tinyunet.crew import ALONE, Crew
 from tinyunet.graph import compile
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
@@ -78,14 +79,18 @@ class Training:
         Of a rank's patches, and the net's.
     threads : int
         Of this rank.
+    crew : Crew
+        Who trains the same net.
     """
 
-    def __init__(self, size: int, batch: int, filters: int, threads: int) -> None:
+    def __init__(
+        self, size: int, batch: int, filters: int, threads: int, crew: Crew = ALONE
+    ) -> None:
         machine.set_threads(threads)
         self.given = problem.make(size, batch, filters)
         model = UNet(in_channels=problem.CHANNELS, classes=problem.CLASSES, filters=filters)
         shape = self.given.image.shape
-        self.optimizer = Adam(backward_order(model, shape))
+        self.optimizer = Adam(backward_order(model, shape), crew=crew)
         self._step = compile(model, dice_cross_entropy, self.optimizer, shape)
         self.complete_at: dict[int, float] = {}
 
@@ -137,7 +142,7 @@ def steps(
         Medians of what :meth:`Training.step` returns, and of when each bucket was complete, with its
         bytes.
     """
-    training = Training(size, batch, filters, threads)
+    training = Training(size, batch, filters, threads, ranks.crew)
     sums = GradientSum(training.optimizer, ranks, Exchange(**(exchange or {})))
     parameters = training.optimizer.parameters
     times, completed = [], []
@@ -168,7 +173,8 @@ def weak(
     """Let rank 0 train alone, all beside each other, and all together, in turn.
 
     A machine whose speed changes does that to all three alike. What ranks beside each other lose is
-    theirs because they share caches and memory; only the rest is due to communication.
+    theirs because they share caches and memory; what is left is the cost of communication, less the
+    work that ranks of a node share.
 
     Returns
     -------
@@ -176,16 +182,19 @@ def weak(
         Median seconds of a step "alone", "beside" and "together"; "efficiency" and "beside_efficiency",
         medians over the rounds.
     """
-    training = Training(size, batch, filters, threads)
-    together = GradientSum(training.optimizer, ranks, Exchange(**(exchange or {})))
-    sums = together, GradientSum(training.optimizer, Communicator())
+    own = Training(size, batch, filters, threads)
+    own_sums = GradientSum(own.optimizer, Communicator())
+    shared = Training(size, batch, filters, threads, ranks.crew)
+    sums = GradientSum(shared.optimizer, ranks, Exchange(**(exchange or {})))
 
     def seconds(everybody: bool, takes_part: bool = True) -> float:
         ranks.barrier()
         runs = []
         for _ in range(3 if takes_part else 0):
-            run = training.step(sums[not everybody], ranks.size if everybody else 1)
-            runs.append(run[0])
+            if everybody:
+                runs.append(shared.step(sums, ranks.size)[0])
+            else:
+                runs.append(own.step(own_sums, 1)[0])
         ranks.barrier()
         return statistics.median(runs) if runs else 0.0
 

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from kernels.arrays import copy, sum_of_words
 from kernels.memory import empty
 from tinyunet.context import Listener
+from tinyunet.crew import ALONE, Crew
 from tinyunet.graph.differentiate import differentiate, gradient_name
 from tinyunet.graph.executor import Program
 from tinyunet.graph.finish import finish
 from tinyunet.graph.ir import Graph
 from tinyunet.graph.passes import PASSES, Options
+from tinyunet.graph.sharing import pack_first
 from tinyunet.graph.show import Stage
 from tinyunet.graph.trace import LABELS, Loss, trace
 from tinyunet.nn import Module
@@ -34,8 +36,17 @@ _KEPT = 3  # programs; each has an arena
 class Compiled:
     """What a compiled step and a compiled prediction share: programs by shape."""
 
-    def __init__(self, model: Module, passes: tuple[str, ...], accuracy: str, debug: bool) -> None:
+    def __init__(
+        self,
+        model: Module,
+        passes: tuple[str, ...],
+        accuracy: str,
+        debug: bool,
+        crew: Crew = ALONE,
+    ) -> None:
         self.model, self.passes = model, passes
+        # Whose the first program is: that is made by all at the same time, others whenever.
+        self._first_crew = crew
         self._accuracy, self._debug = accuracy, debug
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._held: list[Array] = []
@@ -63,9 +74,12 @@ class Compiled:
         if shape not in self._programs:
             graph = self.stages(shape)[-1].graph
             reuse = "plan_memory" in self.passes
+            crew, self._first_crew = self._first_crew, ALONE
+            if crew.size > 1:
+                graph = pack_first(graph, crew)
             while len(self._programs) >= _KEPT:  # before the new arena is made
                 self._programs.popitem(last=False)
-            self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug)
+            self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, crew)
         self._programs.move_to_end(shape)
         return self._programs[shape]
 
@@ -119,6 +133,9 @@ class TrainingStep(Compiled):
 
     The gradients of the step stay in the optimizer's buffer until the next one.
 
+    If the optimizer is a crew's (:mod:`tinyunet.crew`), so is the program for the first shape: every
+    process of the crew compiles it, and between two runs all of them meet.
+
     Attributes
     ----------
     dice_sums : array, shape = (3, MB, classes), or None
@@ -134,7 +151,7 @@ class TrainingStep(Compiled):
         accuracy: str,
         debug: bool,
     ) -> None:
-        super().__init__(model, passes, accuracy, debug)
+        super().__init__(model, passes, accuracy, debug, optimizer.crew)
         self.loss, self.optimizer = loss, optimizer
         self.dice_sums: Array | None = None
 
@@ -189,7 +206,10 @@ class TrainingStep(Compiled):
 
         if listener is not None and unused:
             listener("no gradient", unused)
-        program.run(listener=told if listener else None, images=array, labels=checked)
+        crew, listening = self.optimizer.crew, told if listener else None
+        program.pack(not crew.alike, listening)
+        crew.wait()
+        program.run(listener=listening, images=array, labels=checked)
         self.dice_sums = np.array(program.arrays[dice[0]]) if dice else None
         return float(program.arrays[loss])
 

@@ -14,13 +14,16 @@ import numpy.typing as npt
 from kernels.arrays import copy
 from kernels.memory import empty
 from tinyunet import verbose
-from tinyunet.graph import fused, unfused
+from tinyunet.crew import ALONE, Crew
+from tinyunet.graph import fused, sharing, unfused
 from tinyunet.graph.ir import Graph, Node
 from tinyunet.graph.measure import Direction
 from tinyunet.graph.memory import plan
 from tinyunet.graph.show import verbose_line
 
 Array = npt.NDArray[Any]
+#: Told the name of a node that has run, and those of the parameters whose gradients it completes.
+Heard = Callable[[str, Sequence[str]], None]
 _NAN_BYTE = 0xFF  # every float type reads four or eight of them as NaN
 
 
@@ -36,21 +39,32 @@ class Program:
         Whether temporary arrays share memory (the pass ``plan_memory``).
     debug : bool
         Fill memory with NaN where nothing lives: before a run, and after the last use of a buffer.
+    crew : Crew
+        Its memory holds what is shared in the graph (:mod:`tinyunet.graph.sharing`).
     """
 
     def __init__(
-        self, graph: Graph, gradients: Mapping[str, Array], reuse: bool = True, debug: bool = False
+        self,
+        graph: Graph,
+        gradients: Mapping[str, Array],
+        reuse: bool = True,
+        debug: bool = False,
+        crew: Crew = ALONE,
     ) -> None:
         self.graph, self.plan = graph, plan(graph, reuse)
         self._arena = empty((self.plan.nbytes,), np.uint8)
         self._debug = debug
-        self.arrays = self._place(gradients)
+        self.arrays = self._place(gradients, sharing.place(graph, crew))
         shared: dict[str, Any] = {}
-        self._calls = [
+        calls = [
             (at, node, self._bind(node, shared))
             for at, node in enumerate(graph.nodes)
             if not node.views
         ]
+        self._packing = [call for call in calls if sharing.is_shared(call[1], graph)]
+        self._calls = [call for call in calls if not sharing.is_shared(call[1], graph)]
+        part = sharing.part_of(graph, crew)
+        self._packing_part = [call for call in self._packing if call[1].name in part]
         self._complete = _completions(graph)
         self._dying: dict[int, list[Array]] = {}
         for name, buffer in self.plan.buffers.items():
@@ -60,17 +74,25 @@ class Program:
             )
         self._prepared: object = None
 
-    def run(
-        self,
-        state: object = None,
-        listener: Callable[[str, Sequence[str]], None] | None = None,
-        **inputs: Array,
-    ) -> None:
+    def pack(self, whole: bool, listener: Heard | None = None) -> None:
+        """Pack the weights in a crew's memory: this process' part of them, or all.
+
+        Parameters
+        ----------
+        whole : bool
+            Because others of the crew run other programs. It does no harm if several do it.
+        listener : callable, optional
+            As in :meth:`run`.
+        """
+        for call in self._packing if whole else self._packing_part:
+            self._call(*call, listener, verbose.wanted())
+
+    def run(self, state: object = None, listener: Heard | None = None, **inputs: Array) -> None:
         """Run all nodes on the inputs; results are in ``arrays`` until the next run.
 
-        Nodes of the phase "prepare" run only if ``state``, whatever it is, is not that of the last
-        run. ``listener`` is called after each node with its name, and the names of the parameters
-        whose gradients are complete by then.
+        What :meth:`pack` is for has been done. Nodes of the phase "prepare" run only if ``state``,
+        whatever it is, is not that of the last run. ``listener`` is called after each node with its
+        name, and the names of the parameters whose gradients are complete by then.
         """
         for name, array in inputs.items():
             copy(array, self.arrays[name])
@@ -80,16 +102,8 @@ class Program:
         if self._debug and not prepared:
             self._arena.fill(_NAN_BYTE)
         for at, node, call in self._calls:
-            if prepared and node.phase == "prepare":
-                continue
-            if told:
-                self._timed(node, call)
-            else:
-                call()
-            if listener is not None:
-                listener(node.name, self._complete.get(at, ()))
-            for memory in self._dying.get(at, ()) if self._debug else ():
-                memory.fill(_NAN_BYTE)
+            if not (prepared and node.phase == "prepare"):
+                self._call(at, node, call, listener, told)
 
     def compile(self, direction: Direction) -> None:
         """Run the fused nodes once on zeros, from either end, so that their kernels are compiled."""
@@ -100,6 +114,18 @@ class Program:
         for _, node, call in self._calls if direction == "forwards" else self._calls[::-1]:
             if node.attributes.get("implementation") == "fused":
                 call()
+
+    def _call(
+        self, at: int, node: Node, call: Callable[[], None], listener: Heard | None, told: bool
+    ) -> None:
+        if told:
+            self._timed(node, call)
+        else:
+            call()
+        if listener is not None:
+            listener(node.name, self._complete.get(at, ()))
+        for memory in self._dying.get(at, ()) if self._debug else ():
+            memory.fill(_NAN_BYTE)
 
     def _timed(self, node: Node, call: Callable[[], None]) -> None:
         start = time.perf_counter()
@@ -114,10 +140,13 @@ class Program:
         outputs = {role: self.arrays[value] for role, value in node.outputs.items()}
         return unfused.bind(node, inputs, outputs, shared)
 
-    def _place(self, gradients: Mapping[str, Array]) -> dict[str, Array]:
+    def _place(
+        self, gradients: Mapping[str, Array], shared: Mapping[str, Array]
+    ) -> dict[str, Array]:
         """An array for each value: somebody else's memory, or a view into the arena."""
         graph, memory = self.graph, self.graph.shared_memory()
         owned = {memory[name]: self._arena[at:] for name, at in self.plan.offsets.items()}
+        owned |= {memory[name]: array for name, array in shared.items()}
         for name, array in graph.data.items():
             if name in memory:
                 owned[memory[name]] = _bytes(array)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-Kind = Literal["input", "parameter", "buffer", "constant", "gradient", "temporary"]
+Kind = Literal["input", "parameter", "buffer", "constant", "gradient", "shared", "temporary"]
 Phase = Literal["prepare", "forward", "backward"]
 
 #: Layouts of a volume; everything else (weights, vectors, sums) is "plain".
@@ -43,7 +43,8 @@ class Value:
     layout : "ndhwc", "nCdhw16c" or "plain"
     kind : str
         Who owns the memory: the caller ("input"), the model ("parameter", "buffer"), the traced
-        program ("constant"), the parameter's ``grad`` ("gradient"), or the arena ("temporary").
+        program ("constant"), the parameter's ``grad`` ("gradient"), a crew of processes ("shared"),
+        or the arena ("temporary").
     needs_gradient : bool
         Whether it depends on a parameter.
     split : tuple of int
@@ -198,7 +199,9 @@ class Graph:
             written; a name comes twice; memory is written to that is still needed.
         """
         outside = {
-            name for name, v in self.values.items() if v.kind not in ("temporary", "gradient")
+            name
+            for name, v in self.values.items()
+            if v.kind not in ("temporary", "gradient", "shared")
         }
         written, names = set(outside), set()
         for node in self.nodes:

@@ -38,7 +38,9 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.crew import ALONE, Crew
 from tinyunet.errors import AgreedError, UserError, as_user_error, one_line
+from tinyunet.parallel.crew import NodeCrew, shared_memory
 from tinyunet.parallel.stall import StallWatch
 from tinyunet.parallel.timeline import WAITS, Timeline
 
@@ -70,6 +72,8 @@ class Communicator:
         This process among those on the same node.
     node_token : str
         What those share, and nobody else.
+    crew : Crew
+        Those, to share work and memory; this rank alone where they cannot share memory.
     timeline : Timeline or None
         Is told of every wait.
     """
@@ -83,6 +87,7 @@ class Communicator:
         self.timeline: Timeline | None = None
         self._stalls: StallWatch | None = None
         self._waits = 0
+        self.crew: Crew = ALONE
         self._spoken: mmap.mmap | bytearray = bytearray(1)
         if self.size > 1:
             self._look_around()
@@ -98,7 +103,8 @@ class Communicator:
         self._sharing = sum(other == mine for other in node.allgather(mine))
         self.node_token = node.bcast(self.node_token)
         self._spoken = _shared_byte(node, self.node_token)
-        node.Free()
+        can_share = shared_memory(node, 1) is not None
+        self.crew = NodeCrew(node if can_share else node.Split(node.rank), self.wait)
 
     def is_first_to_speak(self) -> bool:
         """Whether no rank of this node has asked before: of what many meet at once, one speaks.

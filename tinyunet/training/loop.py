@@ -189,6 +189,7 @@ class Trainer:
                 self._inspector.check()
                 batch = next(batches)
             ends_step, self._sums.counts = batch.ends_step, batch.patches > 0
+            self.optimizer.crew.alike = batch.alike
             if self._together:
                 self._together.counts = self._sums.counts
             found = self._backward(batch)

@@ -68,8 +68,9 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
                 check_cases(resumed.latest.state, case_names(data))
             model = make_model(settings, data, resumed)
             loader = make_loader(settings, data, communicator)
-            shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
-            optimizer = Adam(backward_order(model, shape), settings.lr)
+        shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
+        optimizer = Adam(backward_order(model, shape), settings.lr, crew=communicator.crew)
+        with communicator.together():
             if resumed:
                 resumed.latest.load_optimizer(model, optimizer)
             if communicator.rank == 0:

@@ -31,12 +31,15 @@ class Batch(NamedTuple):
         batches; 0 if they are here only because a rank must compute something.
     ends_step : bool
         Whether the optimizer's step follows.
+    alike : bool
+        Whether each rank has as many.
     """
 
     images: NDArray[np.float32]
     labels: NDArray[np.uint8]
     weight: float = 1.0
     ends_step: bool = True
+    alike: bool = True
 
     @property
     def patches(self) -> int:
@@ -249,8 +252,8 @@ class Loader:
                 yield batch
             yield coming.result()
 
-    def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool]]:
-        """Patches of this rank in each batch, their weight, and whether the batch ends a step."""
+    def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool, bool]]:
+        """Patches of this rank in each batch, and what else there is in a :class:`Batch`."""
         batches = epoch_samples(
             len(self._cases), self._patches_per_case, self.batch_size, self._seed, epoch
         )
@@ -261,15 +264,16 @@ class Loader:
             mine = np.array_split(batch, self._ranks)[self._rank]
             weight = len(mine) / sum(map(len, step))
             ends_step = number + 1 == first + len(step)
-            found.append((mine if len(mine) else batch[:1], weight, ends_step))
+            alike = len(batch) % self._ranks == 0
+            found.append((mine if len(mine) else batch[:1], weight, ends_step, alike))
         return found
 
     def _batch(
-        self, epoch: int, samples: NDArray[np.int64], weight: float, ends_step: bool
+        self, epoch: int, samples: NDArray[np.int64], weight: float, ends_step: bool, alike: bool
     ) -> Batch:
         """Cut and augment the patches of the numbers given."""
         images, labels = zip(*(self._patch(epoch, int(s)) for s in samples), strict=True)
-        return Batch(np.stack(images), np.stack(labels), weight, ends_step)
+        return Batch(np.stack(images), np.stack(labels), weight, ends_step, alike)
 
     def _patch(self, epoch: int, sample: int) -> Volume:
         case = self._cases[sample % len(self._cases)]

@@ -1,0 +1,144 @@
+"""Weights packed by a crew: its members are played in turn by one process."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyunet
+from tinyunet.crew import Crew
+from tinyunet.losses import dice_cross_entropy
+from tinyunet.optim import SGD, Adam
+from tinyunet.unet import UNet
+
+SHAPE = (1, 8, 8, 8, 3)
+
+
+class Member(Crew):
+    """Shares memory with the members before it: the first zeros of each are the same array, and so on."""
+
+    def __init__(self, rank, size, memory, same=True):
+        self.rank, self.size = rank, size
+        self._memory, self._asked, self._same = memory, 0, same
+
+    def zeros(self, size, dtype):
+        if self._asked == len(self._memory):
+            self._memory.append(np.zeros(size, dtype))
+        self._asked += 1
+        return self._memory[self._asked - 1]
+
+    def is_same(self, text):
+        return self._same
+
+
+def batch(number, count=1):
+    generator = np.random.default_rng(number)
+    images = generator.standard_normal((count, *SHAPE[1:])).astype(np.float32)
+    return images, generator.integers(0, 4, images.shape[:-1])
+
+
+def step_of(filters, use_upsampling, crew=None, kind=Adam):
+    model = UNet(in_channels=3, filters=filters, depth=2, use_upsampling=use_upsampling, seed=1)
+    optimizer = kind(model.parameters(), 0.01, **({"crew": crew} if crew else {}))
+    return tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE)
+
+
+def train_in_turn(steps, number, count=1):
+    """All pack, then each finds the gradients, then each changes its part; the losses."""
+    images, labels = batch(number, count)
+    for step in steps:  # what a member misses here is packed by those after it
+        step.program(images.shape).pack(not step.optimizer.crew.alike)
+    losses = [step.gradients(images, labels) for step in steps]
+    for step in steps:
+        step.optimizer.step()
+    return losses
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from([4, 16, 20]), st.booleans(), st.integers(2, 4), st.sampled_from([Adam, SGD]))
+def test_a_crew_trains_bit_for_bit_as_one_does(filters, use_upsampling, size, kind):
+    memory = []
+    crew = [Member(rank, size, memory) for rank in range(size)]
+    steps = [step_of(filters, use_upsampling, member, kind) for member in crew]
+    alone = step_of(filters, use_upsampling, kind=kind)
+    for number in range(3):
+        expected = alone(*batch(number))
+        assert train_in_turn(steps, number) == [expected] * size
+    for step in steps:
+        np.testing.assert_array_equal(
+            step.optimizer.flat_parameters, alone.optimizer.flat_parameters
+        )
+
+
+def test_each_layer_is_packed_by_one_member():
+    memory = []
+    crew = [Member(rank, 3, memory) for rank in range(3)]
+    programs = [step_of(16, False, member).program(SHAPE) for member in crew]
+    heard = [[] for _ in crew]
+    for program, names in zip(programs, heard, strict=True):
+        program.pack(whole=False, listener=lambda name, complete, to=names: to.append(name))
+    graph = programs[0].graph
+    packing = [node.name for node in graph.nodes if node.op == "pack_weights"]
+    assert len(packing) > 3
+    assert sorted(name for names in heard for name in names) == sorted(packing)
+    sizes = {
+        n.name: graph.values[n.outputs["packed"]].nbytes for n in graph.nodes if n.name in packing
+    }
+    work = [sum(sizes[name] for name in names) for names in heard]
+    assert max(work) <= sum(sizes.values()) / 3 + max(sizes.values())
+
+
+def test_members_of_unlike_batches_pack_for_themselves():
+    memory = []
+    crew = [Member(rank, 2, memory) for rank in range(2)]
+    steps, alone = [step_of(20, False, member) for member in crew], step_of(20, False)
+    assert train_in_turn(steps, 0) == [alone(*batch(0))] * 2
+    for member in crew:
+        member.alike = False
+    # The second has another shape, whose program is its own.
+    expected = alone.gradients(*batch(1))
+    assert steps[0].gradients(*batch(1)) == expected
+    expected = alone.gradients(*batch(1, 2))
+    assert steps[1].gradients(*batch(1, 2)) == expected
+
+
+def test_members_with_other_programs_share_parameters_alone():
+    memory = []
+    crew = [Member(rank, 2, memory, same=False) for rank in range(2)]
+    steps, alone = [step_of(4, False, member) for member in crew], step_of(4, False)
+    shared = {n: v for n, v in steps[0].program(SHAPE).graph.values.items() if v.kind == "shared"}
+    assert not shared
+    assert [step.gradients(*batch(0)) for step in steps] == [alone.gradients(*batch(0))] * 2
+    assert steps[0].optimizer.flat_parameters is steps[1].optimizer.flat_parameters
+
+
+def test_an_eager_model_of_a_crew_learns_too():
+    memory = []
+    crew = [Member(rank, 2, memory) for rank in range(2)]
+    models = [UNet(in_channels=3, filters=4, depth=2, seed=seed) for seed in (1, 2, 1)]
+    for model, member in zip(models, [*crew, Crew()], strict=True):
+        optimizer = Adam(model.parameters(), 0.01, crew=member)
+        images, labels = batch(0)
+        dice_cross_entropy(model.logits(images), labels, from_logits=True).backward()
+        model.optimizer = optimizer
+    for model in models:
+        model.optimizer.step()
+    # The second began with weights of its own, for which the first one's were taken.
+    for ours, expected in zip(models[0].parameters(), models[2].parameters(), strict=True):
+        np.testing.assert_array_equal(ours.data, expected.data)
+
+
+@pytest.mark.parametrize("kind", [Adam, SGD])
+def test_a_crew_saves_the_whole_state(kind):
+    memory = []
+    crew = [Member(rank, 2, memory) for rank in range(2)]
+    steps, alone = (
+        [step_of(4, False, member, kind) for member in crew],
+        step_of(4, False, kind=kind),
+    )
+    train_in_turn(steps, 0)
+    alone(*batch(0))
+    expected = alone.optimizer.state_dict()
+    for step in steps:
+        for name, array in step.optimizer.state_dict().items():
+            np.testing.assert_array_equal(array, expected[name])
