@@ -18,7 +18,13 @@ from tinyunet.benchmarks.mpi import mpirun
 STEP = ["--epochs", "1", "--patches-per-case", "1", "--batch-size", "2", "--threads", "1"]
 SMALL = ["--patch-size", "32", "--filters", "4"]
 USUAL = ["--patch-size", "64", "64", "48"]
-COLOURS = {"forward": "#7aa6c2", "backward": "#c9825b", "bucket": "#5b8c5a", "waits": "#b0b0b0"}
+COLOURS = {
+    "packing": "#d9b95b",
+    "forward": "#7aa6c2",
+    "backward": "#c9825b",
+    "bucket": "#5b8c5a",
+    "waits": "#b0b0b0",
+}
 
 
 def train(folder: Path, small: bool) -> list[Path]:
@@ -37,9 +43,12 @@ def last_step(events: list[dict]) -> tuple[float, float]:
 
 
 def colour(event: dict) -> str:
-    """A kernel's direction; what it is otherwise."""
+    """A kernel's direction, unless it packs weights; what it is otherwise."""
+    words = event["name"].split()
+    if "pack_weights" in words:
+        return COLOURS["packing"]
     if event["cat"] == "kernels":
-        return COLOURS["backward" if "d" in event["name"].split() else "forward"]
+        return COLOURS["backward" if "d" in words else "forward"]
     return COLOURS["bucket" if event["cat"].startswith("bucket") else "waits"]
 
 
@@ -68,7 +77,7 @@ def draw(traces: list[list[dict]], path: str) -> None:
     axes.set_xlim(0, (end - begin) / 1e3)
     axes.set_xlabel("milliseconds of a step")
     handles = [mpl.patches.Patch(color=c, label=name) for name, c in COLOURS.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(COLOURS), frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -1,6 +1,6 @@
 """Kill a training again and again, resume it each time, and compare with one that was left alone.
 
-    python tests/commands/kills.py --kills 20 --ranks 2
+    PYTHONPATH=tests python tests/commands/kills.py --kills 20 --ranks 2
 
 A rank, any of them, gets SIGKILL at a time that is drawn anew each time: in the middle of a step, of a
 validation, of writing a checkpoint. The weights in the end must have the same bits.
