@@ -15,15 +15,12 @@
     Only in :func:`parallel_kernel`: ``prange`` loops run on the threads of ``machine.threads()``.
 
 A kernel with many variants
-    Numba compiles what stands in a ``prange`` loop three times over (the loop's body, its wrapper, the
-    function around it), 7 s for one variant of a convolution. So these have one parallel loop, a driver,
-    compiled once, that calls a variant by the address of its machine code; the variant, a
-    :func:`worker_kernel`, takes 2.5 s.
+    A ``prange`` loop takes time to compile. So these have one such loop, a driver, compiled once, that
+    calls a variant, a :func:`worker_kernel`, by the address of its machine code.
 
-Code of many levels
-    Numba optimises and assembles each function that it compiles, and links the result into those that call
-    it, where it is optimised again: six times, from a transform of columns up to a convolution. What is
-    only called from kernels, :func:`specialised`, is linked as it is, which saves an eighth of all time.
+Code that only kernels call
+    is linked into them, and then optimised and assembled as a part of them: what is :func:`specialised`,
+    and the bodies of ``prange`` loops. See `linking`.
 """
 
 from collections.abc import Callable
@@ -32,11 +29,10 @@ from typing import Any, TypeVar
 import numba
 import numpy
 from numba.core import types
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 from numba.extending import intrinsic, overload
 
 from kernels.compiled_files import patch_numba
+from kernels.linking import PartCompiler, link_loops
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -49,6 +45,7 @@ numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
 patch_numba()
+link_loops()
 
 _FLAGS: dict[str, Any] = {
     "cache": True,
@@ -81,36 +78,12 @@ def worker_kernel(function: Function) -> Function:
     return compiled
 
 
-class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
-    """Code that is only there to be linked into other code: neither optimised as a whole nor assembled."""
-
-    def finalize(self) -> None:
-        for library in dict.fromkeys(self._linking_libraries):
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-
-class _PartCompiler(Compiler):  # type: ignore[misc]
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.state.flags.no_compile = True
-        self.state.library = _PartLibrary(self.state.targetctx.codegen(), "part")
-
-    def compile_extra(self, function: Any) -> Any:
-        part = super().compile_extra(function)
-        # What Python would call. Nobody will, but Numba knows it by that; each list has a method of its own.
-        entry: Any = [].clear
-        self.state.targetctx.insert_user_function(entry, part.fndesc, [part.library])
-        return part._replace(entry_point=entry)
-
-
 def specialised(definition: Callable[..., Any]) -> Any:
     """Decorate what returns the code of a definition for given types and compile-time constants.
 
     As Numba's ``overload``; but this code is optimised only as a part of the kernels that call it, once.
     """
-    options = {"pipeline_class": _PartCompiler}
+    options = {"pipeline_class": PartCompiler}
     return overload(definition, prefer_literal=True, jit_options=options)
 
 

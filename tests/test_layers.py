@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # The name of a package alone is its __init__.
 KERNELS = """
     kernels
-    compiled_files
+    compiled_files linking
     compiler
     checks memory
     chunks exponential

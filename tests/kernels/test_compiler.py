@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: two processes write at once, and an imported module changes."""
+"""Compiled kernels on disk, and what is only linked into them."""
 
 import subprocess
 import sys
@@ -71,7 +71,7 @@ def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
     root = Path(__file__).parents[2] / "kernels"
     package = tmp_path / "kernels"
     package.mkdir()
-    for name in ("__init__.py", "compiler.py", "compiled_files.py"):
+    for name in ("__init__.py", "compiler.py", "compiled_files.py", "linking.py"):
         (package / name).write_text((root / name).read_text())
     (package / "caller.py").write_text(
         "from kernels.callee import value\nfrom kernels.compiler import kernel\n\n"
@@ -133,5 +133,53 @@ def test_a_specialised_function_has_code_for_each_type_and_constant(tmp_path):
     (tmp_path / "parts.py").write_text(SPECIALISED)
     for counted in ("cache_misses", "cache_hits"):
         command = [sys.executable, "-c", "import parts", counted]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+
+
+LOOPS = """
+import sys
+
+import numba
+import numpy as np
+from numba.core.codegen import JITCPUCodegen
+
+from kernels.compiler import kernel, parallel_kernel, prange
+
+assembled, usual = [], JITCPUCodegen._add_module
+JITCPUCodegen._add_module = lambda owner, module: assembled.append(module.name) or usual(owner, module)
+
+@kernel
+def twice(x):
+    return 2 * x
+
+@parallel_kernel
+def fill(dst):
+    total = 0
+    for i in prange(dst.size):
+        dst[i] = twice(i)
+    for i in prange(dst.size):
+        total += int(dst[i])
+    return total
+
+@numba.guvectorize(["void(float64[:], float64[:])"], "(n)->(n)", target="parallel")
+def add_one(x, y):
+    for i in range(x.size):
+        y[i] = x[i] + 1
+
+dst = np.zeros(1000)
+assert fill(dst) == 1000 * 999
+assert (dst == 2 * np.arange(1000)).all()
+assert (add_one(dst) == dst + 1).all()
+assert sum(getattr(fill.stats, sys.argv[1]).values()) == 1
+assert not [name for name in assembled if "parfor" in name], assembled
+"""
+
+
+def test_what_stands_in_a_loop_is_assembled_with_the_function_around_it(tmp_path):
+    """And what somebody else makes with Numba, in the same process, as ever."""
+    (tmp_path / "loops.py").write_text(LOOPS)
+    for counted in ("cache_misses", "cache_hits"):
+        command = [sys.executable, "-c", "import loops", counted]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
