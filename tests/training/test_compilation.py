@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 
+import numba
 import pytest
 from numba.core.event import RecordingListener, install_listener
 
@@ -66,3 +67,22 @@ def test_kernels_are_there_whatever_the_helper_does(monkeypatch, python):
     with install_listener("numba:compile", RecordingListener()) as compiled:
         compile_task(Task(CONFIG, "fast", SHAPES, (8, 8, 8), machine.threads()), "forwards")
     assert not compiled.buffer
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_kernel_that_is_missing_calls_the_helper_whatever_is_known(monkeypatch, room):
+    """As where the kernels of a new clone are missing, but algorithms were measured by another."""
+    calls = []
+
+    def steps(*_):
+        calls.append("steps")
+        numba.njit(lambda x: x + 1)(1)
+
+    measure.remembered()["a convolution"] = None
+    monkeypatch.setattr(compilation, "_has_room_for_two", lambda task: room)
+    monkeypatch.setattr(compilation, "_steps", steps)
+    monkeypatch.setattr(compilation, "_compile_from_both_ends", lambda task: calls.append("helper"))
+    monkeypatch.setattr(compilation, "segment", lambda *_, **__: calls.append("segment"))
+    with redirect_stdout(io.StringIO()), Progress(shown=False) as progress:
+        compile_kernels(CONFIG, Settings(patch_size=(8, 8, 8)), [], Communicator(), progress)
+    assert calls == (["steps", "helper"] if room else []) + ["steps", "segment"]

@@ -17,10 +17,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core.event import Listener, install_listener
 
 from kernels import machine
 from kernels.layout import blocks
@@ -93,10 +94,13 @@ def compile_kernels(
         if communicator.local_rank == 0:
             shapes, patch = [*batch_shapes], settings.patch_size
             task = Task(config, settings.accuracy, shapes, patch, machine.threads())
-            if not measure.remembered() and not settings.eager and _has_room_for_two(task):
-                _compile_from_both_ends(task)
             model = UNet(**config)
-            _steps(model, settings, batch_shapes)
+            try:
+                with _nothing_compiled() if _is_shared(task, settings) else nullcontext():
+                    _steps(model, settings, batch_shapes)
+            except _MissingKernelError:
+                _compile_from_both_ends(task)
+                _steps(model, settings, batch_shapes)
             if compiled():  # else inference finds its kernels on disk, too, when it comes
                 image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
                 segment(model, image, predict=predictor(model, settings.eager, settings.accuracy))
@@ -118,6 +122,30 @@ def _steps(
             gradients = compiled_gradients(model, optimizer, images.shape, settings.accuracy)
         gradients(batch, None)
     optimizer.step()
+
+
+class _MissingKernelError(Exception):
+    """A kernel is not on disk."""
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Inside, a kernel that has to be compiled is an error."""
+
+    class Missed(Listener):  # type: ignore[misc]
+        def on_start(_, event: Any) -> None:  # noqa: N805
+            raise _MissingKernelError
+
+        def on_end(_, event: Any) -> None:  # noqa: N805
+            pass
+
+    with install_listener("numba:compile", Missed()):
+        yield
+
+
+def _is_shared(task: Task, settings: Settings) -> bool:
+    """Whether a helper would do a part of what is to be compiled."""
+    return not settings.eager and _has_room_for_two(task)
 
 
 def _has_room_for_two(task: Task) -> bool:
