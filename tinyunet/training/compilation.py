@@ -1,7 +1,7 @@
 """Compiled kernels before the first step, which the first start on a machine has to wait for.
 
-Numba compiles on one core. So a second process, this module run as a program, works through the same graph
-from its other end, and what it has compiled is found on disk::
+Numba compiles on one core. So a second process, this module run as a program, works through the same graphs
+from their other ends, and what it has compiled is found on disk::
 
     this process    first layer -> ...                    ... <- last layer    helper
 
@@ -169,7 +169,7 @@ def _compile_from_both_ends(task: Task) -> None:
 
 
 def compile_task(task: Task, direction: measure.Direction) -> None:
-    """Compile the kernels of training and prediction, in this order or backwards."""
+    """Compile the kernels of training and then of prediction, each from its first node or its last."""
     model = UNet(**task.config)
     optimizer = Adam(model.parameters())
     channels = model.config["in_channels"]
@@ -179,12 +179,15 @@ def compile_task(task: Task, direction: measure.Direction) -> None:
         step.program(shape).compile(direction)
 
     def predict(shape: tuple[int, ...]) -> None:
-        compile(model, shape, accuracy=task.accuracy).program(shape).compile(direction)
+        # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
+        untrained = UNet(**task.config)
+        compile(untrained, shape, accuracy=task.accuracy).program(shape).compile(direction)
 
     work = [(train, (*shape, channels)) for shape in task.batch_shapes]
     work.append((predict, (1, *patch_for(model, task.patch_size), channels)))
     with measure.only_compiling(direction), _garbage_left_longer():
-        for run, shape in work if direction == "forwards" else work[::-1]:
+        # Training first from either end: its first layers and its last have least in common.
+        for run, shape in work:
             run(shape)
         optimizer.step()
 
