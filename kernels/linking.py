@@ -10,7 +10,8 @@ loop stands in::
 Nobody but the last calls any of them. As parts, they are optimised and assembled with it, once: the kernels
 of a training take seven tenths of the time to compile.
 
-These are Numba's private classes. Where another version has others, `link_loops` changes nothing.
+These are Numba's private classes. Where another version makes loops by other functions, `link_loops`
+changes nothing.
 """
 
 from typing import Any
@@ -56,17 +57,16 @@ class _Loops:
         self._make_body = parfor_lowering._create_gufunc_for_parfor_body
         self._call_body = parfor_lowering.call_parallel_gufunc
         self._create_library = codegen.JITCPUCodegen.create_library
-        self._body_flags: list[Flags] = []
+        self._body_flags: Flags | None = None
         self._wraps = False
 
     def make_body(self, *arguments: Any) -> Any:
         """Compile a loop's body, for which a library will be asked."""
-        flags = next(each for each in arguments if isinstance(each, Flags))
-        self._body_flags.append(flags)
+        self._body_flags = next(each for each in arguments if isinstance(each, Flags))
         try:
             return self._make_body(*arguments)
         finally:
-            self._body_flags.clear()
+            self._body_flags = None
 
     def call_body(self, *arguments: Any) -> Any:
         """Make the wrappers, and the code that calls them."""
@@ -78,9 +78,9 @@ class _Loops:
 
     def create_library(self, owner: Any, name: str, **options: Any) -> Any:
         """Create a library: `PartLibrary` for what belongs to the loop."""
-        if self._body_flags and name.startswith("__numba_parfor_gufunc"):
+        flags = self._body_flags
+        if flags is not None and name.startswith("__numba_parfor_gufunc"):
             # Only now: by their flags, functions that the body calls are found when types are inferred.
-            flags = self._body_flags.pop()
             flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
         elif not (self._wraps and "gufunc" in name.lower()):
             return self._create_library(owner, name, **options)

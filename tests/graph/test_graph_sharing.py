@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyunet
-from tinyunet.crew import Crew
+from tinyunet.crew import ALONE, Crew
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import SGD, Adam
 from tinyunet.unet import UNet
@@ -31,21 +31,26 @@ class Member(Crew):
         return self._same
 
 
+def crew_of(size, same=True):
+    memory = []
+    return [Member(rank, size, memory, same) for rank in range(size)]
+
+
 def batch(number, count=1):
     generator = np.random.default_rng(number)
     images = generator.standard_normal((count, *SHAPE[1:])).astype(np.float32)
     return images, generator.integers(0, 4, images.shape[:-1])
 
 
-def step_of(filters, use_upsampling, crew=None, kind=Adam):
+def step_of(filters, use_upsampling, crew=ALONE, kind=Adam):
     model = UNet(in_channels=3, filters=filters, depth=2, use_upsampling=use_upsampling, seed=1)
-    optimizer = kind(model.parameters(), 0.01, **({"crew": crew} if crew else {}))
+    optimizer = kind(model.parameters(), 0.01, crew=crew)
     return tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE)
 
 
-def train_in_turn(steps, number, count=1):
+def train_in_turn(steps, number):
     """All pack, then each finds the gradients, then each changes its part; the losses."""
-    images, labels = batch(number, count)
+    images, labels = batch(number)
     for step in steps:  # what a member misses here is packed by those after it
         step.program(images.shape).pack(not step.optimizer.crew.alike)
     losses = [step.gradients(images, labels) for step in steps]
@@ -57,9 +62,7 @@ def train_in_turn(steps, number, count=1):
 @settings(max_examples=8, deadline=None)
 @given(st.sampled_from([4, 16, 20]), st.booleans(), st.integers(2, 4), st.sampled_from([Adam, SGD]))
 def test_a_crew_trains_bit_for_bit_as_one_does(filters, use_upsampling, size, kind):
-    memory = []
-    crew = [Member(rank, size, memory) for rank in range(size)]
-    steps = [step_of(filters, use_upsampling, member, kind) for member in crew]
+    steps = [step_of(filters, use_upsampling, member, kind) for member in crew_of(size)]
     alone = step_of(filters, use_upsampling, kind=kind)
     for number in range(3):
         expected = alone(*batch(number))
@@ -71,10 +74,8 @@ def test_a_crew_trains_bit_for_bit_as_one_does(filters, use_upsampling, size, ki
 
 
 def test_each_layer_is_packed_by_one_member():
-    memory = []
-    crew = [Member(rank, 3, memory) for rank in range(3)]
-    programs = [step_of(16, False, member).program(SHAPE) for member in crew]
-    heard = [[] for _ in crew]
+    programs = [step_of(16, False, member).program(SHAPE) for member in crew_of(3)]
+    heard = [[] for _ in programs]
     for program, names in zip(programs, heard, strict=True):
         program.pack(whole=False, listener=lambda name, complete, to=names: to.append(name))
     graph = programs[0].graph
@@ -89,8 +90,7 @@ def test_each_layer_is_packed_by_one_member():
 
 
 def test_members_of_unlike_batches_pack_for_themselves():
-    memory = []
-    crew = [Member(rank, 2, memory) for rank in range(2)]
+    crew = crew_of(2)
     steps, alone = [step_of(20, False, member) for member in crew], step_of(20, False)
     assert train_in_turn(steps, 0) == [alone(*batch(0))] * 2
     for member in crew:
@@ -103,8 +103,7 @@ def test_members_of_unlike_batches_pack_for_themselves():
 
 
 def test_members_with_other_programs_share_parameters_alone():
-    memory = []
-    crew = [Member(rank, 2, memory, same=False) for rank in range(2)]
+    crew = crew_of(2, same=False)
     steps, alone = [step_of(4, False, member) for member in crew], step_of(4, False)
     shared = {n: v for n, v in steps[0].program(SHAPE).graph.values.items() if v.kind == "shared"}
     assert not shared
@@ -113,16 +112,16 @@ def test_members_with_other_programs_share_parameters_alone():
 
 
 def test_an_eager_model_of_a_crew_learns_too():
-    memory = []
-    crew = [Member(rank, 2, memory) for rank in range(2)]
     models = [UNet(in_channels=3, filters=4, depth=2, seed=seed) for seed in (1, 2, 1)]
-    for model, member in zip(models, [*crew, Crew()], strict=True):
-        optimizer = Adam(model.parameters(), 0.01, crew=member)
-        images, labels = batch(0)
-        dice_cross_entropy(model.logits(images), labels, from_logits=True).backward()
-        model.optimizer = optimizer
+    optimizers = [
+        Adam(model.parameters(), 0.01, crew=member)
+        for model, member in zip(models, [*crew_of(2), ALONE], strict=True)
+    ]
+    images, labels = batch(0)
     for model in models:
-        model.optimizer.step()
+        dice_cross_entropy(model.logits(images), labels, from_logits=True).backward()
+    for optimizer in optimizers:
+        optimizer.step()
     # The second began with weights of its own, for which the first one's were taken.
     for ours, expected in zip(models[0].parameters(), models[2].parameters(), strict=True):
         np.testing.assert_array_equal(ours.data, expected.data)
@@ -130,8 +129,7 @@ def test_an_eager_model_of_a_crew_learns_too():
 
 @pytest.mark.parametrize("kind", [Adam, SGD])
 def test_a_crew_saves_the_whole_state(kind):
-    memory = []
-    crew = [Member(rank, 2, memory) for rank in range(2)]
+    crew = crew_of(2)
     steps, alone = (
         [step_of(4, False, member, kind) for member in crew],
         step_of(4, False, kind=kind),

@@ -92,31 +92,20 @@ import sys
 from kernels.compiler import kernel, specialised
 from kernels.simd import literals
 
+def of_constant(definition, code_for):
+    @specialised(definition)
+    def code(x, factor):
+        constants = literals(factor)
+        return None if constants is None else code_for(*constants)
+
 def scaled(x, factor):
     raise NotImplementedError
-
-@specialised(scaled)
-def _scaled(x, factor):
-    constants = literals(factor)
-    if constants is None:
-        return None
-    (by,) = constants
-    def implementation(x, factor):
-        return by * x
-    return implementation
 
 def shifted(x, factor):
     raise NotImplementedError
 
-@specialised(shifted)
-def _shifted(x, factor):
-    constants = literals(factor)
-    if constants is None:
-        return None
-    (by,) = constants
-    def implementation(x, factor):
-        return scaled(x, by) + 1
-    return implementation
+of_constant(scaled, lambda by: lambda x, factor: by * x)
+of_constant(shifted, lambda by: lambda x, factor: scaled(x, by) + 1)
 
 @kernel
 def call(x):

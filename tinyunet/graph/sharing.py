@@ -45,13 +45,17 @@ def part_of(graph: Graph, crew: Crew) -> set[str]:
 
     The largest first, each to whom has least to do so far: the same division in every process.
     """
-    shared = [node for node in graph.nodes if is_shared(node, graph)]
+    packed = {
+        node.name: graph.values[node.outputs["packed"]].nbytes
+        for node in graph.nodes
+        if is_shared(node, graph)
+    }
     work, mine = [0] * crew.size, set()
-    for node in sorted(shared, key=lambda node: -graph.values[node.outputs["packed"]].nbytes):
+    for name in sorted(packed, key=packed.__getitem__, reverse=True):
         rank = work.index(min(work))
-        work[rank] += graph.values[node.outputs["packed"]].nbytes
+        work[rank] += packed[name]
         if rank == crew.rank:
-            mine.add(node.name)
+            mine.add(name)
     return mine
 
 

@@ -285,7 +285,11 @@ def world() -> Communicator:
 
 
 def _shared_byte(node: Any, token: str) -> mmap.mmap | bytearray:
-    """Return a byte, 0 so far, that the ranks of a node share; one of this rank's own if that fails."""
+    """Return a byte, 0 so far, that the ranks of a node share; one of this rank's own if that fails.
+
+    By way of a file: a single byte costs nothing on disk, and it works also where ranks have no
+    :func:`shared_memory`.
+    """
     path = Path(tempfile.gettempdir()) / f"tinyunet-{token}"
     shared: mmap.mmap | bytearray = bytearray(1)
     with contextlib.suppress(OSError):

@@ -94,9 +94,9 @@ def compile_kernels(
         if communicator.local_rank == 0:
             shapes, patch = [*batch_shapes], settings.patch_size
             task = Task(config, settings.accuracy, shapes, patch, machine.threads())
-            model = UNet(**config)
+            model, is_helped = UNet(**config), not settings.eager and _has_room_for_two(task)
             try:
-                with _nothing_compiled() if _is_shared(task, settings) else nullcontext():
+                with _nothing_compiled() if is_helped else nullcontext():
                     _steps(model, settings, batch_shapes)
             except _MissingKernelError:
                 _compile_from_both_ends(task)
@@ -141,11 +141,6 @@ def _nothing_compiled() -> Iterator[None]:
 
     with install_listener("numba:compile", Missed()):
         yield
-
-
-def _is_shared(task: Task, settings: Settings) -> bool:
-    """Whether a helper would do a part of what is to be compiled."""
-    return not settings.eager and _has_room_for_two(task)
 
 
 def _has_room_for_two(task: Task) -> bool:
