@@ -23,6 +23,7 @@ Code that only kernels call
     and the bodies of ``prange`` loops. See `linking`.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -78,13 +79,35 @@ def worker_kernel(function: Function) -> Function:
     return compiled
 
 
-def specialised(definition: Callable[..., Any]) -> Any:
-    """Decorate what returns the code of a definition for given types and compile-time constants.
+def specialised(definition: Callable[..., Any], *names: str) -> Callable[[Function], Function]:
+    """Decorate what returns the code of a definition for its arguments called ``names``.
 
+    Of an integer its value is given, which must be known at compile time, of anything else the Numba type.
     As Numba's ``overload``; but this code is optimised only as a part of the kernels that call it, once.
     """
-    options = {"pipeline_class": PartCompiler}
-    return overload(definition, prefer_literal=True, jit_options=options)
+    signature = inspect.signature(definition)
+    # Numba compares it with the code's, which has no annotations.
+    bare = [
+        parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()
+    ]
+
+    def decorate(code_for: Function) -> Function:
+        def code_for_types(*arguments: Any) -> Any:
+            given = signature.bind(*arguments).arguments
+            if any(_is_unknown(given[name]) for name in names):
+                return None
+            return code_for(*(getattr(given[name], "literal_value", given[name]) for name in names))
+
+        code_for_types.__signature__ = inspect.Signature(bare)  # type: ignore[attr-defined]
+        options = {"pipeline_class": PartCompiler}
+        overload(definition, prefer_literal=True, jit_options=options)(code_for_types)
+        return code_for
+
+    return decorate
+
+
+def _is_unknown(given: Any) -> bool:
+    return isinstance(given, types.Integer) and not isinstance(given, types.IntegerLiteral)
 
 
 _addresses: dict[Callable[..., None], int] = {}

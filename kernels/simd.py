@@ -130,13 +130,6 @@ def _unknown(builder: Any, index: Any) -> Any:
     return builder.asm(function, "", "=r,0", [index], side_effect=True)
 
 
-def literals(*numbers: Any) -> list[int] | None:
-    """Values of compile-time constants, for `compiler.specialised` code; None where one is not."""
-    if not all(isinstance(number, types.IntegerLiteral) for number in numbers):
-        return None
-    return [number.literal_value for number in numbers]
-
-
 # --- one vector ---------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ A store reads a cache line before it changes it, and drives out another. Where t
 will be gone before it is needed, both are for nothing: a third of a copy's traffic.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from kernels.compiler import kernel, specialised
 from kernels.memory import ALIGNMENT
-from kernels.simd import literals, store, stream, tile_store, tile_stream
+from kernels.simd import store, stream, tile_store, tile_stream
 
 _Floats = npt.NDArray[np.float32]
 
@@ -45,13 +46,8 @@ def put_tile(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(put_tile)
-def _put_tile(dst, at, row, step, tile, streams, high, wide):  # type: ignore[no-untyped-def]
-    constants = literals(high, wide)
-    if constants is None:
-        return None
-    H, W = constants
-
+@specialised(put_tile, "high", "wide")
+def _put_tile(H: int, W: int) -> Callable[..., Any]:
     def implementation(dst, at, row, step, tile, streams, high, wide):  # type: ignore[no-untyped-def]
         if streams:
             tile_stream(tile, dst, at, row, step, H, W)

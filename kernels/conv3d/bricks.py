@@ -8,7 +8,8 @@ Which thread takes which brick does not matter to the result: sums are kept for 
 in order afterwards.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_for
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import fill_zero, pack_block, pack_channels
 from kernels.layout import Floats
-from kernels.simd import LANES, literals
+from kernels.simd import LANES
 from kernels.streaming import past_caches
 
 EMPTY = np.zeros(0, np.float32)
@@ -210,15 +211,8 @@ def pack_channel_block(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(pack_channel_block)
-def _pack_channel_block(  # type: ignore[no-untyped-def]
-    prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
-):
-    constants = literals(kind, md, mh)
-    if constants is None:
-        return None
-    K, MD, MH = constants
-
+@specialised(pack_channel_block, "kind", "md", "mh")
+def _pack_channel_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
@@ -274,15 +268,8 @@ def pack_brick(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(pack_brick)
-def _pack_brick(  # type: ignore[no-untyped-def]
-    prologue, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
-):
-    constants = literals(kind, md, mh)
-    if constants is None:
-        return None
-    K, MD, MH = constants
-
+@specialised(pack_brick, "kind", "md", "mh")
+def _pack_brick(K: int, MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         prologue, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
@@ -335,15 +322,8 @@ def finish_block(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(finish_block)
-def _finish_block(  # type: ignore[no-untyped-def]
-    epilogue, cut, brick, block, own, at, apart, extent, scratch, md, mh
-):
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
-
+@specialised(finish_block, "md", "mh")
+def _finish_block(MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         epilogue, cut, brick, block, own, at, apart, extent, scratch, md, mh
     ):

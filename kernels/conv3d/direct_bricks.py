@@ -11,6 +11,7 @@ Source: as `direct`.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ from kernels.conv3d.shapes import Triple
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, fence, literals, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
 
 # Bytes of one thread's slab: half of a second-level cache, the rest is for weights.
 _CACHED = 512 * 1024
@@ -182,15 +183,8 @@ def convolve_slab(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(convolve_slab)
-def _convolve_slab(  # type: ignore[no-untyped-def]
-    own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
-):
-    constants = literals(wide, cols, width)
-    if constants is None:
-        return None
-    R, C, I = constants  # noqa: E741
-
+@specialised(convolve_slab, "wide", "cols", "width")
+def _convolve_slab(R: int, C: int, I: int) -> Callable[..., Any]:  # noqa: E741
     def implementation(  # type: ignore[no-untyped-def]
         own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
     ):
@@ -279,15 +273,8 @@ def accumulate_slab(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(accumulate_slab)
-def _accumulate_slab(  # type: ignore[no-untyped-def]
-    own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
-):
-    constants = literals(KW, inputs, width)
-    if constants is None:
-        return None
-    W, R, I = constants  # noqa: E741
-
+@specialised(accumulate_slab, "KW", "inputs", "width")
+def _accumulate_slab(W: int, R: int, I: int) -> Callable[..., Any]:  # noqa: E741
     def implementation(  # type: ignore[no-untyped-def]
         own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
     ):

@@ -22,6 +22,7 @@ Sums are taken over a row of windows in float32, over rows in float64.
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983)
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,6 @@ from kernels.layout import Floats
 from kernels.simd import (
     LANES,
     broadcast,
-    literals,
     load,
     store,
     tile_add,
@@ -147,13 +147,8 @@ def finish_forward(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(finish_forward)
-def _finish_forward(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
-
+@specialised(finish_forward, "md", "mh")
+def _finish_forward(MD: int, MH: int) -> Callable[..., Any]:
     def implementation(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
         offset = load(bias, at)
         pivot = first_voxel(own, brick, MD, MH) + offset
@@ -202,15 +197,8 @@ def finish_backward(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(finish_backward)
-def _finish_backward(  # type: ignore[no-untyped-def]
-    own, brick, dst, x, coefficients, at, slope, sums, scratch, md, mh
-):
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
-
+@specialised(finish_backward, "md", "mh")
+def _finish_backward(MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         own, brick, dst, x, coefficients, at, slope, sums, scratch, md, mh
     ):
@@ -229,12 +217,8 @@ def finish(own: Any, brick: Any, what: Any, scratch: Any, md: int, mh: int) -> N
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(finish)
-def _finish(own, brick, what, scratch, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
+@specialised(finish, "md", "mh")
+def _finish(MD: int, MH: int) -> Callable[..., Any]:
     PD, in_strips = sizes(OUTPUT, MD)[0], MH > 1
     strip = _STRIP * LANES
 
@@ -283,12 +267,8 @@ def first_voxel(own: Any, brick: Any, md: int, mh: int) -> Any:
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(first_voxel)
-def _first_voxel(own, brick, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
+@specialised(first_voxel, "md", "mh")
+def _first_voxel(MD: int, MH: int) -> Callable[..., Any]:
     PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
 
     def implementation(own, brick, md, mh):  # type: ignore[no-untyped-def]
@@ -305,12 +285,8 @@ def transform_along_h(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(transform_along_h)
-def _transform_along_h(own, at, apart, buffer, columns, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
+@specialised(transform_along_h, "md", "mh")
+def _transform_along_h(MD: int, MH: int) -> Callable[..., Any]:
     PD, PH = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0]
     strip = _STRIP * LANES
 
@@ -337,12 +313,8 @@ def finish_row(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(finish_row)
-def _finish_row(src, at, apart, brick, what, to, columns, row_sums, md):  # type: ignore[no-untyped-def]
-    constants = literals(md)
-    if constants is None:
-        return None
-    (MD,) = constants
+@specialised(finish_row, "md")
+def _finish_row(MD: int) -> Callable[..., Any]:
     PD, K = sizes(OUTPUT, MD)[0], OUTPUT
 
     def implementation(src, at, apart, brick, what, to, columns, row_sums, md):  # type: ignore[no-untyped-def]
@@ -369,13 +341,8 @@ def finish_tile(what: Any, tile: Any, at: int, plane: int, md: int) -> Any:
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(finish_tile)
-def _finish_tile(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
-    constants = literals(md)
-    if constants is None:
-        return None
-    (MD,) = constants
-
+@specialised(finish_tile, "what", "md")
+def _finish_tile(what_type: Any, MD: int) -> Callable[..., Any]:
     def forward(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
         tile = tile_add(tile, what.offset)
         deviation = tile_add(tile, broadcast(np.float32(0.0)) - what.pivot)
@@ -386,7 +353,7 @@ def _finish_tile(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
         tile = tile_mask(tile, tile_fma(what.scale, x, what.shift), what.slopes)
         return tile, tile, tile_add(x, broadcast(np.float32(0.0)) - what.mean)
 
-    return forward if what.instance_class is Forward else backward
+    return forward if what_type.instance_class is Forward else backward
 
 
 def add_sums(what: Any, row_sums: Any) -> None:
@@ -394,8 +361,8 @@ def add_sums(what: Any, row_sums: Any) -> None:
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(add_sums)
-def _add_sums(what, row_sums):  # type: ignore[no-untyped-def]
+@specialised(add_sums, "what")
+def _add_sums(what_type: Any) -> Callable[..., Any]:
     def forward(what, row_sums):  # type: ignore[no-untyped-def]
         if what.moments.size > 0:
             for lane in range(LANES):
@@ -407,4 +374,4 @@ def _add_sums(what, row_sums):  # type: ignore[no-untyped-def]
             what.sums[0, lane] += row_sums[lane]
             what.sums[1, lane] += row_sums[LANES + lane]
 
-    return forward if what.instance_class is Forward else backward
+    return forward if what_type.instance_class is Forward else backward

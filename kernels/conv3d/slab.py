@@ -25,6 +25,7 @@ along h. (The processor foresees rows, and not strips: `ahead` fetches them.) ::
     row  (d0, h0)       --load, normalise------------->  plane (0, 0)           direct
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,6 @@ from kernels.layout import Floats
 from kernels.simd import (
     LANES,
     broadcast,
-    literals,
     load,
     store,
     tile_fma,
@@ -111,30 +111,8 @@ def pack_block(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(pack_block)
-def _pack_block(  # type: ignore[no-untyped-def]
-    u,
-    v,
-    first,
-    size,
-    coefficients,
-    at,
-    slope,
-    slab,
-    to,
-    apart,
-    buffer,
-    sums,
-    start,
-    extent,
-    kind,
-    md,
-    mh,
-):
-    constants = literals(kind, md, mh)
-    if constants is None:
-        return None
-    K, MD, MH = constants
+@specialised(pack_block, "kind", "md", "mh")
+def _pack_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
     (_, PD), (IH, PH) = sizes(K, MD), sizes(K, MH)
     strip = _STRIP
 
@@ -261,14 +239,8 @@ def pack_columns(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(pack_columns)
-def _pack_columns(  # type: ignore[no-untyped-def]
-    u, v, first, size, coefficients, at, slope, corner, left, right, dst, to, apart, sums, kind, md
-):
-    constants = literals(kind, md)
-    if constants is None:
-        return None
-    K, MD = constants
+@specialised(pack_columns, "kind", "md")
+def _pack_columns(K: int, MD: int) -> Callable[..., Any]:
     planes, points = sizes(K, MD)
 
     def implementation(  # type: ignore[no-untyped-def]
@@ -347,13 +319,8 @@ def load_deferred(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(load_deferred)
-def _load_deferred(u, v, two, at, plane, scale, also, shift, slopes, planes):  # type: ignore[no-untyped-def]
-    constants = literals(planes)
-    if constants is None:
-        return None
-    (N,) = constants
-
+@specialised(load_deferred, "planes")
+def _load_deferred(N: int) -> Callable[..., Any]:
     def implementation(u, v, two, at, plane, scale, also, shift, slopes, planes):  # type: ignore[no-untyped-def]
         tile = tile_load(u, at, plane, 0, 0, N, 1, 1)
         if two:

@@ -15,6 +15,7 @@ In 3-D a plane is transformed along w and h in registers, and the planes then al
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -27,7 +28,6 @@ from kernels.simd import (
     VECTOR,
     Tile,
     fused_multiply_add,
-    literals,
     tile_load,
     tile_store,
 )
@@ -132,12 +132,8 @@ def transform_columns(
     raise NotImplementedError("transform_columns runs only inside a compiled kernel")
 
 
-@specialised(transform_columns)
-def _transform_columns(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
-    constants = literals(kind, m)
-    if constants is None:
-        return None
-    K, M = constants
+@specialised(transform_columns, "kind", "m")
+def _transform_columns(K: int, M: int) -> Callable[..., Any]:
     n_in, n_out = sizes(K, M)
 
     def implementation(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
@@ -185,14 +181,8 @@ def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
     return sizes(kind, md)[0] * sizes(kind, mh)[1] * sizes(kind, mw)[1]
 
 
-@specialised(transform_tile)
-def _transform_tile(  # type: ignore[no-untyped-def]
-    src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
-):
-    constants = literals(kind, md, mh, mw)
-    if constants is None:
-        return None
-    K, MD, MH, MW = constants
+@specialised(transform_tile, "kind", "md", "mh", "mw")
+def _transform_tile(K: int, MD: int, MH: int, MW: int) -> Callable[..., Any]:
     (in_d, out_d), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
     points = out_h * out_w
 

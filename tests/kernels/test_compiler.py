@@ -90,13 +90,6 @@ SPECIALISED = """
 import sys
 
 from kernels.compiler import kernel, specialised
-from kernels.simd import literals
-
-def of_constant(definition, code_for):
-    @specialised(definition)
-    def code(x, factor):
-        constants = literals(factor)
-        return None if constants is None else code_for(*constants)
 
 def scaled(x, factor):
     raise NotImplementedError
@@ -104,8 +97,8 @@ def scaled(x, factor):
 def shifted(x, factor):
     raise NotImplementedError
 
-of_constant(scaled, lambda by: lambda x, factor: by * x)
-of_constant(shifted, lambda by: lambda x, factor: scaled(x, by) + 1)
+specialised(scaled, "factor")(lambda by: lambda x, factor: by * x)
+specialised(shifted, "factor")(lambda by: lambda x, factor: scaled(x, by) + 1)
 
 @kernel
 def call(x):

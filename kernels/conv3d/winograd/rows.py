@@ -53,7 +53,6 @@ from kernels.memory import scratchpad
 from kernels.simd import (
     LANES,
     fence,
-    literals,
     prefetch,
     tile_load,
     tile_rank1,
@@ -197,12 +196,8 @@ def pack_lines(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(pack_lines)
-def _pack_lines(prologue, src_size, before, n, start, own, extent, md, mh):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh)
-    if constants is None:
-        return None
-    MD, MH = constants
+@specialised(pack_lines, "md", "mh")
+def _pack_lines(MD: int, MH: int) -> Callable[..., Any]:
     planes = slab_planes((MD, MH, 1))
 
     def implementation(prologue, src_size, before, n, start, own, extent, md, mh):  # type: ignore[no-untyped-def]

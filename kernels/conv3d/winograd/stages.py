@@ -17,13 +17,14 @@ by the kernels of `convolution`, `weight_gradient` and their `_planes`; they run
 kernels. The definitions below carry the signatures, what is `specialised` the code.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from kernels.compiler import kernel, specialised
 from kernels.conv3d.ahead import LINE
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis
-from kernels.simd import LANES, literals, prefetch, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.simd import LANES, prefetch, tile_load, tile_rank1, tile_store, tile_zero
 
 
 @kernel
@@ -54,12 +55,8 @@ def transform_in(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(transform_in)
-def _transform_in(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
-    constants = literals(kind, mw)
-    if constants is None:
-        return None
-    K, MW = constants
+@specialised(transform_in, "kind", "mw")
+def _transform_in(K: int, MW: int) -> Callable[..., Any]:
     voxels, points = sizes(K, MW)
 
     def implementation(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
@@ -99,13 +96,8 @@ def multiply(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(multiply)
-def _multiply(own, V, M, ICB, T, first, end, weights, at, soon, rows, cols):  # type: ignore[no-untyped-def]
-    constants = literals(rows, cols)
-    if constants is None:
-        return None
-    R, C = constants
-
+@specialised(multiply, "rows", "cols")
+def _multiply(R: int, C: int) -> Callable[..., Any]:
     def implementation(own, V, M, ICB, T, first, end, weights, at, soon, rows, cols):  # type: ignore[no-untyped-def]
         near, beside, count = soon
         step = 0
@@ -151,13 +143,8 @@ def accumulate(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(accumulate)
-def _accumulate(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
-    constants = literals(inputs, cols)
-    if constants is None:
-        return None
-    R, C = constants
-
+@specialised(accumulate, "inputs", "cols")
+def _accumulate(R: int, C: int) -> Callable[..., Any]:
     def implementation(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
         near, beside, count = soon
         for ic in range(0, LANES, R):
@@ -186,12 +173,8 @@ def transform_out(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(transform_out)
-def _transform_out(own, M, slot, dst, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
-    constants = literals(mw)
-    if constants is None:
-        return None
-    (MW,) = constants
+@specialised(transform_out, "mw")
+def _transform_out(MW: int) -> Callable[..., Any]:
     K = OUTPUT
     points = sizes(K, MW)[0]
 

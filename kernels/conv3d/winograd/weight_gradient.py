@@ -49,7 +49,7 @@ from kernels.conv3d.winograd.sums import (
 from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, address, literals
+from kernels.simd import LANES, address
 
 # The sums of a pair of blocks are loaded and stored once a brick, or the values of its tiles are written and
 # read once more: beyond this many sums for each value, the latter is less.
@@ -168,12 +168,8 @@ def pack_both(
     raise NotImplementedError("runs only inside a compiled kernel")
 
 
-@specialised(pack_both)
-def _pack_both(prologue, src_size, before, gradient, cut, brick, own, sums, md, mh, mw):  # type: ignore[no-untyped-def]
-    constants = literals(md, mh, mw)
-    if constants is None:
-        return None
-    MD, MH, MW = constants
+@specialised(pack_both, "md", "mh", "mw")
+def _pack_both(MD: int, MH: int, MW: int) -> Callable[..., Any]:
     planes, halo = slab_planes((MD, MH, MW)), sizes(INPUT, MW)[0] - MW
 
     def implementation(prologue, src_size, before, gradient, cut, brick, own, sums, md, mh, mw):  # type: ignore[no-untyped-def]
