@@ -446,7 +446,7 @@ def test_conv_with_peers(command, tmp_path, monkeypatch):
     files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
     code, out, err = command("conv", *SMALL, *files, "--against", "tensorflow")
     assert code == 0, err
-    rungs = [*conv.RUNGS, *(["TensorFlow"] if TENSORFLOW.installed else [])]
+    rungs = [*conv.RUNGS, conv.FUSED, *(["TensorFlow"] if TENSORFLOW.installed else [])]
     table = [line.split(" | ")[0].split() for line in out.splitlines() if " | " in line]
     assert [cells[-1] for cells in table[2:]] == rungs, out
     rows = rows_of(tmp_path / "figures.json")
@@ -461,7 +461,9 @@ def test_conv_with_peers(command, tmp_path, monkeypatch):
 def test_conv_names_a_wrong_peer():
     layers = [conv.Layer(4, 16, 6, 3), conv.Layer(16, 4, 6, 1)]
     measurements, failures = conv.measure(layers, 1, [FAKE])
-    assert {m.name for m in measurements} == set(conv.RUNGS)
+    names = [{m.name for m in measurements if m.layer == layer} for layer in layers]
+    # There is no Winograd of a kernel of 1.
+    assert names == [{*conv.RUNGS, conv.FUSED}, {*conv.RUNGS, conv.FUSED} - {"winograd"}]
     assert failures == [
         "Fake:   4 ->  16    6^3 k3: forward is wrong by 1.0e+00 of the largest value"
     ]

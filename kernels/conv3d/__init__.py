@@ -1,8 +1,8 @@
 """3-D convolution: a ladder of rungs with one signature, and `plan`, which picks one.
 
 ``naive`` loops, the definition; ``im2col`` one matrix product; ``blocked`` channels in blocks of 16;
-``direct`` sums in registers. Each has ``forward``, ``backward_data`` and ``backward_weights``. Use the
-three functions exported here, which take the rung that fits.
+``direct`` sums in registers; ``winograd`` fewer multiplications. Each has ``forward``, ``backward_data`` and
+``backward_weights``. Use the three functions exported here, which take the rung that fits.
 """
 
 from kernels.conv3d.plan import backward_data, backward_weights, forward

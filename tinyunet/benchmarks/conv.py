@@ -3,8 +3,8 @@
 Each rung is checked against float64 before it is timed. All are timed on one core and on all of them,
 and the fastest of the runs counts. A core's clock changes from minute to minute, so the peak that a rung
 is compared with is measured just before and just after it. Our rungs' times are of whole calls, arrays in
-to arrays out: packing and reordering count. Peers run in processes of their own, tensors in to tensors
-out.
+to arrays out: packing and reordering count, but in the last, ``fused``, which is what the compiled net runs.
+Peers run in processes of their own, tensors in to tensors out.
 """
 
 import contextlib
@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from kernels import machine
-from kernels.conv3d import blocked, direct, im2col, naive
+from kernels.conv3d import blocked, direct, im2col, naive, winograd
 from kernels.conv3d.shapes import Array, Geometry, geometry
+from tinyunet.benchmarks import fused_conv
 from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.process import Process, WorkerError
 from tinyunet.benchmarks.systems import System
@@ -32,7 +33,9 @@ RUNGS: dict[str, ModuleType] = {
     "im2col": im2col,
     "blocked": blocked,
     "direct": direct,
+    "winograd": winograd,
 }
+FUSED = "fused"
 DIRECTIONS = ("forward", "backward_data", "backward_weights")
 
 _SECONDS = 0.6
@@ -106,6 +109,10 @@ class Rung:
         # The definition runs on one core whatever it is given.
         self.is_slow = module is naive
 
+    def runs(self, layer: Layer) -> bool:
+        """Whether it has a form of the layer."""
+        return self._module is not winograd or layer.K == 3
+
     def compute(self, sizes: Geometry) -> dict[str, Array]:
         """Result of each direction."""
         return {name: call() for name, call in self._calls(sizes).items()}
@@ -124,6 +131,29 @@ class Rung:
         """Nothing to end."""
 
 
+class FusedRung:
+    """The last rung: what the compiled net runs."""
+
+    name, is_slow = FUSED, False
+
+    def runs(self, layer: Layer) -> bool:
+        """Every layer, one way or another."""
+        return True
+
+    def compute(self, sizes: Geometry) -> dict[str, Array]:
+        """Result of each direction."""
+        return {name: case.compute() for name, case in fused_conv.cases(sizes).items()}
+
+    def times(self, sizes: Geometry, threads: int) -> Times:
+        """Time each direction."""
+        machine.set_threads(threads)
+        cases = fused_conv.cases(sizes)
+        return {name: timed(case.run, _SECONDS)[0] for name, case in cases.items()}
+
+    def end(self) -> None:
+        """Nothing to end."""
+
+
 class Peer:
     """Another system: a process for each number of threads."""
 
@@ -133,6 +163,10 @@ class Peer:
         self.name = system.name
         self._system, self._output = system, folder / "output.npz"
         self._processes: dict[int, Process] = {}
+
+    def runs(self, layer: Layer) -> bool:
+        """Every layer."""
+        return True
 
     def compute(self, sizes: Geometry) -> dict[str, Array]:
         """Result of each direction."""
@@ -157,6 +191,9 @@ class Peer:
         """End the processes."""
         for process in self._processes.values():
             process.end()
+
+
+Runner = Rung | FusedRung | Peer
 
 
 def unet_layers(size: int, filters: int = 16, depth: int = 5, channels: int = 4) -> list[Layer]:
@@ -187,7 +224,7 @@ def measure(
     measurements: list[Measurement] = []
     failures: dict[str, str] = {}
     with _runners(peers) as runners:
-        jobs = [(layer, runner) for layer in layers for runner in runners]
+        jobs = [(layer, runner) for layer in layers for runner in runners if runner.runs(layer)]
         with tqdm(jobs, unit="rung", leave=False) as bar:
             exact: dict[Layer, dict[str, Array]] = {}
             for layer, runner in bar:
@@ -203,7 +240,7 @@ def measure(
 
 
 def _measure(
-    layer: Layer, runner: Rung | Peer, threads: int, exact: dict[str, Array]
+    layer: Layer, runner: Runner, threads: int, exact: dict[str, Array]
 ) -> Iterator[Measurement]:
     errors = _errors(layer, runner, exact)
     planes = layer.planes(_SLOW_FLOPS) if runner.is_slow else layer.size
@@ -228,10 +265,10 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _runners(peers: list[System]) -> Iterator[list[Rung | Peer]]:
+def _runners(peers: list[System]) -> Iterator[list[Runner]]:
     with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as folder:
-        runners: list[Rung | Peer] = [Rung(name, module) for name, module in RUNGS.items()]
-        runners += [Peer(system, Path(folder)) for system in peers]
+        runners: list[Runner] = [Rung(name, module) for name, module in RUNGS.items()]
+        runners += [FusedRung(), *(Peer(system, Path(folder)) for system in peers)]
         try:
             yield runners
         finally:
@@ -257,7 +294,7 @@ def _exact(layer: Layer) -> dict[str, Array]:
     return {name: call() for name, call in _directions(im2col, src, weights, diff_dst).items()}
 
 
-def _errors(layer: Layer, runner: Rung | Peer, exact: dict[str, Array]) -> dict[str, float]:
+def _errors(layer: Layer, runner: Runner, exact: dict[str, Array]) -> dict[str, float]:
     """Largest error, relative to the largest value, on a few planes.
 
     Raises
@@ -299,7 +336,7 @@ def table(measurements: list[Measurement], threads: int) -> str:
         before = layer
     lines.append(
         "ms, GF/s: one core, fastest run; peak: share of its multiply-adds' speed, measured beside it; "
-        "error: of the largest value, against float64"
+        "error: of the largest value, against float64; fused: tensors blocked and weights packed before"
     )
     if threads > 1:
         lines.append(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
@@ -317,7 +354,7 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
     """Return the figures for a file: one row a rung or peer, layer, direction and number of threads."""
     return [
         {
-            "system": m.name if m.name not in RUNGS else f"tinyunet {m.name}",
+            "system": f"tinyunet {m.name}" if m.name in (*RUNGS, FUSED) else m.name,
             "case": f"{m.direction} {m.layer.IC}->{m.layer.OC} k{m.layer.K}",
             "size": m.layer.size,
             "threads": count,

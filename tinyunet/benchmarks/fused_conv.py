@@ -1,0 +1,151 @@
+"""A convolution as the compiled net runs it: the top of the ladder.
+
+Tensors are in blocks of 16 channels and stay so; weights are packed, which a step does once and is not
+timed. The source is normalised while it is read, the gradient of batch norm is formed, and sums are gathered
+of what is written, all with numbers that change nothing: the result is that of every other rung. Direct or a
+form of Winograd: the fastest on one core is taken, for each direction of each layer.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels import machine
+from kernels.conv3d import winograd
+from kernels.conv3d.shapes import Array, Geometry, Triple, geometry
+from kernels.fused import conv3d
+from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source
+from kernels.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
+from kernels.memory import empty
+from tinyunet.benchmarks.problem import convolution_arrays
+from tinyunet.benchmarks.timing import timed
+
+# Direct, Winograd along all axes, and along d and h only, for a first layer.
+_TILES = (None, *winograd.TILES, (2, 2, 1), (4, 4, 1))
+_SECONDS = 0.05
+
+
+class Case(NamedTuple):
+    """What runs one direction of a convolution, and what brings its result into the usual layout."""
+
+    run: Callable[[], None]
+    result: Callable[[], Array]
+
+    def compute(self) -> Array:
+        """Run, and return the result: channels last, or weights."""
+        self.run()
+        return self.result()
+
+
+def cases(g: Geometry) -> dict[str, Case]:
+    """Return what runs each direction of a convolution with padding "same", on random arrays.
+
+    Parameters
+    ----------
+    g : Geometry
+        Of stride 1, and as high as wide. The algorithm is that of the whole layer, a cube.
+    """
+    cube = geometry((1, g.OH, *g.src_shape[2:]), g.weights_shape)
+    return {name: _MAKERS[name](g, _fastest(name, cube)) for name in _MAKERS}
+
+
+@functools.cache
+def _fastest(direction: str, g: Geometry) -> Triple | None:
+    """Return the tile of the fastest algorithm on one core; None is direct."""
+    threads = machine.threads()
+    machine.set_threads(1)
+    times = {}
+    for tile in _TILES:
+        try:
+            case = _MAKERS[direction](g, tile)
+        except ValueError:  # this convolution has no such form
+            continue
+        times[tile] = min(timed(case.run, _SECONDS)[0])
+    machine.set_threads(threads)
+    return min(times, key=times.__getitem__)
+
+
+def _forward(g: Geometry, tile: Triple | None) -> Case:
+    src, weights, _ = convolution_arrays(g.src_shape, g.weights_shape)
+    p = _plan(g, tile, keeps_both=False)
+    packed = empty(conv3d.packed_shape(p))
+    conv3d.pack(p, weights, packed)
+    source, dst = _source(src), _blocked_like(g.dst_shape)
+    bias, moments = np.zeros(blocks(g.OC) * LANES, np.float32), np.empty(conv3d.moments_shape(p))
+    return Case(
+        lambda: conv3d.forward(p, source, NO_SOURCE, packed, bias, dst, moments),
+        lambda: reorder_nCdhw16c_to_ndhwc(dst, g.OC),
+    )
+
+
+def _backward_data(g: Geometry, tile: Triple | None) -> Case:
+    src, weights, diff_dst = convolution_arrays(g.src_shape, g.weights_shape)
+    p = conv3d.plan((g.OC, 0), (g.IC, 0), g.src_shape[:4], (g.KD, g.KH, g.KW), tile)
+    packed = empty(conv3d.packed_shape(p))
+    conv3d.pack(p, weights, packed, adjoint=True)
+    gradient, dst = _gradient(diff_dst), _blocked_like(g.src_shape)
+    ones, zeros = _ones_and_zeros(g.IC)
+    x = reorder_ndhwc_to_nCdhw16c(src)
+    mask = Mask(x, ones, zeros, 1.0, zeros, np.empty(conv3d.sums_shape(p, 0)))
+    return Case(
+        lambda: conv3d.backward_data(p, gradient, packed, (dst, NO_MASK.x), (mask, NO_MASK)),
+        lambda: reorder_nCdhw16c_to_ndhwc(dst, g.IC),
+    )
+
+
+def _backward_weights(g: Geometry, tile: Triple | None) -> Case:
+    src, weights, diff_dst = convolution_arrays(g.src_shape, g.weights_shape)
+    p = _plan(g, tile, keeps_both=True)
+    source, gradient = _source(src), _gradient(diff_dst)
+    diff_weights, diff_bias = np.empty_like(weights), np.empty(g.OC, np.float32)
+    return Case(
+        lambda: conv3d.backward_weights(p, source, NO_SOURCE, gradient, diff_weights, diff_bias),
+        lambda: diff_weights,
+    )
+
+
+def _plan(g: Geometry, tile: Triple | None, *, keeps_both: bool) -> conv3d.Plan:
+    return conv3d.plan(
+        (g.IC, 0),
+        (g.OC, 0),
+        g.dst_shape[:4],
+        (g.KD, g.KH, g.KW),
+        tile,
+        channels_last=g.IC <= conv3d.FEW_CHANNELS,
+        keeps_both=keeps_both,
+    )
+
+
+def _source(src: Array) -> Source:
+    """Return a source to be normalised, by a scale of 1; a first layer's as it is."""
+    if src.shape[-1] <= conv3d.FEW_CHANNELS:
+        return Source(src, *_ones_and_zeros(0), 1.0)
+    return Source(reorder_ndhwc_to_nCdhw16c(src), *_ones_and_zeros(src.shape[-1]), 1.0)
+
+
+def _gradient(diff_dst: Array) -> Gradient:
+    """Return a gradient to be formed of two tensors, one of which counts nothing."""
+    ones, zeros = _ones_and_zeros(diff_dst.shape[-1])
+    x = reorder_ndhwc_to_nCdhw16c(diff_dst[..., ::-1])
+    return Gradient(reorder_ndhwc_to_nCdhw16c(diff_dst), x, ones, zeros, zeros)
+
+
+def _ones_and_zeros(channels: int) -> tuple[Array, Array]:
+    zeros = np.zeros(blocks(channels) * LANES, np.float32)
+    ones = zeros.copy()
+    ones[:channels] = 1.0
+    return ones, zeros
+
+
+def _blocked_like(shape: tuple[int, ...]) -> Array:
+    *voxels, channels = shape
+    return empty((voxels[0], blocks(channels), *voxels[1:], LANES))
+
+
+_MAKERS: dict[str, Callable[[Geometry, Triple | None], Case]] = {
+    "forward": _forward,
+    "backward_data": _backward_data,
+    "backward_weights": _backward_weights,
+}
