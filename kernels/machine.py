@@ -54,6 +54,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def most_threads() -> int:
+    """Threads that kernels can use at most: the cores, or fewer if ``NUMBA_NUM_THREADS`` says so."""
+    return min(cores(), int(numba.config.NUMBA_NUM_THREADS))
+
+
 def threads() -> int:
     """Threads that parallel kernels use when called from this thread."""
     return int(numba.get_num_threads())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyunet.benchmarks.systems import PEERS, choose
-from tinyunet.commandline import Parser, number, run, whole_number
+from tinyunet.commandline import Parser, check_threads, number, run, whole_number
 from tinyunet.errors import AgreedError
 from tinyunet.files import write_json
 from tinyunet.parallel.communicator import Communicator
@@ -165,10 +165,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         raise AgreedError("every system gets processes of its own here: run without mpirun")
     from kernels import machine
 
-    cores = machine.cores()
-    options.threads = getattr(options, "threads", None) or cores
-    if options.threads > cores:
-        raise AgreedError(f"--threads: {options.threads}; expected at most {cores}, the cores here")
+    options.threads = getattr(options, "threads", None) or machine.most_threads()
+    check_threads(options.threads, machine.most_threads())
     here = machine.describe()
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
     print(f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s")

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from tinyunet.errors import AgreedError, as_user_error, one_line
@@ -36,8 +37,8 @@ class Parser(argparse.ArgumentParser):
         raise AgreedError(f"{one_line(message).removeprefix('argument ')} (see --help)")
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers of at least ``least``, for ``type=`` of an option."""
+def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """Return a reader of whole numbers from ``least`` to ``most``, for ``type=`` of an option."""
 
     def read(text: str) -> int:
         try:
@@ -47,6 +48,8 @@ def whole_number(least: int) -> Callable[[str], int]:
         if number < least:
             expected = f"a whole number of at least {least}"
             raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"{text!r}; expected at most {most}")
         return number
 
     return read
@@ -62,7 +65,7 @@ def number(above: float, below: float = float("inf")) -> Callable[[str], float]:
             value = above
         if not above < value < below:
             expected = f"a number above {above:g}"
-            expected += f" and below {below:g}" if below < float("inf") else ""
+            expected += f" and below {below:g}" if below < float("inf") else ", and not infinite"
             raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
         return value
 
@@ -114,18 +117,29 @@ def use_threads(asked: int | None, communicator: Communicator) -> int:
     Raises
     ------
     AgreedError
-        If they are more than there are cores.
+        If they are more than there are cores, or than ``NUMBA_NUM_THREADS``.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS
     # Imported here, so that a wrong option is told at once.
     from kernels import machine
 
-    if asked is not None and asked > machine.cores():
-        raise AgreedError(f"--threads: {asked}; expected at most {machine.cores()}, the cores here")
-    threads = asked or communicator.threads()
+    check_threads(asked, machine.most_threads())
+    threads = asked or min(communicator.threads(), machine.most_threads())
     machine.set_threads(threads)
     return threads
+
+
+def check_threads(asked: int | None, most: int) -> None:
+    """Check that kernels can use as many threads as asked for.
+
+    Raises
+    ------
+    AgreedError
+        If they are more than ``most``.
+    """
+    if asked is not None and asked > most:
+        raise AgreedError(f"--threads: {asked}; expected at most {most}, the cores here")
 
 
 def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
@@ -138,6 +152,10 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     main : callable
         The command; it is given the ranks. An error that it raises on one rank only ends all.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not one that a test has put in its place
+            # A terminal that has no letter for something shows a question mark.
+            stream.reconfigure(errors="replace")
     communicator = Communicator()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -1,6 +1,7 @@
 """From a checkpoint and image files to label files."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,8 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
     for image in map(Path, images):
-        name = image.resolve().name.removesuffix(".gz").removesuffix(".nii")
+        # Of a link its own name, not that of what it leads to; of "." the folder's.
+        name = Path(os.path.abspath(image)).name.removesuffix(".gz").removesuffix(".nii")
         paths: tuple[Path, ...] = (image,)
         values = own_values
         if image.is_dir():
@@ -67,6 +69,10 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         target = Path(output) / f"{name}.nii.gz"
         if any(target.resolve() == path.resolve() for path in paths):
             raise UserError(f"{target}: is the image itself; expected another folder with -o")
+        if target.parent.resolve() == image.parent.resolve() and target.exists():
+            raise UserError(
+                f"{target}: is there already, beside the image; expected another folder with -o"
+            )
         if name in jobs:
             raise UserError(f"{image}: there is another image named {name}; expected it once")
         jobs[name] = Job(name, paths, values, target)
@@ -112,7 +118,8 @@ def predict(
         run_model = predictor(model, eager, accuracy)
         jobs = plan(images, output, checkpoint)
         mine = jobs[communicator.rank :: communicator.size]
-        for job in mine[1:]:
+        # One rank alone reads its first one next.
+        for job in mine[communicator.size == 1 :]:
             load_image(job.image_paths, model.config["in_channels"])
     with (
         communicator.together(),

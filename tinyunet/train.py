@@ -98,7 +98,7 @@ def make_parser() -> Parser:
     )
     training.add_argument(
         "--lr",
-        type=number(0),
+        type=number(0, 1e9),
         default=default.lr,
         metavar="RATE",
         help="learning rate of Adam at its highest; it rises to it during the first twentieth of "
@@ -106,7 +106,7 @@ def make_parser() -> Parser:
     )
     training.add_argument(
         "--random-seed",
-        type=whole_number(0),
+        type=whole_number(0, 2**63 - 1),
         default=default.random_seed,
         metavar="N",
         help="decides the first weights, the split, the patches and their augmentation "
@@ -171,7 +171,7 @@ def _add_ranks(group: Any, default: Settings) -> None:
     )
     group.add_argument(
         "--bucket-mb",
-        type=number(0),
+        type=number(0, 1e9),
         default=default.bucket_mb,
         metavar="MB",
         help="gradients that are sent at once, while backward goes on (default: %(default)s)",
@@ -214,7 +214,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     if "patch_size" in given:
         given["patch_size"] = size(given["patch_size"])
     if resume is None:
-        Settings(**given).check(communicator.size)
+        Settings(**given, ranks=communicator.size).check()
     use_threads(threads, communicator)
     # Imported here, so that a wrong option is told at once.
     from tinyunet.training.run import train

@@ -118,6 +118,13 @@ def test_what_cannot_be_is_told(command, model, dataset, tmp_path):
     assert told(model, image, image, "-o", tmp_path).startswith(f"{image}: there is another image")
     assert told(model, tmp_path, "-o", tmp_path / "x").startswith(f"{tmp_path}: 0 sequences")
     assert told(model, image, "-o", image.parent).startswith(f"{image}: is the image itself")
+    plain = tmp_path / "plain" / "scan.nii"
+    plain.parent.mkdir()
+    shutil.copy(image, f"{plain}.gz")
+    plain.write_bytes(b"the same, before it was compressed")
+    assert told(model, plain, "-o", plain.parent).startswith(
+        f"{plain}.gz: is there already, beside"
+    )
     assert told(model, image) == "the following arguments are required: -o/--output (see --help)"
     assert told("no.npz", image, "-o", tmp_path).startswith("no.npz: No such file or directory")
     assert told(image, image, "-o", tmp_path).startswith(f"{image}: damaged, or not a checkpoint")
@@ -145,6 +152,14 @@ def test_the_file_of_one_sequence_only_is_told(command, model, dataset, tmp_path
     assert "1 sequences; expected 4" in done.error
 
 
+def test_labels_are_named_as_the_link_is(command, model, dataset, tmp_path):
+    for name in ("patient_A.nii.gz", "patient_B.nii.gz"):
+        (tmp_path / name).symlink_to(image_of(dataset))
+    images = sorted(tmp_path.glob("patient_*"))
+    assert command("predict", model, *images, "-o", tmp_path / "found").code == 0
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [p.name for p in images]
+
+
 @needs_mpi
 def test_ranks_share_the_images(model, dataset, tmp_path):
     images = [image_of(dataset, number) for number in range(3)]
@@ -164,6 +179,8 @@ def test_a_bad_image_of_one_rank_ends_all(model, dataset, tmp_path):
     )
     done = launch(["-m", "tinyunet.predict", model, *good, good[0].parent / "x", "-o", tmp_path], 2)
     assert (done.returncode, done.stderr.count("tinyunet.predict: ")) == (2, 1)
-    done = launch(["-m", "tinyunet.predict", model, good[0], bad, "-o", tmp_path / "found"], 2)
-    assert done.returncode == 2
-    assert done.stderr.count(f"tinyunet.predict: {bad}: 2 sequences; expected 4") == 1
+    for images in ([good[0], bad], [good[0], bad, good[1]]):
+        done = launch(["-m", "tinyunet.predict", model, *images, "-o", tmp_path / "found"], 2)
+        assert done.returncode == 2
+        assert done.stderr.count(f"tinyunet.predict: {bad}: 2 sequences; expected 4") == 1
+        assert not (tmp_path / "found").exists()

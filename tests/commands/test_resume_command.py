@@ -203,6 +203,21 @@ def test_a_run_keeps_its_settings(train, run_copy, arguments, told):
     assert done.error.startswith(f"tinyunet.train: {told}")
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
+def test_the_same_command_goes_on(dataset, tmp_path, undisturbed, ranks):
+    more = ("--scale-lr", "--no-sync-batch-norm", "--lr", "0.001")
+    first = launch(stopped("terminated", 0, 4, dataset, tmp_path, *more, "--resume"), ranks)
+    assert first.returncode == 128 + signal.SIGTERM, first.stderr
+    again = training(dataset, tmp_path, *more, "--resume")
+    refused = launch([*again, "--timeline", tmp_path], ranks)
+    assert refused.returncode == 2
+    assert f"--timeline: {tmp_path}; expected a file" in refused.stderr
+    done = launch(again, ranks)
+    assert done.returncode == 0, done.stderr
+    assert "going on with" in done.stdout
+    assert same(run_of(tmp_path), undisturbed(*more, ranks=ranks))
+
+
 def test_other_data_are_refused(command, copy, run_copy):
     description = json.loads((copy / "dataset.json").read_text())
     description["training"] = description["training"][:-1]

@@ -167,6 +167,22 @@ def test_a_loss_that_is_no_number_ends_the_run(command, dataset, tmp_path, monke
     assert names(tmp_path) == []
 
 
+def test_what_the_last_step_made_is_looked_at_before_it_is_kept(
+    command, dataset, tmp_path, monkeypatch
+):
+    def step(self):
+        self.flat_parameters[-1] = np.inf
+
+    monkeypatch.setattr("tinyunet.optim.Adam.step", step)
+    arguments = (*SMALL, "--epochs", 1, "--batch-size", 6)
+    done = command("train", "--data-path", dataset, "--output", tmp_path, *arguments)
+    assert done.code == 2
+    assert done.error.endswith(
+        "a parameter is no number any more in epoch 1, step 1; try a smaller --lr"
+    )
+    assert names(tmp_path) == []
+
+
 def test_help_explains_every_option(command):
     done = command("train", "--help")
     assert done.code == 0

@@ -226,8 +226,8 @@ class TestAlgorithms:
         )  # so that there is something to measure
         measure.remembered.cache_clear()
         first = compiled(training=False)
-        kept = json.loads((tmp_path / "algorithms.json").read_text())
-        assert kept["algorithms"]
+        (path,) = tmp_path.iterdir()
+        assert json.loads(path.read_text())
         monkeypatch.setattr(measure, "_seconds", None)  # measuring again would fail
         measure.remembered.cache_clear()
         again = compiled(training=False)
@@ -236,24 +236,24 @@ class TestAlgorithms:
         ]
         measure.remembered.cache_clear()
 
-    def test_what_other_kernels_were_timed_for_is_forgotten(self, monkeypatch, tmp_path):
+    def test_each_version_of_the_kernels_has_its_own_memory(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
-        path = tmp_path / "algorithms.json"
-        path.write_text(
-            json.dumps({"kernels": "others", "algorithms": {"a convolution": [2, 2, 2]}})
-        )
-        measure.remembered.cache_clear()
-        assert measure.remembered() == {}
-        measure.remembered.cache_clear()
+        measure._save({"a convolution": [2, 2, 2]})
+        monkeypatch.setattr(measure, "_version", lambda: "other")
+        assert measure._read() == {}
+        measure._save({"a convolution": None})
+        monkeypatch.undo()
+        monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        assert measure._read() == {"a convolution": [2, 2, 2]}
 
-    @pytest.mark.parametrize("content", ["", "[]", '{"a": ', '{"a": 1}', '{"kernels": 1}'])
+    @pytest.mark.parametrize("content", ["", "1", '{"a": ', "null"])
     def test_a_broken_memory_is_made_anew(self, monkeypatch, tmp_path, content):
-        (tmp_path / "algorithms.json").write_text(content)
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        measure._path().write_text(content)
         monkeypatch.setattr(
             choose_algorithm, "_FACTOR", np.inf
         )  # so that there is something to measure
         measure.remembered.cache_clear()
         compiled(training=False)
-        assert json.loads((tmp_path / "algorithms.json").read_text())["algorithms"]
+        assert json.loads(measure._path().read_text())
         measure.remembered.cache_clear()

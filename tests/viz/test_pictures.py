@@ -89,6 +89,15 @@ def test_what_is_absent_is_not_needed(tmp_path):
     assert pixels(tmp_path / "blank.png").size
 
 
+def test_names_are_no_formulas_and_a_plane_is_a_volume(tmp_path):
+    thin = case(0, (1, 20, 17))._replace(name=r"a$b\frac3$")
+    thin.truth[0, 4:9, 5:9] = thin.prediction[0, 5:9, 5:9] = 1
+    draw_predictions(tmp_path / "thin.png", [thin], ["x$_$", "$", "c", "d"], ["", "tu$mo$r_^"])
+    entry = {"epoch": 1, "loss": 1.0, "dice": 0.5}
+    scores = {"regions": {}, "classes": {"tu$mo$r_^": 0.5}}
+    draw_learning_curves(tmp_path / "curves.png", [entry | {"validation": scores}])
+
+
 def test_colours_are_all_different_and_come_again():
     for palette, of in (
         (colours.CLASSES, lambda i: colours.of_class(i + 1)),

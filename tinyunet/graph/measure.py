@@ -1,7 +1,8 @@
 """Which algorithm a convolution runs fastest with on this machine: timed once, remembered on disk.
 
-The file is ``algorithms.json`` in ``$TINYUNET_CACHE``, or in the user's cache folder. What can neither be
-read nor written is measured again in each process, and so is what other kernels than these were timed for.
+The file is in ``$TINYUNET_CACHE``, or in the user's cache folder, and is named by a digest of the kernels'
+source: other versions of the project keep what they have measured. What can neither be read nor written is
+measured again in each process.
 """
 
 import functools
@@ -136,11 +137,9 @@ def _with_packing(node: Node, graph: Graph, arrays: dict[str, Any], run: Call) -
 
 
 def _path() -> Path:
-    folder = os.environ.get("TINYUNET_CACHE")
-    if folder:
-        return Path(folder) / "algorithms.json"
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "tinyunet" / "algorithms.json"
+    folder = os.environ.get("TINYUNET_CACHE") or Path(caches) / "tinyunet"
+    return Path(folder) / f"algorithms-{_version()}.json"
 
 
 @functools.cache
@@ -160,16 +159,14 @@ def _version() -> str:
 
 def _read() -> dict[str, list[int] | None]:
     try:
-        found = json.loads(_path().read_text(encoding="utf-8"))
-        algorithms: dict[str, list[int] | None] = found["algorithms"]
-        return dict(algorithms) if found["kernels"] == _version() else {}
-    except (OSError, ValueError, LookupError, TypeError):
+        return dict(json.loads(_path().read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def _save(memory: dict[str, list[int] | None]) -> None:
     try:
         _path().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_path(), {"kernels": _version(), "algorithms": memory})
+        write_json(_path(), memory)
     except OSError:
         pass

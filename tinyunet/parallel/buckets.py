@@ -36,6 +36,8 @@ from tinyunet.parallel.options import Exchange
 _USUAL = Exchange()
 # Below this a bucket costs its messages, not its bytes.
 _LEAST_BYTES = 1 << 16
+# Each bucket has a communicator of its own, of which MPI has some thousands.
+_MOST_BUCKETS = 256
 
 
 def backward_order(model: Module, input_shape: tuple[int, ...]) -> list[Parameter]:
@@ -76,7 +78,7 @@ class GradientSum:
         Whose ``flat_gradients`` are replaced by their sum. All ranks have the same.
     communicator : Communicator
     exchange : Exchange
-        Size of the buckets, algorithm, compression.
+        Size of the buckets (of which there are some 256 at most), algorithm, compression.
 
     Attributes
     ----------
@@ -93,7 +95,9 @@ class GradientSum:
     ) -> None:
         self._gradients, self._communicator = optimizer.flat_gradients, communicator
         self._parameters = optimizer.parameters
-        self.buckets = cut(self._gradients.size, int(exchange.bucket_mb * 1e6))
+        nbytes = self._gradients.nbytes
+        most = min(max(1e6 * exchange.bucket_mb, nbytes / _MOST_BUCKETS, 4.0), nbytes)
+        self.buckets = cut(self._gradients.size, int(most))
         self._ranks = communicator.duplicates(len(self.buckets))
         self._sums: list[Callable[[Any, Array], Messages]]
         if exchange.compression == "bf16":

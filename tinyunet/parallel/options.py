@@ -1,6 +1,6 @@
 """How ranks exchange gradients and statistics: what can be chosen.
 
-Imports nothing, so that a command can check its options before kernels are loaded.
+Imports no kernels, so that a command can check its options before they are loaded.
 """
 
 from typing import NamedTuple
@@ -33,8 +33,8 @@ class Exchange(NamedTuple):
     compression: str = "none"
     synchronize: bool = False
 
-    def check(self) -> "Exchange":
-        """Return the choices, if they go together.
+    def check(self) -> None:
+        """Check that the choices go together.
 
         Raises
         ------
@@ -46,4 +46,3 @@ class Exchange(NamedTuple):
                 f"--allreduce: {self.allreduce} together with --compression {self.compression}, "
                 "which has an algorithm of its own; expected one of the two"
             )
-        return self

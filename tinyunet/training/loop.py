@@ -139,10 +139,7 @@ class Trainer:
         while self.step < self.loader.steps:
             sums = self._step(batches)
             if not np.isfinite(sums[0]):
-                raise AgreedError(
-                    f"the loss is {sums[0]} in epoch {number}, step {self.step + 1}; "
-                    "try a smaller --lr"
-                )
+                raise self._diverged(f"the loss is {sums[0]}", self.step + 1)
             self.optimizer.lr = self._schedule(self.optimizer.steps)
             self.optimizer.step()
             self.step += 1
@@ -150,10 +147,20 @@ class Trainer:
             loss, dice = self._result()
             self._progress.step(int(sums[3]), loss=loss, Dice=dice)
             if self.step == self.loader.steps:
+                self._check_parameters()
                 average_buffers(self.model, self._communicator)
             elif any(pause := self._pauses.decide(sums[4:])):
+                self._check_parameters()
                 on_pause(pause)
         return self._result()
+
+    def _check_parameters(self) -> None:
+        """Check what the next loss would tell, before a checkpoint is written."""
+        if not np.isfinite(self.optimizer.flat_parameters).all():
+            raise self._diverged("a parameter is no number any more", self.step)
+
+    def _diverged(self, what: str, step: int) -> AgreedError:
+        return AgreedError(f"{what} in epoch {self.number}, step {step}; try a smaller --lr")
 
     def own_arrays(self) -> dict[str, Array]:
         """Return at rank 0 what each rank has of its own, for :meth:`take_own_arrays`."""

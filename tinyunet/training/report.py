@@ -28,7 +28,7 @@ def plan(settings: Settings, data: Data, model: UNet, ranks: int) -> str:
             f"model    U-Net of {count(settings.depth, 'level')} from "
             f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
             f"steps    {count(settings.epochs, 'epoch')}, "
-            f"{count(settings.batch_for(ranks), 'patch', 'patches')} of {patch} voxels a step",
+            f"{count(settings.batch, 'patch', 'patches')} of {patch} voxels a step",
             f"ranks    {count(ranks, 'rank')} of {count(machine.threads(), 'thread')}",
         ]
     )

@@ -99,7 +99,7 @@ def begin(
     AgreedError
         If settings do not go together, or there is nothing to resume that could be used.
     """
-    resumed, settings = None, Settings(**given)
+    resumed, settings = None, Settings(**given, ranks=communicator.size)
     with communicator.together():
         if resume is not None and communicator.rank == 0:
             resumed = find(resume, settings.output)
@@ -107,10 +107,8 @@ def begin(
     with communicator.together():
         if resumed:
             settings = settings_of(resumed, given)
-        else:
-            settings.check(communicator.size)
-    settings = communicator.broadcast_object(settings)
-    return settings.resolved(communicator.size), resumed
+        settings.check()
+    return communicator.broadcast_object(settings), resumed
 
 
 def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:

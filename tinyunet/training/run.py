@@ -122,7 +122,7 @@ def make_loader(settings: Settings, data: Data, communicator: Communicator) -> L
         data.volumes,
         settings.patch_size,
         settings.patches_per_case,
-        settings.batch_for(communicator.size),
+        settings.batch,
         settings.random_seed,
         communicator.rank,
         communicator.size,
@@ -136,12 +136,11 @@ def case_names(data: Data) -> dict[str, list[str]]:
     return {part: [case.name for case in cases] for part, cases in parts.items()}
 
 
-def schedule(settings: Settings, steps_per_epoch: int, ranks: int) -> Schedule:
+def schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
     """Return the learning rate of each step: it rises to its highest, then falls to 0."""
     steps, warm = settings.epochs * steps_per_epoch, settings.warmup_epochs
     rising = steps // 20 if warm is None else round(warm * steps_per_epoch)
-    highest = settings.lr * (ranks if settings.scale_lr else 1)
-    return warm_up(polynomial(highest, steps), max(1, rising))
+    return warm_up(polynomial(settings.highest_lr, steps), max(1, rising))
 
 
 class Run:
@@ -166,12 +165,12 @@ class Run:
             optimizer,
             loader,
             data.inspector,
-            schedule(settings, loader.steps, communicator.size),
+            schedule(settings, loader.steps),
             communicator,
             progress,
             settings.eager,
             settings.accuracy,
-            settings.exchange(communicator.size),
+            settings.exchange,
             pauses,
         )
         self._predict = predictor(model, settings.eager, settings.accuracy)

@@ -1,6 +1,6 @@
 """What can be chosen about a training, and what is chosen if nobody does."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinyunet.errors import AgreedError
@@ -61,6 +61,8 @@ class Settings:
         Steps after which a checkpoint is written within an epoch; None for every ten minutes.
     stall_warning : float
         Seconds that a rank may be waited for before it is named.
+    ranks : int
+        Ranks that the run began on. What depends on their number is the same when it goes on with others.
     """
 
     data_path: str | None = None
@@ -88,58 +90,56 @@ class Settings:
     timeline: str | None = None
     checkpoint_every: int | None = None
     stall_warning: float = 60.0
+    ranks: int = 1
 
-    def check(self, ranks: int) -> None:
+    def check(self) -> None:
         """Check what no option can check alone.
 
         Raises
         ------
         AgreedError
-            If a patch has nothing left on the lowest level, or a batch cannot be shared equally.
+            If a patch has nothing left on the lowest level, a batch cannot be shared equally, or there is
+            no place for the timeline.
         """
-        self.exchange(ranks)
-        if self.timeline is not None and not Path(self.timeline).parent.is_dir():
-            raise AgreedError(
-                f"--timeline: {self.timeline}; expected a file in a folder that is there"
-            )
+        self.exchange.check()
+        if self.timeline is not None:
+            place = Path(self.timeline)
+            if place.is_dir() or not place.parent.is_dir():
+                raise AgreedError(
+                    f"--timeline: {self.timeline}; expected a file in a folder that is there"
+                )
         smallest = 2 ** (self.depth - 1)
         if min(self.patch_size) < smallest:
             raise AgreedError(
                 f"--patch-size: {min(self.patch_size)} voxels are halved {self.depth - 1} times; "
                 f"expected at least {smallest}, or a smaller --depth"
             )
-        if self.batch_size is not None and self.batch_size % ranks:
+        if self.batch % self.ranks:
             raise AgreedError(
-                f"--batch-size: {self.batch_size} patches cannot be shared by {ranks} ranks; "
-                f"expected a multiple of {ranks}"
+                f"--batch-size: {self.batch} patches cannot be shared by {self.ranks} ranks; "
+                f"expected a multiple of {self.ranks}"
             )
 
-    def resolved(self, ranks: int) -> "Settings":
-        """Return the same settings with all that depends on the number of ranks written out.
-
-        So a run keeps them when it is resumed on another number.
-        """
-        return replace(
-            self,
-            batch_size=self.batch_for(ranks),
-            lr=self.lr * (ranks if self.scale_lr else 1),
-            scale_lr=False,
-            # The statistics of a rank alone are those of all patches.
-            sync_batch_norm=self.exchange(ranks).synchronize or ranks == 1,
-        )
-
-    def batch_for(self, ranks: int) -> int:
-        """Return the patches in a step, over all ranks.
+    @property
+    def batch(self) -> int:
+        """Patches in a step, over all ranks.
 
         The same number of patches makes a step whatever the number of ranks, so that learning rate
         and number of steps mean the same.
         """
-        return self.batch_size or -(-4 // ranks) * ranks
+        return self.batch_size or -(-4 // self.ranks) * self.ranks
 
-    def exchange(self, ranks: int) -> Exchange:
-        """Return how ranks exchange gradients and statistics."""
+    @property
+    def highest_lr(self) -> float:
+        """Learning rate at its highest, over all ranks."""
+        return self.lr * (self.ranks if self.scale_lr else 1)
+
+    @property
+    def exchange(self) -> Exchange:
+        """How ranks exchange gradients and statistics."""
         synchronize = self.sync_batch_norm
         if synchronize is None:
-            synchronize = self.batch_for(ranks) // ranks < FEW_PATCHES
-        chosen = Exchange(self.bucket_mb, self.allreduce, self.compression, synchronize)
-        return chosen.check()
+            synchronize = self.batch // self.ranks < FEW_PATCHES
+        # The statistics of a rank alone were those of all patches.
+        synchronize = synchronize or self.ranks == 1
+        return Exchange(self.bucket_mb, self.allreduce, self.compression, synchronize)

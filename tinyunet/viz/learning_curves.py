@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -12,6 +13,8 @@ from tinyunet.files import atomic
 from tinyunet.viz.colours import GREY, of_line
 
 
+# Names are the data set's: a "$" in one begins no formula.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]]) -> None:
     """Draw the loss on the left, Dice on the right, and write a PNG atomically.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,6 +45,8 @@ class PicturedCase(NamedTuple):
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
+# Names are the data set's: a "$" in one begins no formula.
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_predictions(
     path: Path | str,
     cases: Sequence[PicturedCase],
@@ -180,6 +183,8 @@ def _show(
 def _overlay(axes: Axes, case: PicturedCase, plane: int, index: int, classes: int) -> None:
     prediction = _slice(case.prediction, plane, index)
     truth = _slice(case.truth, plane, index)
+    if min(truth.shape) < 2:
+        return  # a line of voxels has no contour
     middles = [
         (np.arange(size) + 0.5) * step
         for size, step in zip(truth.shape, _in_plane(case.spacing, plane), strict=True)
