@@ -31,6 +31,9 @@ export NUMBA_CACHE_DIR=$LOCAL/numba        # compiled kernels: the first rank of
 export TINYUNET_CACHE=$LOCAL/measurements  # which algorithms are fastest here
 export MPLCONFIGDIR=$LOCAL/matplotlib
 
+# Of --cpus-per-task srun knows nothing unless it is told (since Slurm 22.05).
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+
 # Each node reads the data once from the shared file system.
 srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
     bash -c 'mkdir -p "$1" && cp -r "$2" "$1/data"' _ "$LOCAL" "$DATA"

@@ -27,6 +27,7 @@ def test_the_slurm_script_is_one():
     text = SLURM.read_text()
     for cache in CACHES:
         assert f"export {cache}=$LOCAL/" in text
+    assert text.index("export SRUN_CPUS_PER_TASK=") < text.index("\nsrun ")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
@@ -99,7 +100,9 @@ def test_the_manifest_describes_a_job():
         assert {mount["name"] for mount in each["volumeMounts"]} <= set(volumes)
     assert "emptyDir" in volumes["local"]
     (local,) = [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "local"]
-    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    # Ranks get the environment of mpirun, not of the container that they run in.
+    (launching,) = launcher["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in launching["env"]}
     for cache in CACHES:
         assert environment[cache].startswith(f"{local}/")
     assert options.data_path.startswith(f"{local}/")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from tinyunet.errors import AgreedError, as_user_error, one_line
+from tinyunet.errors import AgreedError, Terminated, UserError, as_user_error, one_line
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
@@ -116,7 +116,7 @@ def use_threads(asked: int | None, communicator: Communicator) -> int:
 
     Raises
     ------
-    AgreedError
+    UserError
         If they are more than there are cores, or than ``NUMBA_NUM_THREADS``.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
@@ -135,11 +135,11 @@ def check_threads(asked: int | None, most: int) -> None:
 
     Raises
     ------
-    AgreedError
+    UserError
         If they are more than ``most``.
     """
     if asked is not None and asked > most:
-        raise AgreedError(f"--threads: {asked}; expected at most {most}, the cores here")
+        raise UserError(f"--threads: {asked}; expected at most {most}, the cores here")
 
 
 def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
@@ -156,10 +156,11 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         if isinstance(stream, TextIOWrapper):  # not one that a test has put in its place
             # A terminal that has no letter for something shows a question mark.
             stream.reconfigure(errors="replace")
-    communicator = Communicator()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    communicator, signals = Communicator(), Signals()
     try:
+        # MPI's start does not come back to Python: a signal ends the process meanwhile, and so the others.
         communicator = world()
+        signals.begin()
         if communicator.rank > 0:
             # One rank speaks for all, also when the text is argparse's own, as that of --help.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open to the end
@@ -172,18 +173,44 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
             _say(f"{program}: {error}")
         sys.exit(error.code)
     except Exception as error:
+        if signals.noted:  # raised where a library was called back, and made another error there
+            _interrupted(program, communicator, signals.noted)
         _failed(program, communicator, error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signals.end()
     sys.exit(0)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+class Signals:
+    """SIGINT and SIGTERM as exceptions, from `begin` to `end`; before, they end the process.
 
+    Attributes
+    ----------
+    noted : KeyboardInterrupt or None
+        What was raised last.
+    """
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated
+    def __init__(self) -> None:
+        self.noted: KeyboardInterrupt | None = None
+        self._before = {
+            number: signal.signal(number, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+        }
+
+    def begin(self) -> None:
+        """Raise what comes from now on."""
+        for number in self._before:
+            signal.signal(number, self._raise)
+
+    def end(self) -> None:
+        """Leave all as it was."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, frame: object) -> NoReturn:
+        self.noted = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        raise self.noted
 
 
 @contextlib.contextmanager
@@ -192,15 +219,16 @@ def watched_over(program: str, communicator: Communicator) -> Iterator[None]:
     if communicator.size == 1:  # the shell says so
         yield
         return
-    address = f"tinyunet-{communicator.node_token}"
-    if communicator.local_rank == 0:
-        sentinel.start(address, program)
-    communicator.barrier()
-    line = sentinel.Line(address, communicator.rank)
+    address, line = f"tinyunet-{communicator.node_token}", None
     try:
+        if communicator.local_rank == 0:
+            sentinel.start(address, program, communicator.local_size)
+            line = sentinel.Line(address, communicator.rank)
+        communicator.barrier()
+        line = line or sentinel.Line(address, communicator.rank)
         yield
     finally:
-        line.leave()
+        (line or sentinel.Line(address, communicator.rank)).leave()
 
 
 def _failed(program: str, communicator: Communicator, error: Exception) -> NoReturn:

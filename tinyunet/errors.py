@@ -32,6 +32,10 @@ class StoppedError(AgreedError):
         self.code = 128 + signal_number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+
+
 def as_user_error(error: BaseException) -> UserError | None:
     """Return ``error`` as a :class:`UserError` of one line, or None if it is a fault of the program.
 

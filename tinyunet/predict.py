@@ -42,8 +42,9 @@ def make_parser() -> Parser:
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
     """Read the options, segment, and tell what was found."""
-    options = make_parser().parse_args(arguments)
-    use_threads(options.threads, communicator)
+    with communicator.together():  # cores may be others on other nodes
+        options = make_parser().parse_args(arguments)
+        use_threads(options.threads, communicator)
     # Imported here, so that a wrong option is told at once.
     from tinyunet.prediction import predict
 

@@ -208,14 +208,15 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     parser = make_parser()
     # An attribute that is there gets no default: what is not None in the end has been given.
     nothing = Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
-    options = vars(parser.parse_args(arguments, nothing))
-    given = {name: value for name, value in options.items() if value is not None}
-    threads, resume = given.pop("threads", None), given.pop("resume", None)
-    if "patch_size" in given:
-        given["patch_size"] = size(given["patch_size"])
-    if resume is None:
-        Settings(**given, ranks=communicator.size).check()
-    use_threads(threads, communicator)
+    with communicator.together():  # cores and folders may be others on other nodes
+        options = vars(parser.parse_args(arguments, nothing))
+        given = {name: value for name, value in options.items() if value is not None}
+        threads, resume = given.pop("threads", None), given.pop("resume", None)
+        if "patch_size" in given:
+            given["patch_size"] = size(given["patch_size"])
+        if resume is None:
+            Settings(**given, ranks=communicator.size).check()
+        use_threads(threads, communicator)
     # Imported here, so that a wrong option is told at once.
     from tinyunet.training.run import train
 

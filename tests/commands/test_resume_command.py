@@ -203,6 +203,15 @@ def test_a_run_keeps_its_settings(train, run_copy, arguments, told):
     assert done.error.startswith(f"tinyunet.train: {told}")
 
 
+def test_buckets_keep_their_size_with_compression(train, tmp_path):
+    more = ("--compression", "bf16", "--bucket-mb", 1, "--checkpoint-every", 1)
+    train(*SMALL, *more, "--output", tmp_path, killed_at=3)
+    done = train("--resume", run_of(tmp_path), "--bucket-mb", 2)
+    assert done.code == 2
+    assert "--bucket-mb: 2.0; the run that is resumed has 1.0, and keeps it" in done.error
+    assert train("--resume", run_of(tmp_path), "--bucket-mb", 1).code == 0
+
+
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
 def test_the_same_command_goes_on(dataset, tmp_path, undisturbed, ranks):
     more = ("--scale-lr", "--no-sync-batch-norm", "--lr", "0.001")

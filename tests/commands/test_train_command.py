@@ -183,6 +183,16 @@ def test_what_the_last_step_made_is_looked_at_before_it_is_kept(
     assert names(tmp_path) == []
 
 
+@needs_mpi
+def test_what_one_rank_alone_cannot_do_ends_all(dataset, tmp_path):
+    training = [sys.executable, "-m", "tinyunet.train", "--data-path", dataset, *SMALL]
+    training += ["--output", tmp_path, "--threads", 1]
+    command = [MPIRUN, "-n", 1, *training, ":", "-n", 1, *training, "--threads", 9999]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("tinyunet.train: --threads: 9999; expected at most") == 1
+
+
 def test_help_explains_every_option(command):
     done = command("train", "--help")
     assert done.code == 0

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from tinyunet import commandline
 from tinyunet.commandline import run
 from tinyunet.errors import UserError
 from tinyunet.parallel.communicator import Communicator
@@ -73,5 +74,31 @@ def stop(ranks: Communicator) -> None:
         ranks.allreduce_sum(np.ones(3))
 
 
+def masked(ranks: Communicator) -> None:
+    """A signal whose exception becomes another one, as in a library's callback."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise RuntimeError("no compiled object yet") from None
+
+
+def nothing(ranks: Communicator) -> None:
+    """Nothing goes wrong."""
+
+
+def end_before_mpi() -> None:
+    """Let a rank be ended before it has found the others."""
+    find_others = commandline.world
+
+    def world() -> Communicator:
+        if os.environ["PMI_RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return find_others()
+
+    commandline.world = world
+
+
 if __name__ == "__main__":
+    if "before MPI" in sys.argv:
+        end_before_mpi()
     run("tinyunet.faults", globals()[sys.argv[1]])

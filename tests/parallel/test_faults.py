@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from launcher import MPIRUN, launch, needs_mpi
 
+from tinyunet.parallel import sentinel
+
 pytestmark = needs_mpi
 
 FAULTS = Path(__file__).parent / "faults.py"
@@ -91,6 +93,45 @@ def test_a_signal_to_a_rank_or_to_all_ends_all_with_one_line(number, to_one_rank
     word = "terminated" if number == signal.SIGTERM else "interrupted"
     assert line == f"tinyunet.faults: {word}"
     assert "Traceback" not in err
+
+
+def test_a_signal_that_became_another_exception_is_one_still():
+    done = launch([FAULTS, "masked"], 1, seconds=60)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "tinyunet.faults: terminated\n"
+
+
+def test_a_signal_before_the_ranks_have_met_ends_all():
+    done = launch([FAULTS, "nothing", "before MPI"], 2, seconds=SECONDS)
+    assert done.returncode != 0
+    assert "tinyunet" not in done.stderr
+
+
+def test_a_rank_is_not_named_before_all_could_be(capfd):
+    address = f"tinyunet-test-{os.getpid()}"
+    sentinel.start(address, "tinyunet.faults", ranks=2)
+    line = sentinel.Line(address, 0)
+    line._socket.close()  # as if it was killed
+    deadline = time.monotonic() + SECONDS
+    said = ""
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.01)
+        said = capfd.readouterr().err
+    assert said.startswith("tinyunet.faults: a rank (process ? on ")
+
+
+def test_the_launcher_of_another_mpi_is_told():
+    elsewhere = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
+    done = launch([FAULTS, "nothing"], 1, seconds=60, **elsewhere)
+    assert done.returncode == 2
+    assert "the launcher started 2 processes, and each of them finds itself alone" in done.stderr
+
+
+def test_shared_memory_has_no_name_that_could_be_left():
+    with started(2) as (_, pids):
+        for pid in pids.values():
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert not re.search(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def test_buckets_hold_every_item_once_and_end_small(size):
     assert len(buckets) < 15
 
 
+@pytest.mark.parametrize("megabytes", [1e-300, 1e-5, 1.0, 1e8])
+def test_there_are_some_hundred_buckets_at_most(megabytes):
+    model = UNet(filters=4, depth=3)
+    sums = GradientSum(Adam(model.parameters()), Communicator(), Exchange(bucket_mb=megabytes))
+    assert len(sums.buckets) <= 300
+    assert sums.buckets[-1].stop == sums._gradients.size
+
+
 def test_backward_order_is_the_reverse_of_use():
     model = UNet(filters=2, depth=2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}

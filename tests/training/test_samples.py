@@ -122,6 +122,16 @@ def test_one_volume_is_kept_however_large(cases, loads):
     assert len(loads) == 1
 
 
+def test_the_memory_of_a_container_counts(monkeypatch, tmp_path):
+    whole = samples.half_the_memory(1)
+    (tmp_path / "none").write_text("max\n")
+    (tmp_path / "limit").write_text("8000\n")
+    for name, half in (("absent", whole), ("none", whole), ("limit", 4000)):
+        monkeypatch.setattr(samples, "_MEMORY_LIMITS", (tmp_path / name,))
+        assert samples.half_the_memory(1) == half
+    assert samples.half_the_memory(4) == 1000
+
+
 def test_a_patch_is_not_a_view_of_the_kept_volume(cases):
     volumes = Volumes(10**9)
     before = volumes[cases[0]][0].copy()

@@ -29,6 +29,7 @@ What happens when nothing happens
 import contextlib
 import mmap
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,8 @@ T = TypeVar("T")
 
 # What mpirun, mpiexec or srun sets in each process it starts: MPICH and Intel MPI, Open MPI, PMIx.
 _LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+# How many processes they say they have started; under srun also where it speaks no language of MPI.
+_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _EAGER_TESTS = 50
 # Where there is no such call (Windows), a sleep of nothing; elsewhere that would take 60 us or more.
 _give_core_away = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -103,6 +106,8 @@ class Communicator:
         self._sharing = sum(other == mine for other in node.allgather(mine))
         self.node_token = node.bcast(self.node_token)
         self._spoken = _shared_byte(node, self.node_token)
+        if node.rank == 0:
+            _unname_shared_memory()
         can_share = shared_memory(node, 1) is not None
         self.crew = NodeCrew(node if can_share else node.Split(node.rank), self.wait)
 
@@ -122,6 +127,15 @@ class Communicator:
         """From now on name, on the screen, each rank that the others have waited for so long."""
         if self.size > 1:
             self._stalls = StallWatch(self.duplicates(1)[0], seconds)
+
+    @contextlib.contextmanager
+    def patient(self) -> Iterator[None]:
+        """Inside, nobody is named: one rank is known to take long."""
+        stalls, self._stalls = self._stalls, None
+        try:
+            yield
+        finally:
+            self._stalls = stalls
 
     def duplicates(self, count: int) -> list[Any]:
         """Return MPI communicators of the same ranks: what is sent in one meets nothing of another."""
@@ -265,10 +279,11 @@ def world() -> Communicator:
     Raises
     ------
     UserError
-        If a launcher started several processes and mpi4py cannot be used: each would do all of
-        the work.
+        If a launcher started several processes and mpi4py cannot be used, or finds only this one: each
+        would do all of the work.
     """
-    if not any(name in os.environ for name in _LAUNCHERS):
+    started = max(int(os.environ.get(name) or 1) for name in _SIZES)
+    if not any(name in os.environ for name in _LAUNCHERS) and started == 1:
         return Communicator()
     try:
         import mpi4py
@@ -281,6 +296,11 @@ def world() -> Communicator:
             f"started by an MPI launcher, but mpi4py cannot be used ({one_line(str(error))}); "
             'install it with: pip install "tinyunet[mpi]"'
         ) from error
+    if MPI.COMM_WORLD.size == 1 < started:
+        raise UserError(
+            f"the launcher started {started} processes, and each of them finds itself alone; expected "
+            f"a launcher of the MPI that mpi4py uses ({one_line(MPI.Get_library_version())[:40]})"
+        )
     return Communicator(MPI.COMM_WORLD)
 
 
@@ -302,6 +322,17 @@ def _shared_byte(node: Any, token: str) -> mmap.mmap | bytearray:
     if node.rank == 0:  # it stays where it is mapped
         path.unlink(missing_ok=True)
     return shared
+
+
+def _unname_shared_memory() -> None:
+    """Remove the name of the memory that MPICH shares on a node, once all ranks have opened it.
+
+    A rank that ends by a signal leaves it in /dev/shm, which in a container has room for some twenty.
+    """
+    with contextlib.suppress(OSError):
+        maps = Path("/proc/self/maps").read_text()
+        for name in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)):
+            Path(name).unlink()
 
 
 def _affinity() -> frozenset[int]:

@@ -18,11 +18,11 @@ import subprocess
 import sys
 
 # Seconds after which a process to which nobody has a line ends.
-_PATIENCE = 20.0
+_PATIENCE = 3.0
 _LEAVING = b"leave"
 
 
-def start(address: str, program: str) -> None:
+def start(address: str, program: str, ranks: int) -> None:
     """Start the process; when this returns, ranks may connect to it.
 
     Parameters
@@ -31,10 +31,12 @@ def start(address: str, program: str) -> None:
         Some name that nobody else on this node uses.
     program : str
         What its sentence begins with.
+    ranks : int
+        Ranks of this node.
     """
     if sys.platform == "linux":
         # What is started forks and ends: the process that stays is no child of this rank.
-        command = [sys.executable, "-I", "-S", __file__, address, program]
+        command = [sys.executable, "-I", "-S", __file__, address, program, str(ranks)]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
 
 
@@ -64,7 +66,7 @@ class Line:
 
 def main() -> None:
     """Wait for the first line that breaks, or for a rank that says that it leaves."""
-    address, program = sys.argv[1:]
+    address, program, ranks = sys.argv[1:]
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"\0{address}")
     server.listen()
@@ -86,7 +88,9 @@ def main() -> None:
         if said.endswith(_LEAVING):
             return
         if not said:
-            sentence = f"{program}: {names.get(at, 'a rank (process ?')} on {platform.node()})"
+            # Of those that had no line yet it may have been the first.
+            who = names[at] if len(names) == int(ranks) else "a rank (process ?"
+            sentence = f"{program}: {who} on {platform.node()})"
             print(
                 sentence, "was killed, perhaps for want of memory; all ranks end", file=sys.stderr
             )

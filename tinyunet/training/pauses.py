@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.errors import Terminated
 from tinyunet.parallel.communicator import Communicator
 
 # Unless told otherwise, a checkpoint within an epoch is written after so many seconds.
@@ -94,5 +95,5 @@ class Pauses:
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - min(self._asked.values(), default=now) > _SAME_SIGNAL:
-            raise KeyboardInterrupt
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self._asked.setdefault(number, now)

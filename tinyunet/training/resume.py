@@ -125,13 +125,15 @@ def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
         settings = Settings(**saved)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{resumed.latest.path}: not a checkpoint of a training") from error
+    # What compression has still to send is kept bucket by bucket.
+    free = _FREE if settings.compression == "none" else _FREE - {"bucket_mb"}
     for name, value in given.items():
-        if name not in _FREE and value != saved[name]:
+        if name not in free and value != saved[name]:
             option = "--" + name.replace("_", "-")
             raise UserError(
                 f"{option}: {value}; the run that is resumed has {saved[name]}, and keeps it"
             )
-    return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in _FREE})
+    return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in free})
 
 
 def check_cases(state: Mapping[str, Any], cases: Mapping[str, list[str]]) -> None:

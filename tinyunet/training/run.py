@@ -59,6 +59,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
     """
     with Progress(shown=communicator.rank == 0) as progress:
         settings, resumed = begin(given, resume, communicator)
+        communicator.warn_of_stalls(settings.stall_warning)
         for note in resumed.notes if resumed else ():
             progress.line(note)
         data = find_data(settings, communicator, progress)
@@ -79,8 +80,8 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
                 folder.tidy()
         progress.line(report.plan(settings, data, model, communicator.size))
         shapes = loader.batch_shapes()
-        compile_kernels(model.config, settings, shapes, communicator, progress)
-        communicator.warn_of_stalls(settings.stall_warning)
+        with communicator.patient():
+            compile_kernels(model.config, settings, shapes, communicator, progress)
         with Pauses(communicator, settings.checkpoint_every) as pauses:
             run = Run(
                 settings, data, model, optimizer, loader, folder, communicator, progress, pauses

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyunet.errors import AgreedError
+from tinyunet.errors import UserError
 from tinyunet.parallel.options import FEW_PATCHES, Exchange
 
 
@@ -97,7 +97,7 @@ class Settings:
 
         Raises
         ------
-        AgreedError
+        UserError
             If a patch has nothing left on the lowest level, a batch cannot be shared equally, or there is
             no place for the timeline.
         """
@@ -105,17 +105,17 @@ class Settings:
         if self.timeline is not None:
             place = Path(self.timeline)
             if place.is_dir() or not place.parent.is_dir():
-                raise AgreedError(
+                raise UserError(
                     f"--timeline: {self.timeline}; expected a file in a folder that is there"
                 )
         smallest = 2 ** (self.depth - 1)
         if min(self.patch_size) < smallest:
-            raise AgreedError(
+            raise UserError(
                 f"--patch-size: {min(self.patch_size)} voxels are halved {self.depth - 1} times; "
                 f"expected at least {smallest}, or a smaller --depth"
             )
         if self.batch % self.ranks:
-            raise AgreedError(
+            raise UserError(
                 f"--batch-size: {self.batch} patches cannot be shared by {self.ranks} ranks; "
                 f"expected a multiple of {self.ranks}"
             )
