@@ -11,7 +11,7 @@ from tinyunet.errors import AgreedError
 from tinyunet.files import write_json
 from tinyunet.parallel.communicator import Communicator
 
-# What a table leaves for the file (rows of systems, and of ranks), and the versions of the systems.
+# What a table leaves for the file (rows of systems, ranks, peaks), and the versions of the systems.
 Found = tuple[dict[str, list[dict[str, Any]]], dict[str, str]]
 
 _TABLES = {
@@ -232,7 +232,7 @@ def _allreduce(options: Namespace, _: float) -> Found:
     return {"rows": [], "ranks": allreduce.rows(measured)}, {}
 
 
-def _convolutions(options: Namespace, peak: float) -> Found:
+def _convolutions(options: Namespace, _: float) -> Found:
     from tinyunet.benchmarks import conv
 
     peers, skipped = choose("conv", options.against)
@@ -243,8 +243,9 @@ def _convolutions(options: Namespace, peak: float) -> Found:
     if failures:
         print("", *failures, sep="\n")
     if options.plot:
-        conv.draw(measurements, peak, options.plot)
-    return {"rows": conv.rows(measurements, options.threads)}, {}
+        conv.draw(measurements, options.plot)
+    figures = {"rows": conv.rows(measurements, options.threads), "peaks": conv.peaks(measurements)}
+    return figures, {}
 
 
 if __name__ == "__main__":

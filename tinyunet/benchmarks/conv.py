@@ -362,15 +362,23 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
             "min_ms": min(ms),
             "max_ms": max(ms),
             "peak_gb": None,
-            "peak_gflops": m.peak,
         }
         for m in measurements
         for count, ms in {1: m.one, threads: m.many}.items()
     ]
 
 
-def draw(measurements: list[Measurement], peak: float, path: Path) -> None:
-    """Draw GFLOP/s by layer, a panel a direction."""
+def peaks(measurements: list[Measurement]) -> list[dict[str, Any]]:
+    """Return for a file what the multiply-adds of one core reached beside each rung."""
+    return [
+        {"system": row["system"], "case": row["case"], "size": row["size"], "gflops": m.peak}
+        for m in measurements
+        for row in rows([m], 1)
+    ]
+
+
+def draw(measurements: list[Measurement], path: Path) -> None:
+    """Draw GFLOP/s by layer, a panel a direction, and the highest peak that was measured beside them."""
     # Here, because matplotlib takes a second to load and pictures are seldom wanted.
     from tinyunet.benchmarks.plot import draw_layers
 
@@ -383,4 +391,5 @@ def draw(measurements: list[Measurement], peak: float, path: Path) -> None:
         }
         for direction in DIRECTIONS
     }
+    peak = max(m.peak for m in measurements)
     draw_layers(path, peak, [f"{x.IC}->{x.OC} {x.size}^3 k{x.K}" for x in layers], panels)

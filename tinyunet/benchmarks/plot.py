@@ -60,7 +60,8 @@ def draw_bars(path: Path | str, title: str, unit: str, bars: Sequence[Bar]) -> N
     for row, bar in enumerate(bars):
         axes.text(bar.high + 0.01 * end, row, bar.note, va="center", fontsize=9)
     axes.set_xlim(0, 1.22 * end)
-    axes.set(title=title, xlabel=unit)
+    axes.set(xlabel=unit)
+    axes.set_title(title, wrap=True)
     axes.grid(axis="x", color="0.9")
     _write(figure, path)
 
@@ -81,7 +82,8 @@ def draw_scaling(path: Path | str, title: str, lines: Mapping[str, Mapping[int, 
     for index, (name, line) in enumerate(lines.items()):
         axes.plot(list(line), list(line.values()), marker="o", color=of_line(index), label=name)
     axes.set_xticks(counts)
-    axes.set(title=title, xlabel="threads", ylabel="times faster than on one")
+    axes.set(xlabel="threads", ylabel="times faster than on one")
+    axes.set_title(title, wrap=True)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.grid(color="0.9")
@@ -110,14 +112,17 @@ def draw_layers(
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (direction, rungs) in zip(all_axes, panels.items(), strict=True):
         axes.axhline(peak, color="0.7", linestyle="--", linewidth=1)
-        axes.text(0, peak, "peak of one core", va="bottom", fontsize=8, color="0.4")
+        note = {"ha": "right", "va": "bottom", "fontsize": 8, "color": "0.4"}
+        axes.text(len(layers) - 0.5, peak, "peak of one core", **note)
         for index, (name, speeds) in enumerate(rungs.items()):
             shown = [float("nan") if speed is None else speed for speed in speeds]
             axes.plot(shown, marker="o", markersize=4, color=of_line(index), label=name)
         axes.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=8)
-        axes.set(title=direction, ylim=(0, None))
+        axes.set(title=direction, xlim=(-0.5, len(layers) - 0.5))
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
+    # When all is drawn: it is the same for all.
+    all_axes[0].set_ylim(bottom=0)
     all_axes[0].set_ylabel("GFLOP/s of one core")
     all_axes[-1].legend(fontsize=8, frameon=False)
     _write(figure, path)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinyunet.benchmarks import allreduce, mpi
 from tinyunet.benchmarks.text import aligned, milliseconds
 from tinyunet.parallel.scaling import (
@@ -26,8 +28,6 @@ RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHOWN = ("ring", "tree")
 #: What makers say of Ethernet and InfiniBand: Gbit/s, and microseconds a message.
 LATENCY_US = {1.0: 50.0, 10.0: 20.0, 100.0: 2.0}
-# A network that is not in the list has this.
-_USUAL_LATENCY_US = 10.0
 _STEPS = 9
 
 
@@ -118,8 +118,12 @@ def _runs(head: Sequence[str], runs: Sequence[Run], base: float) -> str:
 
 
 def networks(gbits: Sequence[float]) -> dict[float, Network]:
-    """Return a network for each speed in Gbit/s."""
-    return {gbit: network_of(gbit, LATENCY_US.get(gbit, _USUAL_LATENCY_US)) for gbit in gbits}
+    """Return a network for each speed in Gbit/s; of one that is not listed, the latency lies between."""
+    speeds, latencies = (np.log([*values]) for values in (LATENCY_US, LATENCY_US.values()))
+    return {
+        gbit: network_of(gbit, float(np.exp(np.interp(np.log(gbit), speeds, latencies))))
+        for gbit in gbits
+    }
 
 
 def cases(gbits: Sequence[float]) -> Iterator[tuple[float, str, bool, Network]]:
