@@ -18,7 +18,7 @@ from kernels.conv3d.ahead import Region, Tensors, tensors
 from kernels.conv3d.cook_toom import DIFF_DST
 from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.slab import fill_zero, pack_block, pack_channels
+from kernels.conv3d.slab import Block, fill_zero, pack_block, pack_channels
 from kernels.layout import Floats
 from kernels.simd import LANES
 from kernels.streaming import past_caches
@@ -226,25 +226,8 @@ def _pack_channel_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
             u, v, slope = prologue.u_b, prologue.v_b, prologue.slope_b
             blocks_b = prologue.blocks - prologue.blocks_a
             first = (n * blocks_b + block - prologue.blocks_a) * voxels
-        pack_block(
-            u,
-            v,
-            first,
-            size,
-            prologue.coefficients,
-            block * LANES,
-            slope,
-            slab,
-            to,
-            apart,
-            buffer,
-            sums,
-            start,
-            extent,
-            K,
-            MD,
-            MH,
-        )
+        source = Block(u, v, first, size, prologue.coefficients, block * LANES, slope)
+        pack_block(source, slab, to, apart, buffer, sums, start, extent, K, MD, MH)
 
     return implementation
 

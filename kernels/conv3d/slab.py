@@ -26,7 +26,7 @@ along h. (The processor foresees rows, and not strips: `ahead` fetches them.) ::
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,14 +58,35 @@ def buffer_size(high: int, md: int, mh: int, kind: int) -> int:
     return 0 if mh == 1 else (high * mh + IH - mh) * PD * _STRIP * LANES
 
 
+class Block(NamedTuple):
+    """One channel block of one image, and what its voxels mean.
+
+    Attributes
+    ----------
+    u, v : flat float32 arrays
+        Tensors; ``v`` is empty where there is only one.
+    first : int
+        Offset of the block's first voxel in both.
+    size : (D, H, W)
+        Voxels of the volume.
+    coefficients : flat float32 array
+        ``scale``, ``shift`` and ``also``, one third each.
+    at : int
+        Index of the block's first channel in a third.
+    slope : float32
+    """
+
+    u: Floats
+    v: Floats
+    first: int
+    size: Brick
+    coefficients: Floats
+    at: int
+    slope: np.float32
+
+
 def pack_block(
-    u: Floats,
-    v: Floats,
-    first: int,
-    size: Brick,
-    coefficients: Floats,
-    at: int,
-    slope: np.float32,
+    block: Block,
     slab: Floats,
     to: int,
     apart: int,
@@ -81,17 +102,7 @@ def pack_block(
 
     Parameters
     ----------
-    u, v : flat float32 arrays
-        Tensors; ``v`` is empty where there is only one.
-    first : int
-        Offset of the block's first voxel in both.
-    size : (D, H, W)
-        Voxels of the volume.
-    coefficients : flat float32 array
-        ``scale``, ``shift`` and ``also``, one third each.
-    at : int
-        Index of the block's first channel in a third.
-    slope : float32
+    block : Block
     slab : flat float32 array
     to, apart : int
         Offset of the block's rows in the first plane of points, and from a plane to the next.
@@ -116,67 +127,14 @@ def _pack_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
     (_, PD), (IH, PH) = sizes(K, MD), sizes(K, MH)
     strip = _STRIP
 
-    def without(  # type: ignore[no-untyped-def]
-        u,
-        v,
-        first,
-        size,
-        coefficients,
-        at,
-        slope,
-        slab,
-        to,
-        apart,
-        buffer,
-        sums,
-        start,
-        extent,
-        kind,
-        md,
-        mh,
-    ):
+    def without(block, slab, to, apart, buffer, sums, start, extent, kind, md, mh):  # type: ignore[no-untyped-def]
         deep, high, wide = extent
         for row in range(deep * high):
             corner = (start[0] + row // high * MD, start[1] + row % high, start[2])
             y = to + row * wide * LANES
-            pack_columns(
-                u,
-                v,
-                first,
-                size,
-                coefficients,
-                at,
-                slope,
-                corner,
-                0,
-                wide,
-                slab,
-                y,
-                apart,
-                sums,
-                K,
-                MD,
-            )
+            pack_columns(block, corner, 0, wide, slab, y, apart, sums, K, MD)
 
-    def transformed(  # type: ignore[no-untyped-def]
-        u,
-        v,
-        first,
-        size,
-        coefficients,
-        at,
-        slope,
-        slab,
-        to,
-        apart,
-        buffer,
-        sums,
-        start,
-        extent,
-        kind,
-        md,
-        mh,
-    ):
+    def transformed(block, slab, to, apart, buffer, sums, start, extent, kind, md, mh):  # type: ignore[no-untyped-def]
         deep, high, wide = extent
         point, line = strip * LANES, PD * strip * LANES  # of the buffer
         for group in range(deep):
@@ -185,24 +143,7 @@ def _pack_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
                 for row in range(high * MH + IH - MH):
                     corner = (start[0] + group * MD, start[1] + row, start[2])
                     y = buffer + row * line - left * LANES
-                    pack_columns(
-                        u,
-                        v,
-                        first,
-                        size,
-                        coefficients,
-                        at,
-                        slope,
-                        corner,
-                        left,
-                        right,
-                        slab,
-                        y,
-                        point,
-                        sums,
-                        K,
-                        MD,
-                    )
+                    pack_columns(block, corner, left, right, slab, y, point, sums, K, MD)
                 for row in range(high):
                     for d in range(PD):
                         x = buffer + row * MH * line + d * point
@@ -213,13 +154,7 @@ def _pack_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
 
 
 def pack_columns(
-    u: Any,
-    v: Any,
-    first: int,
-    size: Any,
-    coefficients: Any,
-    at: int,
-    slope: Any,
+    block: Any,
     corner: Any,
     left: int,
     right: int,
@@ -243,31 +178,15 @@ def pack_columns(
 def _pack_columns(K: int, MD: int) -> Callable[..., Any]:
     planes, points = sizes(K, MD)
 
-    def implementation(  # type: ignore[no-untyped-def]
-        u,
-        v,
-        first,
-        size,
-        coefficients,
-        at,
-        slope,
-        corner,
-        left,
-        right,
-        dst,
-        to,
-        apart,
-        sums,
-        kind,
-        md,
-    ):
-        D, H, W = size
+    def implementation(block, corner, left, right, dst, to, apart, sums, kind, md):  # type: ignore[no-untyped-def]
+        u, v, coefficients, at = block.u, block.v, block.coefficients, block.at
+        D, H, W = block.size
         d, h, w0 = corner
         plane = H * W * LANES
         third = coefficients.size // 3
         scale, shift = load(coefficients, at), load(coefficients, third + at)
         also = load(coefficients, 2 * third + at)
-        slopes, two = broadcast(slope), v.size > 0
+        slopes, two = broadcast(block.slope), v.size > 0
         begin, end = min(max(-w0, left), right), max(min(W - w0, right), left)
         if not (0 <= h < H and -planes < d < D):
             begin = end = right
@@ -275,7 +194,7 @@ def _pack_columns(K: int, MD: int) -> Callable[..., Any]:
             for point in range(points):
                 fill_zero(dst, to + point * apart + left * LANES, begin - left)
                 fill_zero(dst, to + point * apart + end * LANES, right - end)
-        src = first + ((d * H + h) * W + w0) * LANES
+        src = block.first + ((d * H + h) * W + w0) * LANES
         inside = 0 <= d and d + planes <= D
         if not inside:
             # A window that sticks out of the volume: its voxels are normalised to where its points go.
@@ -353,7 +272,7 @@ def pack_channels(
     start: Brick,
     extent: Brick,
 ) -> None:
-    """Pack one image of few channels as they are; arguments as in `pack_block`."""
+    """Pack one image of few channels as they are; arguments as in `Block` and `pack_block`."""
     D, H, W = size
     w0, w1 = max(-start[2], 0) * width, min(W - start[2], extent[2]) * width
     for line in range(extent[0] * extent[1]):

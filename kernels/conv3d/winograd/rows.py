@@ -42,7 +42,7 @@ from kernels.conv3d.cook_toom import DIFF_DST, INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import Doubles, finish_size
 from kernels.conv3d.shapes import Triple
-from kernels.conv3d.slab import buffer_size, pack_block
+from kernels.conv3d.slab import Block, buffer_size, pack_block
 from kernels.conv3d.winograd import cutting
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.stages import slot_size
@@ -206,25 +206,10 @@ def _pack_lines(MD: int, MH: int) -> Callable[..., Any]:
         first = n * D * H * size[2] * LANES
         origin = (start[0] - before[0], start[1] - before[1], -1)
         apart = slot_size(1, extent[0] * extent[1] * extent[2])
-        pack_block(
-            prologue.u_a,
-            prologue.v_a,
-            first,
-            size,
-            prologue.coefficients,
-            0,
-            prologue.slope_a,
-            own,
-            0,
-            apart,
-            planes * apart,
-            0,
-            origin,
-            extent,
-            INPUT,
-            MD,
-            MH,
-        )
+        u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
+        block = Block(u, v, first, size, prologue.coefficients, 0, slope)
+        buffer = planes * apart
+        pack_block(block, own, 0, apart, buffer, 0, origin, extent, INPUT, MD, MH)
 
     return implementation
 
