@@ -35,26 +35,33 @@ def copy_vectors(src: _Floats, dst: _Floats) -> None:
         store(dst, block * LANES, load(src, block * LANES))
 
 
-def sum_of_words(array: npt.NDArray[Any]) -> int:
-    """Sum of an array's bits, taken as unsigned numbers of 32 bits.
+def checksum(array: npt.NDArray[Any]) -> int:
+    """A number of 64 bits that other contents, or another order of them, would hardly have.
+
+    Words of 32 bits, each times an odd number that says where it is, are summed in chunks; so are the
+    chunks.
 
     Parameters
     ----------
-    array : ndarray, contiguous, of an item size that is a multiple of 4
+    array : ndarray, contiguous, any shape and type
     """
-    words = array.reshape(-1).view(np.uint32)
+    bits = array.reshape(-1).view(np.uint8)
+    whole = bits.size // 4 * 4
+    words, rest = bits[:whole].view(np.uint32), int.from_bytes(bits[whole:].tobytes(), "little")
+    sums = np.zeros(max(int(chunk_count(words.size)), 1), np.uint64)
     if words.size <= CHUNK:  # one thread's work: to call all of them takes longer
-        return int(_sum_chunk(words))
-    sums = np.zeros(int(chunk_count(words.size)), np.uint64)
-    _sum_words(words, sums)
-    return int(sums.sum())
+        sums[0] = _sum_chunk(words)
+    else:
+        _sum_words(words, sums)
+    places = 2 * np.arange(sums.size, dtype=np.uint64) + 1
+    return int((sums * places).sum()) + rest
 
 
 @kernel
 def _sum_chunk(words: _Words) -> np.uint64:
     total = np.uint64(0)
     for i in range(words.size):
-        total += np.uint64(words[i])
+        total += np.uint64(words[i]) * np.uint64(np.uint32(2 * i + 1))
     return total
 
 

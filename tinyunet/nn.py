@@ -61,15 +61,19 @@ class Module:
                 yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield dotted name and parameter, in the order of definition."""
+        """Yield dotted name and parameter, in the order of definition; one that is shared once."""
+        seen = set[int]()
         for name, value in self._named_attributes():
-            if isinstance(value, Parameter):
+            if isinstance(value, Parameter) and id(value) not in seen:
+                seen.add(id(value))
                 yield name, value
 
     def named_buffers(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """Yield dotted name and array of what is kept but not learnt: batch-norm statistics."""
+        """Yield dotted name and array of what is kept but not learnt, each once: batch-norm statistics."""
+        seen = set[int]()
         for name, value in self._named_attributes():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and id(value) not in seen:
+                seen.add(id(value))
                 yield name, value
 
     def _named_attributes(self, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import machine
-from kernels.arrays import copy, sum_of_words
+from kernels.arrays import checksum, copy
+from kernels.chunks import CHUNK
 
 DTYPES = st.sampled_from([np.uint8, np.float32, np.float64])
 
@@ -31,8 +32,18 @@ def test_copy_of_what_is_not_alike():
 
 
 @given(size=st.sampled_from([0, 1, 5, 65_535, 200_001]), threads=st.integers(1, 2))
-def test_sum_of_words(size, threads):
+def test_checksum_depends_on_contents_and_their_order(size, threads):
     machine.set_threads(min(threads, machine.cores()))
     array = np.random.default_rng(size).standard_normal(size).astype(np.float32)
-    assert sum_of_words(array) == sum(array.view(np.uint32).tolist())
-    assert sum_of_words(-array) != sum_of_words(array) or size == 0
+    found = checksum(array)
+    assert found == checksum(array.copy())
+    if size > 1:
+        for other in (-array, array[::-1].copy(), np.roll(array, 1), np.roll(array, CHUNK)):
+            assert checksum(other) != found or np.array_equal(other, array)
+
+
+@given(st.binary(max_size=20))
+def test_checksum_of_any_type(content):
+    array = np.frombuffer(content, np.uint8)
+    assert checksum(array) == checksum(array.copy())
+    assert not content or checksum(array ^ np.uint8(1)) != checksum(array)

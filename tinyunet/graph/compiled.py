@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.arrays import copy, sum_of_words
+from kernels.arrays import checksum, copy
 from kernels.memory import empty
 from tinyunet.context import Listener
 from tinyunet.crew import ALONE, Crew
@@ -50,6 +50,7 @@ class Compiled:
         self._accuracy, self._debug = accuracy, debug
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._held: list[Array] = []
+        self._settings: list[Any] = []
 
     def stages(self, input_shape: Shape) -> list[Stage]:
         """Return the graph for a shape as traced, and after each pass."""
@@ -66,10 +67,11 @@ class Compiled:
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
-        held = self._model_arrays()
-        if not _same_arrays(held, self._held):  # the model has other arrays than at the last call
+        held, settings = self._model_arrays(), _settings(self.model)
+        # The model has other arrays than at the last call, or is to compute something else.
+        if not _same_arrays(held, self._held) or settings != self._settings:
             self._programs.clear()
-            self._held = held
+            self._held, self._settings = held, settings
         shape = tuple(input_shape)
         if shape not in self._programs:
             graph = self.stages(shape)[-1].graph
@@ -80,6 +82,7 @@ class Compiled:
             while len(self._programs) >= _KEPT:  # before the new arena is made
                 self._programs.popitem(last=False)
             self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, crew)
+            self._settings = _settings(self.model)  # what forward counts is no setting
         self._programs.move_to_end(shape)
         return self._programs[shape]
 
@@ -214,6 +217,12 @@ class TrainingStep(Compiled):
         return float(program.arrays[loss])
 
     def _trace(self, input_shape: Shape) -> Graph:
+        frozen = [name for name, module in self.model.named_modules() if not module.training]
+        if frozen and self.model.training:
+            raise ValueError(
+                f"compile: {frozen[0]} is in inference, the model in training; a compiled step has "
+                "all in training; use the eager model"
+            )
         with _mode(self.model, training=True):
             graph = differentiate(trace(self.model, input_shape, self.loss))
         dice = [node.outputs["dst"] for node in graph.nodes if node.op == "dice_sums"]
@@ -221,8 +230,9 @@ class TrainingStep(Compiled):
 
     def _gradients(self) -> dict[str, Array]:
         found: dict[str, Array] = {}
+        held = {id(parameter) for parameter in self.optimizer.parameters}
         for name, parameter in self.model.named_parameters():
-            if parameter.grad is None:
+            if parameter.grad is None or id(parameter) not in held:
                 raise ValueError(f"optimizer: it does not hold the model's parameter {name!r}")
             found[name] = parameter.grad
         return found
@@ -244,12 +254,23 @@ def _mode(model: Module, training: bool) -> Iterator[None]:
 
 
 def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
-    """Sums of the bit patterns of arrays: other numbers give other sums, but for rare accidents.
+    """Checksums of arrays.
 
     Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 2 ms for
     the model of the talk; to pack weights for nothing costs more.
     """
-    return tuple(sum_of_words(array) for array in arrays)
+    return tuple(checksum(array) for array in arrays)
+
+
+def _settings(model: Module) -> list[Any]:
+    """What a program is compiled for, besides shapes: plain attributes, and what is to be learnt."""
+    plain = [
+        (name, key, value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key != "training" and isinstance(value, bool | int | float | str | tuple)
+    ]
+    return [*plain, *(parameter.requires_grad for parameter in model.parameters())]
 
 
 def _same_arrays(a: list[Array], b: list[Array]) -> bool:

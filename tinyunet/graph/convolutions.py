@@ -13,6 +13,7 @@ import numpy as np
 
 from kernels.fused import conv3d, conv_transpose3d
 from kernels.fused.tensors import NO_MASK, NO_SOURCE, Mask
+from kernels.memory import empty
 from tinyunet.graph.binder import Array, Binder, Call
 from tinyunet.graph.ir import LANES, NDHWC, Graph, Node, blocks
 
@@ -125,7 +126,7 @@ def _destinations(b: Binder) -> tuple[tuple[Array, Array], tuple[Mask, Mask]]:
 
 def _backward_weights(b: Binder) -> Call:
     plan, a, other = plan_of(b.node, b.graph), b.source(), b.source("src_b")
-    gradient, diff_weights = b.gradient(), b.array("diff_weights")
+    gradient, diff_weights = b.gradient(), _diff_weights(b)
     no_bias = np.empty(diff_weights.shape[0], np.float32)
     diff_bias = b.array("diff_bias") if b.has("diff_bias") else no_bias
     return lambda: conv3d.backward_weights(plan, a, other, gradient, diff_weights, diff_bias)
@@ -134,7 +135,7 @@ def _backward_weights(b: Binder) -> Call:
 def _backward(b: Binder) -> Call:
     plan, gradient, a, other = plan_of(b.node, b.graph), b.gradient(), b.source(), b.source("src_b")
     packed, (dst, masks) = b.array("weights").reshape(conv3d.packed_shape(plan)), _destinations(b)
-    diff_weights, diff_bias = b.array("diff_weights"), np.zeros(0, np.float32)
+    diff_weights, diff_bias = _diff_weights(b), np.zeros(0, np.float32)
     if b.has("diff_bias"):
         diff_bias = b.array("diff_bias")
 
@@ -159,17 +160,25 @@ def _transposed_backward_data(b: Binder) -> Call:
 
 
 def _transposed_backward_weights(b: Binder) -> Call:
-    source, diff_dst, diff_weights = b.source(), b.array("diff_dst"), b.array("diff_weights")
+    source, diff_dst, diff_weights = b.source(), b.array("diff_dst"), _diff_weights(b)
     no_bias = np.empty(diff_weights.shape[1], np.float32)
     diff_bias = b.array("diff_bias") if b.has("diff_bias") else no_bias
     return lambda: conv_transpose3d.backward_weights(source, diff_dst, diff_weights, diff_bias)
 
 
+def _diff_weights(b: Binder) -> Array:
+    """Where the gradient of the weights goes; nowhere that is read, if they are not learnt."""
+    if b.has("diff_weights"):
+        return b.array("diff_weights")
+    src, dst, *kernel = _weights_shape(b)
+    return empty((src, dst, *kernel) if is_transposed(b.node) else (dst, src, *kernel))
+
+
 def _weights_shape(b: Binder) -> tuple[int, ...]:
     src = "src" if b.has("src") else "diff_src"
     dst = "dst" if b.has("dst") else "diff_dst"
-    kernel = tuple(b.node.attributes["kernel"])
-    return b.value(src).shape[-1], b.value(dst).shape[-1], *kernel
+    channels = sum(b.value(role).shape[-1] for role in (src, f"{src}_b") if b.has(role))
+    return channels, b.value(dst).shape[-1], *b.node.attributes["kernel"]
 
 
 BINDERS: dict[str, Callable[[Binder], Call]] = {

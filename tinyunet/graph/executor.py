@@ -179,7 +179,6 @@ def _completions(graph: Graph) -> dict[int, list[str]]:
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:
     """The memory of an array, which must be contiguous: a copy would be written in vain."""
-    flat = array.reshape(-1)
-    if array.size and not np.shares_memory(flat, array):
+    if not array.flags.c_contiguous:
         raise ValueError("compile: parameters, buffers and gradients must be contiguous arrays")
-    return flat.view(np.uint8)
+    return array.reshape(-1).view(np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tinyunet.graph import fused
 from tinyunet.graph.convolutions import is_transposed, packed_size
-from tinyunet.graph.ir import BLOCKED, Graph, Node, Value
+from tinyunet.graph.ir import BLOCKED, Graph, Node, Phase, Value
 from tinyunet.graph.layouts import insert_reorders
 from tinyunet.graph.passes.split import vector
 from tinyunet.graph.support import is_fused
@@ -34,7 +34,6 @@ def finish(graph: Graph) -> Graph:
 
 def _packed(graph: Graph) -> Graph:
     """Weights of blocked convolutions are packed by nodes of their own, just before they are used."""
-    training = bool(graph.gradients)
     done: dict[str, str] = {}
     for node in graph.nodes:
         if node.op not in _PACKED or node.attributes.get("implementation") != "fused":
@@ -55,9 +54,15 @@ def _packed(graph: Graph) -> Graph:
                 _pack("pad_bias", "bias", "padded", node, node.inputs["bias"], padded.name)
             )
             fused = fused.with_inputs(bias=padded.name)
-        nodes = [replace(n, phase=node.phase if training else "prepare") for n in nodes]
+        nodes = [replace(n, phase=_phase(n, node, graph)) for n in nodes]
         graph = graph.rewrite({node.name: [*nodes, fused]}, values)
     return graph
+
+
+def _phase(packing: Node, user: Node, graph: Graph) -> Phase:
+    """In training weights change at each step; in inference they may depend on the images."""
+    fixed = all(map(graph.is_fixed, packing.inputs.values()))
+    return "prepare" if fixed and not graph.gradients else user.phase
 
 
 def _pack(op: str, role: str, result: str, node: Node, value: str, target: str) -> Node:

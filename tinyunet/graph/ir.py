@@ -158,6 +158,11 @@ class Graph:
         """Return for each value the node that writes it."""
         return {value: node for node in self.nodes for value in node.outputs.values()}
 
+    def is_fixed(self, value: str) -> bool:
+        """Whether a value is made of parameters, buffers and constants alone, before a run."""
+        made = self.producer(value)
+        return made.phase == "prepare" if made else self.values[value].kind != "input"
+
     def consumers(self, value: str) -> list[Node]:
         """Return the nodes that read a value, in order."""
         return [node for node in self.nodes if value in node.inputs.values()]

@@ -56,6 +56,11 @@ def can_block(node: Node, graph: Graph) -> bool:
     volumes = [value for value in values if value.layout != PLAIN and value.dtype != np.uint8]
     if not volumes or any(value.dtype != np.float32 for value in volumes):
         return False
+    for role, name in (*node.inputs.items(), *node.outputs.items()):
+        value, is_weights = graph.values[name], role in ("weights", "diff_weights")
+        # Weights that are computed, and parameters that are taken as volumes, have the other's layout.
+        if len(value.shape) == 5 and node.op != "head" and is_weights != (value.layout == PLAIN):
+            return False
     if node.op in _PIECES or node.op == "accumulate" or "max_pooling" in node.op:
         return True
     if node.op not in READS and node.op not in WRITES:

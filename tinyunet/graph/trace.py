@@ -4,13 +4,15 @@ Inside :func:`tinyunet.autograd.intercept` every operator that the model calls i
 of run. What it hands back is a tensor of the right shape whose voxels all lie on one place in memory,
 so that tracing a volume of any size costs nothing.
 
-The trace cannot see what a program computes beside the operators, in plain NumPy. So it is made
-twice, with other numbers: if a constant of the one differs from that of the other, it depends on
-the data. In a loss this is what the one-hot labels of :mod:`tinyunet.losses` are, and such a loss
-stays one node, run on a tape of its own at each step. In a model it is an error.
+The trace cannot see what a program computes beside the operators, in plain NumPy. So it is made three
+times, with zeros, positive and negative numbers, and other labels: if a constant of the one differs from
+that of another, it depends on the data. (What is the same for all three is not noticed.) In a loss this is
+what the one-hot labels of :mod:`tinyunet.losses` are, and such a loss stays one node, run on a tape of its
+own at each step. In a model it is an error.
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -143,20 +145,17 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     ValueError
         The shapes do not fit, or the model computes with data beside the operators.
     """
-    (first, split, prediction), (second, _, _) = (
-        _record(model, input_shape, loss, fill) for fill in (0, 1)
-    )
-    for here, there in zip(first.nodes, second.nodes, strict=False):
-        if not _same_call(here, there, first, second):
-            if first.nodes.index(here) < split:
-                raise ValueError(
-                    f"compile: what {here.name} is given depends on the data, but is not computed by"
-                    " tinyunet's operators; use the eager model"
-                )
-            break
-    else:
-        if len(first.nodes) == len(second.nodes):
-            return _graph(first, first.nodes[-1].outputs["dst"] if loss else prediction, loss)
+    first, split, prediction = _record(model, input_shape, loss, 0)
+    others = [_record(model, input_shape, loss, fill)[0] for fill in (1, -1)]
+    alike = min(_calls_alike(first, other) for other in others)
+    if alike < split:
+        raise ValueError(
+            f"compile: what {first.nodes[alike].name} is given depends on the data, but is not computed"
+            " by tinyunet's operators; use the eager model"
+        )
+    if all(alike == len(traced.nodes) for traced in (first, *others)):
+        return _graph(first, first.nodes[-1].outputs["dst"] if loss else prediction, loss)
+    _check_eager_loss(first, split)
     value = first.values[prediction]
     node = Node(
         "loss",
@@ -188,8 +187,9 @@ def _record(
         prediction = model.logits(src) if logits else model(src)  # type: ignore[attr-defined]
         mine = len(traced.nodes)
         if loss:
-            pattern = (fill * np.arange(prediction.shape[-2]) % 2).astype(np.uint8)
-            labels = np.broadcast_to(pattern, prediction.shape[:-1])
+            voxels = np.arange(math.prod(prediction.shape[:-1]))
+            classes = max(prediction.shape[-1], 2)
+            labels = (fill * voxels % classes).astype(np.uint8).reshape(prediction.shape[:-1])
             traced.names[id(labels)] = LABELS, "input"
             traced.values[LABELS] = Value(LABELS, labels.shape, labels.dtype, kind="input")
             traced.kept.append(labels)
@@ -212,9 +212,26 @@ def _graph(traced: _Trace, output: str, loss: Loss | None) -> Graph:
 
 
 def _wants_logits(model: Module, loss: Loss | None) -> bool:
-    if loss is None or not hasattr(model, "logits"):
+    if loss is None or not callable(getattr(type(model), "logits", None)):
         return False
     return "from_logits" in inspect.signature(loss).parameters
+
+
+def _calls_alike(first: _Trace, second: _Trace) -> int:
+    """Return how many calls, from the first on, are the same in two traces."""
+    pairs = zip(first.nodes, second.nodes, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: _same_call(*pair, first, second), pairs))
+
+
+def _check_eager_loss(traced: _Trace, split: int) -> None:
+    """Check that a loss which runs on a tape of its own needs no gradient but the prediction's."""
+    for node in traced.nodes[split:]:
+        for name in node.inputs.values():
+            if traced.values[name].kind == "parameter":
+                raise ValueError(
+                    f"compile: the loss reads the parameter {name!r}, and the labels beside tinyunet's "
+                    "operators; use the eager model, or weight_decay of the optimizer"
+                )
 
 
 def _same_call(a: Node, b: Node, first: _Trace, second: _Trace) -> bool:

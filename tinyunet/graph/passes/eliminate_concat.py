@@ -11,7 +11,7 @@ What the concatenation kept apart now meets, so the passes that look at neighbou
 
 from dataclasses import replace
 
-from tinyunet.graph.ir import Graph, Node
+from tinyunet.graph.ir import PLAIN, Graph, Node
 from tinyunet.graph.passes.defer_normalization import defer_normalization
 from tinyunet.graph.passes.fuse_backward import fuse_backward
 from tinyunet.graph.passes.options import Options
@@ -42,7 +42,8 @@ def _eliminate(graph: Graph, node: Node) -> Graph:
         and can_block(reader, graph)
         for reader in readers
     )
-    if not fit or whole in graph.outputs:
+    parts = {graph.values[node.inputs[role]].layout for role in ("a", "b")}
+    if not fit or whole in graph.outputs or PLAIN in parts:
         return graph
     a, b = node.inputs["a"], node.inputs["b"]
     changes = {reader.name: [reader.with_inputs(src=a, src_b=b)] for reader in readers}

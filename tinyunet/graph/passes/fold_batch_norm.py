@@ -22,9 +22,21 @@ def fold_batch_norm(graph: Graph, options: Options) -> Graph:
     for node in graph.nodes:
         made = graph.producer(node.inputs["src"]) if node.op == "batch_norm_inference" else None
         alone = made is not None and graph.consumers(made.outputs["dst"]) == [node]
-        if made is not None and made.op in _CONVOLUTIONS and alone:
+        if (
+            made is not None
+            and made.op in _CONVOLUTIONS
+            and alone
+            and _are_fixed(graph, made, node)
+        ):
             graph = _fold(graph, made, node)
     return graph
+
+
+def _are_fixed(graph: Graph, convolution: Node, norm: Node) -> bool:
+    """Whether all but the images that both take is there before a run, and need not be computed."""
+    taken = {*convolution.inputs.values(), *norm.inputs.values()}
+    taken -= {convolution.inputs["src"], norm.inputs["src"]}
+    return all(graph.values[value].kind != "temporary" or graph.is_fixed(value) for value in taken)
 
 
 def _fold(graph: Graph, convolution: Node, norm: Node) -> Graph:
@@ -32,7 +44,7 @@ def _fold(graph: Graph, convolution: Node, norm: Node) -> Graph:
     old = {
         role: convolution.inputs[role] for role in ("weights", "bias") if role in convolution.inputs
     }
-    new = {role: f"{convolution.name}:folded {role}" for role in ("weights", "bias")}
+    new = {role: f"{norm.name}:folded {role}" for role in ("weights", "bias")}
     fold = Node(
         f"fold {norm.name}",
         "fold",

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tinyunet.graph.ir import PLAIN, Graph, Node, Value
+from tinyunet.graph.ir import NDHWC, PLAIN, Graph, Node, Value
 
 _LOSSES = {"dice_sums": "dice", "cross_entropy": "cross_entropy"}
 _PROBABILITIES = ("softmax", "sigmoid")
@@ -29,6 +29,9 @@ def fuse_head(graph: Graph) -> Graph:
 
 def _is_head(graph: Graph, node: Node) -> bool:
     if node.op != "convolution" or graph.values[node.outputs["dst"]].dtype != np.float32:
+        return False
+    layouts = [graph.values[node.inputs[role]].layout for role in ("src", "weights")]
+    if layouts != [NDHWC, PLAIN]:  # a parameter as volume, or weights that are computed
         return False
     settings = node.attributes["kernel"], node.attributes["stride"]
     return settings == ((1, 1, 1),) * 2 and "bias" in node.inputs
@@ -75,7 +78,7 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
         _unwanted(graph, node, role) for role in ("dice", "cross_entropy") if role not in outputs
     ]
     outputs |= {value.name.rpartition(":")[2]: value.name for value in values}
-    if "diff_src" not in results or "diff_bias" not in results:
+    if not {"diff_src", "diff_weights", "diff_bias"} <= results.keys():
         return graph
     changes: dict[str, list[Node]] = {other.name: [] for other in around if other is not None}
     changes[node.name] = [Node(node.name, "head_loss", inputs, outputs)]

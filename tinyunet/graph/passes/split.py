@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet.graph.ir import LANES, Graph, Node, Value, blocks
+from tinyunet.graph.ir import LANES, NDHWC, Graph, Node, Value, blocks
 
 ACTIVATIONS = ("relu", "leaky_relu")
 _FUSED = {"implementation": "fused"}
@@ -65,7 +65,7 @@ def plain_vectors(graph: Graph, channels: int) -> tuple[Graph, str, str]:
 
 def _is_volume(graph: Graph, node: Node) -> bool:
     value = graph.values[node.inputs["src"]]
-    return len(value.shape) == 5 and value.dtype == np.float32
+    return value.layout == NDHWC and value.dtype == np.float32
 
 
 def _has_backward(graph: Graph, node: Node) -> bool:
@@ -116,9 +116,8 @@ def _fixed_statistics(graph: Graph, node: Node) -> tuple[list[Node], list[Value]
     outputs = {role: f"{name}:{role}" for role in ("scale", "shift")}
     inputs = {role: node.inputs[role] for role in ("scale", "shift", "mean", "variance")}
     settings = {"epsilon": node.attributes["epsilon"]} | _FUSED
-    statistics = Node(
-        f"{name}.statistics", "fixed_statistics", inputs, outputs, settings, phase="prepare"
-    )
+    phase = "prepare" if all(map(graph.is_fixed, inputs.values())) else node.phase
+    statistics = Node(f"{name}.statistics", "fixed_statistics", inputs, outputs, settings, phase)
     return [statistics], [vector(v, channels) for v in outputs.values()]
 
 

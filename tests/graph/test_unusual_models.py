@@ -1,0 +1,273 @@
+"""What users build of the public operators, besides nets: compiled equals eager, or one line says why not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import ROUNDING, assert_agree, assert_same_gradients, assert_within, batch
+
+import tinyunet
+from tinyunet import SGD, Adam, Module, Parameter, Tensor, UNet, losses, no_grad
+from tinyunet import functional as F
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d
+
+SHAPE = (1, 6, 8, 8)
+INPUT = (*SHAPE, 4)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, seed: int = 1) -> Conv3d:
+    return Conv3d(inputs, outputs, (kernel,) * 3, generator=np.random.default_rng(seed))
+
+
+def numbers(*shape: int) -> Any:
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+
+
+def shifted_norm() -> BatchNorm:
+    norm = BatchNorm(16)
+    norm.shift.data[:] = 1.0
+    return norm
+
+
+class Net(Module):
+    """A convolution to 16 channels, what is tried, and a 1^3 convolution to 4 classes."""
+
+    def __init__(self, middle: Callable[["Net", Any], Any], **parts: Any) -> None:
+        self.first, self.head = conv(4, 16), conv(16, 4, 1)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._middle = middle
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.head(F.relu(self._middle(self, F.relu(self.first(images)))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.softmax(self.logits(images))
+
+
+def learned(*shape: int) -> Parameter:
+    return Parameter(numbers(*shape))
+
+
+def standardised(net: Any, x: Tensor) -> Tensor:
+    weights = net.second.weights
+    return F.conv3d(x, weights - weights.mean(axis=(1, 2, 3, 4), keepdims=True), net.second.bias)
+
+
+def enlarged(net: Any, x: Tensor) -> Tensor:
+    return F.conv_transpose3d(F.max_pool3d(x), net.up.weights * 0.5, net.up.bias)
+
+
+UNUSUAL: dict[str, Callable[[], Net]] = {
+    "weights that are computed": lambda: Net(standardised, second=conv(16, 16)),
+    "weights of another shape": lambda: Net(
+        lambda net, x: F.conv3d(x, net.w.reshape(16, 16, 3, 3, 3)), w=learned(16, 16 * 27)
+    ),
+    "weights that are fixed": lambda: Net(
+        lambda net, x: F.conv3d(x, Tensor(numbers(16, 16, 3, 3, 3)))
+    ),
+    "transposed weights that are computed": lambda: Net(enlarged, up=ConvTranspose3d(16, 16)),
+    "a learned volume beside": lambda: Net(
+        lambda net, x: net.second(F.concatenate(x, net.volume)),
+        second=conv(32, 16),
+        volume=learned(*SHAPE, 16),
+    ),
+    "a learned volume convolved": lambda: Net(
+        lambda net, x: x + net.second(net.volume), second=conv(16, 16), volume=learned(*SHAPE, 16)
+    ),
+    "coordinates beside": lambda: Net(
+        lambda net, x: net.second(F.concatenate(x, net.coordinates)),
+        second=conv(19, 16),
+        coordinates=numbers(*SHAPE, 3),
+    ),
+    "16 coordinates beside": lambda: Net(
+        lambda net, x: net.second(F.concatenate(x, net.coordinates)),
+        second=conv(32, 16),
+        coordinates=numbers(*SHAPE, 16),
+    ),
+    "a learned volume pooled": lambda: Net(
+        lambda net, x: x + F.max_pool3d(net.volume), volume=learned(1, 12, 16, 16, 16)
+    ),
+    "a learned volume normalised": lambda: Net(
+        lambda net, x: x + net.norm(net.volume), norm=BatchNorm(16), volume=learned(*SHAPE, 16)
+    ),
+    "two norms": lambda: Net(
+        lambda net, x: net.b(net.a(net.second(x))),
+        second=conv(16, 16),
+        a=shifted_norm(),
+        b=BatchNorm(16),
+    ),
+    "a norm's scale that is computed": lambda: Net(
+        lambda net, x: F.batch_norm(
+            net.second(x),
+            net.norm.scale + 1.0,
+            net.norm.shift,
+            net.norm.running_mean,
+            net.norm.running_variance,
+            net.training,
+        ),
+        second=conv(16, 16),
+        norm=BatchNorm(16),
+    ),
+    "a layer twice": lambda: (
+        lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer)
+    )(conv(16, 16)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_compiled_equals_eager(name):
+    assert_agree(UNUSUAL[name], SHAPE, ROUNDING, steps=1)
+
+
+class HalfHead(Net):
+    """Halves the weights of the head."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        return F.conv3d(F.relu(self.first(images)), self.head.weights * 0.5, self.head.bias)
+
+
+def test_a_head_whose_weights_are_computed():
+    assert_agree(lambda: HalfHead(lambda net, x: x), SHAPE, ROUNDING, steps=1)
+
+
+def modulated(net: Any, x: Tensor) -> Tensor:
+    norm = net.norm
+    scale = norm.scale * x.mean(axis=(0, 1, 2, 3))
+    statistics = norm.running_mean, norm.running_variance
+    return F.batch_norm(net.second(x), scale, norm.shift, *statistics, net.training)
+
+
+def biased(net: Any, x: Tensor) -> Tensor:
+    return F.conv3d(x, net.second.weights, net.second.bias + x.mean(axis=(0, 1, 2, 3)))
+
+
+@pytest.mark.parametrize("middle", [modulated, biased])
+def test_what_depends_on_the_images_is_made_of_each(middle):
+    net = Net(middle, second=conv(16, 16), norm=BatchNorm(16)).eval()
+    predict = tinyunet.compile(net, INPUT)
+    for factor in (1, 3):
+        images = factor * (numbers(*INPUT) + 1)
+        with no_grad():
+            assert_within(predict(images), net(images).data, 1e-4, "prediction")
+
+
+def test_another_order_of_weights_is_seen():
+    model = UNet(filters=16, depth=2).eval()
+    images = numbers(*INPUT)
+    predict = tinyunet.compile(model, INPUT)
+    predict(images)
+    weights = dict(model.named_parameters())["encoder.0.conv1.weights"].data
+    weights[...] = weights[:, :, ::-1].copy()
+    with no_grad():
+        assert_within(predict(images), model(images).data, 1e-4, "prediction")
+
+
+def weighted(probabilities: Tensor, labels: Any) -> Tensor:
+    weights = np.array([1, 1, 1, 4], np.float32)[labels]
+    return ((probabilities * probabilities).mean(axis=-1) * weights).mean()
+
+
+def test_a_loss_that_looks_at_one_class_only():
+    assert_agree(lambda: Net(lambda net, x: x), SHAPE, ROUNDING, steps=1, loss=Probabilities())
+
+
+class Probabilities:
+    """A loss of probabilities, as `agreement.eager_loss` knows it."""
+
+    takes_probabilities = True
+
+    def __call__(self, prediction: Tensor, labels: Any) -> Tensor:
+        return weighted(prediction, labels)
+
+
+def test_what_the_trace_can_see_is_refused():
+    def threshold(net: Any, x: Tensor) -> Tensor:
+        y = net.second(x)
+        return y * (y.data < -0.5).astype(np.float32)
+
+    net = Net(threshold, second=conv(16, 16))
+    with pytest.raises(ValueError, match="depends on the data"):
+        tinyunet.compile(net, INPUT)
+
+
+def test_a_penalty_beside_a_loss_that_stays_eager_is_refused():
+    net = Net(lambda net, x: x)
+
+    def penalised(prediction: Tensor, labels: Any) -> Tensor:
+        return losses.soft_dice(prediction, labels) + (net.first.weights**2.0).sum() * 0.1
+
+    with pytest.raises(ValueError, match=r"the loss reads the parameter 'first\.weights'"):
+        tinyunet.compile(net, penalised, SGD(net.parameters(), 0.1), INPUT)
+
+
+class Named(Module):
+    """Has a layer of the name that a method may have."""
+
+    def __init__(self) -> None:
+        self.first, self.logits = conv(4, 4), conv(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.softmax(self.logits(F.relu(self.first(images))))
+
+
+def test_a_layer_called_logits_is_a_layer():
+    eager, compiled = Named(), Named()
+    step = tinyunet.compile(compiled, losses.soft_dice, SGD(compiled.parameters(), 0.1), INPUT)
+    SGD(eager.parameters(), 0.1)
+    images, labels = batch(SHAPE, 4, 4, 0)
+    expected = losses.soft_dice(eager(images), labels)
+    expected.backward()
+    assert step.gradients(images, labels) == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(eager, compiled, ROUNDING)
+
+
+def test_the_optimizer_of_another_model_is_refused():
+    model, other = UNet(filters=4, depth=2), UNet(filters=4, depth=2)
+    Adam(model.parameters())
+    with pytest.raises(ValueError, match="it does not hold the model's parameter"):
+        tinyunet.compile(model, losses.soft_dice, Adam(other.parameters()), INPUT)
+
+
+def test_a_part_in_inference_is_refused():
+    model = UNet(filters=4, depth=2).train()
+    dict(model.named_modules())["encoder.0.norm0"].eval()
+    with pytest.raises(ValueError, match=r"encoder\.0\.norm0 is in inference"):
+        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+
+
+@pytest.mark.parametrize("name", ["encoder.0.conv0", "decoder.0.conv0", "up.0", "head"])
+def test_weights_that_are_not_learnt_beside_a_bias_that_is(name):
+    def make() -> UNet:
+        model = UNet(filters=16, depth=2)
+        dict(model.named_parameters())[f"{name}.weights"].requires_grad = False
+        return model
+
+    eager, compiled = make().train(), make().train()
+    step = tinyunet.compile(
+        compiled, losses.soft_dice, SGD(compiled.parameters(), 0.1), INPUT, accuracy="strict"
+    )
+    optimizer = SGD(eager.parameters(), 0.1)
+    images, labels = batch(SHAPE, 4, 4, 0)
+    optimizer.zero_grad()
+    losses.soft_dice(eager.logits(images), labels, from_logits=True).backward()
+    step.gradients(images, labels)
+    assert_same_gradients(eager, compiled, ROUNDING)
+
+
+def test_settings_may_change_between_steps():
+    model = UNet(filters=4, depth=2)
+    step = tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+    images, labels = batch(SHAPE, 4, 4, 0)
+    step(images, labels)
+    weights = dict(model.named_parameters())["encoder.0.conv0.weights"]
+    norm = dict(model.named_modules())["encoder.0.norm0"]
+    weights.requires_grad, norm.momentum = False, 1.0
+    kept, mean = weights.data.copy(), norm.running_mean.copy()
+    step(images, labels)
+    np.testing.assert_array_equal(weights.data, kept)
+    np.testing.assert_array_equal(norm.running_mean, mean)
+    program = step.program(INPUT)
+    step(images, labels)
+    assert step.program(INPUT) is program
