@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
+from tinyunet import verbose
 from tinyunet.errors import AgreedError, Terminated, UserError, as_user_error, one_line
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
@@ -161,6 +162,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         # MPI's start does not come back to Python: a signal ends the process meanwhile, and so the others.
         communicator = world()
         signals.begin()
+        verbose.name_rank(communicator.rank, communicator.size)
         if communicator.rank > 0:
             # One rank speaks for all, also when the text is argparse's own, as that of --help.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open to the end

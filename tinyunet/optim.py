@@ -92,9 +92,8 @@ class Optimizer:
         start, part = time.perf_counter(), self.crew.part(self.flat_parameters.size)
         self._update(part)
         if verbose.wanted():
-            print(
-                self._verbose_line(part.stop - part.start, time.perf_counter() - start), flush=True
-            )
+            seconds = time.perf_counter() - start
+            verbose.say(self._verbose_line(part.stop - part.start, seconds))
         self.crew.wait()
 
     def _verbose_line(self, size: int, seconds: float) -> str:

@@ -78,6 +78,21 @@ def test_the_screen_shows_plan_epochs_and_table(command, dataset, tmp_path):
         assert figure in bar
 
 
+@needs_mpi
+def test_every_rank_says_which_kernels_it_runs(dataset, tmp_path):
+    options = ("--data-path", dataset, "--output", tmp_path, *SMALL)
+    done = launch(["-m", "tinyunet.train", *options], 2, TINYUNET_VERBOSE="1")
+    assert done.returncode == 0, done.stderr
+    assert "tinyunet: rank" not in done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("tinyunet: ")]
+    # The launcher may put a line of one rank into that of another.
+    whole = [line for line in lines if line.count("tinyunet: rank ") == 1]
+    assert len(whole) > 0.9 * len(lines)
+    assert len({line.index(" ms ") for line in whole}) == 1
+    packed = {line.split()[2] for line in whole if " pack_weights " in line}
+    assert packed == {"0", "1"}  # they share the work
+
+
 def test_two_runs_of_one_second_do_not_meet(command, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "now")
     for _ in range(2):

@@ -61,28 +61,31 @@ def test_a_line_for_each_kernel_that_runs(monkeypatch, capsys):
     compiled = step(enable=())
     images, labels = np.zeros(SHAPE, np.float32), np.zeros(SHAPE[:-1], int)
     compiled.gradients(images, labels)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     monkeypatch.setenv("TINYUNET_VERBOSE", "1")
     compiled.gradients(images, labels)
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
     graph = compiled.stages(SHAPE)[-1].graph
     assert len(lines) == sum(not node.views for node in graph.nodes)
     assert re.match(
-        r"tinyunet: convolution +1x6x7x8x4 +ndhwc +eager .* ms .* GFLOP/s .* GB/s  encoder.0.conv0$",
+        r"tinyunet: convolution +1x6x7x8x4 +ndhwc +eager .* ms .* GFLOP/s .* GB/s  encoder.0.conv0 +-$",
         lines[0],
     )
 
 
 def lines_of(capsys) -> dict[str, str]:
-    """The lines printed, by the name at their end; each has all its figures."""
-    found = capsys.readouterr().out.splitlines()
+    """The lines printed, by the name in the model; each has all its figures, in the same columns."""
+    found = capsys.readouterr().err.splitlines()
     for line in found:
         assert re.match(
             r"tinyunet: \w+ +[0-9x]+ +\w+ +(eager|direct|fused|winograd F\([0-9,]+\)) "
             r".* [0-9.]+ ms +[0-9.]+ GFLOP/s +[0-9.]+ GB/s  .+$",
             line,
         ), line
-    return {line.rpartition("GB/s  ")[2]: line for line in found}
+    assert len({(line.index(" ms "), line.index(" GB/s")) for line in found}) == 1
+    return {re.split(r"  +", line.partition("GB/s  ")[2])[0]: line for line in found}
 
 
 def test_every_kernel_of_a_fused_step_and_of_a_prediction_has_a_line(monkeypatch, capsys):

@@ -131,7 +131,7 @@ class Program:
         start = time.perf_counter()
         call()
         seconds = time.perf_counter() - start
-        print(verbose_line(node, self.graph, seconds), flush=True)
+        verbose.say(verbose_line(node, self.graph, seconds))
 
     def _bind(self, node: Node, shared: dict[str, Any]) -> Callable[[], None]:
         if node.attributes.get("implementation") == "fused":
