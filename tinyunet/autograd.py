@@ -78,7 +78,7 @@ class Function:
         if _recording.tracer is not None:
             return _recording.tracer(cls, arguments)
         ctx = Context(cls, tuple(map(_parent, arguments)))
-        dst = Tensor(cls.forward(ctx, *(a.data if isinstance(a, Tensor) else a for a in arguments)))
+        dst = Tensor(ctx.forward(*(a.data if isinstance(a, Tensor) else a for a in arguments)))
         if ctx.recording:
             ctx.shape, ctx.dtype = dst.shape, dst.dtype
             dst.requires_grad, dst._context = True, ctx

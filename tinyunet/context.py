@@ -7,11 +7,14 @@ done; going backward through it again is an error.
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tinyunet import verbose
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Gradients: TypeAlias = tuple[Array | None, ...]
@@ -87,6 +90,14 @@ class Context:
                 )
         return tuple(array for array, _ in self._saved)
 
+    def forward(self, *arguments: Any) -> Array:
+        """Result of the operator, which may keep something here."""
+        start = time.perf_counter()
+        result: Array = self.function.forward(self, *arguments)
+        if verbose.wanted():
+            self._say("", time.perf_counter() - start, (result,), arguments)
+        return result
+
     def backward(self, gradient: Array) -> Gradients:
         """Gradients for :attr:`parents`, checked; then let go of everything that was kept."""
         if not self.recording:
@@ -94,11 +105,24 @@ class Context:
                 f"{self.function.__name__}: backward has already run here and freed this part of"
                 " the graph; run the forward pass again"
             )
-        gradients = self.function.backward(self, gradient)
+        start = time.perf_counter()
+        gradients: Gradients = self.function.backward(self, gradient)
+        if verbose.wanted():
+            self._say("d ", time.perf_counter() - start, gradients, (gradient,))
         gradients += (None,) * (len(self.parents) - len(gradients))
         checked = tuple(map(self._check, gradients, self.parents))
         self.parents, self._saved, self.recording = (), (), False
         return checked
+
+    def _say(self, direction: str, seconds: float, written: Gradients, read: Sequence[Any]) -> None:
+        """Print a line of what has just run; what it keeps or has kept was moved, too."""
+        arrays = (*written, *read, *(array for array, _ in self._saved))
+        moved = {id(array): array for array in arrays if isinstance(array, np.ndarray)}
+        shape = max((np.shape(a) for a in written if a is not None), key=math.prod, default=())
+        operator = operator_name(self.function) + ("_backward" if direction else "")
+        told = operator, shape, "ndhwc" if len(shape) == 5 else "plain", "eager", ""
+        work = None, sum(array.nbytes for array in moved.values())
+        verbose.say(verbose.line(*told, seconds, *work, direction + self.function.__name__))
 
     def _check(self, diff: Array | None, parent: "Context | Leaf | None") -> Array | None:
         if parent is None:
@@ -110,6 +134,11 @@ class Context:
             )
         # Kernels want contiguous memory; a gradient has the precision of what it belongs to.
         return np.asarray(diff, dtype=parent.dtype, order="C")
+
+
+def operator_name(function: type[Any]) -> str:
+    """Return "max_pooling" for ``MaxPooling``."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in function.__name__).lstrip("_")
 
 
 def _sample(array: NDArray[Any] | None) -> bytes:

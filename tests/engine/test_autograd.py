@@ -1,6 +1,7 @@
 """The tape: gradients of the arithmetic, what is kept and for how long, and every error."""
 
 import gc
+import re
 import sys
 import threading
 import weakref
@@ -379,6 +380,28 @@ class TestChangesInPlace:
 
 class Watched(np.ndarray):
     """An array that can be referred to weakly."""
+
+
+def test_each_operator_has_a_line_if_wanted(monkeypatch, capsys):
+    x = Tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    (x * x).sum().backward()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TINYUNET_VERBOSE", "1")
+    (x * x).sum().backward()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "multiply",
+        "sum",
+        "sum_backward",
+        "multiply_backward",
+    ]
+    assert all(" eager " in line for line in lines)
+    assert len({line.index(" ms ") for line in lines}) == 1
+    with no_grad():
+        x.exp()
+    assert re.match(
+        r"tinyunet: exp +2x3 +plain +eager .* - GFLOP/s .* Exp", capsys.readouterr().err
+    )
 
 
 class Keep(Function):

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyunet.autograd import Function, Tensor, intercept
-from tinyunet.context import Context
+from tinyunet.context import Context, operator_name
 from tinyunet.graph.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
 from tinyunet.graph.operators import OPERATORS, Operator
 from tinyunet.nn import Module
@@ -290,5 +290,6 @@ def _find_out(
         saves.append(name)
         if array is not None and id(array) not in known:
             workspaces[name] = lambda *_, a=array: (a.shape, a.dtype)
-    name = "".join(f"_{c.lower()}" if c.isupper() else c for c in function.__name__).lstrip("_")
-    return Operator(name, lambda _: dst.shape, tuple(saves), workspaces, dst.dtype)
+    return Operator(
+        operator_name(function), lambda _: dst.shape, tuple(saves), workspaces, dst.dtype
+    )
