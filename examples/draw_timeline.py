@@ -22,6 +22,7 @@ COLOURS = {
     "packing": "#d9b95b",
     "forward": "#7aa6c2",
     "backward": "#c9825b",
+    "optimizer": "#8d6cab",
     "bucket": "#5b8c5a",
     "waits": "#b0b0b0",
 }
@@ -47,6 +48,8 @@ def colour(event: dict) -> str:
     words = event["name"].split()
     if "pack_weights" in words:
         return COLOURS["packing"]
+    if words == ["Adam"]:
+        return COLOURS["optimizer"]
     if event["cat"] == "kernels":
         return COLOURS["backward" if "d" in words else "forward"]
     return COLOURS["bucket" if event["cat"].startswith("bucket") else "waits"]

@@ -49,14 +49,31 @@ def no_grad() -> Iterator[None]:
 
 @contextmanager
 def intercept(
-    tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor]",
+    tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None",
 ) -> Iterator[None]:
-    """Inside, no operator runs: each call of ``Function.apply`` is handed to ``tracer`` instead."""
+    """Inside, no operator runs: each call of ``Function.apply`` is handed to ``tracer`` instead.
+
+    None: inside they run again.
+    """
     before, _recording.tracer = _recording.tracer, tracer
     try:
         yield
     finally:
         _recording.tracer = before
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Inside, ``listener`` is told the name of each operator that has just run forward."""
+
+    def run(function: type[Function], arguments: tuple[Any, ...]) -> Tensor:
+        with intercept(None):
+            dst = function.apply(*arguments)
+        listener(function.__name__, ())
+        return dst
+
+    with intercept(run):
+        yield
 
 
 class Function:

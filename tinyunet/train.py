@@ -199,7 +199,8 @@ def _add_ranks(group: Any, default: Settings) -> None:
         "--timeline",
         metavar="FILE",
         help="write when each kernel ran and each bucket was on its way, a JSON file for each rank "
-        "(FILE.rank0.json, ...) that https://ui.perfetto.dev opens",
+        "(FILE.rank0.json, ...) that https://ui.perfetto.dev opens; the first 20 000 events, some hundred "
+        "steps, are kept",
     )
 
 

@@ -1,5 +1,8 @@
 """Training through the Trainer: compiled as eager, and the Dice that both show."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,9 @@ from tinyunet import Adam, UNet
 from tinyunet.data import phantom
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.optim import constant
+from tinyunet.parallel import timeline
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.parallel.timeline import Timeline
 from tinyunet.training.loop import Trainer
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, Inspector, Loader, Volumes
@@ -28,7 +33,7 @@ def make_batch(channels=4, classes=4):
     return Batch(images, generator.integers(0, max(classes, 2), SHAPE).astype(np.uint8))
 
 
-def epochs(cases, **options):
+def epochs(cases, communicator=None, **options):
     model = UNet(filters=4, depth=3, seed=3)
     volumes = Volumes(10**9)
     loader = Loader(cases, volumes, (16, 16, 16), patches_per_case=2, batch=2, seed=0)
@@ -40,7 +45,7 @@ def epochs(cases, **options):
         loader,
         inspector,
         constant(1e-3),
-        Communicator(),
+        communicator or Communicator(),
         Progress(shown=False),
         **options,
     )
@@ -61,6 +66,39 @@ def test_two_epochs_compiled_are_two_epochs_eager(cases, accuracy, bound):
     again, same = epochs(cases, accuracy=accuracy)
     assert again == compiled
     np.testing.assert_array_equal(same, parameters)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_the_timeline_has_every_kernel_of_a_step(cases, tmp_path, eager):
+    communicator = Communicator()
+    communicator.timeline = Timeline(0, time.perf_counter())
+    epochs(cases, communicator, eager=eager)
+    communicator.timeline.save(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [event for event in events if event.get("cat") == "kernels"]
+    names = [event["name"] for event in spans]
+    assert names[-1] == "Adam"
+    assert names.count("Adam") == 6  # steps
+    step = names[: names.index("Adam")]
+    assert names == [*step, "Adam"] * 6
+    if eager:
+        forward = [name for name in step if not name.startswith("d ")]
+        assert forward == [name.removeprefix("d ") for name in reversed(step[len(forward) :])]
+        assert forward.count("Convolution") == 11
+    ends = [event["ts"] + event["dur"] for event in spans]
+    assert all(end <= event["ts"] for end, event in zip(ends, spans[1:], strict=False))
+
+
+def test_a_full_timeline_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(timeline, "_MOST_EVENTS", 2)
+    full = Timeline(1, 0.0)
+    for number in range(5):
+        full.span("kernels", f"kernel {number}", number, number + 1)
+    full.save(tmp_path / "trace.json")
+    *_, before, last = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert before["name"] == "kernel 1"
+    assert (last["ph"], last["name"]) == ("i", "full: 3 later events are left out")
+    assert (last["pid"], last["ts"]) == (1, 2e6)
 
 
 @pytest.mark.parametrize("classes", [1, 4])

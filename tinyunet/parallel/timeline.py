@@ -13,7 +13,7 @@ from typing import Any
 from tinyunet.files import write_json
 
 KERNELS, WAITS = "kernels", "waits"
-# Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB.
+# Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB. The last one says so.
 _MOST_EVENTS = 20_000
 
 
@@ -32,10 +32,12 @@ class Timeline:
         self._rows: dict[str, int] = {KERNELS: 0, WAITS: 1}
         self._spans: list[dict[str, Any]] = []
         self._kernel_start = clock_start
+        self._lost = 0
 
     def span(self, row: str, name: str, start: float, end: float, **details: Any) -> None:
         """Note that something went on from ``start`` to ``end``, of ``time.perf_counter``."""
         if len(self._spans) >= _MOST_EVENTS:
+            self._lost += 1
             return
         self._spans.append(
             {
@@ -75,6 +77,10 @@ class Timeline:
         ]
         common = {"ph": "M", "pid": self._rank, "tid": 0, "ts": 0}
         events = [common | event for event in names] + self._spans
+        if self._lost:
+            end = self._spans[-1]["ts"] + self._spans[-1]["dur"]
+            name = f"full: {self._lost} later events are left out"
+            events.append(common | {"ph": "i", "name": name, "ts": end, "s": "p"})
         write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
 
 

@@ -141,7 +141,7 @@ class Trainer:
             if not np.isfinite(sums[0]):
                 raise self._diverged(f"the loss is {sums[0]}", self.step + 1)
             self.optimizer.lr = self._schedule(self.optimizer.steps)
-            self.optimizer.step()
+            self._update()
             self.step += 1
             self.total += sums[:4]
             loss, dice = self._result()
@@ -232,6 +232,14 @@ class Trainer:
         else:
             self._sums.keep()
         return found
+
+    def _update(self) -> None:
+        timeline = self._communicator.timeline
+        if timeline:
+            timeline.start_kernels()
+        self.optimizer.step()
+        if timeline:
+            timeline.kernel(type(self.optimizer).__name__)
 
 
 def average_buffers(model: UNet, communicator: Communicator) -> None:

@@ -1,12 +1,14 @@
 """Where the gradients of a step come from: the compiled graph, or the eager model and its tape."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.softmax_dice import dice_forward
+from tinyunet.autograd import listening
 from tinyunet.context import Listener
 from tinyunet.graph import compile
 from tinyunet.graph.trace import trace
@@ -54,8 +56,9 @@ def eager_gradients(model: UNet, optimizer: Optimizer) -> Gradients:
 
     def gradients(batch: Batch, listener: Listener | None = None) -> Result:
         optimizer.zero_grad()
-        logits = model.logits(batch.images)
-        loss = dice_cross_entropy(logits, batch.labels, from_logits=True)
+        with listening(listener) if listener else nullcontext():
+            logits = model.logits(batch.images)
+            loss = dice_cross_entropy(logits, batch.labels, from_logits=True)
         loss.backward(batch.weight, listener)
         sums = np.stack(dice_forward(logits.data, batch.labels))
         return Result(loss.item(), sums)
