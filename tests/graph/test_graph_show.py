@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
 import tinyunet
-from tinyunet import Adam, UNet, functional, losses
+from tinyunet import Adam, UNet, commandline, functional, losses
 from tinyunet.graph import passes
+from tinyunet.graph.__main__ import main
 from tinyunet.graph.show import aligned, nodes_table, summary
 from tinyunet.nn import Conv3d
+from tinyunet.viz import graphs
 from tinyunet.viz.graphs import draw_graph
 
 SHAPE = (1, 6, 7, 8, 4)
@@ -51,10 +55,33 @@ def test_aligned():
     assert aligned([("a", "bb"), ("ccc", "d")], left=1) == "a    bb\n-------\nccc   d"
 
 
-def test_picture(tmp_path):
-    draw_graph(tmp_path / "graph.png", step().stages(SHAPE))
-    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize(("name", "start"), [("g.png", b"\x89PNG"), ("g.svg", b"<?xml")])
+def test_picture(tmp_path, name, start):
+    draw_graph(tmp_path / name, step().stages(SHAPE))
+    assert (tmp_path / name).read_bytes().startswith(start)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_has_no_volume_is_in_a_row_of_its_own():
+    graph = step().stages(SHAPE)[-1].graph
+    axes = Figure().subplots()
+    graphs._draw_nodes(axes, graph)
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["no volume", "1.7", "2.7", "2.8"]
+    bottom = axes.get_yticks()[0]
+    lines = np.concatenate(axes.collections[0].get_segments())
+    assert len(lines) > 20
+    assert bottom not in lines[:, 1]
+    row = [box.get_y() + box.get_height() / 2 for box in axes.patches]
+    for node, height in zip(graph.nodes, row, strict=True):
+        has_volume = "pool" in node.op or "convolution" in node.op
+        if has_volume or node.op in ("pack_weights", "pad_bias", "statistics"):
+            assert has_volume == (abs(height - bottom) > 0.1), node.name
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert told == [
+        *("convolution", "pool", "reorder", "other"),
+        *("edge: fused kernel", "edge: eager operator"),
+    ]
 
 
 def test_a_line_for_each_kernel_that_runs(monkeypatch, capsys):
@@ -138,3 +165,27 @@ def test_command_line(tmp_path):
     wrong = subprocess.run([*command, "--disable", "fold"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "--disable: invalid choice: 'fold'" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--size", "8"],
+            "--size: 8 voxels are halved 4 times; expected at least 16, or a smaller --depth",
+        ),
+        (
+            ["--plot", "no/such/x.png"],
+            "--plot: no/such/x.png; expected a file in a folder that is there",
+        ),
+        (["--plot", "graph.gif"], "--plot: graph.gif; expected an ending of .png, .svg, .pdf"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_before_the_work(
+    monkeypatch, capsys, options, told
+):
+    monkeypatch.setattr(sys, "argv", ["tinyunet.graph", *options])
+    with pytest.raises(SystemExit) as left:
+        commandline.run("tinyunet.graph", main)
+    assert left.value.code == 2
+    assert tuple(capsys.readouterr()) == ("", f"tinyunet.graph: {told}\n")

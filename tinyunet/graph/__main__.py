@@ -1,8 +1,10 @@
 """``python -m tinyunet.graph``: the U-Net's graph before and after each pass, as a table or a picture."""
 
 import argparse
+from pathlib import Path
 
 from tinyunet.commandline import Parser, run, whole_number
+from tinyunet.errors import AgreedError
 from tinyunet.graph.passes import NAMES
 from tinyunet.parallel.communicator import Communicator
 
@@ -25,8 +27,35 @@ def parse() -> argparse.Namespace:
         help=f"passes to leave out, of {', '.join(NAMES)}",
     )
     option("--nodes", action="store_true", help="list every node of the last graph")
-    option("--plot", metavar="FILE", help="draw the first and the last graph into a PNG")
-    return parser.parse_args()
+    option(
+        "--plot", metavar="FILE", type=Path, help="draw the first and the last graph into a picture"
+    )
+    options = parser.parse_args()
+    _check(options)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Tell before the work what cannot be done.
+
+    Raises
+    ------
+    AgreedError
+        A volume is too small for the levels, or the picture has no place or no known ending.
+    """
+    smallest = 2 ** (options.depth - 1)
+    if options.size < smallest:
+        raise AgreedError(
+            f"--size: {options.size} voxels are halved {options.depth - 1} times; "
+            f"expected at least {smallest}, or a smaller --depth"
+        )
+    if options.plot is not None:
+        from tinyunet.viz.graphs import FORMATS
+
+        if options.plot.is_dir() or not options.plot.parent.is_dir():
+            raise AgreedError(f"--plot: {options.plot}; expected a file in a folder that is there")
+        if options.plot.suffix not in FORMATS:
+            raise AgreedError(f"--plot: {options.plot}; expected an ending of {', '.join(FORMATS)}")
 
 
 def main(communicator: Communicator) -> None:

@@ -1,13 +1,13 @@
 """A graph as a picture: execution goes to the right, resolution goes up, so a U-Net draws its U.
 
-Each box is a node, each line a value that is read; a value that is kept for long is a long line. Boxes
-are as high as the bytes they move, and grey where the eager operator runs.
+Each box is a node, each line a volume that is read; one that is kept for long is a long line. Boxes are
+as high as the bytes they move, and have a grey edge where the eager operator runs. What neither reads nor
+writes a volume, such as packing weights, has a row of its own below the others.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,15 +23,19 @@ from tinyunet.graph.show import Stage, is_unfused, main_value
 from tinyunet.viz.colours import GREY, of_line
 
 _FAMILIES = ("convolution", "batch_norm", "pool", "concatenation", "reorder")
+_OTHER = "0.75"
+
+#: Endings of names, each of which says what is written.
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
-    """Draw the first and the last of some stages one above the other, and write a PNG atomically.
+    """Draw the first and the last of some stages one above the other, and write them atomically.
 
     Parameters
     ----------
     path : Path or str
-        The file to make or replace.
+        The file to make or replace; its ending is one of ``FORMATS``.
     stages : sequence of Stage
         From ``Compiled.stages``.
 
@@ -53,19 +57,19 @@ def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
         )
         axes.set_xlim(-1, longest)
     with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary)
 
 
 def _draw_nodes(axes: Axes, graph: Graph) -> None:
     levels = [_level(node, graph) for node in graph.nodes]
-    bottom = min((level for level in levels if level is not None), default=0.0) - 1
+    bottom = min((level for level in levels if level is not None), default=0.0) - 1.5
     heights = [bottom if level is None else level for level in levels]
     made_at = {v: at for at, node in enumerate(graph.nodes) for v in node.outputs.values()}
     lines = [
         ((made_at[value], heights[made_at[value]]), (at, heights[at]))
         for at, node in enumerate(graph.nodes)
         for value in node.inputs.values()
-        if value in made_at
+        if value in made_at and graph.values[value].layout != PLAIN
     ]
     axes.add_collection(LineCollection(lines, colors="0.8", linewidths=0.6, zorder=1))
     most = max(nbytes(node, graph) for node in graph.nodes) or 1
@@ -77,35 +81,60 @@ def _draw_nodes(axes: Axes, graph: Graph) -> None:
                 0.8,
                 size,
                 facecolor=_colour(node),
-                edgecolor=GREY if is_unfused(node) else "black",
+                edgecolor=_edge(node),
                 linewidth=0.6,
                 zorder=2,
             )
         )
     axes.set_ylim(min(heights) - 1, max(heights) + 1)
-    axes.set_yticks(sorted(set(heights)))
+    rows = sorted(set(heights))
+    axes.set_yticks(rows, ["no volume" if row == bottom else f"{row:g}" for row in rows])
     axes.set_ylabel("log2 of voxels along an axis")
-    axes.set_xlabel("order of execution")
+    axes.set_xlabel("order of execution; boxes are as high as the bytes they move")
     axes.spines[["top", "right"]].set_visible(False)
-    handles: list[Any] = [
-        Line2D([], [], marker="s", linestyle="", color=of_line(i), label=name)
-        for i, name in enumerate(_FAMILIES)
+    axes.legend(
+        handles=_legend(graph.nodes),
+        ncols=len(_FAMILIES) + 3,
+        fontsize=7,
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+    )
+
+
+def _legend(nodes: Sequence[Node]) -> list[Line2D]:
+    """What there is among the nodes: colours of families, and edges."""
+    colours = {_family(node): _colour(node) for node in nodes}
+    order = [name for name in (*_FAMILIES, "other") if name in colours]
+    boxes = [(name, colours[name], colours[name]) for name in order]
+    edges = {_edge(node) for node in nodes}
+    known = (("fused kernel", "black"), ("eager operator", GREY))
+    boxes += [(f"edge: {name}", "white", edge) for name, edge in known if edge in edges]
+    return [
+        Line2D([], [], marker="s", linestyle="", label=name, color=face, markeredgecolor=edge)
+        for name, face, edge in boxes
     ]
-    handles.append(Line2D([], [], marker="s", linestyle="", color="0.75", label="other"))
-    axes.legend(handles=handles, ncols=len(handles), fontsize=7, frameon=False, loc="lower right")
 
 
 def _level(node: Node, graph: Graph) -> float | None:
-    """How fine the volume is that a node makes, or reads if it makes none."""
-    shapes = [graph.values[value].shape for value in node.inputs.values()]
-    value = main_value(node, graph)
-    volumes = [value.shape] if value.layout != PLAIN else [s for s in shapes if len(s) == 5]
-    voxels = max((math.prod(shape[1:4]) for shape in volumes), default=0)
+    """How fine the volume is that a node makes, or the finest that it reads if it makes none."""
+    read = [graph.values[name] for name in node.inputs.values()]
+    made = main_value(node, graph)
+    volumes = [
+        value for value in ([made] if made.layout != PLAIN else read) if value.layout != PLAIN
+    ]
+    voxels = max((math.prod(value.shape[1:4]) for value in volumes), default=0)
     return round(math.log2(voxels) / 3, 1) if voxels else None
 
 
+def _family(node: Node) -> str:
+    return next((family for family in _FAMILIES if family in node.op), "other")
+
+
 def _colour(node: Node) -> str:
-    for index, family in enumerate(_FAMILIES):
-        if family in node.op:
-            return of_line(index)
-    return "0.75"
+    family = _family(node)
+    return _OTHER if family == "other" else of_line(_FAMILIES.index(family))
+
+
+def _edge(node: Node) -> str:
+    return GREY if is_unfused(node) else "black"
