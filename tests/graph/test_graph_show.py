@@ -27,8 +27,16 @@ def step(**options) -> tinyunet.graph.TrainingStep:
 
 def test_a_line_for_each_pass():
     lines = summary(step().stages(SHAPE)).splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["traced", *passes.NAMES]
+    names = [line.split()[0] for line in lines[2:]]
+    assert names == ["traced", *passes.PASSES, "finish", "plan_memory"]
     assert len({len(line) for line in lines[2:]}) == 1
+
+
+def test_each_line_says_what_its_pass_has_changed():
+    *_, finished, planned = step().stages(SHAPE)
+    assert planned.figures == finished.figures
+    assert planned.arena < finished.arena
+    assert step(disable=["plan_memory"]).stages(SHAPE)[-1].name == "finish"
 
 
 def test_a_line_for_each_node_and_the_unfused_are_named():

@@ -53,7 +53,7 @@ class Compiled:
         self._settings: list[Any] = []
 
     def stages(self, input_shape: Shape) -> list[Stage]:
-        """Return the graph for a shape as traced, and after each pass."""
+        """Return the graph for a shape as traced, after each pass, and as it is run."""
         reuse = "plan_memory" in self.passes
         graph = self._trace(tuple(input_shape))
         found = [Stage("traced", graph, reuse=False)]
@@ -62,8 +62,8 @@ class Compiled:
             if name in self.passes:
                 graph = run(graph, options).check()
                 found.append(Stage(name, graph, reuse=False))
-        graph = finish(graph)
-        return [*found, Stage("plan_memory" if reuse else "finished", graph, reuse)]
+        found.append(Stage("finish", finish(graph), reuse=False))
+        return [*found, replace(found[-1], name="plan_memory", reuse=True)] if reuse else found
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
