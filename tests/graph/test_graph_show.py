@@ -138,9 +138,12 @@ def test_every_kernel_of_a_fused_step_and_of_a_prediction_has_a_line(monkeypatch
 
     predict = tinyunet.compile(compiled.model, SHAPE)
     predict(images)
-    first = list(lines_of(capsys))
+    found = lines_of(capsys)
+    first = list(found)
     nodes = predict.program(SHAPE).graph.nodes
     assert first == [node.name for node in nodes if not node.views]
+    assert "normalisation" not in " ".join(found.values())  # batch norm is in the weights
+    assert found["encoder.0.conv1"].endswith("prologue: activation; epilogue: bias")
     predict(images)  # weights are packed once, and said to be once
     again = list(lines_of(capsys))
     assert again == [node.name for node in nodes if not node.views and node.phase != "prepare"]

@@ -71,7 +71,7 @@ def nodes_table(graph: Graph) -> str:
                 "x".join(map(str, value.shape)) or "1",
                 value.layout,
                 str(kernel_of(node)),
-                fused_parts(node),
+                fused_parts(node, graph),
                 f"{flops(node, graph) / 1e6:.1f}",
                 f"{nbytes(node, graph) / 1e6:.2f}",
             )
@@ -83,7 +83,7 @@ def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
     """Return what ``TINYUNET_VERBOSE=1`` prints of a kernel that has just run."""
     value = main_value(node, graph)
     work = flops(node, graph), nbytes(node, graph)
-    told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node)
+    told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node, graph)
     return verbose.line(*told, seconds, *work, node.name)
 
 
@@ -110,12 +110,15 @@ def kernel_of(node: Node) -> str:
     return "fused"
 
 
-def fused_parts(node: Node) -> str:
+def fused_parts(node: Node, graph: Graph) -> str:
     """Return what the kernel does beside its own operator, before (prologue) and after (epilogue)."""
     roles = {*node.inputs, *node.outputs}
     before = ["concatenation"] if "src_b" in roles else []
-    if {"src.scale", "src_b.scale"} & roles and node.op != "normalize":
-        before.append("normalisation")
+    scales = [name for role, name in node.inputs.items() if role in ("src.scale", "src_b.scale")]
+    if scales and node.op != "normalize":
+        # An activation by itself has a scale of ones, which is a constant.
+        only_ones = all(graph.values[name].kind == "constant" for name in scales)
+        before.append("activation" if only_ones else "normalisation")
     if "diff_dst.x" in roles and node.op != "gradient":
         before.append("batch-norm gradient")
     packing = node.op in ("pad_bias", "fold") or node.attributes.get("implementation") is None
