@@ -37,3 +37,16 @@ def test_a_folder_of_others_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match="cannot be written to"):
         RunFolder(tmp_path).check(0)
+
+
+def test_a_run_that_goes_on_is_checked_where_its_folder_lies(tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    looked_at = []
+    monkeypatch.setattr(os, "access", lambda path, _: looked_at.append(path) or True)
+    folder = RunFolder(tmp_path / "runs", resumed=moved)
+    folder.check(0)
+    with pytest.raises(UserError, match=rf"^{moved}: \d+ MB left on this disk"):
+        folder.check(10**18)
+    assert looked_at == [moved, moved]
+    assert not (tmp_path / "runs").exists()

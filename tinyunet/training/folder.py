@@ -27,7 +27,7 @@ class RunFolder:
         self._path = resumed
 
     def check(self, most_bytes: int) -> None:
-        """Make ``output``, and see whether a run will fit into it.
+        """See whether a run will fit into its folder, or a new one into ``output``, which is made.
 
         It is better to hear so at the start than when the first checkpoint is written.
 
@@ -43,13 +43,16 @@ class RunFolder:
         UserError
             If it cannot be written to, or has too little space.
         """
-        self._output.mkdir(parents=True, exist_ok=True)
-        if not os.access(self._output, os.W_OK | os.X_OK):
-            raise UserError(f"{self._output}: cannot be written to; expected a folder of your own")
-        free = shutil.disk_usage(self._output).free
+        if self._path is None:
+            self._output.mkdir(parents=True, exist_ok=True)
+        # A run that goes on may lie elsewhere than where it began, on another disk.
+        place = self._path or self._output
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{place}: cannot be written to; expected a folder of your own")
+        free = shutil.disk_usage(place).free
         if free < most_bytes:
             raise UserError(
-                f"{self._output}: {free / 1e6:.0f} MB left on this disk; "
+                f"{place}: {free / 1e6:.0f} MB left on this disk; "
                 f"a run takes {most_bytes / 1e6:.0f} MB"
             )
 
