@@ -1,6 +1,7 @@
 """Files appear whole or not at all; errors become one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,17 @@ def test_an_error_names_the_file_that_was_wanted(tmp_path):
     with pytest.raises(FileNotFoundError) as raised, atomic(path) as temporary:
         temporary.write_text("new")
     assert raised.value.filename == str(path)
+
+
+def test_where_nothing_can_be_removed_the_first_error_is_told(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(OSError, match="Read-only") as raised:
+        write_json(tmp_path / "some.json", {})
+    assert raised.value.filename == str(tmp_path / "some.json")
 
 
 def test_json_is_readable_and_has_no_nan(tmp_path):

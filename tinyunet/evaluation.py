@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from tinyunet.data.brats import LABEL_VALUES, LABELS
 from tinyunet.data.decathlon import Dataset, read_dataset, read_labels
+from tinyunet.data.nifti import stem
 from tinyunet.errors import UserError
 from tinyunet.scores import Scores, score
 
@@ -58,7 +59,7 @@ def find_pairs(
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
     dataset = _dataset(labels)
     names: tuple[str, ...] = LABELS
-    values: tuple[int, ...] = LABEL_VALUES if _stem(labels).endswith("_seg") else (0, 1, 2, 3)
+    values: tuple[int, ...] = LABEL_VALUES if stem(labels).endswith("_seg") else (0, 1, 2, 3)
     if dataset:
         names, values = dataset.labels, dataset.label_values
     if label_values is not None:
@@ -66,7 +67,7 @@ def find_pairs(
         if len(values) != len(names):
             names = tuple(f"label {value}" for value in values)
     if labels.is_file() and predictions.is_file():
-        return Pairs([Pair(_stem(predictions), predictions, labels)], names, values)
+        return Pairs([Pair(stem(predictions), predictions, labels)], names, values)
     found = _label_files(predictions)
     if not found:
         raise UserError(f"{predictions}: no label files in it; expected .nii or .nii.gz")
@@ -120,14 +121,10 @@ def _label_files(path: Path) -> dict[str, Path]:
     """Return the files of a folder by their names without ending; a file is all of its own."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return {
-        _stem(file): file
+        stem(file): file
         for file in files
         if file.name.endswith(_ENDINGS) and not file.name.startswith(".")
     }
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -46,7 +46,9 @@ def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
         # A disk that is full raises without a name, and a temporary name would help nobody.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where nothing can be removed, the error that says so would hide the first one.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tinyunet.checkpoint import Checkpoint, CheckpointError, load
 from tinyunet.data.brats import LABEL_VALUES
 from tinyunet.data.decathlon import case_files, load_image, save_labels
+from tinyunet.data.nifti import stem
 from tinyunet.errors import UserError
 from tinyunet.inference import Predict, predictor, segment
 from tinyunet.parallel.communicator import Communicator
@@ -58,7 +59,7 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
     jobs: dict[str, Job] = {}
     for image in map(Path, images):
         # Of a link its own name, not that of what it leads to; of "." the folder's.
-        name = Path(os.path.abspath(image)).name.removesuffix(".gz").removesuffix(".nii")
+        name = stem(Path(os.path.abspath(image)))
         paths: tuple[Path, ...] = (image,)
         values = own_values
         if image.is_dir():

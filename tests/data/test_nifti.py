@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from volumes import head, oblique, orientations, tumour, write
 
+from tinyunet import files
 from tinyunet.data import nifti
 from tinyunet.data.nifti import (
     DataError,
@@ -329,7 +330,7 @@ class TestSave:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(nifti.os, "replace", full)
+        monkeypatch.setattr(files.os, "replace", full)
         with pytest.raises(DataError, match="No space left on device"):
             save_labels(tmp_path / "out" / "out.nii", tumour(), geometry)
         assert list((tmp_path / "out").iterdir()) == []
@@ -340,7 +341,7 @@ class TestSave:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(nifti.os, "replace", interrupt)
+        monkeypatch.setattr(files.os, "replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             save_labels(tmp_path / "out" / "out.nii", tumour(), geometry)
         assert list((tmp_path / "out").iterdir()) == []

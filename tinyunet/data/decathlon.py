@@ -18,7 +18,7 @@ from tinyunet.data.cases import (
     normalise,
     split,
 )
-from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels
+from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
 
 __all__ = [
     "Case",
@@ -86,7 +86,7 @@ def _read_decathlon(file: Path) -> Dataset:
     values = tuple(labels)
     cases: dict[str, Case] = {}
     for image, label in _training_files(file, description):
-        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        name = stem(image)
         if name in cases:
             raise DataError(f"{file}: {image.name} is named twice; expected each case once")
         cases[name] = Case(name, (image,), label, len(modalities), values)

@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import io
 import math
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy as np
 from nibabel.imageglobals import logger as nibabel_logger
 from numpy.typing import NDArray
 
-from tinyunet.errors import UserError
+from tinyunet.errors import UserError, one_line
+from tinyunet.files import atomic
 
 # nibabel has type hints in some places only; what is without is named here once.
 _orientations: Any = nibabel.orientations
@@ -150,7 +150,7 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
     except DataError:
         raise
     except Exception as error:  # nibabel raises nearly any type on damaged bytes
-        raise DataError(f"{path}: damaged NIfTI file ({_one_line(error)})") from error
+        raise DataError(f"{path}: damaged NIfTI file ({_said(error)})") from error
     if voxels.dtype.kind not in "iuf":
         raise DataError(f"{path}: voxels of type {voxels.dtype}; expected real numbers")
     bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
@@ -192,7 +192,7 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
     except DataError:
         raise
     except Exception as error:  # nibabel raises nearly any type on damaged bytes
-        raise DataError(f"{path}: damaged NIfTI file ({_one_line(error)})") from error
+        raise DataError(f"{path}: damaged NIfTI file ({_said(error)})") from error
 
 
 def read_labels(
@@ -290,29 +290,19 @@ def save_labels(
     image.header["pixdim"][:4] = geometry.header["pixdim"][:4]
     content = image.to_bytes()
     # No time stamp: equal labels give equal files.
-    write_atomically(path, gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file through a temporary one beside it, so that it is never seen half written.
-
-    Raises
-    ------
-    DataError
-        The file cannot be written; nothing is left behind, and what was there before still is.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    raw = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with atomic(path) as temporary:
+            temporary.write_bytes(raw)
     except OSError as error:
-        reason = error.strerror or _one_line(error)
+        reason = one_line(error.strerror or str(error))
         raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error
+
+
+def stem(path: Path) -> str:
+    """Return the name of a file without ``.nii`` or ``.nii.gz``."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _image_class(path: Path, raw: bytes) -> Any:
@@ -343,7 +333,7 @@ def _read_bytes(path: Path, most: int | None = None) -> bytes:
         return _inflate_start(raw, most) if most else gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path}: truncated or damaged ({_one_line(error)}); expected a whole .nii.gz file"
+            f"{path}: truncated or damaged ({_said(error)}); expected a whole .nii.gz file"
         ) from error
 
 
@@ -374,6 +364,6 @@ def _quiet_nibabel() -> Iterator[None]:
         nibabel_logger.disabled = before
 
 
-def _one_line(error: BaseException) -> str:
-    """Return what an exception says, on one line, or its name if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+def _said(error: BaseException) -> str:
+    """Return what an exception says, or its name if it says nothing."""
+    return one_line(str(error)) or type(error).__name__
