@@ -62,6 +62,14 @@ def test_a_linked_case(tmp_path: Path) -> None:
     assert len(read_dataset(tmp_path / "data").cases) == 1
 
 
+def test_links_back_are_not_followed_again(tmp_path: Path) -> None:
+    write_case(tmp_path / "HGG" / "B")
+    (tmp_path / "A").symlink_to(tmp_path)
+    (tmp_path / "HGG" / "C").symlink_to(tmp_path / "HGG" / "B")
+    (tmp_path / "HGG" / "up").symlink_to("..")
+    assert [case.name for case in read_dataset(tmp_path).cases] == ["B"]
+
+
 def test_the_folder_of_one_case(tmp_path: Path) -> None:
     write_case(tmp_path / "A")
     assert [case.name for case in read_dataset(tmp_path / "A").cases] == ["A"]

@@ -39,6 +39,11 @@ class TestRead:
     def test_path_as_text(self, tmp_path: Path) -> None:
         assert len(read_dataset(str(write_decathlon(tmp_path))).cases) == 3
 
+    def test_a_byte_order_mark_before_the_description(self, tmp_path: Path) -> None:
+        file = write_decathlon(tmp_path) / "dataset.json"
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+        assert len(read_dataset(tmp_path).cases) == 3
+
     def test_one_sequence_two_classes(self, tmp_path: Path) -> None:
         labels = {"1": "spleen", "0": "background"}
         write_decathlon(tmp_path, cases=1, channels=1, labels=labels)
@@ -121,6 +126,7 @@ class TestRefuse:
             ("modality", {"0": "FLAIR", "2": "T1w"}, "without a gap"),
             ("labels", {"1": "edema", "2": "core"}, "numbers 1, 2; expected 0"),
             ("labels", {"0": "background"}, "numbers 0; expected 0 for the background and others"),
+            ("labels", {"0": "void", "1": "core", "2": "core"}, "names void, core, core; expected"),
             ("labels", {"0": "background", "300": "edema"}, "up to 255"),
             ("labels", {"0": "background", "-1": "edema"}, "expected 0 for the background"),
             ("labels", {"background": 0}, "is no integer"),

@@ -40,9 +40,16 @@ def read_brats(path: str | Path) -> Dataset:
     """
     path = Path(path)
     found: dict[str, Case] = {}
+    walked: set[str] = set()
     for folder, subfolders, names in os.walk(path, followlinks=True):
+        # A link may lead back to where it lies, or to a case that is there already.
+        real = os.path.realpath(folder)
+        if real in walked:
+            subfolders.clear()
+            continue
+        walked.add(real)
         subfolders.sort()
-        if not any(_is_sequence(name) for name in names):
+        if not any(kind_of(name) for name in names):
             continue
         image_paths, label_path = case_files(folder)
         if label_path is None:
@@ -88,12 +95,9 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
     for name in names:
-        match = _FILE.fullmatch(name)
-        # Archives packed on a Mac hold a "._name" beside each file.
-        if match is None or name.startswith("._"):
+        kind = kind_of(name)
+        if kind is None:
             continue
-        kind = match[1].lower()
-        kind = "seg" if kind == "segm" else kind
         if kind in files:
             raise DataError(
                 f"{folder}: both {files[kind].name} and {name}; expected one {kind} file"
@@ -108,5 +112,17 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
     return tuple(files[kind] for kind in _SEQUENCES), files.get("seg")
 
 
-def _is_sequence(name: str) -> bool:
-    return _FILE.fullmatch(name) is not None and not name.startswith("._")
+def kind_of(name: str) -> str | None:
+    """Return what BraTS keeps in a file of this name: "flair", "t1", "t1ce", "t2" or "seg".
+
+    Returns
+    -------
+    kind
+        None if it is no name of BraTS.
+    """
+    match = _FILE.fullmatch(name)
+    # Archives packed on a Mac hold a "._name" beside each file.
+    if match is None or name.startswith("._"):
+        return None
+    kind = match[1].lower()
+    return "seg" if kind == "segm" else kind

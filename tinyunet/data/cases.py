@@ -96,7 +96,7 @@ def load_case(case: Case) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geome
     """
     image, geometry = load_image(case.image_paths, case.channels)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
-    _check_same_space(case.label_path, label_geometry, case.image_paths[0], geometry)
+    check_same_space(case.label_path, label_geometry, case.image_paths[0], geometry)
     return image, labels, geometry
 
 
@@ -130,7 +130,7 @@ def load_image(
     volumes = [first]
     for path in paths[1:]:
         volume, other = read_volume(path)
-        _check_same_space(path, other, paths[0], geometry)
+        check_same_space(path, other, paths[0], geometry)
         volumes.append(volume)
     if len(volumes) == 1 and first.ndim == 4:
         image = first
@@ -228,6 +228,36 @@ def split(
     return shuffled[:train], shuffled[train : train + validation], shuffled[train + validation :]
 
 
+def check_same_space(
+    path: str | Path, geometry: Geometry, reference_path: str | Path, reference: Geometry
+) -> None:
+    """Check that two files of a case have the same voxels: sizes, and positions to half a voxel.
+
+    Parameters
+    ----------
+    path, geometry
+        One of them.
+    reference_path, reference
+        The one that it should lie on.
+
+    Raises
+    ------
+    DataError
+        It does not; the message names both files.
+    """
+    shape, expected = geometry.canonical_shape, reference.canonical_shape
+    if shape != expected:
+        raise DataError(
+            f"{path}: {_size(shape)} voxels; expected {_size(expected)} as in {reference_path}"
+        )
+    distance = geometry.distance(reference)
+    if distance > 0.5:
+        raise DataError(
+            f"{path}: its affine puts it up to {distance:.1f} voxels away from {reference_path}; "
+            "expected both on the same voxels"
+        )
+
+
 def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequence[int]) -> None:
     """Check that a patch is no larger than the volume it is to be cut from.
 
@@ -263,23 +293,6 @@ def check_patch_fits_all(cases: Sequence[Case], patch_size: Sequence[int]) -> No
     """
     for case in cases:
         check_patch_fits(case.image_paths[0], read_shape(case.image_paths[0]), patch_size)
-
-
-def _check_same_space(
-    path: str | Path, geometry: Geometry, reference_path: str | Path, reference: Geometry
-) -> None:
-    """Check that two files of a case have the same voxels: sizes, and positions to half a voxel."""
-    shape, expected = geometry.canonical_shape, reference.canonical_shape
-    if shape != expected:
-        raise DataError(
-            f"{path}: {_size(shape)} voxels; expected {_size(expected)} as in {reference_path}"
-        )
-    distance = geometry.distance(reference)
-    if distance > 0.5:
-        raise DataError(
-            f"{path}: its affine puts it up to {distance:.1f} voxels away from {reference_path}; "
-            "expected both on the same voxels"
-        )
 
 
 def _size(shape: Sequence[int]) -> str:

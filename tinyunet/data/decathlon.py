@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def read_dataset(path: str | Path) -> Dataset:
+def read_dataset(path: str | Path, files_are_there: bool = True) -> Dataset:
     """Find the labelled cases of a folder.
 
     Parameters
@@ -47,11 +47,13 @@ def read_dataset(path: str | Path) -> Dataset:
         A Decathlon task (a folder with ``dataset.json``: its ``modality``, ``labels`` and
         ``training`` are used, ``test`` is not, as it has no labels), or, without that file, a BraTS
         folder as :func:`tinyunet.data.brats.read_brats` takes it.
+    files_are_there
+        Whether to check that every file named in ``dataset.json`` is there.
 
     Returns
     -------
     dataset
-        No volume has been read yet, but every file named is there.
+        No volume has been read yet.
 
     Raises
     ------
@@ -62,12 +64,12 @@ def read_dataset(path: str | Path) -> Dataset:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; expected a Decathlon task or a BraTS folder")
     file = path / "dataset.json"
-    return _read_decathlon(file) if file.exists() else read_brats(path)
+    return _read_decathlon(file, files_are_there) if file.exists() else read_brats(path)
 
 
-def _read_decathlon(file: Path) -> Dataset:
+def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not JSON, or not even text
@@ -83,9 +85,15 @@ def _read_decathlon(file: Path) -> Dataset:
             f'{file}: "labels" has numbers {", ".join(map(str, labels))}; '
             "expected 0 for the background and others up to 255"
         )
+    if len({*labels.values()}) < len(labels):
+        names = ", ".join(labels.values())
+        raise DataError(f'{file}: "labels" has names {names}; expected another for each number')
     values = tuple(labels)
     cases: dict[str, Case] = {}
     for image, label in _training_files(file, description):
+        for path in (image, label) if files_are_there else ():
+            if not path.is_file():
+                raise DataError(f"{path}: no such file, though {file} names it")
         name = stem(image)
         if name in cases:
             raise DataError(f"{file}: {image.name} is named twice; expected each case once")
@@ -111,7 +119,7 @@ def _numbered(file: Path, description: dict[str, Any], key: str) -> dict[int, st
 
 
 def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path, Path]]:
-    """Return image and label file of each training case, after checking that they are there."""
+    """Return image and label file of each training case."""
     entries = description.get("training")
     if not isinstance(entries, list):
         raise DataError(f'{file}: no "training"; expected a list of image and label files')
@@ -128,9 +136,6 @@ def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path,
         # Archives packed on a Mac hold a "._name" beside each file, and some lists name them.
         if image.name.startswith("._"):
             continue
-        for path in (image, label):
-            if not path.is_file():
-                raise DataError(f"{path}: no such file, though {file} names it")
         files.append((image, label))
     if not files:
         raise DataError(f'{file}: "training" names no case; expected one at least')
