@@ -1,12 +1,14 @@
 """Dice of label files against the truth, also in files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tinyunet.data.brats import LABEL_VALUES, LABELS
+from tinyunet.data.brats import LABEL_VALUES, LABELS, kind_of
+from tinyunet.data.cases import check_same_space
 from tinyunet.data.decathlon import Dataset, read_dataset, read_labels
 from tinyunet.data.nifti import stem
 from tinyunet.errors import UserError
@@ -46,20 +48,23 @@ def find_pairs(
     label_values : sequence of int, optional
         Numbers that stand for background, edema, non-enhancing and enhancing tumour in all files.
         Left out, they are those of the Decathlon task (in or above ``labels``), those of BraTS if
-        ``labels`` has its folders or is a ``*_seg`` file, and 0, 1, 2, 3 otherwise.
+        ``labels`` has its folders or is a file of its (``*_seg``), and 0, 1, 2, 3 otherwise.
 
     Raises
     ------
     UserError
-        A file or folder is missing, there is no prediction, or no truth for one.
+        A file or folder is missing, there is no prediction, or no truth for one, or two; or the
+        numbers cannot be those of classes.
     """
+    if label_values is not None:
+        _check_values(label_values)
     predictions, labels = Path(predictions), Path(labels)
     for path in (predictions, labels):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
     dataset = _dataset(labels)
     names: tuple[str, ...] = LABELS
-    values: tuple[int, ...] = LABEL_VALUES if stem(labels).endswith("_seg") else (0, 1, 2, 3)
+    values: tuple[int, ...] = LABEL_VALUES if kind_of(labels.name) == "seg" else (0, 1, 2, 3)
     if dataset:
         names, values = dataset.labels, dataset.label_values
     if label_values is not None:
@@ -76,7 +81,7 @@ def find_pairs(
     else:
         truths = _label_files(labels)
     for name, prediction in found.items():
-        if name not in truths:
+        if name not in truths or not truths[name].is_file():
             raise UserError(f"{prediction}: no labels named {name} in {labels}")
     return Pairs([Pair(name, path, truths[name]) for name, path in found.items()], names, values)
 
@@ -93,39 +98,38 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     for name, prediction_path, truth_path in tqdm(found.pairs, unit="case", leave=False):
         prediction, geometry = read_labels(prediction_path, found.label_values)
         truth, true_geometry = read_labels(truth_path, found.label_values)
-        if prediction.shape != truth.shape:
-            raise UserError(
-                f"{prediction_path}: {_size(prediction.shape)} voxels; "
-                f"expected {_size(truth.shape)} as in {truth_path}"
-            )
-        apart = geometry.distance(true_geometry)
-        if apart > 0.5:
-            raise UserError(
-                f"{prediction_path}: its affine puts it up to {apart:.1f} voxels away from "
-                f"{truth_path}; expected both on the same voxels"
-            )
+        check_same_space(prediction_path, geometry, truth_path, true_geometry)
         rows.append((name, score(prediction, truth, found.names)))
     return rows
 
 
 def _dataset(labels: Path) -> Dataset | None:
     """Return the data set that a path of labels belongs to, if it belongs to one."""
-    folder = labels if labels.is_dir() else labels.parent
+    here = Path(os.path.abspath(labels))  # "." has no parent
+    folder = here if here.is_dir() else here.parent
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file():
-            return read_dataset(place)
+            # Images, and labels that nobody has predicted, may be elsewhere.
+            return read_dataset(place, files_are_there=False)
     return read_dataset(labels) if labels.is_dir() and not _label_files(labels) else None
 
 
 def _label_files(path: Path) -> dict[str, Path]:
     """Return the files of a folder by their names without ending; a file is all of its own."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return {
-        stem(file): file
-        for file in files
-        if file.name.endswith(_ENDINGS) and not file.name.startswith(".")
-    }
+    found: dict[str, Path] = {}
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if not file.name.endswith(_ENDINGS) or file.name.startswith("."):
+            continue
+        other = found.setdefault(stem(file), file)
+        if other != file:
+            raise UserError(f"{path}: both {other.name} and {file.name}; expected one of them")
+    return found
 
 
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+def _check_values(values: Sequence[int]) -> None:
+    """Check numbers that are to stand for classes, which are kept as one byte each."""
+    if not 2 <= len(values) <= 256:
+        raise UserError(f"--label-values: {len(values)} of them; expected 2 to 256")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"--label-values: {value} is there twice; expected different numbers")

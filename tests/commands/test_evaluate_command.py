@@ -81,6 +81,47 @@ def test_a_data_set_tells_names_and_truth(command, dataset, tmp_path):
         assert row(done.out, "PHANTOM_002") == [1] * 6
 
 
+def test_a_data_set_without_its_images_and_other_labels_is_enough(command, copy, tmp_path):
+    found = tmp_path / "found"
+    found.mkdir()
+    shutil.copy(labels_of(copy), found)
+    absent = shutil.copy(labels_of(copy, 1), found)
+    shutil.rmtree(copy / "imagesTr")
+    labels_of(copy, 1).unlink()
+    done = command("evaluate", found, copy)
+    assert done.error == f"tinyunet.evaluate: {absent}: no labels named PHANTOM_001 in {copy}"
+    (found / "PHANTOM_001.nii.gz").unlink()
+    done = command("evaluate", found, copy)
+    assert done.code == 0, done.err
+    assert row(done.out, "PHANTOM_002") == [1] * 6
+
+
+def test_the_data_set_above_the_working_directory_is_seen(command, tmp_path, monkeypatch):
+    description = {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "7": "liver"},
+        "training": [{"image": "imagesTr/one.nii", "label": "labelsTr/one.nii"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    write(tmp_path / "labelsTr" / "one.nii", [0, 7, 7])
+    write(tmp_path / "found" / "one.nii", [0, 7, 0])
+    monkeypatch.chdir(tmp_path / "labelsTr")
+    for labels in (".", "one.nii"):
+        done = command("evaluate", "../found", labels)
+        assert done.code == 0, done.err
+        assert "liver" in done.out
+        assert row(done.out, "one") == [0.667]
+
+
+@pytest.mark.parametrize("name", ["W39_Segm.nii.gz", "A_SEG.nii.gz", "a_seg.nii"])
+def test_a_label_file_of_brats_is_known_by_its_name(command, tmp_path, name):
+    truth = write(tmp_path / name, [0, 2, 1, 4])
+    prediction = write(tmp_path / "found.nii", [0, 2, 4, 4])
+    done = command("evaluate", prediction, truth)
+    assert done.code == 0, done.err
+    assert row(done.out, "found") == [1, 0, 0.667, 1, 1, 0.667]
+
+
 def test_brats_numbers_its_labels_differently(command, tmp_path):
     case = tmp_path / "data" / "BraTS_001"
     for kind in ("flair", "t1", "t1ce", "t2"):
@@ -145,6 +186,16 @@ def test_what_cannot_be_is_told(command, tmp_path):
     assert told(label.parent, empty).startswith(f"{empty}: neither a dataset.json nor")
     assert told(label.parent, other.parent) == f"{label}: no labels named one in {other.parent}"
     assert "voxels away from" in told(moved, label)
+    both = (
+        write(tmp_path / "both" / "one.nii", [1, 2]),
+        write(tmp_path / "both" / "one.nii.gz", [1]),
+    )
+    for pair in ((both[0].parent, label.parent), (label.parent, both[0].parent)):
+        assert told(*pair) == f"{both[0].parent}: both one.nii and one.nii.gz; expected one of them"
+    twice = told(label, label, "--label-values", 0, 1, 1)
+    assert twice == "--label-values: 1 is there twice; expected different numbers"
+    assert "257 of them; expected 2 to 256" in told(label, label, "--label-values", *range(257))
+    assert "1 of them; expected 2 to 256" in told(label, label, "--label-values", 1)
     assert "--label-values: 'x'" in told(label, label, "--label-values", "x")
     missing = tmp_path / "no" / "scores.json"
     assert told(label, label, "--json", missing) == f"{missing}: No such file or directory"
