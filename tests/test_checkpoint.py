@@ -213,6 +213,17 @@ def test_another_format_is_named(trained):
         load(rewritten(trained[0], change))
 
 
+@pytest.mark.parametrize("absent", ["config", "order", "random", "state"])
+def test_a_header_that_lacks_something_is_refused(trained, absent):
+    def change(members):
+        header = json.loads(str(members["header"]))
+        del header[absent]
+        members["header"] = np.array(json.dumps(header))
+
+    with pytest.raises(CheckpointError, match="but not a checkpoint of tinyunet"):
+        load(rewritten(trained[0], change))
+
+
 def test_parameters_of_another_model_are_refused(trained):
     def more_filters(members):
         header = json.loads(str(members["header"]))

@@ -234,13 +234,13 @@ def _header(path: Path, members: Arrays) -> dict[str, Any]:
     try:
         header = json.loads(str(members["header"]))
         found = header["format"]
-    except (KeyError, ValueError, TypeError):
+        if found != FORMAT:
+            raise CheckpointError(f'{path}: format "{found}"; this program reads "{FORMAT}"')
+        return {name: header[name] for name in ("config", "order", "random", "state")}
+    except (KeyError, TypeError, json.JSONDecodeError):
         raise CheckpointError(
             f"{path}: an archive of arrays, but not a checkpoint of tinyunet"
         ) from None
-    if found != FORMAT:
-        raise CheckpointError(f'{path}: format "{found}"; this program reads "{FORMAT}"')
-    return dict(header)
 
 
 def _under(prefix: str, members: Arrays) -> Arrays:
