@@ -48,7 +48,7 @@ def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
     Raises
     ------
     AgreedError
-        There is no mpirun, or the ranks ended with an error.
+        There is no mpirun, or the ranks ended with an error or do not end.
     """
     command = [sys.executable, "-m", "tinyunet.benchmarks.ranks", json.dumps(task)]
     if ranks > 1:
@@ -56,14 +56,17 @@ def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
         if launcher is None:
             raise AgreedError("--ranks: there is no mpirun; pip install 'tinyunet[mpi]'")
         command = [launcher, "-n", str(ranks), *wrapper, *command]
-    done = subprocess.run(
-        command,
-        env=os.environ | (_TCP if wrapper else {}),
-        capture_output=True,
-        text=True,
-        timeout=_LONGEST_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | (_TCP if wrapper else {}),
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise AgreedError(f"the ranks had not ended after {_LONGEST_SECONDS} s") from None
     if done.returncode:
         last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no message")
         raise AgreedError(f"the ranks ended with code {done.returncode}: {one_line(last)[:200]}")
