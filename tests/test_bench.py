@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -385,6 +386,31 @@ def test_nothing_measured_is_an_error(monkeypatch, command, tmp_path):
     assert not (tmp_path / "figures.json").exists()
 
 
+def test_a_picture_that_fails_loses_no_figures(made_up_race, monkeypatch, command, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nets, "draw", full)
+    files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
+    code, _, err = command("step", *SMALL, "--against", *files)
+    assert (code, err) == (2, "tinyunet.bench: No space left on device\n")
+    assert rows_of(tmp_path / "figures.json")[0]["system"] == "tinyunet eager"
+
+
+def test_conv_without_threadpoolctl_says_what_to_install(monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    monkeypatch.delitem(sys.modules, "tinyunet.benchmarks.conv")
+    code, _, err = command("conv", *SMALL, "--against")
+    assert code == 2
+    assert err.endswith("threadpoolctl is not installed; pip install 'tinyunet[bench]'\n")
+
+
+def test_ranks_that_do_not_end_are_told(monkeypatch):
+    monkeypatch.setattr(mpi, "_LONGEST_SECONDS", 0.01)
+    with pytest.raises(AgreedError, match=r"^the ranks had not ended after 0\.01 s$"):
+        mpi.run(1, {"do": "nothing"})
+
+
 def test_thread_counts():
     assert nets.thread_counts(1) == [1]
     assert nets.thread_counts(2) == [1, 2]
@@ -486,6 +512,7 @@ WRONG = {
     "memory --rounds 2": "unrecognized arguments: --rounds 2",
     "conv --batch 2": "unrecognized arguments: --batch 2",
     "step --json no/such/folder/file.json": "--json: 'no/such/folder/file.json'; expected a file in",
+    "step --json /proc/file.json": "--json: '/proc/file.json'; expected a file in",
     "step --plot /": "--plot: '/'; expected a file in",
     "step --plot picture.txt": "--plot: 'picture.txt'; expected one of .png, .pdf, .svg",
 }

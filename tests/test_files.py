@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinyunet.errors import AgreedError, UserError, as_user_error
-from tinyunet.files import atomic, write_json
+from tinyunet.files import atomic, can_be_written, write_json
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path):
@@ -51,6 +51,19 @@ def test_where_nothing_can_be_removed_the_first_error_is_told(tmp_path, monkeypa
     with pytest.raises(OSError, match="Read-only") as raised:
         write_json(tmp_path / "some.json", {})
     assert raised.value.filename == str(tmp_path / "some.json")
+
+
+def test_whether_a_file_can_be_written_is_tried_and_nothing_left(tmp_path):
+    path = tmp_path / "some.json"
+    assert can_be_written(path)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    assert can_be_written(str(path))
+    assert path.read_text() == "old"
+    for bad in (tmp_path, "", "/", path / "a.json", tmp_path / "absent" / "a.json", "/proc/a.json"):
+        assert not can_be_written(bad)
+    assert not can_be_written(tmp_path / ("a" * 300))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_is_readable_and_has_no_nan(tmp_path):

@@ -1,18 +1,17 @@
 """``python -m tinyunet.bench TABLE``: what this project and its peers reach on this machine."""
 
+import importlib.util
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyunet.benchmarks.systems import PEERS, choose
 from tinyunet.commandline import Parser, check_threads, number, run, whole_number
 from tinyunet.errors import AgreedError
-from tinyunet.files import write_json
+from tinyunet.files import can_be_written, write_json
 from tinyunet.parallel.communicator import Communicator
-
-# What a table leaves for the file (rows of systems, ranks, peaks), and the versions of the systems.
-Found = tuple[dict[str, list[dict[str, Any]]], dict[str, str]]
 
 _TABLES = {
     "step": "a training step of the U-Net",
@@ -26,6 +25,24 @@ _TABLES = {
 # The net halves the volume four times, and not every peer can do that to an odd size.
 _MULTIPLE = 16
 _PICTURES = (".png", ".pdf", ".svg")
+
+
+class Found(NamedTuple):
+    """What a table leaves for the files.
+
+    Attributes
+    ----------
+    figures : dict of list of dict
+        Rows of systems, and of ranks.
+    versions : dict of str
+        Of the systems, by their names.
+    draw : function of a path
+        Draws the picture.
+    """
+
+    figures: dict[str, list[dict[str, Any]]]
+    versions: dict[str, str]
+    draw: Callable[[Path], None]
 
 
 def make_parser() -> Parser:
@@ -146,8 +163,8 @@ def _size(text: str) -> int:
 def _new_file(text: str) -> Path:
     """Tell now, not after half an hour, that a file cannot be written there."""
     path = Path(text)
-    if not path.parent.is_dir() or path.is_dir():
-        raise ArgumentTypeError(f"{text!r}; expected a file in a folder that is there")
+    if not can_be_written(path):
+        raise ArgumentTypeError(f"{text!r}; expected a file in a folder that can be written to")
     return path
 
 
@@ -171,9 +188,13 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
     print(f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s")
     tables = {"conv": _convolutions, "allreduce": _allreduce, "scaling": _scaling}
-    found, versions = tables.get(options.table, _nets)(options, here.peak_gflops)
+    found = tables.get(options.table, _nets)(options, here.peak_gflops)
+    # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
-        write_json(options.json, {"machine": here._asdict() | {"versions": versions}} | found)
+        about = here._asdict() | {"versions": found.versions}
+        write_json(options.json, {"machine": about} | found.figures)
+    if options.plot:
+        found.draw(options.plot)
 
 
 def _nets(options: Namespace, _: float) -> Found:
@@ -197,18 +218,20 @@ def _nets(options: Namespace, _: float) -> Found:
         print("", *failures, sep="\n")
     if not results:
         raise AgreedError("nothing could be measured")
-    if options.plot:
-        nets.draw(settings, results, options.plot)
-    return {"rows": nets.rows(settings, results)}, {r.job.system.name: r.version for r in results}
+    return Found(
+        {"rows": nets.rows(settings, results)},
+        {r.job.system.name: r.version for r in results},
+        partial(nets.draw, settings, results),
+    )
 
 
 def _scaling(options: Namespace, peak: float) -> Found:
     from tinyunet.benchmarks import mpi, scaling
 
-    found, versions = _nets(options, peak)
+    found = _nets(options, peak)
     if options.ranks is None and mpi.mpirun() is None:
         print("\nranks: there is no mpirun, skipped")
-        return found, versions
+        return found
     ranks = options.ranks or max(2, options.threads)
     print(f"\nranks: {options.size}^3 voxels, {options.filters} filters\n", flush=True)
     measured = scaling.measure(options.size, options.batch, options.filters, ranks)
@@ -216,10 +239,14 @@ def _scaling(options: Namespace, peak: float) -> Found:
     print(scaling.predicted_table(measured.step, options.gbits), flush=True)
     for gbit in options.throttle:
         print(f"\n{scaling.validate(measured, options.size, options.filters, gbit)}", flush=True)
-    if options.plot:
-        path = options.plot.with_name(f"{options.plot.stem}-ranks{options.plot.suffix}")
-        scaling.draw(measured, options.gbits, path)
-    return found | {"ranks": scaling.rows(measured, options.gbits)}, versions
+
+    def draw(path: Path) -> None:
+        found.draw(path)
+        of_ranks = path.with_name(f"{path.stem}-ranks{path.suffix}")
+        scaling.draw(measured, options.gbits, of_ranks)
+
+    ranks_rows = scaling.rows(measured, options.gbits)
+    return Found(found.figures | {"ranks": ranks_rows}, found.versions, draw)
 
 
 def _allreduce(options: Namespace, _: float) -> Found:
@@ -227,12 +254,13 @@ def _allreduce(options: Namespace, _: float) -> Found:
 
     measured = allreduce.measure(options.ranks or max(2, options.threads))
     print(f"\n{allreduce.table(measured)}")
-    if options.plot:
-        allreduce.draw(measured, options.plot)
-    return {"rows": [], "ranks": allreduce.rows(measured)}, {}
+    figures = {"rows": [], "ranks": allreduce.rows(measured)}
+    return Found(figures, {}, partial(allreduce.draw, measured))
 
 
 def _convolutions(options: Namespace, _: float) -> Found:
+    if importlib.util.find_spec("threadpoolctl") is None:
+        raise AgreedError("conv: threadpoolctl is not installed; pip install 'tinyunet[bench]'")
     from tinyunet.benchmarks import conv
 
     peers, skipped = choose("conv", options.against)
@@ -242,10 +270,8 @@ def _convolutions(options: Namespace, _: float) -> Found:
     print(conv.table(measurements, options.threads))
     if failures:
         print("", *failures, sep="\n")
-    if options.plot:
-        conv.draw(measurements, options.plot)
     figures = {"rows": conv.rows(measurements, options.threads), "peaks": conv.peaks(measurements)}
-    return figures, {}
+    return Found(figures, {}, partial(conv.draw, measurements))
 
 
 if __name__ == "__main__":

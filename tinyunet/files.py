@@ -35,7 +35,7 @@ def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
         As writing and renaming do; ``filename`` is then ``path``, not the temporary name.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     try:
         yield temporary
         _to_disk(temporary)
@@ -51,10 +51,35 @@ def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    """Return the name beside a file that it has until it is whole."""
+    return path.with_name(f".{os.getpid()}-{path.name}")
+
+
 def _to_disk(path: Path) -> None:
     """Wait until the disk holds what has been written to a file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def can_be_written(path: Path | str) -> bool:
+    """Whether a file can be made or replaced here; it is tried, and nothing of it is left.
+
+    Parameters
+    ----------
+    path : Path or str
+        Where a file is to be written later, after work that should not be in vain.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return False
+        temporary = _temporary(path)
+        temporary.write_bytes(b"")
+        temporary.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path | str, content: Any) -> None:

@@ -140,6 +140,7 @@ def test_a_bad_file_ends_the_run_with_one_line_that_names_it(command, copy, tmp_
         ),
         (["--threads", "1000"], "--threads: 1000; expected at most"),
         (["--data-path", "/no/such/folder"], "/no/such/folder: no such folder"),
+        (["--data-path", ""], "--data-path: ''; expected a folder, or no --data-path for phantoms"),
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     ],

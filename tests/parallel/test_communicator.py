@@ -11,6 +11,7 @@ from launcher import launch, needs_mpi
 
 from tinyunet.errors import AgreedError, UserError
 from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.parallel.recording import recorded
 
 RANKS = Path(__file__).parent / "ranks.py"
 
@@ -101,3 +102,13 @@ def test_one_rank_raises_its_own_error():
     with pytest.raises(SystemExit) as left:
         alone.abort(2)
     assert left.value.code == 2
+
+
+def test_a_timeline_that_cannot_be_written_is_told_and_no_error(tmp_path, capsys):
+    communicator, path = Communicator(), tmp_path / "some.json"
+    with recorded(path, communicator):
+        path.mkdir()
+    assert communicator.timeline is None
+    assert capsys.readouterr().err == f"the timeline is lost: {path}: Is a directory\n"
+    with pytest.raises(ZeroDivisionError), recorded(path, communicator):
+        raise ZeroDivisionError

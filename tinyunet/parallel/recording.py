@@ -1,10 +1,12 @@
 """Recording what all ranks do, to the same clock."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyunet.errors import as_user_error
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.timeline import Timeline, file_of_rank
 
@@ -12,6 +14,8 @@ from tinyunet.parallel.timeline import Timeline, file_of_rank
 @contextlib.contextmanager
 def recorded(path: Path | str | None, communicator: Communicator) -> Iterator[None]:
     """Record what every rank does in a block, and write it, also if the block ends by an error.
+
+    What cannot be written is told on stderr, and no error: what the block did is worth more.
 
     Parameters
     ----------
@@ -29,4 +33,7 @@ def recorded(path: Path | str | None, communicator: Communicator) -> Iterator[No
         yield
     finally:
         communicator.timeline = None
-        timeline.save(file_of_rank(path, communicator.rank, communicator.size))
+        try:
+            timeline.save(file_of_rank(path, communicator.rank, communicator.size))
+        except OSError as error:
+            print("the timeline is lost:", as_user_error(error), file=sys.stderr, flush=True)

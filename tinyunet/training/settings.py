@@ -1,9 +1,9 @@
 """What can be chosen about a training, and what is chosen if nobody does."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tinyunet.errors import UserError
+from tinyunet.files import can_be_written
 from tinyunet.parallel.options import FEW_PATCHES, Exchange
 
 
@@ -99,15 +99,15 @@ class Settings:
         ------
         UserError
             If a patch has nothing left on the lowest level, a batch cannot be shared equally, or there is
-            no place for the timeline.
+            no place for the timeline or no name of the data.
         """
         self.exchange.check()
-        if self.timeline is not None:
-            place = Path(self.timeline)
-            if place.is_dir() or not place.parent.is_dir():
-                raise UserError(
-                    f"--timeline: {self.timeline}; expected a file in a folder that is there"
-                )
+        if self.data_path == "":  # what a variable of the shell that is not set leaves
+            raise UserError("--data-path: ''; expected a folder, or no --data-path for phantoms")
+        if self.timeline is not None and not can_be_written(self.timeline):
+            raise UserError(
+                f"--timeline: {self.timeline}; expected a file in a folder that can be written to"
+            )
         smallest = 2 ** (self.depth - 1)
         if min(self.patch_size) < smallest:
             raise UserError(
