@@ -193,6 +193,14 @@ class TestNormalise:
         assert not result[..., 1].any()
         assert np.array_equal(result[..., 0], normalise(head())[..., 0])
 
+    @pytest.mark.parametrize("exponent", [-1060, -700, -1, 700, 1013])
+    def test_numbers_of_any_size(self, exponent: int) -> None:
+        image = head().astype(np.float64)
+        scaled = np.ldexp(image, exponent)
+        assert np.array_equal(normalise(scaled), normalise(image))
+        scaled[1, 1, 1, 0] *= -1
+        assert np.isfinite(normalise(scaled)).all()
+
     def test_all_zero(self) -> None:
         assert not normalise(np.zeros((2, 3, 4, 2), np.int16)).any()
 

@@ -168,10 +168,17 @@ def normalise(image: NDArray[Any]) -> NDArray[np.float32]:
     brain = image.any(axis=-1)
     normalised = np.zeros(image.shape, np.float32)
     for channel in range(image.shape[-1]):
-        inside = image[..., channel][brain].astype(np.float64)
+        inside = _near_one(image[..., channel][brain].astype(np.float64))
         if inside.size and np.ptp(inside) > 0:
             normalised[brain, channel] = (inside - inside.mean()) / inside.std()
     return normalised
+
+
+def _near_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide by a power of two, which rounds nothing, so that no square is too large or too small."""
+    _, exponent = np.frexp(np.abs(values).max(initial=0.0))
+    near: NDArray[np.float64] = np.ldexp(values, -exponent)
+    return near
 
 
 def split(
