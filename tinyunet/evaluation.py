@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tinyunet.data.brats import LABEL_VALUES, LABELS, kind_of
-from tinyunet.data.cases import check_same_space
+from tinyunet.data.cases import on_same_voxels
 from tinyunet.data.decathlon import Dataset, read_dataset, read_labels
 from tinyunet.data.nifti import stem
 from tinyunet.errors import UserError
@@ -98,7 +98,9 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     for name, prediction_path, truth_path in tqdm(found.pairs, unit="case", leave=False):
         prediction, geometry = read_labels(prediction_path, found.label_values)
         truth, true_geometry = read_labels(truth_path, found.label_values)
-        check_same_space(prediction_path, geometry, truth_path, true_geometry)
+        prediction = on_same_voxels(
+            prediction, prediction_path, geometry, truth_path, true_geometry
+        )
         rows.append((name, score(prediction, truth, found.names)))
     return rows
 

@@ -119,6 +119,20 @@ class TestRefuse:
         moved[2, 3] = 0.1
         load_case(case(tmp_path, label_path=write(tmp_path / "L.nii", tumour(), moved)))
 
+    def test_a_tiny_difference_at_45_degrees_is_fine(self, tmp_path: Path) -> None:
+        turns = [oblique(np.eye(4), 45 + degrees) for degrees in (1e-4, -1e-4)]
+        alike = [nibabel.orientations.io_orientation(affine).tolist() for affine in turns]
+        assert alike[0] != alike[1]
+        image_paths = (write(tmp_path / "I.nii", head(), turns[0]),)
+        expected, labels = tumour(), []
+        for number, affine in enumerate(turns):
+            path = write(tmp_path / f"L{number}.nii", expected, affine)
+            labels.append(load_case(case(tmp_path, image_paths=image_paths, label_path=path))[1])
+        assert labels[1].flags.c_contiguous
+        assert np.array_equal(*labels)
+        alone = [write(tmp_path / f"{i}.nii", head()[..., i], turns[i % 2]) for i in range(4)]
+        assert np.array_equal(load_image(alone)[0], load_image(image_paths)[0])
+
     def test_sequences_of_different_shape(self, tmp_path: Path) -> None:
         paths = [write(tmp_path / f"{i}.nii", tumour((4, 4, 4 + i))) for i in range(2)]
         with pytest.raises(DataError, match=r"1\.nii: 4 x 4 x 5 voxels; expected 4 x 4 x 4 as in"):

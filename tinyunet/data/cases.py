@@ -4,12 +4,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def load_case(case: Case) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geome
     """
     image, geometry = load_image(case.image_paths, case.channels)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
-    check_same_space(case.label_path, label_geometry, case.image_paths[0], geometry)
+    labels = on_same_voxels(labels, case.label_path, label_geometry, case.image_paths[0], geometry)
     return image, labels, geometry
 
 
@@ -130,8 +132,7 @@ def load_image(
     volumes = [first]
     for path in paths[1:]:
         volume, other = read_volume(path)
-        check_same_space(path, other, paths[0], geometry)
-        volumes.append(volume)
+        volumes.append(on_same_voxels(volume, path, other, paths[0], geometry))
     if len(volumes) == 1 and first.ndim == 4:
         image = first
     else:
@@ -235,23 +236,39 @@ def split(
     return shuffled[:train], shuffled[train : train + validation], shuffled[train + validation :]
 
 
-def check_same_space(
-    path: str | Path, geometry: Geometry, reference_path: str | Path, reference: Geometry
-) -> None:
-    """Check that two files of a case have the same voxels: sizes, and positions to half a voxel.
+def on_same_voxels(
+    voxels: NDArray[Scalar],
+    path: str | Path,
+    geometry: Geometry,
+    reference_path: str | Path,
+    reference: Geometry,
+) -> NDArray[Scalar]:
+    """Return a volume in the common frame of another file, after checking that both lie there.
+
+    Axes that are turned by 45 degrees are nearest to two, and the last digit of an affine decides
+    which: two files that are stored alike may have been brought into different orders.
 
     Parameters
     ----------
-    path, geometry
-        One of them.
+    voxels, path, geometry
+        One of them. shape=geometry.canonical_shape + (...)
     reference_path, reference
         The one that it should lie on.
+
+    Returns
+    -------
+    voxels
+        The same ones; a copy, C-contiguous, if their axes are in another order.
 
     Raises
     ------
     DataError
-        It does not; the message names both files.
+        Sizes, or positions by more than half a voxel, are not the same; the message names both.
     """
+    in_order = np.array_equal(geometry.orientation, reference.orientation)
+    stored_alike = geometry.shape == reference.shape and geometry.stored_distance(reference) <= 0.5
+    if stored_alike and not in_order:
+        return np.ascontiguousarray(reference.to_canonical(geometry.from_canonical(voxels)))
     shape, expected = geometry.canonical_shape, reference.canonical_shape
     if shape != expected:
         raise DataError(
@@ -263,6 +280,7 @@ def check_same_space(
             f"{path}: its affine puts it up to {distance:.1f} voxels away from {reference_path}; "
             "expected both on the same voxels"
         )
+    return voxels
 
 
 def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequence[int]) -> None:

@@ -98,10 +98,19 @@ class Geometry:
 
     def distance(self, other: "Geometry") -> float:
         """Return how far apart the corners of two volumes of one shape lie at most, in voxels."""
-        d, h, w = self.canonical_shape
-        corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)
-        apart = (self.canonical_affine - other.canonical_affine) @ corners
-        return float(np.linalg.norm(apart[:3], axis=0).max() / min(self.spacing))
+        apart = self.canonical_affine - other.canonical_affine
+        return _farthest(apart, self.canonical_shape) / min(self.spacing)
+
+    def stored_distance(self, other: "Geometry") -> float:
+        """Return the same for the volumes as they are stored in their files."""
+        return _farthest(self.affine - other.affine, self.shape) / min(self.spacing)
+
+
+def _farthest(apart: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
+    """Return how far a difference of affines moves the corners of a volume at most, in mm."""
+    d, h, w = shape
+    corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)
+    return float(np.linalg.norm((apart @ corners)[:3], axis=0).max())
 
 
 def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
