@@ -69,13 +69,19 @@ def _one_at_a_time(save: Callable[..., None]) -> Callable[..., None]:
 
     Numba gives a new kernel the next free number of its source file. Two processes that look at once find
     the same, and one would later load what the other has compiled.
+
+    A disk that is full raises without a name: an error gets the folder's.
     """
 
     @functools.wraps(save)
     def locked(cache_file: Any, key: Any, data: Any) -> None:
-        with open(os.path.join(cache_file._cache_path, "kernels.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            save(cache_file, key, data)
+        folder = cache_file._cache_path
+        try:
+            with open(os.path.join(folder, "kernels.lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                save(cache_file, key, data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), folder) from error
 
     return locked
 

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core import caching
 
+import kernels.compiler  # noqa: F401 - it changes how Numba saves
 from kernels.compiled_files import stamp
 
 MODULE = """
@@ -84,6 +86,17 @@ def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
         command = [sys.executable, "-c", program]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == expected
+
+
+def test_a_folder_of_kernels_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "_save_index", full)
+    file = caching.IndexDataCacheFile(str(tmp_path), "some", b"stamp")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        file.save("key", b"code")
+    assert raised.value.filename == str(tmp_path)
 
 
 SPECIALISED = """
