@@ -7,7 +7,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.compiler import kernel
-from kernels.simd import LANES, VECTOR, f32x16, fma, fused_multiply_add, splat, where_positive
+from kernels.simd import LANES, VECTOR, f32x16, fma, where_positive
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
@@ -105,61 +105,3 @@ def where_equal(typing_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered("==", x, y), a, b)
 
     return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
-
-
-@intrinsic(prefer_literal=True)
-def tile_add_to(
-    typing_context: Any, tile: Any, array: Any, offset: Any, row: Any, rows: Any, cols: Any
-) -> Any:
-    """``array[offset + r * row :][: 16 * cols] += tile[r]`` for each row of a tile."""
-    R, C = rows.literal_value, cols.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, array, offset, row = args[:4]
-        for r in range(R):
-            for c in range(C):
-                at = builder.add(offset, builder.mul(row, ir.Constant(row.type, r)))
-                at = builder.add(at, ir.Constant(at.type, c * LANES))
-                pointer = _pointer(context, builder, signature.args[1], array, at, VECTOR)
-                total = builder.fadd(
-                    builder.load(pointer, align=4), builder.extract_value(tile, r * C + c)
-                )
-                builder.store(total, pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(tile, array, types.intp, types.intp, rows, cols), codegen
-
-
-@intrinsic
-def tile_multiply(
-    typing_context: Any, tile: Any, src: Any, offset: Any, step: Any, vector: Any
-) -> Any:
-    """``tile[r] += src[offset + r * step] * vector`` for each vector of a tile of any size."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, src, offset, step, vector = args
-        at = offset
-        for r in range(signature.args[0].count):
-            pointer = _pointer(context, builder, signature.args[1], src, at, ir.FloatType())
-            scalar = splat(builder, builder.load(pointer))
-            total = fused_multiply_add(builder, scalar, vector, builder.extract_value(tile, r))
-            tile = builder.insert_value(tile, total, r)
-            at = builder.add(at, step)
-        return tile
-
-    return tile(tile, src, types.intp, types.intp, f32x16), codegen
-
-
-@intrinsic
-def tile_spread(typing_context: Any, tile: Any, array: Any, offset: Any, step: Any) -> Any:
-    """``array[offset + r * step :][:16] = tile[r]`` for each vector of a tile of any size."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, array, at, step = args
-        for r in range(signature.args[0].count):
-            pointer = _pointer(context, builder, signature.args[1], array, at, VECTOR)
-            builder.store(builder.extract_value(tile, r), pointer, align=4)
-            at = builder.add(at, step)
-        return context.get_dummy_value()
-
-    return types.void(tile, array, types.intp, types.intp), codegen

@@ -10,7 +10,7 @@ from kernels.conv3d.ahead import LINE
 from kernels.fused.conv_transpose3d.panels import output_line
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Doubles, Floats, Shape, Source
-from kernels.fused.vectors import add_to_doubles, tile_add_to
+from kernels.fused.vectors import add_to_doubles
 from kernels.machine import tile_vectors
 from kernels.memory import scratchpad
 from kernels.simd import (
@@ -18,6 +18,7 @@ from kernels.simd import (
     broadcast,
     load,
     prefetch,
+    tile_add,
     tile_fma,
     tile_load,
     tile_rank1,
@@ -58,7 +59,7 @@ def backward_weights(
     partial = scratchpad("fused transposed weights", ranges * size)
     # The bias has float64 partials; two floats make room for one.
     partial_bias = scratchpad("fused transposed bias", 2 * ranges * OCB * LANES).view(np.float64)
-    _make_backward_weights({24: 8, 6: 2, 2: 1}[tile_vectors()], KW)(
+    _make_backward_weights(max(1, tile_vectors() // 3), KW)(
         source.data.reshape(-1),
         source.data.shape,
         source.scale,
@@ -146,10 +147,10 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                                 k += LANES
                                 at += width
                         to = ((task * KD * KH + tap) * IC + ic) * width
-                        if row == start:
-                            tile_store(sums, partial, to, 0, width, LANES, 1, inputs, KW)
-                        else:
-                            tile_add_to(sums, partial, to, width, inputs, KW)
+                        if row > start:
+                            before = tile_load(partial, to, 0, width, LANES, 1, inputs, KW)
+                            sums = tile_add(sums, before)
+                        tile_store(sums, partial, to, 0, width, LANES, 1, inputs, KW)
                 row += high
 
     return backward_weights

@@ -8,14 +8,13 @@ from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Floats, Shape, Source
-from kernels.fused.vectors import tile_multiply, tile_spread
 from kernels.simd import (
     address,
     broadcast,
-    load,
     prefetch,
     tile_fma,
     tile_load,
+    tile_rank1,
     tile_store,
     tile_transpose,
     tile_zero,
@@ -121,11 +120,11 @@ def logits_of_block(
                 for lane in range(0, LANES, 2):
                     prefetch(soon + lane * LINE)
                     prefetch(soon + (lane + 1) * LINE)
-                    column = (block * LANES + lane) * classes + c
-                    sums = tile_multiply(sums, weights, column, 1, load(turned, lane * LANES))
-                    vector = load(turned, (lane + 1) * LANES)
-                    odd = tile_multiply(odd, weights, column + classes, 1, vector)
-                tile_spread(tile_fma(one, sums, odd), planes, at, BLOCK)
+                    column, v = (block * LANES + lane) * classes + c, lane * LANES
+                    sums = tile_rank1(sums, weights, column, 0, 1, turned, v, 1, TILE, 1)
+                    column, v = column + classes, v + LANES
+                    odd = tile_rank1(odd, weights, column, 0, 1, turned, v, 1, TILE, 1)
+                tile_store(tile_fma(one, sums, odd), planes, at, 0, BLOCK, 0, 1, TILE, 1)
 
 
 @parallel_kernel

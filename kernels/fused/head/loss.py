@@ -16,9 +16,9 @@ from kernels.fused.head.planes import (
 )
 from kernels.fused.prologue import aligned, pack_source
 from kernels.fused.tensors import LANES, Doubles, Floats, Mask, Shape, Source
-from kernels.fused.vectors import add_to_doubles, tile_multiply, tile_spread
+from kernels.fused.vectors import add_to_doubles
 from kernels.memory import scratchpad
-from kernels.simd import broadcast, fence, load, store, tile_fma, tile_zero
+from kernels.simd import broadcast, fence, load, store, tile_fma, tile_rank1, tile_store, tile_zero
 from kernels.softmax_dice.planes import BLOCK
 from kernels.streaming import past_caches
 
@@ -144,11 +144,10 @@ def _add_outer(
             # Even and odd voxels apart: one sum waits for itself.
             even, odd = tile_zero(TILE, 1), tile_zero(TILE, 1)
             for voxel in range(0, end, 2):
-                value = load(y, (block * BLOCK + voxel) * LANES)
-                even = tile_multiply(even, planes, c * BLOCK + voxel, BLOCK, value)
-                value = load(y, (block * BLOCK + voxel + 1) * LANES)
-                odd = tile_multiply(odd, planes, c * BLOCK + voxel + 1, BLOCK, value)
-            tile_spread(tile_fma(one, even, odd), stored, 0, LANES)
+                at, x = c * BLOCK + voxel, (block * BLOCK + voxel) * LANES
+                even = tile_rank1(even, planes, at, 0, BLOCK, y, x, 1, TILE, 1)
+                odd = tile_rank1(odd, planes, at + 1, 0, BLOCK, y, x + LANES, 1, TILE, 1)
+            tile_store(tile_fma(one, even, odd), stored, 0, 0, LANES, 0, 1, TILE, 1)
             for i in range(min(TILE, classes - c)):
                 at = (c + i) * lanes + block * LANES
                 add_to_doubles(sums, at, load(stored, i * LANES))
@@ -163,9 +162,9 @@ def _diff_source(
     for voxel in range(0, end, TILE):
         tile = tile_zero(TILE, 1)
         for c in range(classes):
-            line = load(weights, c * lanes + channel)
-            tile = tile_multiply(tile, planes, c * BLOCK + voxel, 1, line)
-        tile_spread(tile, diff, voxel * LANES, LANES)
+            at, line = c * BLOCK + voxel, c * lanes + channel
+            tile = tile_rank1(tile, planes, at, 0, 1, weights, line, 1, TILE, 1)
+        tile_store(tile, diff, voxel * LANES, 0, LANES, 0, 1, TILE, 1)
 
 
 # --- volumes ----------------------------------------------------------------------------------------------

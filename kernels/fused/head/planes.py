@@ -32,7 +32,7 @@ def mark(labels: Labels, first: int, count: int, marks: Floats) -> None:
 
 
 @kernel
-def copy_plane(src: Floats, end: int, dst: Floats) -> None:
+def _copy_plane(src: Floats, end: int, dst: Floats) -> None:
     """Copy one plane."""
     for voxel in range(0, end, LANES):
         store(dst, voxel, load(src, voxel))
@@ -124,7 +124,7 @@ def losses(
     zero = broadcast(_ZERO)
     if classes == 1:
         # max(x, 0) + log(1 + exp(-|x|)) - x * label
-        copy_plane(planes, end, loss)
+        _copy_plane(planes, end, loss)
         _binary_losses(loss)
         for voxel in range(0, end, LANES):
             label = load(marks, voxel)
@@ -142,7 +142,7 @@ def losses(
             picked = where_equal(load(marks, voxel), mine, x, picked)
         store(scratch, BLOCK + voxel, picked)
     _exponentiate(planes, end, classes, scratch)
-    copy_plane(scratch, end, loss)
+    _copy_plane(scratch, end, loss)
     _logarithms(loss)
     for voxel in range(0, end, LANES):
         wrong = load(loss, voxel) - load(scratch, BLOCK + voxel)
