@@ -41,10 +41,10 @@ from kernels.layout import (
     Floats,
     blocks,
     pack_src,
-    pack_weights,
     reorder_nCdhw16c_to_ndhwc,
     reorder_ndhwc_to_nCdhw16c,
-    unpack_weights,
+    reorder_OIdhw16i16o_to_OIdhw,
+    reorder_OIdhw_to_OIdhw16i16o,
 )
 from kernels.memory import empty
 from kernels.simd import LANES, broadcast, fma, load, store
@@ -60,7 +60,7 @@ def forward(
     """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
     g = forward_geometry(src, weights, bias, stride, padding)
     check_float32(src)
-    dst = _convolve(src, weights, g.dst_shape, g.stride, g.before, (1, 1, 1), adjoint=False)
+    dst = _convolve(src, weights, g.dst_shape, g.stride, g.before, (1, 1, 1))
     return dst if bias is None else dst + bias
 
 
@@ -74,9 +74,8 @@ def backward_data(
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
     g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
     check_float32(diff_dst)
-    return _convolve(
-        diff_dst, weights, g.src_shape, (1, 1, 1), adjoint_before(g), g.stride, adjoint=True
-    )
+    adjoint = weights.swapaxes(0, 1)[:, :, ::-1, ::-1, ::-1]
+    return _convolve(diff_dst, adjoint, g.src_shape, (1, 1, 1), adjoint_before(g), g.stride)
 
 
 def backward_weights(
@@ -103,12 +102,7 @@ def backward_weights(
             kernel,
             g.stride,
         )
-    diff_weights = empty(g.weights_shape)
-    unpack_weights(
-        partial.reshape(1, *partial.shape[:2], -1, LANES, LANES),
-        diff_weights.reshape(g.OC, g.IC, -1),
-    )
-    return diff_weights, backward_bias(diff_dst)
+    return reorder_OIdhw16i16o_to_OIdhw(partial, g.OC, g.IC), backward_bias(diff_dst)
 
 
 def _convolve(
@@ -118,14 +112,11 @@ def _convolve(
     stride: Triple,
     before: Triple,
     dilation: Triple,
-    *,
-    adjoint: bool,
 ) -> Floats:
     MB, OD, OH, OW, OC = dst_shape
     kernel = weights.shape[2:]
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
-    packed = empty((OCB, ICB, *kernel, LANES, LANES))
-    pack_weights(weights, packed.reshape(OCB, ICB, -1, LANES, LANES), adjoint=adjoint)
+    packed = reorder_OIdhw_to_OIdhw16i16o(weights)
     size = [(o - 1) * s + k for o, s, k in zip((OD, OH, OW), stride, kernel, strict=True)]
     panel = empty((ICB, *size, LANES))
     dst = empty((MB, OCB, OD, OH, OW, LANES))
