@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kernels.compiler import (
+    kernel,
     parallel_kernel,
     prange,
     run_workers,
@@ -162,7 +163,9 @@ def backward_weights(
     run(prologue, src_size, before, gradient, cut, kernel, parts, chunks, diff_bias, scratch)
 
 
+@kernel
 def _extent(cut: Cut, kernel: Triple) -> Triple:
+    """Voxels of a slab: those of a brick and what its taps meet around it."""
     return cut.planes + kernel[0] - 1, cut.lines + kernel[1] - 1, cut.OW + kernel[2] - 1
 
 
@@ -226,9 +229,8 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
         cut: Cut,
         scratch: Floats,
     ) -> None:
-        KD, KH, KW = kernel
         ICB, groups = prologue.blocks, epilogue.blocks // cols
-        extent = (cut.planes + KD - 1, cut.lines + KH - 1, cut.OW + KW - 1)
+        extent = _extent(cut, kernel)
         bricks = count_bricks(cut)
         slab = ICB * extent[0] * extent[1] * extent[2] * width
         staged = -(-slab // LANES) * LANES
@@ -320,7 +322,7 @@ def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
         KD, KH, _ = kernel
         ICB, OCB = prologue.blocks, gradient.blocks
         inner = (cut.planes, cut.lines, cut.OW)
-        extent = (inner[0] + KD - 1, inner[1] + KH - 1, inner[2] + KW - 1)
+        extent = _extent(cut, kernel)
         G = ICB * extent[0] * extent[1] * extent[2] * width
         S = G + OCB * inner[0] * inner[1] * inner[2] * LANES
         bricks = count_bricks(cut)
