@@ -18,11 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.conv3d import direct_bricks
-from kernels.conv3d.bricks import EMPTY, NO_MOMENTS, Cut, Epilogue, Prologue
+from kernels.conv3d.bricks import (
+    EMPTY,
+    NO_MOMENTS,
+    Cut,
+    Epilogue,
+    Prologue,
+    plain_epilogue,
+    plain_prologue,
+)
 from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd import both_gradients, convolution, cutting, rows, weight_gradient
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile
-from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Doubles, Floats, Gradient, Mask, Source
+from kernels.fused.tensors import LANES, NO_MASK, Doubles, Floats, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
 from kernels.streaming import past_caches
@@ -32,8 +40,6 @@ FEW_CHANNELS = 4
 
 # Scale, shift and also of a source that is taken as it is.
 _UNCHANGED = np.repeat(np.array([1, 0, 0], np.float32), LANES)
-
-NO_SUMS: Doubles = np.empty((0, 3, 0))
 
 
 class Plan(NamedTuple):
@@ -98,7 +104,9 @@ def plan(
     if not all(k in (1, 3, 5) for k in kernel):
         raise ValueError(f"kernel is {kernel}; fused convolutions have sizes 1, 3 and 5")
     if channels_last and (channels_in[0] > FEW_CHANNELS or channels_in[1]):
-        raise ValueError(f"{channels_in} channels last: at most {FEW_CHANNELS}, one source")
+        raise ValueError(
+            f"channels_in is {channels_in}; channels_last takes one source of at most {FEW_CHANNELS}"
+        )
     ICB, OCB = sum(map(blocks, channels_in)), sum(map(blocks, channels_out))
     if channels_last and tile and rows.supports(size, kernel, tile, channels_in[0]):
         cut = rows.cut_output(size, tile, OCB)
@@ -107,6 +115,10 @@ def plan(
     elif not channels_last and kernel == cutting.kernel_of(tile):
         cuts = weight_gradient if keeps_both else cutting
         cut = cuts.cut_output(size, tile, ICB, OCB)
+    elif channels_last and tile[2] == 1 and size[3] * channels_in[0] % LANES:
+        raise ValueError(
+            f"size is {size}; a row of {channels_in[0]} channels last must be whole vectors of {LANES}"
+        )
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
     width = channels_in[0] if channels_last else LANES
@@ -157,7 +169,7 @@ def forward(
     packed: Floats,
     bias: Floats,
     dst: Floats,
-    moments: Doubles = NO_SUMS,
+    moments: Doubles = NO_MOMENTS,
 ) -> None:
     """Convolve what two deferred sources mean.
 
@@ -165,7 +177,7 @@ def forward(
     ----------
     p : Plan
     a, b : Source
-        The second is `NO_SOURCE` where nothing is concatenated.
+        The second is `tensors.NO_SOURCE` where nothing is concatenated.
     packed : ndarray, `packed_shape`
     bias : ndarray, shape=(CB * 16,)
         Zeros past the last channel.
@@ -174,27 +186,7 @@ def forward(
     moments : ndarray, `moments_shape`, float64, optional
         Filled with count, mean and sum of squared deviations of each brick.
     """
-    one = np.float32(1.0)
-    out = sum(p.blocks_out)
-    gathered = moments if moments.size else NO_MOMENTS
-    sums = np.empty((2, 0, 0))
-    epilogue = Epilogue(
-        dst.reshape(-1),
-        EMPTY,
-        out,
-        out,
-        bias,
-        gathered,
-        EMPTY,
-        EMPTY,
-        EMPTY,
-        EMPTY,
-        one,
-        one,
-        sums,
-        sums,
-        past_caches(dst),
-    )
+    epilogue = plain_epilogue(dst, bias)._replace(moments=moments)
     _convolve(p, _prologue(p, a, b), packed, epilogue)
 
 
@@ -357,19 +349,9 @@ def _source_prologue(a: Source, b: Source) -> Prologue:
 
 
 def _gradient_prologue(gradient: Gradient) -> Prologue:
-    one, count = np.float32(1.0), gradient.dz.shape[1]
-    return Prologue(
-        gradient.dz.reshape(-1),
-        gradient.x.reshape(-1),
-        EMPTY,
-        EMPTY,
-        count,
-        count,
-        np.concatenate([gradient.a, gradient.d, gradient.b]),
-        one,
-        one,
-        LANES,
-    )
+    coefficients = np.concatenate([gradient.a, gradient.d, gradient.b])
+    prologue = plain_prologue(gradient.dz)
+    return prologue._replace(v_a=gradient.x.reshape(-1), coefficients=coefficients)
 
 
 def _gradient_epilogue(p: Plan, dst: tuple[Floats, Floats], masks: tuple[Mask, Mask]) -> Epilogue:
@@ -409,15 +391,3 @@ def _spread(weights: Floats, channels: tuple[int, int]) -> Floats:
     spread = np.zeros((weights.shape[0], lanes, *weights.shape[2:]), np.float32)
     spread[:, _places(channels)] = weights
     return spread
-
-
-__all__ = [
-    "NO_SOURCE",
-    "Plan",
-    "backward",
-    "backward_data",
-    "backward_weights",
-    "forward",
-    "pack",
-    "plan",
-]

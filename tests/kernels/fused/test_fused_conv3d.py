@@ -340,8 +340,9 @@ def test_what_has_no_algorithm_is_refused():
         fused.plan((16, 0), (16, 0), (1, 4, 4, 4), (2, 2, 2))
     with pytest.raises(ValueError, match="no Winograd form"):
         fused.plan((16, 0), (16, 0), (1, 4, 4, 4), (1, 3, 3), (2, 4, 4))
-    with pytest.raises(ValueError, match="at most 4"):
+    with pytest.raises(ValueError, match=r"channels_in is \(5, 0\); channels_last takes one"):
         fused.plan((5, 0), (16, 0), (1, 4, 4, 4), (3, 3, 3), channels_last=True)
-    for size, tile in (((1, 4, 4, 5), (4, 4, 1)), ((1, 4, 4, 4), (4, 4, 4))):
-        with pytest.raises(ValueError, match="no Winograd form"):
-            fused.plan((4, 0), (16, 0), size, (3, 3, 3), tile, channels_last=True)
+    with pytest.raises(ValueError, match="no Winograd form"):
+        fused.plan((4, 0), (16, 0), (1, 4, 4, 4), (3, 3, 3), (4, 4, 4), channels_last=True)
+    with pytest.raises(ValueError, match=r"size is \(1, 4, 4, 5\); a row of 4 channels"):
+        fused.plan((4, 0), (16, 0), (1, 4, 4, 5), (3, 3, 3), (4, 4, 1), channels_last=True)
