@@ -16,6 +16,12 @@ Triple = tuple[int, int, int]
 NDHWC = "MB, D, H, W, C"
 
 
+def array(name: str, value: Any) -> None:
+    """Refuse what is not a NumPy array, by TypeError: nothing is converted silently."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+
+
 def tensor(
     name: str,
     value: Any,
@@ -46,8 +52,7 @@ def tensor(
     ValueError
         If rank or shape differ, or there is nothing in it.
     """
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array, got {type(value).__name__}")
+    array(name, value)
     if dtype is None and value.dtype not in (np.float32, np.float64):
         raise TypeError(f"{name} must be float32 or float64, got {value.dtype}")
     if dtype is not None and value.dtype != dtype:

@@ -4,12 +4,15 @@ from types import ModuleType
 
 import numpy as np
 
+from kernels.checks import array
 from kernels.conv3d import direct, naive
 from kernels.conv3d.shapes import Array, Triple
 
 
-def _rung(array: Array) -> ModuleType:
-    return direct if array.dtype == np.float32 else naive
+def _rung(**arrays: Array) -> ModuleType:
+    for name, value in arrays.items():
+        array(name, value)
+    return direct if all(value.dtype == np.float32 for value in arrays.values()) else naive
 
 
 def forward(
@@ -20,7 +23,8 @@ def forward(
     padding: str = "same",
 ) -> Array:
     """Convolve; arguments, result and errors as `naive.forward`."""
-    return _rung(src).forward(src, weights, bias, stride, padding)
+    given = {"src": src, "weights": weights} | ({} if bias is None else {"bias": bias})
+    return _rung(**given).forward(src, weights, bias, stride, padding)
 
 
 def backward_data(
@@ -31,7 +35,9 @@ def backward_data(
     padding: str = "same",
 ) -> Array:
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`."""
-    return _rung(diff_dst).backward_data(diff_dst, weights, src_shape, stride, padding)
+    return _rung(diff_dst=diff_dst, weights=weights).backward_data(
+        diff_dst, weights, src_shape, stride, padding
+    )
 
 
 def backward_weights(
@@ -42,4 +48,6 @@ def backward_weights(
     padding: str = "same",
 ) -> tuple[Array, Array]:
     """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
-    return _rung(src).backward_weights(src, diff_dst, kernel, stride, padding)
+    return _rung(src=src, diff_dst=diff_dst).backward_weights(
+        src, diff_dst, kernel, stride, padding
+    )

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernels.checks import triple
+
 Triple = tuple[int, int, int]
 Array = npt.NDArray[np.floating[Any]]
 
@@ -185,7 +187,7 @@ def backward_weights_geometry(
     src: Array, diff_dst: Array, kernel: Triple, stride: int | Triple, padding: str
 ) -> Geometry:
     """Check the arguments of ``backward_weights`` and return their geometry; raises as `forward_geometry`."""
-    weights_shape = (diff_dst.shape[-1], src.shape[-1], *kernel)
+    weights_shape = (diff_dst.shape[-1], src.shape[-1], *triple("kernel", kernel))
     sizes = geometry(src.shape, weights_shape, stride, padding)
     _check_diff_dst(diff_dst, sizes)
     _check_dtypes(src=src, diff_dst=diff_dst)

@@ -206,11 +206,12 @@ def test_winograd_refuses_what_it_cannot_do():
     for arguments in (
         (src, weights, None, 2),
         (src, zeros(3, 2, 1, 3, 3), None, 1, "same", (2, 4, 4)),
-        (src, weights, None, 1, "same", (3, 3, 3)),
         (src, zeros(3, 2, 5, 5, 5)),
     ):
         with pytest.raises(ValueError, match="has no Winograd form"):
             winograd.forward(*arguments)
+    with pytest.raises(ValueError, match=r"tile is \(3, 3, 3\); it must be one of"):
+        winograd.forward(src, weights, None, 1, "same", (3, 3, 3))
 
 
 @given(case=convolutions(), seed=st.integers(0, 1000))
@@ -330,12 +331,31 @@ def zeros(*shape, dtype=np.float32):
             ValueError,
             "diff_dst has shape",
         ),
+        (
+            lambda r: r.backward_weights(zeros(1, 3, 3, 3, 4), zeros(1, 3, 3, 3, 2), (3, 3)),
+            ValueError,
+            "kernel must be three whole numbers",
+        ),
     ],
 )
 def test_bad_arguments_are_named(rung, call, error, message):
     with pytest.raises(error, match=message.replace("(", r"\(")) as raised:
         call(rung)
     assert "\n" not in str(raised.value)
+
+
+def test_a_list_is_no_array():
+    src, weights, bias, diff_dst, *_ = problem((1, 3, 3, 3, 2), (2, 2, 3, 3, 3), 1, "same")
+    for name, call in {
+        "src": lambda: conv3d.forward(src.tolist(), weights),
+        "weights": lambda: conv3d.forward(src, weights.tolist()),
+        "bias": lambda: conv3d.forward(src, weights, bias.tolist()),
+        "diff_dst": lambda: conv3d.backward_data(diff_dst.tolist(), weights, src.shape),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name} must be a NumPy array, got list"):
+            call()
+    with pytest.raises(TypeError, match="diff_dst must be a NumPy array, got list"):
+        conv3d.backward_weights(src, diff_dst.tolist(), (3, 3, 3))
 
 
 def test_avx2_passes_the_same_tests():

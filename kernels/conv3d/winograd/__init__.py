@@ -129,7 +129,9 @@ def supports(g: Geometry, tile: Triple) -> bool:
 
 def _tile(g: Geometry, tile: Triple | None) -> Triple:
     tile = tile or ((2, 4, 4) if g.KD == 3 else (1, 4, 4))
-    if tile not in TILES or not supports(g, tile):
+    if tile not in TILES:
+        raise ValueError(f"tile is {tile}; it must be one of {TILES}")
+    if not supports(g, tile):
         raise ValueError(
             f"kernel {(g.KD, g.KH, g.KW)} with stride {g.stride} has no Winograd form F{tile}; "
             "it must be 3 along each axis (1 where the tile is 1), with stride 1"
