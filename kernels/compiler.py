@@ -15,12 +15,12 @@
     Only in :func:`parallel_kernel`: ``prange`` loops run on the threads of ``machine.threads()``.
 
 A kernel with many variants
-    These have one ``prange`` loop, a driver, compiled once, that calls a variant by the address of its
-    machine code; the variant, a :func:`worker_kernel`, takes 1.9 s where a loop of its own takes 3.
+    Its variants share one ``prange`` loop, a driver: compiled once, it calls a variant by the address of
+    its machine code. The variant, a :func:`worker_kernel`, takes 1.9 s to compile, a loop of its own 3.
 
 Code that only kernels call
-    is linked into them, and then optimised and assembled as a part of them: what is :func:`specialised`,
-    and the bodies of ``prange`` loops. See `linking`.
+    What is :func:`specialised`, and the body of a ``prange`` loop, is linked into the kernel that calls it,
+    and optimised and assembled as a part of that. See `linking`.
 """
 
 import inspect

@@ -42,7 +42,7 @@ def forward(
     bias : array, shape (OC,), optional
         Of the dtype of ``src``.
     stride : (SD, SH, SW)
-        1 or 2 each.
+        1 or 2 each; in float32 also more, where it is the kernel's size.
     padding : "same" or "valid"
 
     Returns
