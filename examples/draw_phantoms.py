@@ -26,9 +26,11 @@ def main() -> None:
             Path(folder) / "phantoms", max(SHOWN) + 1, PHANTOM_SHAPE, PHANTOM_SEED
         )
         dataset = read_dataset(made)
-        plot_cases([dataset.cases[number] for number in SHOWN], path, dataset.modalities)
-    # 64 colours are enough for greys and three classes, and a third of the size.
-    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+        cases = [dataset.cases[number] for number in SHOWN]
+        plot_cases(cases, path, dataset.modalities, dataset.labels[1:])
+    # A third of the size. The default method would choose colours by area, and drop the thin rims of a class.
+    few = Image.open(path).convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE)
+    few.save(path, optimize=True)
     print(f"drawn into {path}")
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.image import imread
+
+from tinyunet.viz.cases import LABEL_COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -43,6 +46,15 @@ def test_examples(path, tmp_path):
         # Another version of matplotlib may set its letters otherwise.
         assert drawn.shape == shown.shape
         assert np.abs(drawn - shown).mean() < 0.01
+
+
+@pytest.mark.parametrize("colour", LABEL_COLOURS[:3])
+def test_the_phantoms_show_all_classes(colour):
+    pixels = imread(IMAGES / "phantom.png")[..., :3]
+    height, width = pixels.shape[:2]
+    labels = rgb_to_hsv(pixels[: height * 19 // 20, width * 4 // 5 :])  # without the legend
+    near = np.abs(labels[..., 0] - rgb_to_hsv(to_rgb(colour))[0]) < 0.04
+    assert (near & (labels[..., 1] > 0.3)).sum() > 500
 
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]

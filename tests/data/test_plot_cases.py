@@ -34,6 +34,17 @@ def test_labels_are_coloured_in_the_last_column_only(tmp_path: Path) -> None:
     assert (pixels[..., :3].max(axis=-1) < 0.02).mean() > 0.3  # black around the heads
 
 
+def test_a_legend_names_the_classes(tmp_path: Path) -> None:
+    dataset = read_dataset(write_decathlon(tmp_path, cases=1))
+    for path, classes in (("without.png", ()), ("with.png", dataset.labels[1:])):
+        plot_cases(dataset.cases, tmp_path / path, dataset.modalities, classes)
+    without, legend = (image.imread(tmp_path / path) for path in ("without.png", "with.png"))
+    assert legend.shape[0] > without.shape[0]
+    for number, colour in enumerate(LABEL_COLOURS):
+        found = np.isclose(legend[-25:, :, :3], colors.to_rgb(colour), atol=0.01).all(axis=-1)
+        assert found.any() == (number < len(dataset.labels) - 1)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_number_of_sequences(channels: int, tmp_path: Path) -> None:
     dataset = read_dataset(write_decathlon(tmp_path, cases=1, channels=channels))

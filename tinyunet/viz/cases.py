@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from tinyunet.data.cases import Case, load_case
@@ -18,10 +19,15 @@ LABEL_COLOURS = CLASSES
 
 # Each plane's name, and the axis of the volume it is cut across.
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
+# Inches that a legend takes at the bottom.
+_LEGEND = 0.35
 
 
 def plot_cases(
-    cases: Sequence[Case], path: str | Path, modalities: Sequence[str] | None = None
+    cases: Sequence[Case],
+    path: str | Path,
+    modalities: Sequence[str] | None = None,
+    classes: Sequence[str] = (),
 ) -> None:
     """Draw cases below each other, three planes each, a column for each sequence.
 
@@ -37,6 +43,8 @@ def plot_cases(
         Of the picture; its ending gives the format.
     modalities
         Names of the sequences, written above the columns.
+    classes
+        Names of the classes from 1 on, for a legend below.
 
     Raises
     ------
@@ -49,7 +57,8 @@ def plot_cases(
         raise ValueError("cases: expected one or more, all with the same number of sequences")
     channels = cases[0].channels
     columns, rows = channels + 1, len(_PLANES) * len(cases)
-    figure = Figure(figsize=(1.7 * columns + 0.3, 1.7 * rows + 0.3), facecolor="black")
+    size = 1.7 * columns + 0.3, 1.7 * rows + 0.3 + (_LEGEND if classes else 0)
+    figure = Figure(figsize=size, facecolor="black")
     axes = figure.subplots(rows, columns, squeeze=False)
     for number, case in enumerate(cases):
         image, labels, geometry = load_case(case)
@@ -69,8 +78,30 @@ def plot_cases(
             _write_beside(row[0], plane)
     for column, name in zip(axes[0], [*(modalities or ()), "labels"], strict=False):
         column.set_title(name, color="white", fontsize=9)
-    figure.subplots_adjust(0.05, 0.005, 0.995, 1 - 0.25 / figure.get_figheight(), 0.02, 0.02)
+    head, foot = (
+        0.25 / figure.get_figheight(),
+        (_LEGEND if classes else 0.07) / figure.get_figheight(),
+    )
+    figure.subplots_adjust(0.05, foot, 0.995, 1 - head, 0.02, 0.02)
+    if classes:
+        _explain(figure, classes)
     figure.savefig(path, dpi=80, facecolor="black")
+
+
+def _explain(figure: Figure, classes: Sequence[str]) -> None:
+    """Write a legend of the label colours in a line at the bottom."""
+    handles = [
+        Patch(facecolor=colour, label=name)
+        for name, colour in zip(classes, LABEL_COLOURS, strict=False)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="lower right",
+        ncols=len(handles),
+        fontsize=8,
+        labelcolor="white",
+        frameon=False,
+    )
 
 
 def draw_labels(axes: Axes, labels: NDArray[np.integer[Any]], aspect: float = 1) -> None:
