@@ -40,6 +40,8 @@ class Optimizer:
     ValueError
         There is no parameter, one comes twice, or they are not all of one type of float; or a
         setting is out of range.
+    TypeError
+        One of the parameters is something else.
     """
 
     #: Names of the running averages: arrays as long as ``flat_parameters``, from zero on.
@@ -259,7 +261,7 @@ def warm_up(schedule: Schedule, steps: int) -> Schedule:
 
 
 class ReduceOnPlateau:
-    """Lower the learning rate when a measure has stopped to get better.
+    """Lower the learning rate when a measure no longer improves.
 
     Parameters
     ----------
@@ -316,7 +318,8 @@ def _check_parameters(parameters: list[Parameter]) -> None:
     seen: set[int] = set()
     for index, parameter in enumerate(parameters):
         if not isinstance(parameter, Parameter):
-            raise TypeError(f"parameters: item {index} is a {type(parameter).__name__}")
+            kind = type(parameter).__name__
+            raise TypeError(f"parameters: item {index} is a {kind}; expected a Parameter")
         if id(parameter) in seen:
             raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
         if parameter.dtype != parameters[0].dtype:

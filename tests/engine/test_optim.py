@@ -145,7 +145,7 @@ class TestErrors:
             Adam([])
         with pytest.raises(ValueError, match=r"parameters: item 2 of shape \(2, 3\) comes twice"):
             Adam([a, b, a])
-        with pytest.raises(TypeError, match="parameters: item 1 is a Tensor"):
+        with pytest.raises(TypeError, match="item 1 is a Tensor; expected a Parameter"):
             Adam([a, Tensor(1.0)])
         with pytest.raises(ValueError, match="item 1 is float32, the first float64"):
             Adam([a, Parameter(np.zeros(3, np.float32))])
