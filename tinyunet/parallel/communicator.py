@@ -7,8 +7,8 @@ How a rank waits
     MPI spins. With more ranks than cores, a rank that waits takes the core from one that computes.
     So each operation is started without blocking, tested 50 times with the core given away in
     between, and from then on tested between sleeps of 20 us growing to 1 ms; to 0.1 ms if every
-    rank has a core of its own. Measured on 2 cores,
-    22.6 MB a step; 4 ranks of which one computes 400 ms and three 200 ms, so 500 ms at best::
+    rank has a core of its own. Measured on 2 cores, 22.6 MB a step; 4 ranks of which one computes
+    400 ms and three 200 ms, so 500 ms at best::
 
         blocking Allreduce          779 ms a step
         test, give the core away    818 ms

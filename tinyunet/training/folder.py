@@ -26,14 +26,14 @@ class RunFolder:
         self._output = Path(output)
         self._path = resumed
 
-    def check(self, most_bytes: int) -> None:
+    def check(self, needed_bytes: int) -> None:
         """See whether a run will fit into its folder, or a new one into ``output``, which is made.
 
         It is better to hear so at the start than when the first checkpoint is written.
 
         Parameters
         ----------
-        most_bytes : int
+        needed_bytes : int
             What the run will take at least.
 
         Raises
@@ -50,10 +50,10 @@ class RunFolder:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{place}: cannot be written to; expected a folder of your own")
         free = shutil.disk_usage(place).free
-        if free < most_bytes:
+        if free < needed_bytes:
             raise UserError(
                 f"{place}: {free / 1e6:.0f} MB left on this disk; "
-                f"a run takes {most_bytes / 1e6:.0f} MB"
+                f"a run takes {needed_bytes / 1e6:.0f} MB"
             )
 
     def tidy(self) -> None:

@@ -291,5 +291,6 @@ class Loader:
         case = self._cases[sample % len(self._cases)]
         image, labels = self._volumes[case]
         check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
-        dice = generator(self._seed, epoch, sample)
-        return augment(*sample_patch(image, labels, self._patch_size, FOREGROUND_SHARE, dice), dice)
+        random = generator(self._seed, epoch, sample)
+        patch = sample_patch(image, labels, self._patch_size, FOREGROUND_SHARE, random)
+        return augment(*patch, random)

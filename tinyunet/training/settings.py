@@ -98,8 +98,8 @@ class Settings:
         Raises
         ------
         UserError
-            If a patch has nothing left on the lowest level, a batch cannot be shared equally, or there is
-            no place for the timeline or no name of the data.
+            If a patch has nothing left on the lowest level, a batch cannot be shared equally, compression
+            and allreduce do not go together, or there is no place for the timeline or no name of the data.
         """
         self.exchange.check()
         if self.data_path == "":  # what a variable of the shell that is not set leaves
