@@ -257,7 +257,7 @@ class ZeroPadding(Function):
         return (gradient[ctx.inside],)
 
 
-class Dropping(Function):
+class Dropout(Function):
     """Zeroes elements at random; saves one byte an element: which are kept."""
 
     @staticmethod
@@ -375,4 +375,4 @@ def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
     """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate must be at least 0 and below 1, not {rate}")
-    return Dropping.apply(src, rate, generator) if rate else src
+    return Dropout.apply(src, rate, generator) if rate else src

@@ -31,7 +31,7 @@ ARGUMENTS = {
     functional.Softmax: (VOLUME,),
     functional.Concatenation: (VOLUME, VOLUME[..., :2].copy()),
     functional.ZeroPadding: (VOLUME, (5, 5, 7)),
-    functional.Dropping: (VOLUME, 0.3, np.random.default_rng(0)),
+    functional.Dropout: (VOLUME, 0.3, np.random.default_rng(0)),
     losses.DiceSums: (VOLUME, LABELS),
     losses.CrossEntropy: (VOLUME, LABELS),
     Reshape: (VOLUME, (2, -1, 3)),

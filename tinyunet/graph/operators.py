@@ -122,8 +122,8 @@ OPERATORS: dict[type[Function], Operator] = {
     functional.Softmax: Operator("softmax", _same, ("dst",)),
     functional.Concatenation: Operator("concatenation", _concatenated),
     functional.ZeroPadding: Operator("zero_padding", _padded),
-    functional.Dropping: Operator(
-        "dropping", _same, ("kept",), {"kept": lambda _, shape: (shape, np.bool_)}
+    functional.Dropout: Operator(
+        "dropout", _same, ("kept",), {"kept": lambda _, shape: (shape, np.bool_)}
     ),
     losses.DiceSums: Operator("dice_sums", _dice_sums, ("logits", "labels"), dtype=np.float64),
     losses.CrossEntropy: Operator(

@@ -1,7 +1,7 @@
 """How a node runs that no pass has touched: the eager operator, its results copied into the arena.
 
-An operator gets a :class:`_Call` in place of a :class:`Context`. What it saves is not kept there, but
-where the graph says: as an input, a result or a workspace of its own.
+An operator gets a :class:`_SavedElsewhere` in place of a :class:`Context`: what it saves is not kept there,
+but where the graph says, as an input, a result or a workspace of its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from tinyunet.autograd import Function, Tensor
 from tinyunet.context import Context
+from tinyunet.graph.binder import Call
 from tinyunet.graph.ir import Node
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-Call = Callable[[], None]
 
 
-class _Call(Context):
+class _SavedElsewhere(Context):
     """What an operator's forward leaves for its backward, without the arrays."""
 
     def __init__(self, function: type[Function], needs_gradient: tuple[bool, ...]) -> None:
@@ -52,11 +52,13 @@ def bind(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> 
         return _backward_weights(node, inputs, outputs)
     if "of" in node.attributes:
         return _backward(node, inputs, outputs, calls[node.attributes["of"]])
-    call = calls[node.name] = _Call(node.attributes["function"], node.attributes["needs_gradient"])
+    call = calls[node.name] = _SavedElsewhere(
+        node.attributes["function"], node.attributes["needs_gradient"]
+    )
     return _forward(node, inputs, outputs, call)
 
 
-def _forward(node: Node, inputs: Arrays, outputs: Arrays, call: _Call) -> Call:
+def _forward(node: Node, inputs: Arrays, outputs: Arrays, call: _SavedElsewhere) -> Call:
     function, saves = node.attributes["function"], node.attributes["saves"]
     arguments = [inputs.get(role, setting) for role, setting in node.attributes["arguments"]]
 
@@ -70,7 +72,7 @@ def _forward(node: Node, inputs: Arrays, outputs: Arrays, call: _Call) -> Call:
     return run
 
 
-def _backward(node: Node, inputs: Arrays, outputs: Arrays, call: _Call) -> Call:
+def _backward(node: Node, inputs: Arrays, outputs: Arrays, call: _SavedElsewhere) -> Call:
     function = node.attributes["function"]
     saved = tuple(inputs.get(f"saved.{name}") for name in node.attributes["saves"])
     roles = [f"diff_{role}" for role, _ in node.attributes["arguments"]]
