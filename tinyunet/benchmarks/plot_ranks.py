@@ -1,4 +1,4 @@
-"""Pictures of what ranks do: allreduces, scaling, and a timeline."""
+"""Pictures of what ranks do: allreduces and scaling."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tinyunet.files import atomic
-from tinyunet.viz.colours import GREY, of_line
+from tinyunet.viz.colours import of_line
 
 
 def draw_allreduce(
@@ -68,41 +68,6 @@ def draw_efficiency(
     all_axes[0].set_ylabel("efficiency of weak scaling, predicted")
     all_axes[0].legend(frameon=False, fontsize=8)
     _write(figure, path)
-
-
-def draw_timeline(path: Path | str, traces: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Draw a step of each rank: kernels, buckets and waits, below each other.
-
-    Parameters
-    ----------
-    traces : sequence of sequence of events
-        Of each rank, as in the file that ``--timeline`` writes, cut to what is to be seen.
-    """
-    figure = Figure(figsize=(10, 2.6 * len(traces)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    all_axes = figure.subplots(len(traces), 1, sharex=True, squeeze=False)[:, 0]
-    first = min(event["ts"] for events in traces for event in events)
-    for rank, (axes, events) in enumerate(zip(all_axes, traces, strict=True)):
-        present = {event["cat"] for event in events}
-        buckets = sorted((c for c in present if c.startswith("bucket")), key=lambda c: int(c[7:]))
-        names = ["kernels", *buckets, "waits"]
-        for event in events:
-            row, start = names.index(event["cat"]), (event["ts"] - first) / 1e3
-            axes.barh(row, event["dur"] / 1e3, left=start, height=0.8, color=_colour(event))
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.invert_yaxis()
-        axes.set_title(f"rank {rank}", loc="left", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    all_axes[-1].set_xlabel("ms; kernels: forward blue, backward light blue")
-    _write(figure, path)
-
-
-def _colour(event: Mapping[str, Any]) -> str:
-    if event["cat"] == "waits":
-        return of_line(2)
-    if event["cat"] == "kernels":
-        return of_line(5) if event["name"].startswith("d ") else of_line(0)
-    return of_line(1) if int(event["cat"][7:]) % 2 else GREY
 
 
 def _panels(count: int) -> tuple[Figure, Sequence[Any]]:

@@ -29,8 +29,9 @@ ADDS = ("transposed_convolution_backward_data", "max_pooling_backward", "head_lo
 #: Nodes that read a deferred gradient: ``diff_dst.x``, ``.a``, ``.b`` and ``.d``.
 FORMS = ("convolution_backward_data", "convolution_backward_weights")
 
-#: Operators that passes make; they have no eager form.
+#: Roles that passes add, beside those with a dot.
 _FUSED_ROLES = {"accumulate", "src_b", "diff_src_b", "moments", "sums"}
+#: Operators that passes make; they have no eager form.
 _PIECES = ("moments", "normalize", "mask", "gradient", "head", "head_loss", "head_loss_backward")
 
 
@@ -43,11 +44,7 @@ def is_fused(node: Node) -> bool:
     """Whether a pass has put something into the node that its eager operator cannot do."""
     roles = {*node.inputs, *node.outputs}
     extra = any("." in role and not role.startswith("saved.") for role in roles)
-    return (
-        node.op in _PIECES
-        or extra
-        or bool(roles & {"accumulate", "src_b", "diff_src_b", "moments", "sums"})
-    )
+    return node.op in _PIECES or extra or bool(roles & _FUSED_ROLES)
 
 
 def can_block(node: Node, graph: Graph) -> bool:
