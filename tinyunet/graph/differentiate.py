@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet.graph.ir import Graph, Node, Value
-
-CONVOLUTIONS = ("convolution", "transposed_convolution")
+from tinyunet.graph.ir import CONVOLUTIONS, Graph, Node, Value
 
 
 def differentiate(graph: Graph) -> Graph:

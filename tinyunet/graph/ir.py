@@ -23,6 +23,8 @@ Phase = Literal["prepare", "forward", "backward"]
 #: Layouts of a volume; everything else (weights, vectors, sums) is "plain".
 NDHWC, BLOCKED, PLAIN = "ndhwc", "nCdhw16c", "plain"
 LANES = 16
+#: Operators with weights, whose gradient is two nodes.
+CONVOLUTIONS = ("convolution", "transposed_convolution")
 
 
 def blocks(channels: int) -> int:
@@ -85,7 +87,7 @@ class Node:
         The operator: "convolution", "convolution_backward_data", "relu".
     inputs, outputs : mapping of role to name of the value
     attributes : mapping
-        Settings, and what passes have decided: "algorithm", "layout".
+        Settings, and what passes have decided: "implementation", "tile".
     phase : "prepare", "forward" or "backward"
         Nodes of "prepare" depend on parameters alone: in inference they run once.
     in_place : mapping of output role to input role

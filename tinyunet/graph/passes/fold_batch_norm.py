@@ -9,10 +9,8 @@ Saves a read and a write of each convolution's output; nothing at all is left of
 
 from dataclasses import replace
 
-from tinyunet.graph.ir import Graph, Node
+from tinyunet.graph.ir import CONVOLUTIONS, Graph, Node
 from tinyunet.graph.passes.options import Options
-
-_CONVOLUTIONS = ("convolution", "transposed_convolution")
 
 
 def fold_batch_norm(graph: Graph, options: Options) -> Graph:
@@ -24,7 +22,7 @@ def fold_batch_norm(graph: Graph, options: Options) -> Graph:
         alone = made is not None and graph.consumers(made.outputs["dst"]) == [node]
         if (
             made is not None
-            and made.op in _CONVOLUTIONS
+            and made.op in CONVOLUTIONS
             and alone
             and _are_fixed(graph, made, node)
         ):

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet.graph.ir import LANES, NDHWC, Graph, Node, Value, blocks
+from tinyunet.graph.ir import CONVOLUTIONS, LANES, NDHWC, Graph, Node, Value, blocks
 
 ACTIVATIONS = ("relu", "leaky_relu")
 _FUSED = {"implementation": "fused"}
-_PRODUCERS = ("convolution", "transposed_convolution")
 
 
 def split(graph: Graph) -> Graph:
@@ -36,7 +35,7 @@ def split(graph: Graph) -> Graph:
             graph = _split_batch_norm(graph, node, _fixed_statistics(graph, node))
     for node in graph.nodes:
         made = graph.producer(node.inputs["src"]) if node.op in ACTIVATIONS else None
-        if made and made.op in _PRODUCERS and _is_volume(graph, node):
+        if made and made.op in CONVOLUTIONS and _is_volume(graph, node):
             graph = _split_activation(graph, node)
     return graph
 
