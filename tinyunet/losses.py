@@ -128,7 +128,7 @@ def cross_entropy(prediction: Tensor, labels: npt.ArrayLike, from_logits: bool =
 
     Parameters and errors are those of :func:`soft_dice`.
     """
-    checked = _check_labels(prediction, labels)
+    checked = _labels_of(prediction, labels)
     if from_logits:
         return CrossEntropy.apply(prediction, checked)
     if prediction.shape[-1] == 1:
@@ -165,14 +165,14 @@ def dice_binary_cross_entropy(
     if prediction.shape[-1] == 1:
         return dice + cross_entropy(prediction, labels, from_logits)
     probabilities = functional.softmax(prediction) if from_logits else prediction
-    return dice + _binary_cross_entropy(probabilities, _check_labels(prediction, labels))
+    return dice + _binary_cross_entropy(probabilities, _labels_of(prediction, labels))
 
 
 def _dice_sums(
     prediction: Tensor, labels: npt.ArrayLike, include_background: bool, from_logits: bool
 ) -> tuple[Tensor, Tensor]:
     """I and P + T, each (MB, classes that count)."""
-    checked = _check_labels(prediction, labels)
+    checked = _labels_of(prediction, labels)
     if from_logits:
         sums = DiceSums.apply(prediction, checked)
         intersection, total = sums[0], sums[1] + sums[2]
@@ -205,16 +205,36 @@ def _one_hot(prediction: Tensor, labels: NDArray[np.uint8]) -> Array:
     return np.equal(labels[..., np.newaxis], of_channel).astype(prediction.dtype)
 
 
-def _check_labels(prediction: Tensor, labels: npt.ArrayLike) -> NDArray[np.uint8]:
-    array = np.asarray(labels)
+def _labels_of(prediction: Tensor, labels: npt.ArrayLike) -> NDArray[np.uint8]:
+    return checked_labels(labels, prediction.shape[:-1], max(prediction.shape[-1], 2))
+
+
+def checked_labels(
+    labels: npt.ArrayLike, shape: tuple[int, ...], classes: int
+) -> NDArray[np.uint8]:
+    """Return labels as uint8, if they are what a loss takes.
+
+    Parameters
+    ----------
+    labels : array of int
+    shape : tuple of int
+        The shape they must have.
+    classes : int
+        Labels must be below.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``labels`` are not integers, have another shape, or hold what is not a class.
+    """
+    array, highest = np.asarray(labels), classes - 1
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, not {array.dtype}")
-    if array.shape != prediction.shape[:-1]:
+    if array.shape != shape:
         raise ValueError(
-            f"labels must have the shape {prediction.shape[:-1]} of the prediction without its"
-            f" classes, not {array.shape}"
+            f"labels must have the shape {shape} of the prediction without its classes,"
+            f" not {array.shape}"
         )
-    highest = max(prediction.shape[-1], 2) - 1
     if array.min() < 0 or array.max() > highest:
         raise ValueError(
             f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}"

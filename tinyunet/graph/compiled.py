@@ -24,6 +24,7 @@ from tinyunet.graph.passes import PASSES, Options
 from tinyunet.graph.sharing import pack_first
 from tinyunet.graph.show import Stage
 from tinyunet.graph.trace import LABELS, Loss, trace
+from tinyunet.losses import checked_labels
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
 
@@ -194,11 +195,12 @@ class TrainingStep(Compiled):
         """
         array = self._images(images)
         program = self.program(array.shape)
-        checked = _checked_labels(labels, program.graph)
-        loss, *dice = program.graph.outputs
+        graph = program.graph
+        checked = checked_labels(labels, graph.values[LABELS].shape, graph.classes or 256)
+        loss, *dice = graph.outputs
         program.arrays[gradient_name(loss)][...] = weight
         parameters = dict(self.model.named_parameters())
-        unused = [p for name, p in parameters.items() if name not in program.graph.gradients]
+        unused = [p for name, p in parameters.items() if name not in graph.gradients]
         for parameter in unused:
             assert parameter.grad is not None  # or there would be no program
             parameter.grad.fill(0)
@@ -275,20 +277,3 @@ def _settings(model: Module) -> list[Any]:
 
 def _same_arrays(a: list[Array], b: list[Array]) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-
-
-def _checked_labels(labels: npt.ArrayLike, graph: Graph) -> npt.NDArray[np.uint8]:
-    array, shape, highest = (
-        np.asarray(labels),
-        graph.values[LABELS].shape,
-        (graph.classes or 256) - 1,
-    )
-    if array.dtype.kind not in "iub":
-        raise TypeError(f"labels must be integers, not {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"labels must have the shape {shape}, not {array.shape}")
-    if array.min() < 0 or array.max() > highest:
-        raise ValueError(
-            f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}"
-        )
-    return array.astype(np.uint8, copy=False)
