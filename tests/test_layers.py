@@ -28,7 +28,7 @@ KERNELS = """
     fused
 """
 TINYUNET = """
-    crew errors verbose
+    crew errors text verbose
     files
     context
     autograd

@@ -12,8 +12,9 @@ import tinyunet
 from tinyunet import Adam, UNet, commandline, functional, losses
 from tinyunet.graph import passes
 from tinyunet.graph.__main__ import main
-from tinyunet.graph.show import aligned, nodes_table, summary
+from tinyunet.graph.show import nodes_table, summary
 from tinyunet.nn import Conv3d
+from tinyunet.text import aligned
 from tinyunet.viz import graphs
 from tinyunet.viz.graphs import draw_graph
 
@@ -60,7 +61,7 @@ def test_flops_of_the_unet():
 
 
 def test_aligned():
-    assert aligned([("a", "bb"), ("ccc", "d")], left=1) == "a    bb\n-------\nccc   d"
+    assert aligned(("a", "bb"), [("ccc", "d")]) == "a    bb\n-------\nccc   d"
 
 
 @pytest.mark.parametrize(("name", "start"), [("g.png", b"\x89PNG"), ("g.svg", b"<?xml")])

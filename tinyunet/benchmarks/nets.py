@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from tinyunet.benchmarks.problem import make
 from tinyunet.benchmarks.race import Outcome, Result, race
 from tinyunet.benchmarks.systems import COMPILED, EAGER, OURS, TENSORFLOW, Job, choose
-from tinyunet.benchmarks.text import aligned, gigabytes, milliseconds, threads
+from tinyunet.benchmarks.text import gigabytes, milliseconds, threads
+from tinyunet.text import aligned
 
 TABLES = ("step", "infer", "memory", "passes", "scaling")
 

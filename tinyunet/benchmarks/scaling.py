@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyunet.benchmarks import allreduce, mpi
-from tinyunet.benchmarks.text import aligned, milliseconds
+from tinyunet.benchmarks.text import milliseconds
 from tinyunet.parallel.scaling import (
     Network,
     Step,
@@ -23,6 +23,7 @@ from tinyunet.parallel.scaling import (
     network_of,
     step_seconds,
 )
+from tinyunet.text import aligned
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHOWN = ("ring", "tree")

@@ -1,7 +1,7 @@
 """A graph on the screen: tables, and a line for each kernel that runs."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +9,7 @@ from tinyunet import verbose
 from tinyunet.graph.cost import flops, nbytes
 from tinyunet.graph.ir import Graph, Node, Value
 from tinyunet.graph.memory import plan
+from tinyunet.text import aligned
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def is_unfused(node: Node) -> bool:
 
 def summary(stages: Iterable[Stage]) -> str:
     """Return a table with one line for each pass: what the graph is after it."""
-    rows = [("pass", "nodes", "unfused", "MB moved", "GFLOP", "arena MB")]
+    head = ("pass", "nodes", "unfused", "MB moved", "GFLOP", "arena MB")
+    rows = []
     for item in stages:
         nodes, unfused, moved, operations = item.figures
         rows.append(
@@ -56,12 +58,13 @@ def summary(stages: Iterable[Stage]) -> str:
                 f"{item.arena / 1e6:.1f}",
             )
         )
-    return aligned(rows, left=1)
+    return aligned(head, rows)
 
 
 def nodes_table(graph: Graph) -> str:
     """Return a table of all nodes, in the order in which they run."""
-    rows = [("node", "operator", "shape", "layout", "kernel", "fused", "MFLOP", "MB")]
+    head = ("node", "operator", "shape", "layout", "kernel", "fused", "MFLOP", "MB")
+    rows = []
     for node in graph.nodes:
         value = main_value(node, graph)
         rows.append(
@@ -76,7 +79,7 @@ def nodes_table(graph: Graph) -> str:
                 f"{nbytes(node, graph) / 1e6:.2f}",
             )
         )
-    return aligned(rows, left=6)
+    return aligned(head, rows, left=6)
 
 
 def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
@@ -133,16 +136,3 @@ def fused_parts(node: Node, graph: Graph) -> str:
 
 
 _EPILOGUES = {"bias": "bias", "accumulate": "sum", "diff_src_b": "split"}
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Return rows as text, the first ``left`` columns flush left, a rule under the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
