@@ -20,12 +20,7 @@ def fold_batch_norm(graph: Graph, options: Options) -> Graph:
     for node in graph.nodes:
         made = graph.producer(node.inputs["src"]) if node.op == "batch_norm_inference" else None
         alone = made is not None and graph.consumers(made.outputs["dst"]) == [node]
-        if (
-            made is not None
-            and made.op in CONVOLUTIONS
-            and alone
-            and _are_fixed(graph, made, node)
-        ):
+        if made is not None and made.op in CONVOLUTIONS and alone and _are_fixed(graph, made, node):
             graph = _fold(graph, made, node)
     return graph
 
