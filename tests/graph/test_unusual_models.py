@@ -232,9 +232,10 @@ def test_the_optimizer_of_another_model_is_refused():
 
 def test_a_part_in_inference_is_refused():
     model = UNet(filters=4, depth=2).train()
+    step = tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
     dict(model.named_modules())["encoder.0.norm0"].eval()
     with pytest.raises(ValueError, match=r"encoder\.0\.norm0 is in inference"):
-        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+        step(*batch(SHAPE, 4, 4, 0))
 
 
 @pytest.mark.parametrize("name", ["encoder.0.conv0", "decoder.0.conv0", "up.0", "head"])

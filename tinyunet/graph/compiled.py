@@ -219,8 +219,7 @@ class TrainingStep(Compiled):
         return float(program.arrays[loss])
 
     def _trace(self, input_shape: Shape) -> Graph:
-        frozen = [name for name, module in self.model.named_modules() if not module.training]
-        if frozen and self.model.training:
+        if frozen := _frozen(self.model):
             raise ValueError(
                 f"compile: {frozen[0]} is in inference, the model in training; a compiled step has "
                 "all in training; use the eager model"
@@ -266,13 +265,21 @@ def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
 
 def _settings(model: Module) -> list[Any]:
     """What a program is compiled for, besides shapes: plain attributes, and what is to be learnt."""
+    modules = [module for _, module in model.named_modules()]
     plain = [
-        (name, key, value)
-        for name, module in model.named_modules()
+        value
+        for module in modules
         for key, value in vars(module).items()
-        if key != "training" and isinstance(value, bool | int | float | str | tuple)
+        if isinstance(value, bool | int | float | str | tuple) and key != "training"
     ]
-    return [*plain, *(parameter.requires_grad for parameter in model.parameters())]
+    modes = [module.training for module in modules] if model.training else []
+    return [plain, modes, [parameter.requires_grad for parameter in model.parameters()]]
+
+
+def _frozen(model: Module) -> list[str]:
+    """Parts that are in inference while the model is in training."""
+    parts = model.named_modules() if model.training else ()
+    return [name for name, module in parts if not module.training]
 
 
 def _same_arrays(a: list[Array], b: list[Array]) -> bool:
