@@ -228,6 +228,10 @@ def checked_labels(
         ``labels`` are not integers, have another shape, or hold what is not a class.
     """
     array, highest = np.asarray(labels), classes - 1
+    if highest > 255:
+        raise ValueError(
+            f"prediction has {classes} classes; labels are bytes, so expected at most 256"
+        )
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, not {array.dtype}")
     if array.shape != shape:
@@ -235,6 +239,8 @@ def checked_labels(
             f"labels must have the shape {shape} of the prediction without its classes,"
             f" not {array.shape}"
         )
+    if not array.size:
+        raise ValueError("labels are empty; expected a batch of one at least")
     if array.min() < 0 or array.max() > highest:
         raise ValueError(
             f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}"

@@ -200,6 +200,14 @@ class TestErrors:
         with pytest.raises(TypeError, match="labels must be integers, not float64"):
             loss(prediction, labels * 1.0, from_logits=from_logits)
 
+    @every_loss
+    def test_more_classes_than_a_byte_and_no_voxel(self, loss):
+        many, none = np.ones((1, 2, 2, 2, 300), np.float32), np.ones((0, 2, 2, 2, 3), np.float32)
+        with pytest.raises(ValueError, match="prediction has 300 classes; labels are bytes"):
+            loss(Tensor(many), np.zeros((1, 2, 2, 2), np.int64))
+        with pytest.raises(ValueError, match="labels are empty"):
+            loss(Tensor(none), np.zeros((0, 2, 2, 2), np.int64))
+
     def test_one_class_has_two_labels(self):
         prediction = Tensor(np.full((1, 2, 2, 2, 1), 0.5))
         losses.soft_dice(prediction, np.ones((1, 2, 2, 2), bool))

@@ -178,6 +178,34 @@ class TestErrors:
         with pytest.raises(TypeError, match="compile takes"):
             tinyunet.compile(UNet(**SMALL), losses.soft_dice, (1, 4, 4, 4, 4))
 
+    def test_arguments_of_other_types(self):
+        model, shape = UNet(**SMALL), (1, 4, 4, 4, 4)
+        optimizer = Adam(model.parameters())
+
+        def told(*arguments):
+            with pytest.raises((TypeError, ValueError)) as raised:
+                tinyunet.compile(*arguments)
+            return str(raised.value)
+
+        assert told(None, shape) == "model must be a Module, not NoneType"
+        assert told(model, 5).startswith("input_shape is 5; it must be whole numbers above 0")
+        assert told(model, (1, -4, 4, 4, 4)).startswith("input_shape is (1, -4, 4, 4, 4); it must")
+        assert told(model, losses.soft_dice, None, shape).startswith("optimizer must be an Opt")
+        assert told(model, 1.0, optimizer, shape) == "loss must be a function, not float"
+        assert "the loss must be a Tensor" in told(model, lambda *_, **__: 1.0, optimizer, shape)
+
+    def test_two_results(self):
+        model = UNet(**SMALL)
+        model.forward = lambda src: (src, src)
+        with pytest.raises(TypeError, match="must return one Tensor"):
+            tinyunet.compile(model, (1, 4, 4, 4, 4))
+
+    def test_images_as_a_tensor(self):
+        model = UNet(**SMALL).eval()
+        images, _ = batch((1, 4, 4, 4), 4, 4, 0)
+        predict = tinyunet.compile(model, images.shape)
+        np.testing.assert_array_equal(predict(Tensor(images)), predict(images))
+
     def test_labels(self):
         model = UNet(**SMALL)
         step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), (1, 4, 4, 4, 4))

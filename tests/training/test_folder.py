@@ -28,6 +28,17 @@ def test_no_run_gets_the_folder_of_another(tmp_path, monkeypatch):
     assert made == ["now", "now-2", "now-3"]
 
 
+def test_one_process_trains_in_a_folder(tmp_path):
+    first = RunFolder(tmp_path)
+    path = (first / "x").parent
+    second = RunFolder(tmp_path, resumed=path)
+    with pytest.raises(UserError, match=rf"^{path}: another process trains here"):
+        second.check(0)
+    first.release()
+    second.check(0)
+    second.release()
+
+
 def test_too_little_space_is_told(tmp_path):
     with pytest.raises(UserError, match=r"MB left on this disk; a run takes 1000000000000 MB"):
         RunFolder(tmp_path).check(10**18)

@@ -14,6 +14,8 @@ enabled they are the same kernels in the same order, and agree bit for bit.
 from collections.abc import Collection
 from typing import Any, overload
 
+import numpy as np
+
 from tinyunet.graph.compiled import Inference, TrainingStep
 from tinyunet.graph.passes import chosen
 from tinyunet.graph.trace import Loss
@@ -103,6 +105,7 @@ def compile(
         raise TypeError(
             "compile takes (model, input_shape) or (model, loss, optimizer, input_shape)"
         )
+    _check(model, given)
     compiled: TrainingStep | Inference
     if "loss" in given:
         compiled = TrainingStep(model, given["loss"], given["optimizer"], passes, accuracy, debug)
@@ -110,3 +113,20 @@ def compile(
         compiled = Inference(model, passes, accuracy, debug)
     compiled.program(tuple(given["input_shape"]))
     return compiled
+
+
+def _check(model: object, given: dict[str, Any]) -> None:
+    """Check what a user may have mixed up."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a Module, not {type(model).__name__}")
+    if not callable(given.get("loss", len)):
+        raise TypeError(f"loss must be a function, not {type(given['loss']).__name__}")
+    if "optimizer" in given and not isinstance(given["optimizer"], Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, not {type(given['optimizer']).__name__}")
+    shape = given["input_shape"]
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else ()
+    if not sizes or not all(isinstance(n, int | np.integer) and n > 0 for n in sizes):
+        raise ValueError(
+            f"input_shape is {shape!r}; it must be whole numbers above 0, such as "
+            "(1, 96, 96, 96, 4)"
+        )

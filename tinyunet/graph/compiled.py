@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kernels.arrays import checksum, copy
 from kernels.memory import empty
+from tinyunet.autograd import Tensor
 from tinyunet.context import Listener
 from tinyunet.crew import ALONE, Crew
 from tinyunet.graph.differentiate import differentiate, gradient_name
@@ -96,9 +97,9 @@ class Compiled:
     def _model_arrays(self) -> list[Array]:
         return [p.data for p in self.model.parameters()] + self.model.buffers()
 
-    def _images(self, images: npt.ArrayLike) -> Array:
+    def _images(self, images: npt.ArrayLike | Tensor) -> Array:
         dtype = next((p.dtype for p in self.model.parameters()), np.dtype(np.float32))
-        return np.asarray(images, dtype, order="C")
+        return np.asarray(images.data if isinstance(images, Tensor) else images, dtype, order="C")
 
 
 class Inference(Compiled):
@@ -107,7 +108,7 @@ class Inference(Compiled):
     Batch norm uses its running statistics and nothing is dropped, whatever mode the model is in.
     """
 
-    def __call__(self, images: npt.ArrayLike) -> Array:
+    def __call__(self, images: npt.ArrayLike | Tensor) -> Array:
         """Return the model's result for a batch.
 
         Parameters

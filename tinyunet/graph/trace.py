@@ -185,6 +185,10 @@ def _record(
         src = traced.tensor(images)
         logits = _wants_logits(model, loss)
         prediction = model.logits(src) if logits else model(src)  # type: ignore[attr-defined]
+        if id(prediction) not in traced.names:
+            raise TypeError(
+                "compile: the model must return one Tensor made by tinyunet's operators"
+            )
         mine = len(traced.nodes)
         if loss:
             voxels = np.arange(math.prod(prediction.shape[:-1]))
@@ -196,6 +200,8 @@ def _record(
             result = (
                 loss(prediction, labels, from_logits=True) if logits else loss(prediction, labels)
             )
+            if id(result) not in traced.names:
+                raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
             if result.shape != ():
                 raise ValueError(f"compile: the loss must be one number, not {result.shape}")
     return traced, mine, traced.names[id(prediction)][0]

@@ -1,5 +1,6 @@
 """The folder of a run: made when there is something to put in it, and never an old one."""
 
+import fcntl
 import os
 import shutil
 import time
@@ -25,6 +26,7 @@ class RunFolder:
     def __init__(self, output: Path | str, resumed: Path | None = None) -> None:
         self._output = Path(output)
         self._path = resumed
+        self._lock: int | None = None
 
     def check(self, needed_bytes: int) -> None:
         """See whether a run will fit into its folder, or a new one into ``output``, which is made.
@@ -41,10 +43,12 @@ class RunFolder:
         OSError
             If ``output`` cannot be made.
         UserError
-            If it cannot be written to, or has too little space.
+            If it cannot be written to, or has too little space, or another process trains in it.
         """
         if self._path is None:
             self._output.mkdir(parents=True, exist_ok=True)
+        else:
+            self._hold(self._path)
         # A run that goes on may lie elsewhere than where it began, on another disk.
         place = self._path or self._output
         if not os.access(place, os.W_OK | os.X_OK):
@@ -55,6 +59,27 @@ class RunFolder:
                 f"{place}: {free / 1e6:.0f} MB left on this disk; "
                 f"a run takes {needed_bytes / 1e6:.0f} MB"
             )
+
+    def _hold(self, path: Path) -> None:
+        """Keep other processes from training in the folder, until :meth:`release` or the end."""
+        if self._lock is not None:
+            return
+        self._lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise UserError(
+                f"{path}: another process trains here; wait until it has ended"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Let other processes train in the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def tidy(self) -> None:
         """Remove what a run that was killed left half written, and the folder if it is empty."""
@@ -73,6 +98,7 @@ class RunFolder:
         """Return the path of a file in the folder."""
         if self._path is None:
             self._path = _make(self._output, time.strftime("%Y-%m-%d_%H-%M-%S"))
+            self._hold(self._path)
         return self._path / name
 
     def __str__(self) -> str:

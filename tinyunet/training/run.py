@@ -98,6 +98,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             finally:
                 if communicator.rank == 0:
                     folder.tidy()
+                    folder.release()
 
 
 def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
