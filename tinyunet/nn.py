@@ -62,17 +62,16 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield dotted name and parameter, in the order of definition; one that is shared once."""
-        seen = set[int]()
-        for name, value in self._named_attributes():
-            if isinstance(value, Parameter) and id(value) not in seen:
-                seen.add(id(value))
-                yield name, value
+        return self._named(Parameter)
 
     def named_buffers(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """Yield dotted name and array of what is kept but not learnt, each once: batch-norm statistics."""
+        return self._named(np.ndarray)
+
+    def _named(self, kind: type[Any]) -> Iterator[tuple[str, Any]]:
         seen = set[int]()
         for name, value in self._named_attributes():
-            if isinstance(value, np.ndarray) and id(value) not in seen:
+            if isinstance(value, kind) and id(value) not in seen:
                 seen.add(id(value))
                 yield name, value
 

@@ -123,7 +123,7 @@ class Rung:
         with threadpool_limits(threads, user_api="blas"):
             return {name: timed(call, _SECONDS)[0] for name, call in self._calls(sizes).items()}
 
-    def _calls(self, sizes: Geometry) -> dict[str, Callable[[], Array]]:
+    def _calls(self, sizes: Geometry) -> dict[str, Callable[[], Any]]:
         src, weights, diff_dst = convolution_arrays(sizes.src_shape, sizes.weights_shape)
         return _directions(self._module, src, weights, diff_dst)
 
@@ -131,27 +131,18 @@ class Rung:
         """Nothing to end."""
 
 
-class FusedRung:
+class FusedRung(Rung):
     """The last rung: what the compiled net runs."""
 
-    name, is_slow = FUSED, False
-
-    def runs(self, layer: Layer) -> bool:
-        """Every layer, one way or another."""
-        return True
+    def __init__(self) -> None:
+        super().__init__(FUSED, fused_conv)
 
     def compute(self, sizes: Geometry) -> dict[str, Array]:
         """Result of each direction."""
         return {name: case.compute() for name, case in fused_conv.cases(sizes).items()}
 
-    def times(self, sizes: Geometry, threads: int) -> Times:
-        """Time each direction."""
-        machine.set_threads(threads)
-        cases = fused_conv.cases(sizes)
-        return {name: timed(case.run, _SECONDS)[0] for name, case in cases.items()}
-
-    def end(self) -> None:
-        """Nothing to end."""
+    def _calls(self, sizes: Geometry) -> dict[str, Callable[[], Any]]:
+        return {name: case.run for name, case in fused_conv.cases(sizes).items()}
 
 
 class Peer:
@@ -193,7 +184,7 @@ class Peer:
             process.end()
 
 
-Runner = Rung | FusedRung | Peer
+Runner = Rung | Peer
 
 
 def unet_layers(size: int, filters: int = 16, depth: int = 5, channels: int = 4) -> list[Layer]:
@@ -354,9 +345,7 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
     """Return the figures for a file: one row a rung or peer, layer, direction and number of threads."""
     return [
         {
-            "system": f"tinyunet {m.name}" if m.name in (*RUNGS, FUSED) else m.name,
-            "case": f"{m.direction} {m.layer.IC}->{m.layer.OC} k{m.layer.K}",
-            "size": m.layer.size,
+            **_what(m),
             "threads": count,
             "median_ms": statistics.median(ms),
             "min_ms": min(ms),
@@ -370,11 +359,16 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
 
 def peaks(measurements: list[Measurement]) -> list[dict[str, Any]]:
     """Return for a file what the multiply-adds of one core reached beside each rung."""
-    return [
-        {"system": row["system"], "case": row["case"], "size": row["size"], "gflops": m.peak}
-        for m in measurements
-        for row in rows([m], 1)
-    ]
+    return [_what(m) | {"gflops": m.peak} for m in measurements]
+
+
+def _what(m: Measurement) -> dict[str, Any]:
+    """Return the keys that say what was measured."""
+    return {
+        "system": f"tinyunet {m.name}" if m.name in (*RUNGS, FUSED) else m.name,
+        "case": f"{m.direction} {m.layer.IC}->{m.layer.OC} k{m.layer.K}",
+        "size": m.layer.size,
+    }
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:

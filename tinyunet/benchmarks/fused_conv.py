@@ -16,7 +16,7 @@ from kernels import machine
 from kernels.conv3d import winograd
 from kernels.conv3d.shapes import Array, Geometry, Triple, geometry
 from kernels.fused import conv3d
-from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source
+from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
 from kernels.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.memory import empty
 from tinyunet.benchmarks.problem import convolution_arrays
@@ -86,9 +86,8 @@ def _backward_data(g: Geometry, tile: Triple | None) -> Case:
     packed = empty(conv3d.packed_shape(p))
     conv3d.pack(p, weights, packed, adjoint=True)
     gradient, dst = _gradient(diff_dst), _blocked_like(g.src_shape)
-    ones, zeros = _ones_and_zeros(g.IC)
-    x = reorder_ndhwc_to_nCdhw16c(src)
-    mask = Mask(x, ones, zeros, 1.0, zeros, np.empty(conv3d.sums_shape(p, 0)))
+    x = plain(reorder_ndhwc_to_nCdhw16c(src), g.IC)
+    mask = Mask(*x, x.shift, np.empty(conv3d.sums_shape(p, 0)))
     return Case(
         lambda: conv3d.backward_data(p, gradient, packed, (dst, NO_MASK.x), (mask, NO_MASK)),
         lambda: reorder_nCdhw16c_to_ndhwc(dst, g.IC),
@@ -121,22 +120,15 @@ def _plan(g: Geometry, tile: Triple | None, *, keeps_both: bool) -> conv3d.Plan:
 def _source(src: Array) -> Source:
     """Return a source to be normalised, by a scale of 1; a first layer's as it is."""
     if src.shape[-1] <= conv3d.FEW_CHANNELS:
-        return Source(src, *_ones_and_zeros(0), 1.0)
-    return Source(reorder_ndhwc_to_nCdhw16c(src), *_ones_and_zeros(src.shape[-1]), 1.0)
+        return NO_SOURCE._replace(data=src)
+    return plain(reorder_ndhwc_to_nCdhw16c(src), src.shape[-1])
 
 
 def _gradient(diff_dst: Array) -> Gradient:
     """Return a gradient to be formed of two tensors, one of which counts nothing."""
-    ones, zeros = _ones_and_zeros(diff_dst.shape[-1])
+    dz = plain(reorder_ndhwc_to_nCdhw16c(diff_dst), diff_dst.shape[-1])
     x = reorder_ndhwc_to_nCdhw16c(diff_dst[..., ::-1])
-    return Gradient(reorder_ndhwc_to_nCdhw16c(diff_dst), x, ones, zeros, zeros)
-
-
-def _ones_and_zeros(channels: int) -> tuple[Array, Array]:
-    zeros = np.zeros(blocks(channels) * LANES, np.float32)
-    ones = zeros.copy()
-    ones[:channels] = 1.0
-    return ones, zeros
+    return Gradient(dz.data, x, dz.scale, dz.shift, dz.shift)
 
 
 def _blocked_like(shape: tuple[int, ...]) -> Array:

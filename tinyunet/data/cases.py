@@ -265,9 +265,8 @@ def on_same_voxels(
     DataError
         Sizes, or positions by more than half a voxel, are not the same; the message names both.
     """
-    in_order = np.array_equal(geometry.orientation, reference.orientation)
-    stored_alike = geometry.shape == reference.shape and geometry.stored_distance(reference) <= 0.5
-    if stored_alike and not in_order:
+    turned = not np.array_equal(geometry.orientation, reference.orientation)
+    if turned and geometry.shape == reference.shape and geometry.stored_distance(reference) <= 0.5:
         return np.ascontiguousarray(reference.to_canonical(geometry.from_canonical(voxels)))
     shape, expected = geometry.canonical_shape, reference.canonical_shape
     if shape != expected:

@@ -61,7 +61,7 @@ def _packed(graph: Graph) -> Graph:
 
 def _phase(packing: Node, user: Node, graph: Graph) -> Phase:
     """In training weights change at each step; in inference they may depend on the images."""
-    fixed = all(map(graph.is_fixed, packing.inputs.values()))
+    fixed = graph.are_fixed(packing.inputs.values())
     return "prepare" if fixed and not graph.gradients else user.phase
 
 

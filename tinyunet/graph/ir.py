@@ -160,10 +160,13 @@ class Graph:
         """Return for each value the node that writes it."""
         return {value: node for node in self.nodes for value in node.outputs.values()}
 
-    def is_fixed(self, value: str) -> bool:
-        """Whether a value is made of parameters, buffers and constants alone, before a run."""
-        made = self.producer(value)
-        return made.phase == "prepare" if made else self.values[value].kind != "input"
+    def are_fixed(self, values: Iterable[str]) -> bool:
+        """Whether values are made of parameters, buffers and constants alone, before a run."""
+        made = self.producers()
+        return all(
+            made[v].phase == "prepare" if v in made else self.values[v].kind != "input"
+            for v in values
+        )
 
     def consumers(self, value: str) -> list[Node]:
         """Return the nodes that read a value, in order."""

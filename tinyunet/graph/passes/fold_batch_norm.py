@@ -29,7 +29,7 @@ def _are_fixed(graph: Graph, convolution: Node, norm: Node) -> bool:
     """Whether all but the images that both take is there before a run, and need not be computed."""
     taken = {*convolution.inputs.values(), *norm.inputs.values()}
     taken -= {convolution.inputs["src"], norm.inputs["src"]}
-    return all(graph.values[value].kind != "temporary" or graph.is_fixed(value) for value in taken)
+    return graph.are_fixed(taken)
 
 
 def _fold(graph: Graph, convolution: Node, norm: Node) -> Graph:

@@ -115,7 +115,7 @@ def _fixed_statistics(graph: Graph, node: Node) -> tuple[list[Node], list[Value]
     outputs = {role: f"{name}:{role}" for role in ("scale", "shift")}
     inputs = {role: node.inputs[role] for role in ("scale", "shift", "mean", "variance")}
     settings = {"epsilon": node.attributes["epsilon"]} | _FUSED
-    phase = "prepare" if all(map(graph.is_fixed, inputs.values())) else node.phase
+    phase = "prepare" if graph.are_fixed(inputs.values()) else node.phase
     statistics = Node(f"{name}.statistics", "fixed_statistics", inputs, outputs, settings, phase)
     return [statistics], [vector(v, channels) for v in outputs.values()]
 
