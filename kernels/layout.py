@@ -181,23 +181,25 @@ def _pack_src(
             h, h_between = divmod(line - before[1], dilation[1])
             inside = d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H
             voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1) if inside else 0
-            # All blocks of a row: its voxels are read from memory once.
+            read, written = (d * H + h) * W * C, (plane * PH + line) * PW * width
+            to, apart, step = before[2] * width, PD * PH * PW * width, dilation[2] * width
+            vectors = C // LANES if width == LANES else 0
             for block in range(CB):
-                first = (d * H + h) * W * C + block * width
-                dst = ((block * PD + plane) * PH + line) * PW * width
-                to, end = dst + before[2] * width, dst + PW * width
-                lanes = min(width, C - block * width)
                 # What is written anyway is not cleared before: writing is what takes the time.
-                dense = lanes == LANES and dilation[2] == 1
-                panel[dst : min(to, end) if dense else end] = 0.0
-                panel[min(to + voxels * LANES, end) if dense else end : end] = 0.0
-                for w in range(voxels):
-                    at = to + w * dilation[2] * width
-                    if lanes == LANES:
-                        put_vector(panel, at, load(src, first + w * C), streams)
-                    else:
-                        for lane in range(lanes):
-                            panel[at + lane] = src[first + w * C + lane]
+                start = written + block * apart
+                dense = voxels * width if block < vectors and dilation[2] == 1 else 0
+                panel[start : start + to] = 0.0
+                panel[start + to + dense : start + PW * width] = 0.0
+            # All blocks of a voxel: memory is read from front to back.
+            for w in range(voxels):
+                x, at = read + w * C, written + to + w * step
+                for block in range(vectors):
+                    put_vector(panel, at + block * apart, load(src, x + block * LANES), streams)
+            rest = C - vectors * LANES
+            for w in range(voxels if rest > 0 else 0):
+                x, at = read + w * C + vectors * LANES, written + to + w * step + vectors * apart
+                for lane in range(rest):
+                    panel[at + lane] = src[x + lane]
         fence()
 
 

@@ -358,15 +358,15 @@ def _gather(
     diff_dst: Floats, first: int, voxels: int, OC: int, channel: int, own: Floats, cols: int
 ) -> None:
     """Voxels of ``cols`` channel blocks from ``channel``, one after the other; zeros in padding lanes."""
-    for c in range(cols):
-        left = channel + c * LANES
-        for voxel in range(voxels):
-            x, y = (first + voxel) * OC + left, (voxel * cols + c) * LANES
-            if left + LANES <= OC:
-                store(own, y, load(diff_dst, x))
-            else:
-                for lane in range(LANES):
-                    own[y + lane] = diff_dst[x + lane] if left + lane < OC else np.float32(0.0)
+    lanes = cols * LANES
+    for voxel in range(voxels):
+        x, y = (first + voxel) * OC + channel, voxel * lanes
+        if channel + lanes <= OC:
+            for c in range(0, lanes, LANES):
+                store(own, y + c, load(diff_dst, x + c))
+        else:
+            for lane in range(lanes):
+                own[y + lane] = diff_dst[x + lane] if channel + lane < OC else np.float32(0.0)
 
 
 def _channel_width(IC: int) -> int:
