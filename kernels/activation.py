@@ -96,7 +96,7 @@ def leaky_relu_forward(src: Array, slope: float) -> Array:
         If ``slope`` is not above 0.
     """
     src = tensor("src", src)
-    slope = _checked_slope(slope)
+    slope = checked_slope(slope)
     if src.dtype == np.float64:
         return np.where(src <= 0.0, slope * src, src)
     dst = empty(src.shape)
@@ -125,7 +125,7 @@ def leaky_relu_backward(diff_dst: Array, dst: Array, slope: float) -> Array:
     """
     dst = tensor("dst", dst)
     diff_dst = tensor("diff_dst", diff_dst, shape=dst.shape, dtype=dst.dtype)
-    slope = _checked_slope(slope)
+    slope = checked_slope(slope)
     if dst.dtype == np.float64:
         return np.where(dst <= 0.0, slope * diff_dst, diff_dst)
     diff_src = empty(dst.shape)
@@ -188,7 +188,8 @@ def sigmoid_backward(diff_dst: Array, dst: Array) -> Array:
     return diff_src
 
 
-def _checked_slope(slope: float) -> float:
+def checked_slope(slope: float) -> float:
+    """``slope``, if it is above zero; else ValueError."""
     if not slope > 0.0:
         raise ValueError(f"slope must be above 0 (use relu for 0), got {slope}")
     return float(slope)

@@ -4,7 +4,7 @@ Each raises with one line that names the argument, what is wrong with it and wha
 returns the array C-contiguous, so that a kernel may count on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,15 @@ def tensor(
     return np.ascontiguousarray(value)
 
 
-def triple(name: str, value: Sequence[int]) -> Triple:
-    """Depth, height and width of a window, stride or factor: three whole numbers from 1 on.
+def triple(name: str, value: int | Sequence[int]) -> Triple:
+    """Depth, height and width of a window, stride or factor: whole numbers from 1 on; one stands for all.
 
     Raises
     ------
     ValueError
         If there are not three, or one is below 1 or not whole.
     """
-    numbers = tuple(value)
+    numbers = tuple(value) if isinstance(value, Iterable) else (value,) * 3
     whole = all(isinstance(number, (int, np.integer)) and number >= 1 for number in numbers)
     if len(numbers) != 3 or not whole:
         raise ValueError(f"{name} must be three whole numbers from 1 on, got {value!r}")

@@ -28,7 +28,7 @@ _Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
 
-def max_pool_forward(src: Array, size: Sequence[int] = (2, 2, 2)) -> tuple[Array, _Bytes]:
+def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, _Bytes]:
     """Largest item of each window.
 
     Parameters
@@ -63,7 +63,7 @@ def max_pool_forward(src: Array, size: Sequence[int] = (2, 2, 2)) -> tuple[Array
 
 
 def max_pool_backward(
-    diff_dst: Array, argmax: _Bytes, src_shape: Sequence[int], size: Sequence[int] = (2, 2, 2)
+    diff_dst: Array, argmax: _Bytes, src_shape: Sequence[int], size: int | Sequence[int] = (2, 2, 2)
 ) -> Array:
     """Gradient of each window's largest item; all others had no influence.
 
@@ -105,7 +105,7 @@ def max_pool_backward(
     return diff_src
 
 
-def _checked_size(size: Sequence[int], src_shape: tuple[int, ...]) -> Triple:
+def _checked_size(size: int | Sequence[int], src_shape: tuple[int, ...]) -> Triple:
     checked = triple("size", size)
     if math.prod(checked) > 256:
         raise ValueError(f"size must have at most 256 taps, got {checked}")

@@ -21,7 +21,7 @@ from kernels.memory import empty
 _Floats = npt.NDArray[np.float32]
 
 
-def forward(src: Array, factor: Sequence[int] = (2, 2, 2)) -> Array:
+def forward(src: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
     """Repeat each voxel ``FD x FH x FW`` times.
 
     Parameters
@@ -49,7 +49,7 @@ def forward(src: Array, factor: Sequence[int] = (2, 2, 2)) -> Array:
     return dst
 
 
-def backward(diff_dst: Array, factor: Sequence[int] = (2, 2, 2)) -> Array:
+def backward(diff_dst: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
     """Sum of the gradients of each block.
 
     Parameters

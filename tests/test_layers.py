@@ -28,7 +28,7 @@ KERNELS = """
     fused
 """
 TINYUNET = """
-    crew errors text verbose
+    checks crew errors text verbose
     files
     context
     autograd

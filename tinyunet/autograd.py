@@ -11,6 +11,7 @@ The tape comes first, the arithmetic of :class:`Tensor` second: the two need eac
 """
 
 import heapq
+import numbers
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -164,7 +165,8 @@ class Tensor:
         Raises
         ------
         RuntimeError
-            Nothing was recorded, backward already ran, or a saved array was changed.
+            Nothing was recorded, backward already ran, or a saved array was changed (1024 of its
+            elements are compared, so that a change of a few may pass unseen).
         ValueError
             ``gradient`` is missing or has another shape.
         """
@@ -351,11 +353,13 @@ class Power(Function):
 
     @staticmethod
     def forward(ctx: Context, a: Array, exponent: float) -> Array:
-        if not isinstance(exponent, int | float):
+        if not isinstance(exponent, numbers.Real):
             raise TypeError(f"power: exponent must be a number, not {type(exponent).__name__}")
         ctx.save(a)
-        ctx.exponent = exponent
-        return a**exponent
+        # Plain: NumPy's float64 would make float64 of float32.
+        ctx.exponent = exponent.item() if isinstance(exponent, np.generic) else exponent
+        powers: Array = a**ctx.exponent
+        return powers
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
@@ -426,7 +430,7 @@ class Slice(Function):
     @staticmethod
     def forward(ctx: Context, a: Array, index: Any) -> Array:
         for part in index if isinstance(index, tuple) else (index,):
-            if not isinstance(part, int | slice | EllipsisType | None):
+            if not isinstance(part, numbers.Integral | slice | EllipsisType | None):
                 raise TypeError(f"index: use integers, slices, ... and None, not {part!r}")
         ctx.src_shape, ctx.index = a.shape, index
         return a[index]

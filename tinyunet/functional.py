@@ -22,7 +22,9 @@ import kernels.pooling
 import kernels.softmax_dice
 import kernels.upsample
 from kernels.batch_norm import Combine
+from kernels.checks import triple
 from tinyunet.autograd import Function, Tensor
+from tinyunet.checks import share
 from tinyunet.context import Array, Context, Gradients
 
 Triple: TypeAlias = tuple[int, int, int]
@@ -284,38 +286,38 @@ def conv3d(
     src: Tensor,
     weights: Tensor,
     bias: Tensor | None = None,
-    stride: Sequence[int] = (1, 1, 1),
+    stride: int | Sequence[int] = (1, 1, 1),
     padding: str = "same",
 ) -> Tensor:
     """Convolve (MB, ID, IH, IW, IC) with (OC, IC, KD, KH, KW) to (MB, OD, OH, OW, OC).
 
     ``padding`` is "same" (as TensorFlow has it) or "valid"; ``bias`` is (OC,).
     """
-    return Convolution.apply(src, weights, bias, tuple(stride), padding)
+    return Convolution.apply(src, weights, bias, triple("stride", stride), padding)
 
 
 def conv_transpose3d(
     src: Tensor,
     weights: Tensor,
     bias: Tensor | None = None,
-    stride: Sequence[int] = (2, 2, 2),
+    stride: int | Sequence[int] = (2, 2, 2),
     padding: str = "same",
 ) -> Tensor:
     """Transposed convolution of (MB, ID, IH, IW, IC) with (IC, OC, KD, KH, KW); ``bias`` is (OC,).
 
     The result's size is ``I * S`` for padding "same", ``I * S + max(K - S, 0)`` for "valid".
     """
-    return TransposedConvolution.apply(src, weights, bias, tuple(stride), padding)
+    return TransposedConvolution.apply(src, weights, bias, triple("stride", stride), padding)
 
 
-def max_pool3d(src: Tensor, size: Sequence[int] = (2, 2, 2)) -> Tensor:
+def max_pool3d(src: Tensor, size: int | Sequence[int] = (2, 2, 2)) -> Tensor:
     """Maximum of each ``size`` window; windows do not overlap, a rest at the end is left out."""
-    return MaxPooling.apply(src, tuple(size))
+    return MaxPooling.apply(src, triple("size", size))
 
 
-def upsample3d(src: Tensor, factor: Sequence[int] = (2, 2, 2)) -> Tensor:
+def upsample3d(src: Tensor, factor: int | Sequence[int] = (2, 2, 2)) -> Tensor:
     """Repeat each voxel ``factor`` times along depth, height and width."""
-    return Upsampling.apply(src, tuple(factor))
+    return Upsampling.apply(src, triple("factor", factor))
 
 
 def batch_norm(
@@ -373,6 +375,4 @@ def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
 
 def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
     """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: rate must be at least 0 and below 1, not {rate}")
-    return Dropout.apply(src, rate, generator) if rate else src
+    return Dropout.apply(src, rate, generator) if share("rate", rate) else src

@@ -12,9 +12,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from kernels.activation import checked_slope
 from kernels.batch_norm import Combine
+from kernels.checks import triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor
+from tinyunet.checks import at_least_zero, positive, share
 from tinyunet.context import Array
 
 Generator = np.random.Generator
@@ -207,7 +210,7 @@ class Conv3d(Module):
     Parameters
     ----------
     in_channels, out_channels : int
-    kernel, stride : three of int
+    kernel, stride : int or three of int
     padding : "same" or "valid"
     generator : numpy Generator, optional
         Where the weights are drawn from; a new one of seed 0 if left out.
@@ -217,16 +220,18 @@ class Conv3d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel: Sequence[int] = (3, 3, 3),
-        stride: Sequence[int] = (1, 1, 1),
+        kernel: int | Sequence[int] = (3, 3, 3),
+        stride: int | Sequence[int] = (1, 1, 1),
         padding: str = "same",
         generator: Generator | None = None,
     ) -> None:
-        fan_in = in_channels * int(np.prod(kernel))
-        shape = (out_channels, in_channels, *kernel)
+        positive("in_channels", in_channels), positive("out_channels", out_channels)
+        taps, self.stride = triple("kernel", kernel), triple("stride", stride)
+        fan_in = in_channels * int(np.prod(taps))
+        shape = (out_channels, in_channels, *taps)
         self.weights = Parameter(he_uniform(shape, fan_in, generator or _generator()))
         self.bias = Parameter(np.zeros(out_channels, np.float32))
-        self.stride, self.padding = tuple(stride), padding
+        self.padding = padding
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, ID, IH, IW, IC) -> (MB, OD, OH, OW, OC)."""
@@ -243,16 +248,18 @@ class ConvTranspose3d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel: Sequence[int] = (2, 2, 2),
-        stride: Sequence[int] = (2, 2, 2),
+        kernel: int | Sequence[int] = (2, 2, 2),
+        stride: int | Sequence[int] = (2, 2, 2),
         padding: str = "same",
         generator: Generator | None = None,
     ) -> None:
-        fan_in = out_channels * int(np.prod(kernel))
-        shape = (in_channels, out_channels, *kernel)
+        positive("in_channels", in_channels), positive("out_channels", out_channels)
+        taps, self.stride = triple("kernel", kernel), triple("stride", stride)
+        fan_in = out_channels * int(np.prod(taps))
+        shape = (in_channels, out_channels, *taps)
         self.weights = Parameter(he_uniform(shape, fan_in, generator or _generator()))
         self.bias = Parameter(np.zeros(out_channels, np.float32))
-        self.stride, self.padding = tuple(stride), padding
+        self.padding = padding
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, ID, IH, IW, IC) -> (MB, ID * SD, IH * SH, IW * SW, OC) with padding "same"."""
@@ -281,7 +288,10 @@ class BatchNorm(Module):
         self.shift = Parameter(np.zeros(channels, np.float32))
         self.running_mean: Array = np.zeros(channels, np.float32)
         self.running_variance: Array = np.ones(channels, np.float32)
-        self.momentum, self.epsilon = momentum, epsilon
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be 0 to 1, not {momentum}")
+        self.momentum = momentum
+        self.epsilon = at_least_zero("epsilon", epsilon)
         self.combine: Combine | None = None
 
     def forward(self, src: Tensor) -> Tensor:
@@ -311,7 +321,7 @@ class LeakyReLU(Module):
     """``src`` where positive, ``slope * src`` elsewhere."""
 
     def __init__(self, slope: float = 0.01) -> None:
-        self.slope = slope
+        self.slope = checked_slope(slope)
 
     def forward(self, src: Tensor) -> Tensor:
         """Any shape."""
@@ -321,8 +331,8 @@ class LeakyReLU(Module):
 class MaxPool3d(Module):
     """Maximum of each window."""
 
-    def __init__(self, size: Sequence[int] = (2, 2, 2)) -> None:
-        self.size = tuple(size)
+    def __init__(self, size: int | Sequence[int] = (2, 2, 2)) -> None:
+        self.size = triple("size", size)
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, D, H, W, C) -> (MB, D // size, H // size, W // size, C)."""
@@ -332,8 +342,8 @@ class MaxPool3d(Module):
 class Upsample3d(Module):
     """Nearest-neighbour upsampling."""
 
-    def __init__(self, factor: Sequence[int] = (2, 2, 2)) -> None:
-        self.factor = tuple(factor)
+    def __init__(self, factor: int | Sequence[int] = (2, 2, 2)) -> None:
+        self.factor = triple("factor", factor)
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, D, H, W, C) -> (MB, D * factor, H * factor, W * factor, C)."""
@@ -344,7 +354,7 @@ class Dropout(Module):
     """Dropout in training, nothing in inference; draws from its own generator."""
 
     def __init__(self, rate: float, seed: int = 0) -> None:
-        self.rate = rate
+        self.rate = share("rate", rate)
         self.generator = np.random.default_rng(seed)
 
     def forward(self, src: Tensor) -> Tensor:

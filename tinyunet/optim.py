@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 import kernels.optimizers
 from tinyunet import verbose
+from tinyunet.checks import at_least_zero, positive, share
 from tinyunet.context import Array
 from tinyunet.crew import ALONE, Crew
 from tinyunet.nn import Parameter
@@ -54,8 +55,8 @@ class Optimizer:
     ) -> None:
         self.parameters = list(parameters)
         _check_parameters(self.parameters)
-        self.lr = _at_least_zero("lr", lr)
-        self.weight_decay = _at_least_zero("weight_decay", weight_decay)
+        self.lr = at_least_zero("lr", lr)
+        self.weight_decay = at_least_zero("weight_decay", weight_decay)
         self.steps, self.crew = 0, crew
         size, dtype = sum(p.data.size for p in self.parameters), self.parameters[0].dtype
         self.flat_parameters: Array = crew.zeros(size, dtype)
@@ -123,23 +124,26 @@ class Optimizer:
         Raises
         ------
         ValueError
-            A name is missing or unknown, or a shape differs. Nothing has been changed.
+            A name is missing or unknown, a shape differs, or a value is no number or out of range.
+            Nothing has been changed.
         """
         shapes = {name: self.flat_parameters.shape for name in self.averages}
         shapes |= {"steps": (), "lr": ()}
         for name, shape in shapes.items():
             if name not in state:
                 raise ValueError(f"state has no {name!r}, which {type(self).__name__} needs")
-            if np.shape(state[name]) != shape:
-                raise ValueError(
-                    f"state has {name!r} of shape {np.shape(state[name])}, not {shape}"
-                )
+            value = np.asarray(state[name])
+            if value.shape != shape:
+                raise ValueError(f"state has {name!r} of shape {value.shape}, not {shape}")
+            if value.dtype.kind not in "fiu":
+                raise ValueError(f"state has {name!r} of type {value.dtype}, not numbers")
         for name in state:
             if name not in shapes:
                 raise ValueError(f"state has {name!r}, which {type(self).__name__} does not know")
+        self.lr = at_least_zero("lr", float(np.asarray(state["lr"])))
+        self.steps = int(np.asarray(state["steps"]))
         for name in self.averages:
-            np.copyto(getattr(self, name), np.asarray(state[name]), casting="same_kind")
-        self.steps, self.lr = int(np.asarray(state["steps"])), float(np.asarray(state["lr"]))
+            np.copyto(getattr(self, name), np.asarray(state[name]))
 
 
 class Adam(Optimizer):
@@ -174,8 +178,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         crew: Crew = ALONE,
     ) -> None:
-        self.beta1, self.beta2 = _share("beta1", beta1), _share("beta2", beta2)
-        self.epsilon = _at_least_zero("epsilon", epsilon)
+        self.beta1, self.beta2 = share("beta1", beta1), share("beta2", beta2)
+        self.epsilon = at_least_zero("epsilon", epsilon)
         super().__init__(parameters, lr, weight_decay, crew)
 
     def _update(self, part: slice) -> None:
@@ -223,7 +227,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         crew: Crew = ALONE,
     ) -> None:
-        self.momentum, self.nesterov = _share("momentum", momentum), nesterov
+        self.momentum, self.nesterov = share("momentum", momentum), nesterov
         super().__init__(parameters, lr, weight_decay, crew)
 
     def _update(self, part: slice) -> None:
@@ -243,20 +247,20 @@ class SGD(Optimizer):
 
 def constant(lr: float) -> Schedule:
     """Return a schedule that is always ``lr``."""
-    _at_least_zero("lr", lr)
+    at_least_zero("lr", lr)
     return lambda step: lr
 
 
 def polynomial(lr: float, steps: int, power: float = 0.9, end: float = 0.0) -> Schedule:
     """Return ``end + (lr - end) * (1 - step / steps) ** power``, and ``end`` from ``steps`` on."""
-    _at_least_zero("lr", lr)
-    _positive("steps", steps)
+    at_least_zero("lr", lr)
+    positive("steps", steps)
     return lambda step: end + (lr - end) * (1 - min(step, steps) / steps) ** power
 
 
 def warm_up(schedule: Schedule, steps: int) -> Schedule:
     """Return ``schedule``, scaled by 1 / steps, 2 / steps, ... during the first ``steps`` steps."""
-    _positive("steps", steps)
+    positive("steps", steps)
     return lambda step: schedule(step) * min(1.0, (step + 1) / steps)
 
 
@@ -287,8 +291,8 @@ class ReduceOnPlateau:
         if not 0 < factor < 1:
             raise ValueError(f"factor must be above 0 and below 1, not {factor}")
         self.optimizer, self.factor = optimizer, factor
-        self.patience = _positive("patience", patience)
-        self.min_lr = _at_least_zero("min_lr", min_lr)
+        self.patience = positive("patience", patience)
+        self.min_lr = at_least_zero("min_lr", min_lr)
         self.sign = -1.0 if higher_is_better else 1.0
         self.best, self.waited = np.inf, 0
 
@@ -327,21 +331,3 @@ def _check_parameters(parameters: list[Parameter]) -> None:
                 f"parameters: item {index} is {parameter.dtype}, the first {parameters[0].dtype}"
             )
         seen.add(id(parameter))
-
-
-def _at_least_zero(name: str, value: float) -> float:
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{name} must be 0 or more and finite, not {value}")
-    return value
-
-
-def _share(name: str, value: float) -> float:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
-    return value
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
-    return value

@@ -47,7 +47,7 @@ def forward(
         Kernel sizes 1 to 5.
     bias : ndarray, shape=(OC,), optional
     stride : int or (SD, SH, SW)
-        1 or 2 along each axis.
+        From 1 on.
     padding : {"same", "valid"}
         TensorFlow's conventions.
 

@@ -105,7 +105,7 @@ def geometry(
     src_shape : (MB, ID, IH, IW, IC)
     weights_shape : (OC, IC, KD, KH, KW)
     stride : int or (SD, SH, SW)
-        1 or 2 along each axis.
+        From 1 on.
     padding : {"same", "valid"}
 
     Raises
@@ -121,9 +121,7 @@ def geometry(
         raise ValueError(f"weights have shape {weights_shape}; it must be (OC, IC, KD, KH, KW)")
     if padding not in ("same", "valid"):
         raise ValueError(f'padding is {padding!r}; it must be "same" or "valid"')
-    strides = (stride,) * 3 if isinstance(stride, int) else tuple(stride)
-    if len(strides) != 3 or not all(s in (1, 2) for s in strides):
-        raise ValueError(f"stride is {stride}; it must be 1 or 2 along each of 3 axes")
+    strides = triple("stride", stride)
     MB, *sizes, IC = src_shape
     OC, weights_IC, *kernel = weights_shape
     if IC != weights_IC:

@@ -28,7 +28,7 @@ def forward(
     src: Array,
     weights: Array,
     bias: Array | None = None,
-    stride: Sequence[int] = (2, 2, 2),
+    stride: int | Sequence[int] = (2, 2, 2),
     padding: str = "same",
 ) -> Array:
     """Enlarge ``src``.
@@ -41,8 +41,8 @@ def forward(
         Of the dtype of ``src``.
     bias : array, shape (OC,), optional
         Of the dtype of ``src``.
-    stride : (SD, SH, SW)
-        1 or 2 each; in float32 also more, where it is the kernel's size.
+    stride : int or (SD, SH, SW)
+        From 1 on; an integer stands for all three.
     padding : "same" or "valid"
 
     Returns
@@ -75,7 +75,7 @@ def backward_data(
     diff_dst: Array,
     weights: Array,
     src_shape: Sequence[int],
-    stride: Sequence[int] = (2, 2, 2),
+    stride: int | Sequence[int] = (2, 2, 2),
     padding: str = "same",
 ) -> Array:
     """Gradient of the source: a convolution of ``diff_dst``.
@@ -116,8 +116,8 @@ def backward_data(
 def backward_weights(
     src: Array,
     diff_dst: Array,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (2, 2, 2),
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] = (2, 2, 2),
     padding: str = "same",
 ) -> tuple[Array, Array]:
     """Gradients of weights and bias.

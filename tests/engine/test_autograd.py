@@ -100,6 +100,14 @@ class TestGradients:
     def test_power(self, exponent):
         check_gradients(lambda a: a**exponent, np.abs(normal(0, 3, 4)) + 0.5)
 
+    @pytest.mark.parametrize("exponent", [np.float64(2), np.float32(2), np.int64(2)])
+    def test_a_scalar_of_numpy_is_a_number(self, exponent):
+        x = Tensor(np.full(3, 3, np.float32), requires_grad=True)
+        power = x**exponent
+        power[np.int64(1)].backward()
+        assert (power.dtype, x.grad.dtype) == (np.float32, np.float32)
+        np.testing.assert_array_equal(x.grad, [0, 6, 0])
+
     def test_power_of_zero_is_finite(self):
         x = Tensor(np.zeros(3), requires_grad=True)
         (x**0 + x**1 + x**2).sum().backward()

@@ -188,7 +188,10 @@ class TestLayers:
         [
             (nn.Conv3d(2, 5, (3, 1, 3), stride=(1, 2, 1), padding="valid"), (1, 2, 3, 4, 5)),
             (nn.ConvTranspose3d(2, 5, (3, 1, 2), (2, 1, 2), padding="valid"), (1, 9, 6, 12, 5)),
+            (nn.Conv3d(2, 5, 3, 3), (1, 2, 2, 2, 5)),
+            (nn.ConvTranspose3d(2, 5, 4, 3), (1, 12, 18, 18, 5)),
             (nn.MaxPool3d((1, 2, 3)), (1, 4, 3, 2, 2)),
+            (nn.MaxPool3d(2), (1, 2, 3, 3, 2)),
             (nn.Upsample3d((1, 2, 3)), (1, 4, 12, 18, 2)),
             (nn.BatchNorm(2), (1, 4, 6, 6, 2)),
             (nn.ReLU(), (1, 4, 6, 6, 2)),
@@ -198,6 +201,25 @@ class TestLayers:
     )
     def test_shape_of_the_result(self, layer, shape):
         assert layer(np.ones((1, 4, 6, 6, 2), np.float32)).shape == shape
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: nn.Conv3d(0, 4), "in_channels must be 1 or more, not 0"),
+            (lambda: nn.ConvTranspose3d(4, -1), "out_channels must be 1 or more, not -1"),
+            (lambda: nn.Conv3d(3, 4, (3, 3)), "kernel must be three whole numbers from 1 on"),
+            (lambda: nn.Conv3d(3, 4, 3, 0), "stride must be three whole numbers from 1 on"),
+            (lambda: nn.MaxPool3d(0.5), "size must be three whole numbers from 1 on"),
+            (lambda: nn.Upsample3d((1, 2, 0)), "factor must be three whole numbers from 1 on"),
+            (lambda: nn.BatchNorm(4, momentum=2), "momentum must be 0 to 1, not 2"),
+            (lambda: nn.BatchNorm(4, epsilon=-1), "epsilon must be 0 or more and finite, not -1"),
+            (lambda: nn.Dropout(1.5), "rate must be at least 0 and below 1, not 1.5"),
+            (lambda: nn.LeakyReLU(-1), "slope must be above 0"),
+        ],
+    )
+    def test_a_wrong_setting_is_refused_at_once(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
 
     def test_leaky_relu_has_its_slope(self):
         dst = nn.LeakyReLU(0.5)(np.array([[[[[-2.0, 4.0]]]]]))

@@ -202,6 +202,11 @@ class TestState:
                 r"state has 'v' of shape \(3,\), not \(11,\)",
             ),
             (lambda state: state.update(w=0), "state has 'w', which Adam does not know"),
+            (lambda state: state.update(lr=-1), "lr must be 0 or more and finite, not -1"),
+            (
+                lambda state: state.update(v=np.full(11, "x")),
+                "state has 'v' of type <U1, not numbers",
+            ),
         ],
     )
     def test_errors_change_nothing(self, change, message):

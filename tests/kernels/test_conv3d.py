@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -34,7 +34,8 @@ def convolutions(draw):
     padding = draw(st.sampled_from(["same", "valid"]))
     kernel = tuple(draw(st.integers(1, 5)) for _ in range(3))
     size = [draw(st.integers(k if padding == "valid" else 1, 9)) for k in kernel]
-    stride = tuple(draw(st.sampled_from([1, 1, 2])) for _ in range(3))
+    # Along W each is compiled by itself.
+    stride = tuple(draw(st.sampled_from(of)) for of in ([1, 1, 2, 3], [1, 1, 2, 4], [1, 1, 2]))
     MB = draw(st.sampled_from([1, 1, 2]))
     IC, OC = draw(st.sampled_from(CHANNELS)), draw(st.sampled_from(CHANNELS))
     return (MB, *size, IC), (OC, IC, *kernel), stride, padding
@@ -214,6 +215,8 @@ def test_winograd_refuses_what_it_cannot_do():
         winograd.forward(src, weights, None, 1, "same", (3, 3, 3))
 
 
+@example(case=((1, 5, 4, 11, 17), (3, 17, 2, 3, 2), (3, 4, 3), "same"), seed=0)
+@example(case=((1, 5, 4, 11, 3), (17, 3, 2, 3, 2), (3, 4, 5), "valid"), seed=0)
 @given(case=convolutions(), seed=st.integers(0, 1000))
 def test_adjoint_identity(case, seed):
     """<conv x, y> = <x, backward_data y> = <w, backward_weights(x, y)>, exactly on integers."""
@@ -302,9 +305,9 @@ def zeros(*shape, dtype=np.float32):
             "each size must be 1 to 5",
         ),
         (
-            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3), None, 3),
+            lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3), None, 0),
             ValueError,
-            "stride is 3",
+            "stride must be three whole numbers from 1 on, got 0",
         ),
         (
             lambda r: r.forward(zeros(1, 3, 3, 3, 4), zeros(2, 4, 3, 3, 3), None, 1, "full"),

@@ -65,7 +65,7 @@ def compare(ours, theirs, dtype, bound):
 def convolutions(draw):
     """Volume, kernel, stride and padding; TensorFlow wants a stride not above the kernel to be tested."""
     kernel = tuple(draw(st.sampled_from([1, 2, 3, 5])) for _ in "dhw")
-    stride = tuple(draw(st.sampled_from([1, 2])) for _ in "dhw")
+    stride = tuple(draw(st.sampled_from([1, 2, 3][:k])) for k in kernel)
     padding = draw(PADDINGS)
     size = tuple(draw(st.integers(k if padding == "valid" else 1, 7)) for k in kernel)
     return (draw(st.integers(1, 2)), *size), kernel, stride, padding
@@ -100,10 +100,10 @@ def test_conv3d(case, IC, OC, dtype, seed):
 def transposed_convolutions(draw):
     """As a U-Net has them, and others."""
     if draw(st.booleans()):
-        kernel = stride = draw(st.sampled_from([(2, 2, 2), (1, 2, 2)]))
+        kernel = stride = draw(st.sampled_from([(2, 2, 2), (1, 2, 2), (3, 3, 2)]))
     else:
         kernel = tuple(draw(st.sampled_from([1, 2, 3])) for _ in "dhw")
-        stride = tuple(draw(st.sampled_from([1, 2])) for _ in "dhw")
+        stride = tuple(draw(st.sampled_from([1, 2, 3])) for _ in "dhw")
     return draw(VOLUMES), kernel, stride, draw(PADDINGS)
 
 
