@@ -20,6 +20,9 @@ from typing import Any
 
 from tinyunet.errors import AgreedError, one_line
 
+# Bytes that a throttled link lets pass at once: what TCP hands over in one piece must fit in. An array
+# that is no larger passes unhindered, because the bucket fills again while ranks wait for each other.
+BUCKET_BYTES = 256_000
 _LONGEST_SECONDS = 600
 _SPACES, _DEVICES = ("tinyunet0", "tinyunet1"), ("tinyveth0", "tinyveth1")
 _TCP = {"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"}
@@ -100,14 +103,12 @@ def _join(gbit_per_s: float) -> None:
         _do("ip", "netns", "add", space)
     pair = ("veth", "peer", "name", _DEVICES[1], "netns", second)
     _do("ip", "link", "add", _DEVICES[0], "netns", first, "type", *pair)
-    # A bucket of 50 us of tokens, or of one frame of virtual Ethernet: less passes unhindered.
-    burst = f"{max(int(gbit_per_s * 1e9 / 8 * 50e-6), 256_000)}b"
     for number, (space, device) in enumerate(zip(_SPACES, _DEVICES, strict=True)):
         _do("ip", "-n", space, "addr", "add", f"10.77.0.{number + 1}/24", "dev", device)
         _do("ip", "-n", space, "link", "set", device, "up")
         _do("ip", "-n", space, "link", "set", "lo", "up")
-        bucket = ("tbf", "rate", f"{gbit_per_s}gbit", "burst", burst, "latency", "100ms")
-        _do("tc", "-n", space, "qdisc", "add", "dev", device, "root", *bucket)
+        bucket = ("rate", f"{gbit_per_s}gbit", "burst", f"{BUCKET_BYTES}b", "latency", "100ms")
+        _do("tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", *bucket)
     time.sleep(2)  # until both ends have seen each other
 
 

@@ -155,7 +155,8 @@ def predicted_table(step: Step, gbits: Sequence[float]) -> str:
 def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
     """Hold two ranks to a bandwidth, and compare what the model says with what they do.
 
-    The network's figures are fitted to allreduces on it; the step is that of a rank alone.
+    The network's figures are fitted to those allreduces on it that it hinders; the step is that of a
+    rank alone.
 
     Raises
     ------
@@ -165,7 +166,9 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
     net, batch = {"size": size, "filters": filters}, measured.weak[0].batch
     with mpi.throttled(gbit) as wrapper:
         sums = allreduce.measure(2, wrapper)
-        network = fit(2, sums.sizes, sums.seconds["mpi"])
+        times = dict(zip(sums.sizes, sums.seconds["mpi"], strict=True))
+        hindered = [nbytes for nbytes in sums.sizes if nbytes > mpi.BUCKET_BYTES]
+        network = fit(2, hindered, [times[nbytes] for nbytes in hindered])
         runs = {o: _run(2, batch, net, wrapper, overlap=o) for o in (True, False)}
     alone = next((run for run in measured.weak if run.ranks == 2), measured.weak[0])
     # Two ranks share memory and caches here as they would not on two nodes: their own work is what
@@ -181,17 +184,17 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
         )
         for overlap, run in runs.items()
     ]
-    for row, nbytes in enumerate(sums.sizes):
+    for nbytes in hindered:
         body.append(
             (
                 f"allreduce of {nbytes:,} bytes",
                 milliseconds(1e3 * allreduce_seconds("ring", 2, nbytes, network)),
-                milliseconds(1e3 * sums.seconds["mpi"][row]),
+                milliseconds(1e3 * times[nbytes]),
             )
         )
     head = (f"2 ranks held to {gbit:g} Gbit/s", "model ms", "measured ms")
     figures = f"{1e6 * network.alpha:.0f} us a message, {8e-9 / network.beta:.2f} Gbit/s"
-    return f"{aligned(head, body)}\nmodel: {figures}, fitted to the allreduces"
+    return f"{aligned(head, body)}\nmodel: {figures}, fitted to these allreduces"
 
 
 def _own_work(run: Run) -> float:
