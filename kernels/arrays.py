@@ -12,6 +12,9 @@ from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.simd import LANES, load, store
 
+# 2^64 divided by the golden ratio: its multiples are spread evenly (Knuth, vol. 3, section 6.4).
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
 _Words = npt.NDArray[np.uint32]
 _Floats = npt.NDArray[np.float32]
 
@@ -38,14 +41,13 @@ def copy_vectors(src: _Floats, dst: _Floats) -> None:
 def checksum(array: npt.NDArray[Any]) -> int:
     """A number of 64 bits that other contents, or another order of them, would hardly have.
 
-    Words of 32 bits, each times an odd number that says where it is, are summed in chunks; so are the
-    chunks.
+    Words of 32 bits, each mixed with its place, are summed in chunks; so are the chunks.
 
     Parameters
     ----------
-    array : ndarray, contiguous, any shape and type
+    array : ndarray, any shape and type but objects
     """
-    bits = array.reshape(-1).view(np.uint8)
+    bits = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     whole = bits.size // 4 * 4
     words, rest = bits[:whole].view(np.uint32), int.from_bytes(bits[whole:].tobytes(), "little")
     sums = np.zeros(max(int(chunk_count(words.size)), 1), np.uint64)
@@ -61,7 +63,9 @@ def checksum(array: npt.NDArray[Any]) -> int:
 def _sum_chunk(words: _Words) -> np.uint64:
     total = np.uint64(0)
     for i in range(words.size):
-        total += np.uint64(words[i]) * np.uint64(np.uint32(2 * i + 1))
+        mixed = (np.uint64(words[i]) ^ (np.uint64(i) << np.uint64(32))) * _ODD
+        # Were it a plain sum of products, changed signs could cancel.
+        total += (mixed ^ (mixed >> np.uint64(29))) * _ODD
     return total
 
 

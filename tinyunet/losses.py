@@ -159,7 +159,8 @@ def dice_binary_cross_entropy(
     """:func:`soft_dice` plus the mean over voxels *and* classes of the binary cross-entropy.
 
     Each class is taken as a question of its own: this class, or not? With one class the binary
-    cross-entropy is :func:`cross_entropy`.
+    cross-entropy is :func:`cross_entropy`. With several it is computed from probabilities also where
+    logits are given: of those that are more than 69 apart it sees no more than that they are.
     """
     dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)
     if prediction.shape[-1] == 1:

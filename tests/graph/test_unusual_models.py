@@ -10,7 +10,7 @@ from agreement import ROUNDING, assert_agree, assert_same_gradients, assert_with
 import tinyunet
 from tinyunet import SGD, Adam, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
-from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, ReLU
 
 SHAPE = (1, 6, 8, 8)
 INPUT = (*SHAPE, 4)
@@ -59,6 +59,11 @@ def enlarged(net: Any, x: Tensor) -> Tensor:
     return F.conv_transpose3d(F.max_pool3d(x), net.up.weights * 0.5, net.up.bias)
 
 
+def forked(net: Any, x: Tensor) -> Tensor:
+    y = net.second(x)
+    return net.third(F.relu(net.a(y))) + F.relu(net.b(y))
+
+
 UNUSUAL: dict[str, Callable[[], Net]] = {
     "weights that are computed": lambda: Net(standardised, second=conv(16, 16)),
     "weights of another shape": lambda: Net(
@@ -95,6 +100,13 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
     "two norms": lambda: Net(
         lambda net, x: net.b(net.a(net.second(x))),
         second=conv(16, 16),
+        a=shifted_norm(),
+        b=BatchNorm(16),
+    ),
+    "two norms of one convolution": lambda: Net(
+        forked,
+        second=conv(16, 16),
+        third=conv(16, 16, seed=2),
         a=shifted_norm(),
         b=BatchNorm(16),
     ),
@@ -272,3 +284,63 @@ def test_settings_may_change_between_steps():
     program = step.program(INPUT)
     step(images, labels)
     assert step.program(INPUT) is program
+
+
+class Sigmoid(Module):
+    """A layer without parameters."""
+
+    def forward(self, src: Tensor) -> Tensor:
+        return F.sigmoid(src)
+
+
+class Pooled(Module):
+    """Its layer without parameters, its function and its list of sizes may be replaced."""
+
+    def __init__(self) -> None:
+        self.conv, self.layer, self.function, self.size = conv(4, 4), ReLU(), F.relu, [1, 1, 1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.max_pool3d(self.function(self.layer(self.conv(images))), self.size)
+
+
+def in_place(model: Pooled) -> None:
+    model.size[2] = 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "layer", Sigmoid()),
+        lambda model: setattr(model, "function", F.sigmoid),
+        lambda model: setattr(model, "size", [2, 2, 2]),
+        in_place,
+    ],
+    ids=["layer", "function", "list", "item of a list"],
+)
+def test_a_part_that_is_replaced_is_seen(change):
+    model = Pooled().eval()
+    predict = tinyunet.compile(model, INPUT)
+    images, _ = batch(SHAPE, 4, 4, 0)
+    assert_within(predict(images), model(images).data, ROUNDING, "dst")
+    program = predict.program(INPUT)
+    predict(images)
+    assert predict.program(INPUT) is program
+    change(model)
+    assert_within(predict(images), model(images).data, ROUNDING, "dst")
+
+
+def test_signs_that_change_are_seen():
+    model = Pooled().eval()
+    model.conv.bias.data[:] = [1, -1, -1, 1]
+    predict = tinyunet.compile(model, INPUT)
+    images, _ = batch(SHAPE, 4, 4, 0)
+    predict(images)
+    model.conv.bias.data *= -1
+    assert_within(predict(images), model(images).data, ROUNDING, "dst")
+
+
+def test_a_buffer_that_is_not_used_may_be_anything():
+    model = Pooled().eval()
+    model.table, model.names = numbers(4, 4)[:, ::2], np.array([None, "a"], object)
+    images, _ = batch(SHAPE, 4, 4, 0)
+    assert_within(tinyunet.compile(model, INPUT)(images), model(images).data, ROUNDING, "dst")

@@ -42,6 +42,12 @@ def test_checksum_depends_on_contents_and_their_order(size, threads):
             assert checksum(other) != found or np.array_equal(other, array)
 
 
+@given(signs=st.lists(st.sampled_from([-1.0, 1.0]), min_size=1, max_size=40))
+def test_checksum_sees_signs(signs):
+    array = np.array(signs, np.float32)
+    assert checksum(array) != checksum(-array)
+
+
 @given(st.binary(max_size=20))
 def test_checksum_of_any_type(content):
     array = np.frombuffer(content, np.uint8)

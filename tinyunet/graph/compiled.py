@@ -261,20 +261,28 @@ def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
     Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 2 ms for
     the model of the talk; to pack weights for nothing costs more.
     """
-    return tuple(checksum(array) for array in arrays)
+    return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)
 
 
 def _settings(model: Module) -> list[Any]:
-    """What a program is compiled for, besides shapes: plain attributes, and what is to be learnt."""
+    """What a program is compiled for, besides shapes: parts, their attributes, what is to be learnt."""
     modules = [module for _, module in model.named_modules()]
-    plain = [
-        value
+    parts = [
+        (type(module), {k: _plain(v) for k, v in vars(module).items() if k != "training"})
         for module in modules
-        for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | tuple) and key != "training"
     ]
     modes = [module.training for module in modules] if model.training else []
-    return [plain, modes, [parameter.requires_grad for parameter in model.parameters()]]
+    return [parts, modes, [parameter.requires_grad for parameter in model.parameters()]]
+
+
+def _plain(value: Any) -> Any:
+    """An attribute, as it is now, to be compared later; None for arrays, which are compared apart."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _plain(item)) for key, item in value.items())
+    is_function = callable(value) and not isinstance(value, Module)
+    return value if is_function or isinstance(value, bool | int | float | str) else None
 
 
 def _frozen(model: Module) -> list[str]:

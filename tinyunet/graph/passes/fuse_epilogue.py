@@ -25,6 +25,8 @@ def fuse_epilogue(graph: Graph, options: Options) -> Graph:
         made = graph.producer(node.inputs["src"])
         if made is None or made.op != "convolution" or not can_block(made, graph):
             continue
+        if "moments" in made.outputs:  # of another batch norm of the same output
+            continue
         fused = made.with_outputs(moments=node.outputs["moments"])
         graph = graph.rewrite({made.name: [fused], node.name: []})
     return graph
