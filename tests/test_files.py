@@ -1,6 +1,7 @@
 """Files appear whole or not at all; errors become one line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,28 @@ def test_errors_that_the_user_can_put_right_are_one_line():
 def test_faults_of_the_program_are_none_of_the_users():
     for fault in (ZeroDivisionError(), ValueError("shape"), TypeError(), KeyError("x")):
         assert as_user_error(fault) is None
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads(real.read_text()) == {"a": 1}
+
+
+def test_what_is_no_file_is_left_alone(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert not can_be_written(pipe)
+    with pytest.raises(OSError, match="not a regular file") as raised:
+        write_json(pipe, {})
+    assert raised.value.filename == str(pipe)
+    assert pipe.is_fifo()
+
+
+def test_a_name_that_is_not_utf8_comes_back_from_json(tmp_path):
+    name = os.fsdecode(b"M\xfcller")
+    write_json(tmp_path / "some.json", {name: 1})
+    assert json.loads((tmp_path / "some.json").read_text()) == {name: 1}

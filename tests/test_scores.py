@@ -21,6 +21,16 @@ def test_classes_and_regions_have_their_own_dice():
     assert overall(scores) == pytest.approx((1 + 6 / 7 + 2 / 3) / 3)
 
 
+def test_regions_follow_the_names():
+    """BraTS from 2023 on: 1 is necrosis, 2 edema."""
+    truth = np.array([0, 1, 1, 2, 3, 3], np.uint8).reshape(1, 2, 3)
+    without_necrosis = np.where(truth == 1, 0, truth).astype(np.uint8)
+    scores = score(without_necrosis, truth, ("background", "Necrotic core", "Oedema", "enhancing"))
+    assert scores["regions"] == pytest.approx(
+        {"whole tumour": 2 * 3 / 8, "tumour core": 2 * 2 / 6, "enhancing": 1.0}
+    )
+
+
 def test_other_labels_have_no_regions():
     labels = np.array([0, 1, 2], np.uint8).reshape(1, 1, 3)
     scores = score(labels, labels, ("background", "liver", "vessel"))

@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old one or the whole new one, never a half."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
     Parameters
     ----------
     path : Path or str
-        The file to make or replace. Its folder must exist.
+        The file to make or replace; where it is a link, what that leads to. Its folder must exist.
     previous : Path, optional
         Another name in that folder, which the file replaced gets. At each moment at least one of
         the two names leads to a whole file.
@@ -34,9 +35,11 @@ def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
     OSError
         As writing and renaming do; ``filename`` is then ``path``, not the temporary name.
     """
-    path = Path(path)
+    named, path = path, Path(os.path.realpath(path))
     temporary = _temporary(path)
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a rename would replace it
+            raise OSError(errno.EINVAL, "not a regular file")
         yield temporary
         _to_disk(temporary)
         if previous is not None and path.exists():
@@ -44,7 +47,7 @@ def atomic(path: Path | str, previous: Path | None = None) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         # A disk that is full raises without a name, and a temporary name would help nobody.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(named)) from error
     finally:
         # Where nothing can be removed, the error that says so would hide the first one.
         with contextlib.suppress(OSError):
@@ -70,9 +73,9 @@ def can_be_written(path: Path | str) -> bool:
     path : Path or str
         Where a file is to be written later, after work that should not be in vain.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     try:
-        if path.is_dir():
+        if path.exists() and not path.is_file():
             return False
         temporary = _temporary(path)
         temporary.write_bytes(b"")
@@ -99,4 +102,5 @@ def write_json(path: Path | str, content: Any) -> None:
     """
     with atomic(path) as temporary:
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file name that is not UTF-8 may be in it.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.data.brats import tumour_classes
 from tinyunet.metrics import dice_per_class, region_dice
 
 #: ``{"classes": {name: Dice}, "regions": {name: Dice}}``; regions are empty where labels are not
@@ -26,7 +27,8 @@ def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Seque
         Class of each voxel.
     names : sequence of str
         Name of each class; class 0 is the background and is not scored. Four classes are taken
-        for background, edema, non-enhancing and enhancing tumour, and have regions.
+        for background, edema, non-enhancing and enhancing tumour, in this order if their names do
+        not tell another, and have regions.
 
     Returns
     -------
@@ -35,7 +37,11 @@ def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Seque
         :mod:`tinyunet.metrics`.
     """
     classes = dice_per_class(prediction, labels, len(names))
-    regions = region_dice(prediction, labels) if len(names) == _BRAIN_TUMOUR_CLASSES else {}
+    regions = {}
+    if len(names) == _BRAIN_TUMOUR_CLASSES:
+        as_counted = np.zeros(_BRAIN_TUMOUR_CLASSES, np.uint8)
+        as_counted[list(tumour_classes(names))] = 1, 2, 3
+        regions = region_dice(as_counted[prediction], as_counted[labels])
     return {
         "classes": {name: float(dice) for name, dice in zip(names[1:], classes[1:], strict=True)},
         "regions": {name: float(dice) for name, dice in regions.items()},

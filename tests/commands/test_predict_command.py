@@ -1,5 +1,6 @@
 """``python -m tinyunet.predict``: labels that lie over their image, or one line and nothing."""
 
+import dataclasses
 import re
 import shutil
 
@@ -21,6 +22,7 @@ from small_runs import (
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import load_image
 from tinyunet.inference import segment
+from tinyunet.prediction import plan
 
 
 @pytest.fixture
@@ -83,6 +85,15 @@ def test_a_brats_folder_gets_labels_as_brats_numbers_them(command, model, datase
     of_image = np.asarray(nibabel.load(tmp_path / "found" / image.name).dataobj)
     of_case = np.asarray(nibabel.load(tmp_path / "found" / "BraTS_001.nii.gz").dataobj)
     np.testing.assert_array_equal(of_case, np.array([0, 2, 1, 4])[of_image])
+
+
+def test_brats_numbers_follow_the_names_of_the_classes(model, dataset, tmp_path):
+    case = brats_case(dataset, 2, tmp_path / "BraTS_001")
+    found = checkpoint.load(model)
+    names = ["background", "necrosis", "edema", "enhancing tumour"]
+    other = dataclasses.replace(found, state=found.state | {"labels": names})
+    (job,) = plan([str(case)], tmp_path, other)
+    assert job.label_values == (0, 1, 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """Finding the cases of a BraTS folder as released."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from volumes import head, tumour, write
 
-from tinyunet.data.brats import case_files
+from tinyunet.data.brats import LABELS, case_files, tumour_classes
 from tinyunet.data.decathlon import DataError, load_case, normalise, read_dataset
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
@@ -126,3 +126,20 @@ def test_label_3_is_refused(tmp_path: Path) -> None:
 def test_no_such_case_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: cannot be listed"):
         case_files(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (LABELS, (1, 2, 3)),
+        (("background", "necrosis", "edema", "enhancing tumour"), (2, 1, 3)),
+        (("bg", "Enhancing tumor", "Non-enhancing tumor", "Peritumoral oedema"), (3, 2, 1)),
+        (("background", "edema", "core", "enhancing"), (1, 2, 3)),
+        (("a", "b", "c", "d"), (1, 2, 3)),
+        (("background", "edema", "edema", "edema"), (1, 2, 3)),
+    ],
+)
+def test_which_class_is_which_part_of_a_tumour(
+    names: Sequence[str], classes: tuple[int, int, int]
+) -> None:
+    assert tumour_classes(names) == classes

@@ -1,5 +1,7 @@
 """One case as arrays: loading, normalising, and the split into three parts."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -239,6 +241,10 @@ class TestSplit:
         parts = split(cases, train, validate, seed)
         assert sorted(case.name for part in parts for case in part) == [case.name for case in cases]
         assert all(parts)
+
+    def test_a_name_need_not_be_utf8(self) -> None:
+        case = replace(named(1)[0], name=os.fsdecode(b"M\xfcller"))
+        assert len(split([*named(3), case])) == 3
 
     def test_sizes(self) -> None:
         assert [len(part) for part in split(named(484))] == [411, 36, 37]

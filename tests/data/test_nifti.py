@@ -71,6 +71,16 @@ class TestOrientation:
             path = write(tmp_path / f"{number}{suffix}", stored, affine)
             assert read_shape(path) == read_volume(path)[0].shape
 
+    @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    def test_however_long_the_header_is(self, kind: Any, suffix: str, tmp_path: Path) -> None:
+        """AFNI writes its history into an extension."""
+        image = kind(head((6, 7, 5)), np.eye(4))
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("afni", b"x" * 20_000))
+        path = tmp_path / f"a{suffix}"
+        nibabel.save(image, path)
+        assert read_shape(path) == read_volume(path)[0].shape
+
     @pytest.mark.parametrize("degrees", [0, 20, 40])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
     def test_saved_labels_lie_over_the_input(

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinyunet.data.cases import Case, Dataset
@@ -17,6 +18,30 @@ LABEL_VALUES = (0, 2, 1, 4)
 _SEQUENCES = ("flair", "t1", "t1ce", "t2")
 # One case of BraTS 2020 (Training_355) was released with "_Segm".
 _FILE = re.compile(r".+_(flair|t1ce|t1|t2|seg|segm)\.nii(\.gz)?", re.IGNORECASE)
+
+# What the name of a class tells, the first that is met; "non-enhancing" is no enhancing tumour.
+_KINDS = (("edema", "edema"), ("non", "core"), ("necro", "core"), ("enhanc", "enhancing"))
+
+
+def tumour_classes(names: Sequence[str]) -> tuple[int, int, int]:
+    """Which of four classes are edema, non-enhancing and enhancing tumour.
+
+    Parameters
+    ----------
+    names
+        Of all classes, the background first. BraTS from 2023 on counts 1 necrosis, 2 edema, 3 enhancing.
+
+    Returns
+    -------
+    classes
+        By the names, where those tell all three; otherwise 1, 2, 3.
+    """
+    kinds = [next((kind for word, kind in _KINDS if word in name.lower()), name) for name in names]
+    edema, core, enhancing = (
+        kinds.index(kind) if kind in kinds else 0 for kind in ("edema", "core", "enhancing")
+    )
+    told = sorted((edema, core, enhancing)) == [1, 2, 3]
+    return (edema, core, enhancing) if told else (1, 2, 3)
 
 
 def read_brats(path: str | Path) -> Dataset:

@@ -227,9 +227,12 @@ def split(
             f"{len(cases)} labelled cases; expected at least 3: "
             "one to train on, one to validate on and one to test on"
         )
-    shuffled = sorted(
-        cases, key=lambda case: hashlib.sha256(f"{seed}:{case.name}".encode()).digest()
-    )
+
+    def drawn(case: Case) -> bytes:
+        # A name need not be UTF-8.
+        return hashlib.sha256(f"{seed}:{case.name}".encode(errors="surrogateescape")).digest()
+
+    shuffled = sorted(cases, key=drawn)
     others = min(max(round(len(cases) * (1 - train_test_split)), 2), len(cases) - 1)
     validation = min(max(round(others * validate_test_split), 1), others - 1)
     train = len(cases) - others

@@ -193,7 +193,9 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
     header_class = _image_class(path, raw).header_class
     try:
         with _quiet_nibabel():
-            header = header_class.from_fileobj(io.BytesIO(raw))
+            # Without extensions, which may be longer than what was read.
+            fixed = raw[: header_class.template_dtype.itemsize]
+            header = header_class.from_fileobj(io.BytesIO(fixed))
             shape = _check_shape(path, header.get_data_shape())
             affine = np.asarray(header.get_best_affine(), np.float64)
             geometry = Geometry(affine, (shape[0], shape[1], shape[2]), header)
