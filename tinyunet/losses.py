@@ -81,7 +81,8 @@ def soft_dice(
     include_background : bool
         Whether class 0 counts. With one class there is no background channel to leave out.
     smoothing : float
-        Makes the Dice of an image without the class, and without a prediction of it, one.
+        Makes the Dice of an image without the class, and without a prediction of it, one; with 0 it
+        is NaN.
     from_logits : bool
         See the head of this module.
 

@@ -188,7 +188,7 @@ def test_command_line(tmp_path):
         ),
         (
             ["--plot", "no/such/x.png"],
-            "--plot: no/such/x.png; expected a file in a folder that is there",
+            "--plot: no/such/x.png; expected a file in a folder that can be written to",
         ),
         (["--plot", "graph.gif"], "--plot: graph.gif; expected an ending of .png, .svg, .pdf"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tinyunet.commandline import Parser, run, whole_number
 from tinyunet.errors import AgreedError
+from tinyunet.files import can_be_written
 from tinyunet.graph.passes import NAMES
 from tinyunet.parallel.communicator import Communicator
 
@@ -52,8 +53,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.plot is not None:
         from tinyunet.viz.graphs import FORMATS
 
-        if options.plot.is_dir() or not options.plot.parent.is_dir():
-            raise AgreedError(f"--plot: {options.plot}; expected a file in a folder that is there")
+        if not can_be_written(options.plot):
+            raise AgreedError(
+                f"--plot: {options.plot}; expected a file in a folder that can be written to"
+            )
         if options.plot.suffix not in FORMATS:
             raise AgreedError(f"--plot: {options.plot}; expected an ending of {', '.join(FORMATS)}")
 
