@@ -8,7 +8,6 @@ functions at the end are what models call.
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +21,10 @@ import kernels.pooling
 import kernels.softmax_dice
 import kernels.upsample
 from kernels.batch_norm import Combine
-from kernels.checks import triple
+from kernels.checks import Triple, triple
 from tinyunet.autograd import Function, Tensor
 from tinyunet.checks import share
 from tinyunet.context import Array, Context, Gradients
-
-Triple: TypeAlias = tuple[int, int, int]
 
 
 class Convolution(Function):
@@ -375,4 +372,4 @@ def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
 
 def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
     """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
-    return Dropout.apply(src, rate, generator) if share("rate", rate) else src
+    return Dropout.apply(src, rate, generator) if share("dropout: rate", rate) else src

@@ -194,12 +194,13 @@ class Sequential(Module):
         return src
 
 
-def he_uniform(shape: tuple[int, ...], fan_in: int, generator: Generator) -> Array:
+def he_uniform(shape: tuple[int, ...], generator: Generator) -> Array:
     """Draw from the uniform distribution of variance ``2 / fan_in`` (He et al. 2015), float32.
 
-    As Keras counts: ``fan_in`` is the kernel's volume times its channels on axis -2 of Keras'
-    layout: a convolution's input channels, a transposed convolution's *output* channels.
+    As Keras counts: ``fan_in`` is the kernel's volume times its channels on axis -2 of Keras' layout,
+    which is the second here: a convolution's input channels, a transposed one's *output* channels.
     """
+    fan_in = int(np.prod(shape[1:]))
     limit = np.sqrt(6 / fan_in)
     return generator.uniform(-limit, limit, shape).astype(np.float32)
 
@@ -225,13 +226,14 @@ class Conv3d(Module):
         padding: str = "same",
         generator: Generator | None = None,
     ) -> None:
-        positive("in_channels", in_channels), positive("out_channels", out_channels)
-        taps, self.stride = triple("kernel", kernel), triple("stride", stride)
-        fan_in = in_channels * int(np.prod(taps))
-        shape = (out_channels, in_channels, *taps)
-        self.weights = Parameter(he_uniform(shape, fan_in, generator or _generator()))
-        self.bias = Parameter(np.zeros(out_channels, np.float32))
-        self.padding = padding
+        inputs, outputs = (
+            positive("in_channels", in_channels),
+            positive("out_channels", out_channels),
+        )
+        shape = (outputs, inputs, *triple("kernel", kernel))
+        self.weights = Parameter(he_uniform(shape, generator or _generator()))
+        self.bias = Parameter(np.zeros(outputs, np.float32))
+        self.stride, self.padding = triple("stride", stride), padding
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, ID, IH, IW, IC) -> (MB, OD, OH, OW, OC)."""
@@ -253,13 +255,14 @@ class ConvTranspose3d(Module):
         padding: str = "same",
         generator: Generator | None = None,
     ) -> None:
-        positive("in_channels", in_channels), positive("out_channels", out_channels)
-        taps, self.stride = triple("kernel", kernel), triple("stride", stride)
-        fan_in = out_channels * int(np.prod(taps))
-        shape = (in_channels, out_channels, *taps)
-        self.weights = Parameter(he_uniform(shape, fan_in, generator or _generator()))
-        self.bias = Parameter(np.zeros(out_channels, np.float32))
-        self.padding = padding
+        inputs, outputs = (
+            positive("in_channels", in_channels),
+            positive("out_channels", out_channels),
+        )
+        shape = (inputs, outputs, *triple("kernel", kernel))
+        self.weights = Parameter(he_uniform(shape, generator or _generator()))
+        self.bias = Parameter(np.zeros(outputs, np.float32))
+        self.stride, self.padding = triple("stride", stride), padding
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, ID, IH, IW, IC) -> (MB, ID * SD, IH * SH, IW * SW, OC) with padding "same"."""

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyunet.checkpoint import Checkpoint, CheckpointError, load
-from tinyunet.data.brats import LABEL_VALUES, tumour_classes
+from tinyunet.data import brats
 from tinyunet.data.decathlon import case_files, load_image, save_labels
 from tinyunet.data.nifti import stem
 from tinyunet.errors import UserError
@@ -56,10 +56,6 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         An image is missing or would be overwritten, or two of them have the same name.
     """
     own_values = _label_values(checkpoint)
-    by_class = dict(
-        zip((0, *tumour_classes(checkpoint.state["labels"])), LABEL_VALUES, strict=True)
-    )
-    brats_values = tuple(by_class[c] for c in range(len(LABEL_VALUES)))
     jobs: dict[str, Job] = {}
     for image in map(Path, images):
         # Of a link its own name, not that of what it leads to; of "." the folder's.
@@ -68,7 +64,8 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         values = own_values
         if image.is_dir():
             paths, _ = case_files(image)
-            values = brats_values if len(own_values) == len(LABEL_VALUES) else own_values
+            if len(own_values) == len(brats.LABEL_VALUES):
+                values = brats.label_values(checkpoint.state["labels"])
         elif not image.exists():
             raise UserError(f"{image}: no such file; expected a NIfTI file or a BraTS case folder")
         target = Path(output) / f"{name}.nii.gz"

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.checks import Triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor
-from tinyunet.functional import Triple
+from tinyunet.checks import share
 from tinyunet.nn import (
     BatchNorm,
     Conv3d,
@@ -195,5 +196,4 @@ def _check_config(config: dict[str, Any]) -> None:
     for name in ("in_channels", "classes", "filters", "depth"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise ValueError(f"UNet: {name} must be an integer above 0, not {config[name]!r}")
-    if not 0 <= config["dropout"] < 1:
-        raise ValueError(f"UNet: dropout must be at least 0 and below 1, not {config['dropout']!r}")
+    share("UNet: dropout", config["dropout"])

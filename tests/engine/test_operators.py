@@ -154,7 +154,7 @@ def test_dropout_keeps_the_mean():
 
 def test_errors_name_the_operator():
     src = Tensor(np.ones((1, 4, 4, 4, 2), np.float32))
-    with pytest.raises(ValueError, match="rate must be at least 0 and below 1, not 1"):
+    with pytest.raises(ValueError, match="dropout: rate must be at least 0 and below 1, not 1"):
         functional.dropout(src, 1, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"pad_end: size \(4, 4, 3\) is smaller"):
         functional.pad_end(src, (4, 4, 3))

@@ -165,10 +165,9 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
     """
     net, batch = {"size": size, "filters": filters}, measured.weak[0].batch
     with mpi.throttled(gbit) as wrapper:
-        sums = allreduce.measure(2, wrapper)
-        times = dict(zip(sums.sizes, sums.seconds["mpi"], strict=True))
-        hindered = [nbytes for nbytes in sums.sizes if nbytes > mpi.BUCKET_BYTES]
-        network = fit(2, hindered, [times[nbytes] for nbytes in hindered])
+        hindered = [nbytes for nbytes in allreduce.SIZES if nbytes > mpi.BUCKET_BYTES]
+        sums = allreduce.measure(2, wrapper, hindered)
+        network = fit(2, sums.sizes, sums.seconds["mpi"])
         runs = {o: _run(2, batch, net, wrapper, overlap=o) for o in (True, False)}
     alone = next((run for run in measured.weak if run.ranks == 2), measured.weak[0])
     # Two ranks share memory and caches here as they would not on two nodes: their own work is what
@@ -184,12 +183,12 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
         )
         for overlap, run in runs.items()
     ]
-    for nbytes in hindered:
+    for row, nbytes in enumerate(sums.sizes):
         body.append(
             (
                 f"allreduce of {nbytes:,} bytes",
                 milliseconds(1e3 * allreduce_seconds("ring", 2, nbytes, network)),
-                milliseconds(1e3 * times[nbytes]),
+                milliseconds(1e3 * sums.seconds["mpi"][row]),
             )
         )
     head = (f"2 ranks held to {gbit:g} Gbit/s", "model ms", "measured ms")

@@ -44,6 +44,12 @@ def tumour_classes(names: Sequence[str]) -> tuple[int, int, int]:
     return (edema, core, enhancing) if told else (1, 2, 3)
 
 
+def label_values(names: Sequence[str]) -> tuple[int, ...]:
+    """Return the number of each of four classes in BraTS' files, in the order of the classes."""
+    by_class = zip((0, *tumour_classes(names)), LABEL_VALUES, strict=True)
+    return tuple(value for _, value in sorted(by_class))
+
+
 def read_brats(path: str | Path) -> Dataset:
     """Find the labelled cases under a folder, however deep (``HGG/``, ``LGG/``, ...).
 
