@@ -50,13 +50,13 @@ def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple
         If ``src`` is no float volume, or the window has too many taps or does not fit.
     """
     src = tensor("src", src, axes=NDHWC)
-    size = _checked_size(size, src.shape)
+    shape = pooled_shape(src.shape, size)
+    size = triple("size", size)
     if src.dtype == np.float64:
         windows = _windows(src, size)
         windows = windows.reshape(-1, *windows.shape[3:])
         argmax = windows.argmax(axis=0)
         return np.take_along_axis(windows, argmax[None], axis=0)[0], argmax.astype(np.uint8)
-    shape = _pooled_shape(src.shape, size)
     dst, argmax = empty(shape), empty(shape, np.uint8)
     _make_forward(*size)(src, dst, argmax)
     return dst, argmax
@@ -90,8 +90,8 @@ def max_pool_backward(
     shape = tuple(src_shape)
     if len(shape) != 5:
         raise ValueError(f"src_shape must have the axes ({NDHWC}), got {src_shape}")
-    size = _checked_size(size, shape)
-    diff_dst = tensor("diff_dst", diff_dst, shape=_pooled_shape(shape, size))
+    diff_dst = tensor("diff_dst", diff_dst, shape=pooled_shape(shape, size))
+    size = triple("size", size)
     argmax = tensor("argmax", argmax, shape=diff_dst.shape, dtype=np.uint8)
     whole = all(extent % window == 0 for extent, window in zip(shape[1:4], size, strict=True))
     if diff_dst.dtype == np.float64:
@@ -105,23 +105,21 @@ def max_pool_backward(
     return diff_src
 
 
-def _checked_size(size: int | Sequence[int], src_shape: tuple[int, ...]) -> Triple:
-    checked = triple("size", size)
-    if math.prod(checked) > 256:
-        raise ValueError(f"size must have at most 256 taps, got {checked}")
-    if any(window > extent for window, extent in zip(checked, src_shape[1:4], strict=True)):
-        raise ValueError(f"size must fit into the volume {src_shape[1:4]}, got {checked}")
-    return checked
-
-
-def _pooled_shape(shape: tuple[int, ...], size: Triple) -> tuple[int, ...]:
-    return (shape[0], shape[1] // size[0], shape[2] // size[1], shape[3] // size[2], shape[4])
+def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, ...]:
+    """Shape of what `max_pool_forward` returns; parameters and errors as there."""
+    MB, *sizes, C = src_shape
+    window = triple("size", size)
+    if math.prod(window) > 256:
+        raise ValueError(f"size must have at most 256 taps, got {window}")
+    if any(k > i for i, k in zip(sizes, window, strict=True)):
+        raise ValueError(f"size must fit into the volume {tuple(sizes)}, got {window}")
+    return (MB, *[i // k for i, k in zip(sizes, window, strict=True)], C)
 
 
 def _windows(src: npt.NDArray[Any], size: Triple) -> npt.NDArray[Any]:
     """View of shape (KD, KH, KW, MB, OD, OH, OW, C)."""
     KD, KH, KW = size
-    MB, OD, OH, OW, C = _pooled_shape(src.shape, size)
+    MB, OD, OH, OW, C = pooled_shape(src.shape, size)
     cropped = src[:, : OD * KD, : OH * KH, : OW * KW]
     split = cropped.reshape(MB, OD, KD, OH, KH, OW, KW, C)
     return split.transpose(2, 4, 6, 0, 1, 3, 5, 7)

@@ -4,6 +4,11 @@ It is the convolution's backward pass used forwards, and is computed so, except 
 large as the stride (``disjoint``), which is what a U-Net has.
 """
 
-from kernels.conv_transpose3d.plan import backward_data, backward_weights, forward
+from kernels.conv_transpose3d.plan import (
+    backward_data,
+    backward_weights,
+    enlarged_shape,
+    forward,
+)
 
-__all__ = ["backward_data", "backward_weights", "forward"]
+__all__ = ["backward_data", "backward_weights", "enlarged_shape", "forward"]

@@ -56,16 +56,11 @@ def forward(
     """
     src = tensor("src", src, axes=NDHWC)
     weights = _checked_weights(weights, src)
-    IC, OC, *kernel = weights.shape
-    if src.shape[-1] != IC:
-        raise ValueError(
-            f"src must have {IC} channels to go with weights {weights.shape}, got {src.shape}"
-        )
     if bias is not None:
-        bias = tensor("bias", bias, shape=(OC,), dtype=src.dtype)
+        bias = tensor("bias", bias, shape=weights.shape[1:2], dtype=src.dtype)
+    dst_shape = enlarged_shape(src.shape, weights.shape, stride, padding)
     strides = triple("stride", stride)
-    dst_shape = _enlarged(src.shape, OC, kernel, strides, padding)
-    if _is_disjoint(src, kernel, strides):
+    if _is_disjoint(src, weights.shape[2:], strides):
         return disjoint.forward(src, weights, bias)
     dst = conv3d.backward_data(src, weights, dst_shape, strides, padding)
     return dst if bias is None else dst + bias
@@ -102,13 +97,13 @@ def backward_data(
     """
     diff_dst = tensor("diff_dst", diff_dst, axes=NDHWC)
     weights = _checked_weights(weights, diff_dst)
-    IC, OC, *kernel = weights.shape
-    shape = tuple(src_shape)
+    shape, IC = tuple(src_shape), weights.shape[0]
     if len(shape) != 5 or shape[-1] != IC:
         raise ValueError(f"src_shape must be (MB, ID, IH, IW, {IC}), got {shape}")
+    dst_shape = enlarged_shape(shape, weights.shape, stride, padding)
+    diff_dst = tensor("diff_dst", diff_dst, shape=dst_shape)
     strides = triple("stride", stride)
-    diff_dst = tensor("diff_dst", diff_dst, shape=_enlarged(shape, OC, kernel, strides, padding))
-    if _is_disjoint(diff_dst, kernel, strides):
+    if _is_disjoint(diff_dst, weights.shape[2:], strides):
         return disjoint.backward_data(diff_dst, weights)
     return conv3d.forward(diff_dst, weights, None, strides, padding)
 
@@ -145,29 +140,40 @@ def backward_weights(
     src = tensor("src", src, axes=NDHWC)
     diff_dst = tensor("diff_dst", diff_dst, axes=NDHWC, dtype=src.dtype)
     sizes, strides = triple("kernel", kernel), triple("stride", stride)
-    shape = _enlarged(src.shape, diff_dst.shape[-1], sizes, strides, padding)
-    diff_dst = tensor("diff_dst", diff_dst, shape=shape)
+    weights_shape = (src.shape[-1], diff_dst.shape[-1], *sizes)
+    dst_shape = enlarged_shape(src.shape, weights_shape, strides, padding)
+    diff_dst = tensor("diff_dst", diff_dst, shape=dst_shape)
     if _is_disjoint(src, sizes, strides):
         return disjoint.backward_weights(src, diff_dst, sizes)
     diff_weights, _ = conv3d.backward_weights(diff_dst, src, sizes, strides, padding)
     return diff_weights, backward_bias(diff_dst)
 
 
-def _checked_weights(weights: Array, volume: Array) -> Array:
-    return tensor("weights", weights, axes=_WEIGHTS, dtype=volume.dtype)
-
-
-def _enlarged(
-    src_shape: tuple[int, ...], OC: int, kernel: Sequence[int], stride: Triple, padding: str
+def enlarged_shape(
+    src_shape: Sequence[int],
+    weights_shape: Sequence[int],
+    stride: int | Sequence[int],
+    padding: str,
 ) -> tuple[int, ...]:
-    """Shape of the output."""
+    """Shape of what `forward` returns; parameters and errors as there."""
+    IC, OC, *kernel = weights_shape
+    if src_shape[-1] != IC:
+        raise ValueError(
+            f"src must have {IC} channels to go with weights {tuple(weights_shape)}, "
+            f"got {tuple(src_shape)}"
+        )
     if padding not in ("same", "valid"):
         raise ValueError(f'padding must be "same" or "valid", got {padding!r}')
+    strides = triple("stride", stride)
     overhang = [
-        max(k - s, 0) if padding == "valid" else 0 for k, s in zip(kernel, stride, strict=True)
+        max(k - s, 0) if padding == "valid" else 0 for k, s in zip(kernel, strides, strict=True)
     ]
-    sizes = [i * s + o for i, s, o in zip(src_shape[1:4], stride, overhang, strict=True)]
+    sizes = [i * s + o for i, s, o in zip(src_shape[1:4], strides, overhang, strict=True)]
     return (src_shape[0], *sizes, OC)
+
+
+def _checked_weights(weights: Array, volume: Array) -> Array:
+    return tensor("weights", weights, axes=_WEIGHTS, dtype=volume.dtype)
 
 
 def _is_disjoint(array: Array, kernel: Sequence[int], stride: Triple) -> bool:

@@ -1,5 +1,7 @@
 """The trace sees what operators save, names what it finds, and refuses what it cannot see."""
 
+import re
+
 import numpy as np
 import pytest
 from agreement import EXACT, ROUNDING, assert_agree
@@ -10,7 +12,7 @@ from tinyunet.autograd import Reshape
 from tinyunet.context import Context
 from tinyunet.graph.operators import OPERATORS
 from tinyunet.graph.trace import trace
-from tinyunet.nn import BatchNorm, Conv3d, Parameter
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Parameter
 
 GENERATOR = np.random.default_rng(0)
 VOLUME = GENERATOR.standard_normal((2, 4, 5, 6, 3)).astype(np.float32)
@@ -98,6 +100,50 @@ class Mixed(Module):
         cubed = Scaled.apply(src, self.factor, 3)
         src = src + 0.5 * cubed * functional.sigmoid(src)
         return functional.softmax(self.head(src[:, :, 1:] - self.factor.reshape(1, 1, 1, 1, 5)))
+
+
+class Single(Module):
+    """One operator."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, src):
+        return self.operator(src)
+
+
+def _ones(*shape):
+    return Tensor(np.ones(shape, np.float32))
+
+
+REFUSED = {
+    "transposed: channels": ConvTranspose3d(5, 2),
+    "transposed: many channels": ConvTranspose3d(40, 3),
+    "transposed: bias": lambda x: functional.conv_transpose3d(x, _ones(4, 2, 2, 2, 2), _ones(3)),
+    "transposed: padding": lambda x: functional.conv_transpose3d(
+        x, _ones(4, 2, 2, 2, 2), padding="full"
+    ),
+    "transposed: axes": lambda x: functional.conv_transpose3d(
+        x.reshape(16, 4, 4), _ones(4, 2, 2, 2, 2)
+    ),
+    "convolution: channels": Conv3d(3, 2),
+    "convolution: bias": lambda x: functional.conv3d(x, _ones(2, 4, 1, 1, 1), _ones(3)),
+    "convolution: dtype": lambda x: functional.conv3d(x, Tensor(np.ones((2, 4, 1, 1, 1), "f8"))),
+    "batch norm: channels": BatchNorm(5),
+    "pooling: size": lambda x: functional.max_pool3d(x, 8),
+    "pooling: axes": lambda x: functional.max_pool3d(x.reshape(16, 4, 4)),
+    "upsampling: axes": lambda x: functional.upsample3d(x.reshape(16, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("operator", REFUSED.values(), ids=REFUSED)
+def test_what_eager_refuses_is_refused_in_the_same_words(operator):
+    model, image = Single(operator), np.ones((1, 4, 4, 4, 4), np.float32)
+    with pytest.raises((TypeError, ValueError)) as eager:
+        model(image)
+    with pytest.raises(eager.type, match=f"^{re.escape(str(eager.value))}$"):
+        tinyunet.compile(model, image.shape)
 
 
 def test_any_model_of_public_operators_compiles():

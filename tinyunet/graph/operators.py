@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.conv3d.shapes import geometry
+from kernels.checks import NDHWC, tensor
+from kernels.conv3d.shapes import forward_geometry
+from kernels.conv_transpose3d import enlarged_shape
+from kernels.pooling import pooled_shape
 from tinyunet import functional, losses
 from tinyunet.autograd import Function, Reshape
 
@@ -52,25 +55,44 @@ def _same(a: Arguments) -> Shape:
     return tuple(a["src"].shape)
 
 
+def _volume(a: Arguments) -> Shape:
+    """Shape of the source, if it has the axes of a volume."""
+    if a["src"].ndim != 5:
+        raise ValueError(f"src must have the axes ({NDHWC}), got shape {a['src'].shape}")
+    return tuple(a["src"].shape)
+
+
+def _check_vectors(a: Arguments, channels: int, *names: str) -> None:
+    """Refuse a vector, where there is one, that has not one number a channel, of the source's type."""
+    for name in names:
+        if a[name] is not None:
+            tensor(name, a[name], shape=(channels,), dtype=a["src"].dtype)
+
+
+def _normalised(a: Arguments) -> Shape:
+    statistics = [name for name in a if name.endswith(("mean", "variance"))]
+    _check_vectors(a, a["src"].shape[-1], "scale", "shift", *statistics)
+    return _same(a)
+
+
 def _convolution(a: Arguments) -> Shape:
-    return geometry(a["src"].shape, a["weights"].shape, a["stride"], a["padding"]).dst_shape
+    given = a["src"], a["weights"], a["bias"], a["stride"], a["padding"]
+    return forward_geometry(*given).dst_shape
 
 
 def _transposed_convolution(a: Arguments) -> Shape:
-    MB, *sizes, _ = a["src"].shape
-    _, OC, *kernel = a["weights"].shape
-    valid = a["padding"] == "valid"
-    axes = zip(sizes, kernel, a["stride"], strict=True)
-    return (MB, *[i * s + (max(k - s, 0) if valid else 0) for i, k, s in axes], OC)
+    tensor("weights", a["weights"], axes="IC, OC, KD, KH, KW", dtype=a["src"].dtype)
+    shape = enlarged_shape(_volume(a), a["weights"].shape, a["stride"], a["padding"])
+    _check_vectors(a, shape[-1], "bias")
+    return shape
 
 
 def _pooled(a: Arguments) -> Shape:
-    MB, *sizes, C = a["src"].shape
-    return (MB, *[i // k for i, k in zip(sizes, a["size"], strict=True)], C)
+    return pooled_shape(_volume(a), a["size"])
 
 
 def _upsampled(a: Arguments) -> Shape:
-    MB, *sizes, C = a["src"].shape
+    MB, *sizes, C = _volume(a)
     return (MB, *[i * f for i, f in zip(sizes, a["factor"], strict=True)], C)
 
 
@@ -109,12 +131,12 @@ OPERATORS: dict[type[Function], Operator] = {
     functional.Upsampling: Operator("upsampling", _upsampled),
     functional.BatchNormTraining: Operator(
         "batch_norm_training",
-        _same,
+        _normalised,
         ("src", "scale", "mean", "variance"),
         {"mean": _channels, "variance": _channels},
     ),
     functional.BatchNormInference: Operator(
-        "batch_norm_inference", _same, ("src", "scale", "mean", "variance")
+        "batch_norm_inference", _normalised, ("src", "scale", "mean", "variance")
     ),
     functional.Relu: Operator("relu", _same, ("dst",)),
     functional.LeakyRelu: Operator("leaky_relu", _same, ("dst",)),
