@@ -15,6 +15,7 @@ from tinyunet.inference import (
     predict_volume,
     segment,
 )
+from tinyunet.nn import Module
 from tinyunet.unet import UNet
 
 sizes = st.tuples(*[st.integers(1, 11)] * 3)
@@ -22,12 +23,11 @@ patch_sizes = st.tuples(*[st.integers(1, 7)] * 3)
 overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.9])
 
 
-class Copy:
+class Copy(Module):
     """A "model" that gives back what it is shown, and notes the sizes it was shown."""
 
     def __init__(self, channels: int = 2, depth: int = 1):
         self.config = {"in_channels": channels, "classes": channels, "depth": depth}
-        self.training = True
         self.shapes = set()
         self.modes = set()
 
@@ -36,13 +36,6 @@ class Copy:
         self.shapes.add(src.shape)
         self.modes.add(self.training)
         return Tensor(src)
-
-    def train(self, mode=True):
-        self.training = mode
-        return self
-
-    def eval(self):
-        return self.train(False)
 
 
 class Place(Copy):
@@ -122,6 +115,10 @@ def test_mode_of_the_model_is_restored_also_after_an_error():
     model.eval()
     predict_volume(model, np.zeros((4, 4, 4, 2), np.float32), (2, 2, 2))
     assert not model.training
+    model.train().frozen = Copy().eval()
+    predict_volume(model, np.zeros((4, 4, 4, 2), np.float32), (2, 2, 2))
+    assert model.training
+    assert not model.frozen.training
 
     class Broken(Copy):
         def __call__(self, src):

@@ -42,13 +42,8 @@ def predictor(model: UNet, eager: bool = False, accuracy: str = "fast") -> Predi
 
 def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run in inference mode, with the running statistics of batch norm; then as before."""
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            return model(images).data
-    finally:
-        model.train(was_training)
+    with model.mode(training=False), no_grad():
+        return model(images).data
 
 
 def patch_for(model: UNet, shape: Sequence[int]) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ A module's parts are its plain attributes, in the order in which they were set: 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from kernels.batch_norm import Combine
 from kernels.checks import triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor
-from tinyunet.checks import at_least_zero, positive, share
+from tinyunet.checks import at_least_zero, fraction, positive
 from tinyunet.context import Array
 
 Generator = np.random.Generator
@@ -168,6 +169,17 @@ class Module:
     def eval(self) -> Self:
         """Switch all parts to inference."""
         return self.train(False)
+
+    @contextmanager
+    def mode(self, training: bool) -> Iterator[None]:
+        """Inside, all parts are in training, or in inference; then each is as it was."""
+        before = [(module, module.training) for _, module in self.named_modules()]
+        self.train(training)
+        try:
+            yield
+        finally:
+            for module, was in before:
+                module.training = was
 
 
 class Sequential(Module):
@@ -357,7 +369,7 @@ class Dropout(Module):
     """Dropout in training, nothing in inference; draws from its own generator."""
 
     def __init__(self, rate: float, seed: int = 0) -> None:
-        self.rate = share("rate", rate)
+        self.rate = fraction("rate", rate)
         self.generator = np.random.default_rng(seed)
 
     def forward(self, src: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ Each input shape has a program of its own. The last few are kept.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,7 +128,7 @@ class Inference(Compiled):
         return result
 
     def _trace(self, input_shape: Shape) -> Graph:
-        with _mode(self.model, training=False):
+        with self.model.mode(training=False):
             return trace(self.model, input_shape)
 
 
@@ -225,7 +224,7 @@ class TrainingStep(Compiled):
                 f"compile: {frozen[0]} is in inference, the model in training; a compiled step has "
                 "all in training; use the eager model"
             )
-        with _mode(self.model, training=True):
+        with self.model.mode(training=True):
             graph = differentiate(trace(self.model, input_shape, self.loss))
         dice = [node.outputs["dst"] for node in graph.nodes if node.op == "dice_sums"]
         return replace(graph, outputs=(*graph.outputs, *dice))
@@ -243,23 +242,11 @@ class TrainingStep(Compiled):
         return super()._model_arrays() + list(self._gradients().values())
 
 
-@contextmanager
-def _mode(model: Module, training: bool) -> Iterator[None]:
-    """Inside, all parts of the model are in training, or in inference; then as they were."""
-    before = [(module, module.training) for _, module in model.named_modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
-
-
 def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
     """Checksums of arrays.
 
     Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 2 ms for
-    the model of the talk; to pack weights for nothing costs more.
+    the usual model; to pack weights for nothing costs more.
     """
     return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)
 
