@@ -1,7 +1,8 @@
 """Neural-network kernels on plain NumPy arrays, written in Numba.
 
-An operator comes as a reference (loops, any float type) and a fast form with the same signature. What is
-in `fused` and `bfloat16` has one form: the tests compare it with operators, or with NumPy.
+An operator comes as a reference (NumPy, or loops for convolutions), which float64 runs on, and a fast form in
+float32 with the same signature. What is in `fused` and `bfloat16` has one form: the tests compare it with
+operators, or with NumPy.
 Activations are ``ndhwc`` (channels last) at the surface and blocked ``nCdhw16c`` inside; convolution
 weights are ``OIdhw``. Nothing here knows of tensors, tapes or models: a kernel can be used with
 nothing but arrays.

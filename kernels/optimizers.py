@@ -141,9 +141,9 @@ def sgd_step(
 def _check_buffers(names: Sequence[str], buffers: Sequence[Any]) -> None:
     first = tensor(names[0], buffers[0], axes="N")
     for name, buffer in zip(names, buffers, strict=True):
-        contiguous = tensor(name, buffer, shape=first.shape, dtype=first.dtype)
+        tensor(name, buffer, shape=first.shape, dtype=first.dtype)
         # A copy would be stepped in vain.
-        if contiguous is not buffer and not buffer.flags.c_contiguous:
+        if not buffer.flags.c_contiguous:
             raise ValueError(f"{name} must be contiguous, got strides {buffer.strides}")
 
 

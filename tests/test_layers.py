@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels import compiled_files
+
 ROOT = Path(__file__).parents[1]
 
 # A line may import what stands above it, and parts of its own package; not what stands beside it.
@@ -66,6 +68,12 @@ def sources() -> dict[str, str]:
     return found
 
 
+def file_of(module: str) -> Path:
+    """Where a module is."""
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def imported(source: str, modules: Iterable[str]) -> Iterator[str]:
     """Names of what a module imports: ``from a.b import c`` is a.b.c if that is a module, else a.b."""
     for node in ast.walk(ast.parse(source)):
@@ -114,6 +122,16 @@ def test_imports_point_down():
     modules = sources()
     found = [line for name, source in modules.items() for line in violations(name, source, modules)]
     assert found == []
+
+
+def test_stamps_of_compiled_kernels_miss_no_import():
+    """`compiled_files` reads imports by a pattern, once at each start; Python's own parser is slow."""
+    modules = sources()
+    for name, source in modules.items():
+        if name.startswith("kernels."):
+            followed = compiled_files._read(file_of(name), ROOT / "kernels")[1]
+            targets = [t for t in imported(source, modules) if t.startswith("kernels.")]
+            assert {file_of(target) for target in targets} <= set(followed), name
 
 
 def test_no_module_imports_itself_through_others():

@@ -10,7 +10,7 @@ def at_least_zero(name: str, value: float) -> float:
     return value
 
 
-def share(name: str, value: float) -> float:
+def fraction(name: str, value: float) -> float:
     """``value``, if it is a part of a whole and not all of it; else ValueError."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, not {value}")

@@ -23,7 +23,7 @@ import kernels.upsample
 from kernels.batch_norm import Combine
 from kernels.checks import Triple, triple
 from tinyunet.autograd import Function, Tensor
-from tinyunet.checks import share
+from tinyunet.checks import fraction
 from tinyunet.context import Array, Context, Gradients
 
 
@@ -372,4 +372,4 @@ def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
 
 def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
     """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
-    return Dropout.apply(src, rate, generator) if share("dropout: rate", rate) else src
+    return Dropout.apply(src, rate, generator) if fraction("dropout: rate", rate) else src

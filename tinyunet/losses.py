@@ -111,7 +111,7 @@ def log_dice(
     smoothing: float = 1e-4,
     from_logits: bool = False,
 ) -> Tensor:
-    """``-ln(2 mean(I + smoothing)) + ln(mean(T + P + smoothing))``, the loss of the talk.
+    """``-ln(2 mean(I + smoothing)) + ln(mean(T + P + smoothing))``, the loss of IntelAI/unet.
 
     The means are over images and classes, and are taken *before* the ratio: a class counts by its
     size, unlike in :func:`soft_dice`. Parameters and errors are those of :func:`soft_dice`; the

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 import kernels.optimizers
 from tinyunet import verbose
-from tinyunet.checks import at_least_zero, positive, share
+from tinyunet.checks import at_least_zero, fraction, positive
 from tinyunet.context import Array
 from tinyunet.crew import ALONE, Crew
 from tinyunet.nn import Parameter
@@ -178,7 +178,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         crew: Crew = ALONE,
     ) -> None:
-        self.beta1, self.beta2 = share("beta1", beta1), share("beta2", beta2)
+        self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
         self.epsilon = at_least_zero("epsilon", epsilon)
         super().__init__(parameters, lr, weight_decay, crew)
 
@@ -227,7 +227,7 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         crew: Crew = ALONE,
     ) -> None:
-        self.momentum, self.nesterov = share("momentum", momentum), nesterov
+        self.momentum, self.nesterov = fraction("momentum", momentum), nesterov
         super().__init__(parameters, lr, weight_decay, crew)
 
     def _update(self, part: slice) -> None:

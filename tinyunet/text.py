@@ -1,6 +1,11 @@
-"""Tables as text."""
+"""Tables and figures as text."""
 
 from collections.abc import Sequence
+
+
+def count(number: int, word: str, words: str = "") -> str:
+    """Return a number and a word, as ``1 rank`` or ``4 ranks``."""
+    return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

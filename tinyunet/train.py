@@ -21,14 +21,22 @@ def make_parser() -> Parser:
         "folder of their own: best.npz and latest.npz (checkpoints), history.json, test.json, "
         "learning_curves.png and predictions.png.",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    _add_data(parser.add_argument_group("data"), default)
+    _add_model(parser.add_argument_group("model"), default)
+    _add_training(parser.add_argument_group("training"), default)
+    _add_run(parser.add_argument_group("the run"), default)
+    _add_ranks(parser.add_argument_group("ranks (under mpirun)"), default)
+    return parser
+
+
+def _add_data(group: Any, default: Settings) -> None:
+    group.add_argument(
         "--data-path",
         metavar="DIR",
         help="folder of a Medical Segmentation Decathlon task (with dataset.json) or of BraTS "
         "cases; left out, phantoms are made in data/, or found there",
     )
-    data.add_argument(
+    group.add_argument(
         "--train-test-split",
         type=number(0, 1),
         default=default.train_test_split,
@@ -36,7 +44,7 @@ def make_parser() -> Parser:
         help="share of the cases to train on; the others are for validation and test "
         "(default: %(default)s)",
     )
-    data.add_argument(
+    group.add_argument(
         "--validate-test-split",
         type=number(0, 1),
         default=default.validate_test_split,
@@ -44,8 +52,10 @@ def make_parser() -> Parser:
         help="share of those others to validate on after each epoch; what is left is the test at "
         "the end (default: %(default)s)",
     )
-    model = parser.add_argument_group("model")
-    model.add_argument(
+
+
+def _add_model(group: Any, default: Settings) -> None:
+    group.add_argument(
         "--filters",
         type=whole_number(1),
         default=default.filters,
@@ -53,34 +63,36 @@ def make_parser() -> Parser:
         help="channels of the first level; each level below has twice as many "
         "(default: %(default)s)",
     )
-    model.add_argument(
+    group.add_argument(
         "--depth",
         type=whole_number(1),
         default=default.depth,
         metavar="N",
         help="number of levels (default: %(default)s)",
     )
-    model.add_argument(
+    group.add_argument(
         "--use-upsampling",
         action="store_true",
         help="on the way up repeat voxels, instead of learning a transposed convolution",
     )
-    training = parser.add_argument_group("training")
-    training.add_argument(
+
+
+def _add_training(group: Any, default: Settings) -> None:
+    group.add_argument(
         "--epochs",
         type=whole_number(1),
         default=default.epochs,
         metavar="N",
         help="how often every training case is visited (default: %(default)s)",
     )
-    training.add_argument(
+    group.add_argument(
         "--patches-per-case",
         type=whole_number(1),
         default=default.patches_per_case,
         metavar="N",
         help="patches cut from a case at each visit (default: %(default)s)",
     )
-    training.add_argument(
+    group.add_argument(
         "--patch-size",
         type=whole_number(1),
         nargs="+",
@@ -89,14 +101,14 @@ def make_parser() -> Parser:
         help="voxels of a patch along its axes: one number for all, or three "
         f"(default: {' '.join(map(str, default.patch_size))})",
     )
-    training.add_argument(
+    group.add_argument(
         "--batch-size",
         type=whole_number(1),
         metavar="N",
         help="patches in a step, shared equally by all ranks (default: 4, or the next multiple of "
         "the ranks)",
     )
-    training.add_argument(
+    group.add_argument(
         "--lr",
         type=number(0, 1e9),
         default=default.lr,
@@ -104,7 +116,7 @@ def make_parser() -> Parser:
         help="learning rate of Adam at its highest; it rises to it during the first twentieth of "
         "the steps, and falls to 0 until the last (default: %(default)s)",
     )
-    training.add_argument(
+    group.add_argument(
         "--random-seed",
         type=whole_number(0, 2**63 - 1),
         default=default.random_seed,
@@ -112,27 +124,30 @@ def make_parser() -> Parser:
         help="decides the first weights, the split, the patches and their augmentation "
         "(default: %(default)s)",
     )
-    training.add_argument(
+    group.add_argument(
         "--accumulate",
         type=whole_number(1),
         default=default.accumulate,
         metavar="K",
         help="add up the gradients of K batches for one step of the optimizer (default: %(default)s)",
     )
-    training.add_argument(
+    group.add_argument(
         "--warmup-epochs",
         type=number(0),
         metavar="E",
         help="epochs in which the learning rate rises (default: a twentieth of all steps)",
     )
-    add_execution(training)
-    training.add_argument(
+
+
+def _add_run(group: Any, default: Settings) -> None:
+    add_execution(group)
+    group.add_argument(
         "--threads",
         type=whole_number(1),
         metavar="N",
         help="threads of each rank (default: the cores of the node, divided among its ranks)",
     )
-    training.add_argument(
+    group.add_argument(
         "--resume",
         nargs="?",
         const="",
@@ -140,21 +155,19 @@ def make_parser() -> Parser:
         help="go on with a run, given by its folder or a checkpoint in it; without RUN with the latest "
         "in --output, or with a new one if there is none. The run keeps its settings",
     )
-    training.add_argument(
+    group.add_argument(
         "--checkpoint-every",
         type=whole_number(1),
         metavar="STEPS",
         help="write a checkpoint each time after so many steps (default: every ten minutes), and "
         "after each epoch",
     )
-    training.add_argument(
+    group.add_argument(
         "--output",
         default=default.output,
         metavar="DIR",
         help="where each run gets a folder named by its time (default: %(default)s)",
     )
-    _add_ranks(parser.add_argument_group("ranks (under mpirun)"), default)
-    return parser
 
 
 def _add_ranks(group: Any, default: Settings) -> None:

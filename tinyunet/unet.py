@@ -1,7 +1,7 @@
-"""The U-Net of the talk: 3-D, or 2-D with kernels of depth one.
+"""The U-Net of IntelAI/unet: 3-D, or 2-D with kernels of depth one.
 
 Source: Ronneberger et al. 2015 (the net), Çiçek et al. 2016 (in three dimensions), and the reference
-code of the talk (IntelAI/unet, ``3D/model.py``) for every detail: padding "same", batch norm between
+code (``3D/model.py``) for every detail: padding "same", batch norm between
 convolution and ReLU, [upsampled, skip] in this order, and half as many filters out of a transposed
 convolution as into it.
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kernels.checks import Triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor
-from tinyunet.checks import share
+from tinyunet.checks import fraction
 from tinyunet.nn import (
     BatchNorm,
     Conv3d,
@@ -196,4 +196,4 @@ def _check_config(config: dict[str, Any]) -> None:
     for name in ("in_channels", "classes", "filters", "depth"):
         if not isinstance(config[name], int) or config[name] < 1:
             raise ValueError(f"UNet: {name} must be an integer above 0, not {config[name]!r}")
-    share("UNet: dropout", config["dropout"])
+    fraction("UNet: dropout", config["dropout"])

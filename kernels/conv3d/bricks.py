@@ -26,6 +26,7 @@ from kernels.streaming import past_caches
 EMPTY = np.zeros(0, np.float32)
 NO_SUMS = np.zeros((2, 0, 0))
 NO_MOMENTS = np.zeros((0, 3, 0))
+_ONE = np.float32(1.0)
 
 
 class Prologue(NamedTuple):
@@ -38,15 +39,15 @@ class Prologue(NamedTuple):
     """
 
     u_a: Floats
-    v_a: Floats
-    u_b: Floats
-    v_b: Floats
     blocks_a: int
     blocks: int
     coefficients: Floats
-    slope_a: np.float32
-    slope_b: np.float32
-    width: int
+    v_a: Floats = EMPTY
+    u_b: Floats = EMPTY
+    v_b: Floats = EMPTY
+    slope_a: np.float32 = _ONE
+    slope_b: np.float32 = _ONE
+    width: int = LANES
 
 
 class Epilogue(NamedTuple):
@@ -58,20 +59,20 @@ class Epilogue(NamedTuple):
     """
 
     dst_a: Floats
-    dst_b: Floats
     blocks_a: int
     blocks: int
     bias: Floats
-    moments: Doubles
-    x_a: Floats
-    x_b: Floats
-    mask_a: Floats
-    mask_b: Floats
-    slope_a: np.float32
-    slope_b: np.float32
-    sums_a: Doubles
-    sums_b: Doubles
     streams: bool
+    dst_b: Floats = EMPTY
+    moments: Doubles = NO_MOMENTS
+    x_a: Floats = EMPTY
+    x_b: Floats = EMPTY
+    mask_a: Floats = EMPTY
+    mask_b: Floats = EMPTY
+    slope_a: np.float32 = _ONE
+    slope_b: np.float32 = _ONE
+    sums_a: Doubles = NO_SUMS
+    sums_b: Doubles = NO_SUMS
 
 
 class Cut(NamedTuple):
@@ -94,35 +95,16 @@ def plain_prologue(data: Floats) -> Prologue:
     """Prologue that takes one blocked tensor ``(MB, CB, D, H, W, 16)`` as it is."""
     coefficients = np.zeros((3, data.shape[1] * LANES), np.float32)
     coefficients[0] = 1.0
-    blocks, one = data.shape[1], np.float32(1.0)
-    flat = data.reshape(-1)
-    return Prologue(
-        flat, EMPTY, EMPTY, EMPTY, blocks, blocks, coefficients.reshape(-1), one, one, LANES
-    )
+    blocks = data.shape[1]
+    return Prologue(data.reshape(-1), blocks, blocks, coefficients.reshape(-1))
 
 
 def plain_epilogue(dst: Floats, bias: Floats) -> Epilogue:
     """Epilogue that writes one blocked tensor, and adds the bias, which may be empty."""
-    blocks, one = dst.shape[1], np.float32(1.0)
+    blocks = dst.shape[1]
     padded = np.zeros(blocks * LANES, np.float32)
     padded[: bias.size] = bias
-    return Epilogue(
-        dst.reshape(-1),
-        EMPTY,
-        blocks,
-        blocks,
-        padded,
-        NO_MOMENTS,
-        EMPTY,
-        EMPTY,
-        EMPTY,
-        EMPTY,
-        one,
-        one,
-        NO_SUMS,
-        NO_SUMS,
-        past_caches(dst),
-    )
+    return Epilogue(dst.reshape(-1), blocks, blocks, padded, past_caches(dst))
 
 
 @parallel_kernel

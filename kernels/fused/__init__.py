@@ -22,5 +22,6 @@ before the result is written)::
 All tensors are blocked, ``nCdhw16c``: float32, shape=(MB, CB, D, H, W, 16), C-contiguous. Kernels may
 count on zeros in the lanes past the last channel of what they read and leave zeros there in what they
 write. They write into arrays that they are given, and check nothing: the graph that calls them knows
-its shapes. Results do not depend on the number of threads.
+its shapes. Results do not depend on the number of threads, but for Winograd weight gradients, which have
+sums for each thread.
 """

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import (
-    EMPTY,
     NO_MOMENTS,
     Cut,
     Epilogue,
@@ -324,8 +323,7 @@ def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -
 def _prologue(p: Plan, a: Source, b: Source) -> Prologue:
     """What a plan's convolution, or its weight gradient, reads."""
     if p.width < LANES:
-        flat, one = a.data.reshape(-1), np.float32(1.0)
-        return Prologue(flat, EMPTY, EMPTY, EMPTY, 1, 1, _UNCHANGED, one, one, p.width)
+        return Prologue(a.data.reshape(-1), 1, 1, _UNCHANGED, width=p.width)
     return _source_prologue(a, b)
 
 
@@ -336,15 +334,12 @@ def _source_prologue(a: Source, b: Source) -> Prologue:
     )
     return Prologue(
         a.data.reshape(-1),
-        EMPTY,
-        b.data.reshape(-1),
-        EMPTY,
         blocks_a,
         blocks_a + blocks_b,
         coefficients,
-        np.float32(a.slope),
-        np.float32(b.slope),
-        LANES,
+        u_b=b.data.reshape(-1),
+        slope_a=np.float32(a.slope),
+        slope_b=np.float32(b.slope),
     )
 
 
@@ -359,20 +354,19 @@ def _gradient_epilogue(p: Plan, dst: tuple[Floats, Floats], masks: tuple[Mask, M
     mask_a, mask_b = (np.concatenate([m.scale, m.shift, m.mean]) for m in (a, b))
     return Epilogue(
         first.reshape(-1),
-        second.reshape(-1),
         p.blocks_out[0],
         sum(p.blocks_out),
-        np.zeros(sum(p.blocks_out) * LANES, np.float32),
-        NO_MOMENTS,
-        a.x.reshape(-1),
-        b.x.reshape(-1),
-        mask_a,
-        mask_b,
-        np.float32(a.slope),
-        np.float32(b.slope),
-        a.sums,
-        b.sums,
-        past_caches(first, second),
+        bias=np.zeros(sum(p.blocks_out) * LANES, np.float32),
+        streams=past_caches(first, second),
+        dst_b=second.reshape(-1),
+        x_a=a.x.reshape(-1),
+        x_b=b.x.reshape(-1),
+        mask_a=mask_a,
+        mask_b=mask_b,
+        slope_a=np.float32(a.slope),
+        slope_b=np.float32(b.slope),
+        sums_a=a.sums,
+        sums_b=b.sums,
     )
 
 

@@ -1,6 +1,6 @@
 """Where the compiled graph begins and ends: channels last outside, blocks of 16 channels inside.
 
-    to_blocked   NDHWC to nCdhw16c; of a gradient it may be added to what is there, and masked
+    to_blocked   NDHWC to nCdhw16c
     to_ndhwc     nCdhw16c, still to be normalised perhaps, to NDHWC
 
 An operator that the graph does not fuse works on NDHWC as well, between one of each.
@@ -15,38 +15,24 @@ Traffic    Everything is read once and written once.
 import numpy as np
 
 from kernels.compiler import parallel_kernel, prange, split_index
-from kernels.fused.epilogue import band_of_task, bands, clear, finish, flat, place_band
+from kernels.fused.epilogue import band_of_task, bands, place_band
 from kernels.fused.prologue import aligned
-from kernels.fused.tensors import LANES, Floats, Mask, Shape, Source
+from kernels.fused.tensors import LANES, Floats, Shape, Source
 from kernels.fused.vectors import read, where_above
 from kernels.simd import broadcast, load, store
 
 
-def to_blocked(
-    src: Floats, dst: Floats, accumulate: bool = False, mask: Mask | None = None
-) -> None:
+def to_blocked(src: Floats, dst: Floats) -> None:
     """Channels last to blocks of 16 channels.
 
     Parameters
     ----------
     src : float32 array, shape=(MB, D, H, W, C)
     dst : float32 array, shape=(MB, CB, D, H, W, 16)
-        Filled, or added to, with zeros past channel ``C``.
-    accumulate : bool
-        For gradients: add to what is there.
-    mask : Mask, optional
-        For gradients: if given, what is written is ``dz``, and the mask's sums are filled.
+        Filled, with zeros past channel ``C``.
     """
     places = np.arange(LANES, dtype=np.float32)
-    _to_blocked(
-        src.reshape(-1),
-        src.shape[-1],
-        places,
-        dst.reshape(-1),
-        dst.shape,
-        accumulate,
-        flat(mask),
-    )
+    _to_blocked(src.reshape(-1), src.shape[-1], places, dst.reshape(-1), dst.shape)
 
 
 def to_ndhwc(source: Source, dst: Floats) -> None:
@@ -70,20 +56,11 @@ def to_ndhwc(source: Source, dst: Floats) -> None:
 
 
 @parallel_kernel
-def _to_blocked(
-    src: Floats,
-    C: int,
-    places: Floats,
-    dst: Floats,
-    shape: Shape,
-    accumulate: bool,
-    mask: Mask,
-) -> None:
+def _to_blocked(src: Floats, C: int, places: Floats, dst: Floats, shape: Shape) -> None:
     MB, CB, D, H, W, _ = shape
     volume = D * H * W
     for task in prange(MB * CB * D * bands(H, W)):
-        first, count, block, partial = band_of_task(task, shape)
-        clear(mask, block * LANES, partial)
+        first, count, block, _ = band_of_task(task, shape)
         lanes = min(LANES, C - block * LANES)
         used, zero = broadcast(np.float32(lanes)), broadcast(np.float32(0))
         place, single = load(places, 0), aligned(LANES)
@@ -97,11 +74,7 @@ def _to_blocked(
                 for lane in range(lanes):
                     single[lane] = src[at + lane]
                 value = load(single, 0)
-            value = where_above(used, place, value, zero)
-            if accumulate:
-                value = value + load(dst, voxel * LANES)
-            store(dst, voxel * LANES, value)
-        finish(dst, first, count, mask, block * LANES, partial)
+            store(dst, voxel * LANES, where_above(used, place, value, zero))
 
 
 @parallel_kernel

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from tinyunet.benchmarks.problem import make
 from tinyunet.benchmarks.race import Outcome, Result, race
 from tinyunet.benchmarks.systems import COMPILED, EAGER, OURS, TENSORFLOW, Job, choose
-from tinyunet.benchmarks.text import gigabytes, milliseconds, threads
-from tinyunet.text import aligned
+from tinyunet.benchmarks.text import gigabytes, milliseconds
+from tinyunet.text import aligned, count
 
 TABLES = ("step", "infer", "memory", "passes", "scaling")
 
@@ -63,7 +63,7 @@ class Settings(NamedTuple):
             "passes": "training step without each pass of the graph in turn",
             "scaling": "training step on more and more threads",
         }
-        on = "" if self.table == "scaling" else f", {threads(self.threads)}"
+        on = "" if self.table == "scaling" else f", {count(self.threads, 'thread')}"
         return (
             f"{names[self.table]}: {self.size}^3 voxels, batch {self.batch}, {self.filters} filters"
             f"{on}"
@@ -229,10 +229,10 @@ def _scaling(results: list[Result]) -> str:
     body = []
     for name in names:
         line = [name]
-        for count in counts:
-            result, one = found.get((name, count)), found.get((name, counts[0]))
+        for threads in counts:
+            result, one = found.get((name, threads)), found.get((name, counts[0]))
             line.append(milliseconds(result.median) if result else "-")
-            if count != counts[0]:
+            if threads != counts[0]:
                 line.append(f"{result.speedup(one):.2f}" if result and one else "-")
         body.append(line)
     return f"{aligned(head, body)}\nx: times faster than on one thread, median over the rounds"

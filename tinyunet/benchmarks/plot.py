@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tinyunet.files import atomic
@@ -63,7 +62,7 @@ def draw_bars(path: Path | str, title: str, unit: str, bars: Sequence[Bar]) -> N
     axes.set(xlabel=unit)
     axes.set_title(title, wrap=True)
     axes.grid(axis="x", color="0.9")
-    _write(figure, path)
+    write(figure, path)
 
 
 def draw_scaling(path: Path | str, title: str, lines: Mapping[str, Mapping[int, float]]) -> None:
@@ -88,7 +87,7 @@ def draw_scaling(path: Path | str, title: str, lines: Mapping[str, Mapping[int, 
     axes.set_ylim(bottom=0)
     axes.grid(color="0.9")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    _write(figure, path)
+    write(figure, path)
 
 
 def draw_layers(
@@ -108,7 +107,6 @@ def draw_layers(
         For each direction and rung: GFLOP/s on each layer, None where there is none.
     """
     figure = Figure(figsize=(4.6 * len(panels), 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (direction, rungs) in zip(all_axes, panels.items(), strict=True):
         axes.axhline(peak, color="0.7", linestyle="--", linewidth=1)
@@ -125,19 +123,19 @@ def draw_layers(
     all_axes[0].set_ylim(bottom=0)
     all_axes[0].set_ylabel("GFLOP/s of one core")
     all_axes[-1].legend(fontsize=8, frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     # No pyplot: it looks for a screen, and keeps figures alive.
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     return figure, axes
 
 
-def _write(figure: Figure, path: Path | str) -> None:
+def write(figure: Figure, path: Path | str) -> None:
+    """Write a figure atomically; the ending of the name decides the format."""
     with atomic(path) as temporary:
         figure.savefig(temporary)

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tinyunet.files import atomic
+from tinyunet.benchmarks.plot import write
 from tinyunet.viz.colours import of_line
 
 
@@ -50,7 +49,7 @@ def draw_allreduce(
     right.set(ylabel="GB/s: bytes of the array a second")
     right.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
-    _write(figure, path)
+    write(figure, path)
 
 
 def draw_efficiency(
@@ -67,19 +66,13 @@ def draw_efficiency(
         axes.set_xticks(ranks[1::2], [str(n) for n in ranks[1::2]])
     all_axes[0].set_ylabel("efficiency of weak scaling, predicted")
     all_axes[0].legend(frameon=False, fontsize=8)
-    _write(figure, path)
+    write(figure, path)
 
 
 def _panels(count: int) -> tuple[Figure, Sequence[Any]]:
     figure = Figure(figsize=(4.6 * count, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, count, squeeze=False)[0]
     for axes in all_axes:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     return figure, all_axes
-
-
-def _write(figure: Figure, path: Path | str) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary)

@@ -1,11 +1,6 @@
 """Figures as text."""
 
 
-def threads(count: int) -> str:
-    """``1 thread``, ``2 threads``."""
-    return f"{count} thread" + "s" * (count > 1)
-
-
 def milliseconds(ms: float) -> str:
     """Four digits or so."""
     return f"{ms:.0f}" if ms >= 1000 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"

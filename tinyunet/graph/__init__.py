@@ -6,9 +6,22 @@
     predict = tinyunet.compile(model, input_shape)
     probabilities = predict(images)
 
-``trace`` and ``differentiate`` make the graph of ``ir``, ``passes`` rewrite it, ``memory`` places its
-arrays, ``executor`` runs it, ``show`` prints it. Eager and compiled agree up to rounding; with no pass
-enabled they are the same kernels in the same order, and agree bit for bit.
+On the way from a model to a run:
+
+``ir``              what a graph is
+``trace``           the forward part, from the model; ``operators`` knows what each makes and saves
+``differentiate``   the gradients, written out
+``passes``          rewrite it; ``support`` knows what can be fused, ``algorithms`` counts what a convolution
+                    may take and ``measure`` times it
+``finish``          packing and sizes; ``layouts`` reorders where blocked meets channels last
+``memory``          places all arrays in one arena; ``sharing`` what ranks of a node pack together
+``executor``        a list of calls, run in order: ``fused`` and ``convolutions`` bind kernels to arrays
+                    (by ``binder``), ``unfused`` the eager operators
+``compiled``        what `compile` returns
+``show``, ``cost``  tables, bytes and operations
+
+Eager and compiled agree up to rounding; with no pass enabled they are the same kernels in the same order,
+and agree bit for bit.
 """
 
 from collections.abc import Collection

@@ -72,7 +72,7 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
     found: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel)}
     for tile in fitting:
         count = math.prod(-(-n // m) for n, m in zip(plan.size[1:], tile, strict=True))
-        points = math.prod(m + 2 if m > 1 else 1 for m in tile)
+        points = cutting.points(tile)
         taps = plan.kernel[2] if few else 1  # that are left to each product
         each = points * (taps * inputs * outputs + _TRANSFORM * (inputs + outputs))
         found[tile] = plan.size[0] * count * each + packing * points * taps

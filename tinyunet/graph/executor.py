@@ -112,7 +112,7 @@ class Program:
             if name in self.arrays:
                 self.arrays[name].fill(0)
         for _, node, call in self._calls if direction == "forwards" else self._calls[::-1]:
-            if node.attributes.get("implementation") == "fused":
+            if node.runs_fused:
                 call()
 
     def _call(
@@ -134,7 +134,7 @@ class Program:
         verbose.say(verbose_line(node, self.graph, seconds))
 
     def _bind(self, node: Node, shared: dict[str, Any]) -> Callable[[], None]:
-        if node.attributes.get("implementation") == "fused":
+        if node.runs_fused:
             return fused.bind(node, self.graph, self.arrays)
         inputs = {role: self.arrays[value] for role, value in node.inputs.items()}
         outputs = {role: self.arrays[value] for role, value in node.outputs.items()}

@@ -9,7 +9,7 @@ from tinyunet.graph.convolutions import is_transposed, packed_size
 from tinyunet.graph.ir import BLOCKED, Graph, Node, Phase, Value
 from tinyunet.graph.layouts import insert_reorders
 from tinyunet.graph.passes.split import vector
-from tinyunet.graph.support import is_fused
+from tinyunet.graph.support import needs_fused_kernel
 
 _PACKED = (
     "convolution",
@@ -23,7 +23,7 @@ _PACKED = (
 def finish(graph: Graph) -> Graph:
     """Return a graph that an executor can bind."""
     if not any(value.layout == BLOCKED for value in graph.values.values()):
-        blocked = {node.name for node in graph.nodes if is_fused(node)}
+        blocked = {node.name for node in graph.nodes if needs_fused_kernel(node)}
         for node in graph.nodes:
             if node.op == "max_pooling_backward" and blocked & {node.name, node.attributes["of"]}:
                 blocked |= {node.name, node.attributes["of"]}  # they share the argmax
@@ -36,7 +36,7 @@ def _packed(graph: Graph) -> Graph:
     """Weights of blocked convolutions are packed by nodes of their own, just before they are used."""
     done: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op not in _PACKED or node.attributes.get("implementation") != "fused":
+        if node.op not in _PACKED or not node.runs_fused:
             continue
         weights, nodes, values = node.inputs["weights"], [], []
         # Both directions of a transposed convolution read what is packed for both.
@@ -46,16 +46,16 @@ def _packed(graph: Graph) -> Graph:
             size = packed_size(node, graph)
             values.append(Value(done[key], (size,), np.dtype(np.float32)))
             nodes.append(_pack("pack_weights", "weights", "packed", node, weights, done[key]))
-        fused = node.with_inputs(weights=done[key])
+        user = node.with_inputs(weights=done[key])
         if node.op == "convolution" and "bias" in node.inputs:
             padded = vector(f"{node.name}:bias", graph.values[node.outputs["dst"]].shape[-1])
             values.append(padded)
             nodes.append(
                 _pack("pad_bias", "bias", "padded", node, node.inputs["bias"], padded.name)
             )
-            fused = fused.with_inputs(bias=padded.name)
+            user = user.with_inputs(bias=padded.name)
         nodes = [replace(n, phase=_phase(n, node, graph)) for n in nodes]
-        graph = graph.rewrite({node.name: [*nodes, fused]}, values)
+        graph = graph.rewrite({node.name: [*nodes, user]}, values)
     return graph
 
 

@@ -105,6 +105,11 @@ class Node:
     in_place: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def runs_fused(self) -> bool:
+        """Whether a kernel of the compiled graph runs it; otherwise its eager operator does, or nothing."""
+        return self.attributes.get("implementation") == "fused"
+
     def with_inputs(self, **roles: str | None) -> Self:
         """Return the same call with inputs replaced or added; None removes (dots written as "__")."""
         new = dict(self.inputs)

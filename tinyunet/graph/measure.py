@@ -20,7 +20,9 @@ import numpy as np
 import kernels
 from kernels import machine
 from kernels.fused import conv3d
+from kernels.layout import blocks
 from kernels.memory import empty
+from kernels.simd import LANES
 from tinyunet.files import write_json
 from tinyunet.graph import convolutions, fused
 from tinyunet.graph.algorithms import Tile
@@ -114,7 +116,7 @@ def _bound(node: Node, graph: Graph) -> Call:
         if role == "weights":
             shape = (convolutions.packed_size(node, graph),)
         elif role == "bias":
-            shape = (-(-value.shape[0] // 16) * 16,)
+            shape = (blocks(value.shape[0]) * LANES,)
         arrays[name] = empty(shape or value.storage_shape, value.dtype)
         arrays[name].fill(0.5)
     run = convolutions.BINDERS[node.op](Binder(node, graph, arrays))
@@ -127,7 +129,7 @@ def _with_packing(node: Node, graph: Graph, arrays: dict[str, Any], run: Call) -
     plan, packed = convolutions.plan_of(node, graph), arrays[node.inputs["weights"]]
     panel = packed.reshape(conv3d.packed_shape(plan))
     weights = np.ones(graph.values[node.inputs["weights"]].shape, np.float32)
-    adjoint = node.op.endswith("_data")
+    adjoint = convolutions.is_adjoint(node)
 
     def both() -> None:
         conv3d.pack(plan, weights, panel, adjoint=adjoint)

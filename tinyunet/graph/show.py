@@ -39,7 +39,7 @@ class Stage:
 
 def is_unfused(node: Node) -> bool:
     """Whether the eager operator runs."""
-    return node.attributes.get("implementation") is None and not node.views
+    return not node.runs_fused and not node.views
 
 
 def summary(stages: Iterable[Stage]) -> str:
@@ -101,15 +101,11 @@ def kernel_of(node: Node) -> str:
     """Return the algorithm; "eager" for an unfused operator, "view" for what moves nothing."""
     if node.views:
         return "view"
-    if node.attributes.get("implementation") is None:
+    if not node.runs_fused:
         return "eager"
     if "convolution" in node.op and not node.op.startswith("transposed"):
         tile = node.attributes.get("tile")
-        return (
-            f"winograd F{tile}".replace(" ", "").replace("winogradF", "winograd F")
-            if tile
-            else "direct"
-        )
+        return "winograd F" + str(tile).replace(" ", "") if tile else "direct"
     return "fused"
 
 
@@ -124,7 +120,7 @@ def fused_parts(node: Node, graph: Graph) -> str:
         before.append("activation" if only_ones else "normalisation")
     if "diff_dst.x" in roles and node.op != "gradient":
         before.append("batch-norm gradient")
-    packing = node.op in ("pad_bias", "fold") or node.attributes.get("implementation") is None
+    packing = node.op in ("pad_bias", "fold") or not node.runs_fused
     after = [name for role, name in _EPILOGUES.items() if role in roles and not packing]
     if {"mask.x", "mask_b.x"} & roles and node.op != "mask":
         after.append("activation mask and sums")

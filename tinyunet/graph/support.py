@@ -40,7 +40,7 @@ def suffix(role: str) -> str:
     return "_b" if role.endswith("_b") else ""
 
 
-def is_fused(node: Node) -> bool:
+def needs_fused_kernel(node: Node) -> bool:
     """Whether a pass has put something into the node that its eager operator cannot do."""
     roles = {*node.inputs, *node.outputs}
     extra = any("." in role and not role.startswith("saved.") for role in roles)

@@ -16,7 +16,7 @@ from tinyunet.parallel.options import Exchange
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, Inspector, Loader
-from tinyunet.training.state import Array, gather_rows, share, take_row
+from tinyunet.training.state import Array, broadcast_state, gather_rows, take_row
 from tinyunet.training.step import (
     Gradients,
     Result,
@@ -103,7 +103,7 @@ class Trainer:
                 module.momentum = BATCH_NORM_MOMENTUM
         self._pauses = pauses or Pauses(communicator, None)
         self.number, self.step, self.total = 0, 0, np.zeros(4)
-        share(model, optimizer, communicator)
+        broadcast_state(model, optimizer, communicator)
         self._sums = GradientSum(optimizer, communicator, exchange)
         together = exchange.synchronize and communicator.size > 1
         self._together = Synchronized(model, communicator) if together else None

@@ -2,6 +2,7 @@
 
 from kernels import machine
 from tinyunet.scores import Scores
+from tinyunet.text import count
 from tinyunet.training.loop import EpochResult
 from tinyunet.training.settings import Settings
 from tinyunet.training.start import Data
@@ -47,11 +48,6 @@ def epoch_row(epoch: int, result: EpochResult, scores: Scores, best: bool) -> st
     columns = "".join(f"  {value:>{_width(name)}.3f}" for name, value in dice.items())
     start = f"{epoch:>5}  {result.loss:5.3f}  {result.dice:5.3f}              "
     return start + columns + ("  best" if best else "")
-
-
-def count(number: int, word: str, words: str = "") -> str:
-    """Return a number and a word, as ``1 rank`` or ``4 ranks``."""
-    return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 def _width(name: str) -> int:

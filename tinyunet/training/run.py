@@ -19,6 +19,7 @@ from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.recording import recorded
 from tinyunet.scores import mean, overall, summary, table
+from tinyunet.text import count
 from tinyunet.training import report
 from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
@@ -242,7 +243,7 @@ class Run:
                 write_json(self._folder / "test.json", {"epoch": self._best_epoch} | summary(rows))
                 with self._progress.task("drawing"):
                     self._draw(cases)
-        number = report.count(len(rows), "test case")
+        number = count(len(rows), "test case")
         self._progress.line(
             f"\nDice on {number}, never trained on (best.npz, epoch {self._best_epoch})\n\n"
             f"{table(rows)}\n\neverything is in {self._folder}"

@@ -18,7 +18,7 @@ from tinyunet.parallel.communicator import Communicator
 Array = NDArray[Any]
 
 
-def share(model: Module, optimizer: Optimizer, communicator: Communicator) -> None:
+def broadcast_state(model: Module, optimizer: Optimizer, communicator: Communicator) -> None:
     """Give every rank what rank 0 has: parameters, statistics, optimizer, random generators."""
     averages = [getattr(optimizer, name) for name in optimizer.averages]
     for array in (optimizer.flat_parameters, *averages, *model.buffers()):

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -46,7 +45,6 @@ def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
     """
     shown = [stages[0], stages[-1]] if len(stages) > 1 else list(stages)
     figure = Figure(figsize=(14, 4.2 * len(shown)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     longest = max(len(item.graph.nodes) for item in shown)
     for axes, item in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
         _draw_nodes(axes, item.graph)

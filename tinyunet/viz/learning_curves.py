@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -33,7 +32,6 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
     """
     # No pyplot: it looks for a screen, and keeps figures alive.
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in history]
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}

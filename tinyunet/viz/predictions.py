@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -77,7 +76,6 @@ def draw_predictions(
     figure = Figure(
         figsize=(_PANEL * columns, _PANEL * len(cases) + 0.6), dpi=120, layout="constrained"
     )
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(cases), columns, squeeze=False)
     for row, case in zip(grid, cases, strict=True):
         where = _center(case.truth if case.truth.any() else case.prediction)

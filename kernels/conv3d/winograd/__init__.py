@@ -26,6 +26,12 @@ Numerics   float32; the constants amplify rounding. Largest error against float6
            F(2, 4, 4), 2 to 8e-6 for F(4, 4, 4)
 Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016); matrices:
            `kernels.conv3d.cook_toom`
+
+Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, multiply, transform out;
+           ``convolution`` brick by brick; ``planes`` a tensor transformed along d and h;
+           ``convolution_planes`` plane of points by plane, for many channels;
+           ``weight_gradient``, ``weight_gradient_planes`` the same two ways, ``sums`` what they share;
+           ``both_gradients`` of source and weights in one pass; ``rows`` a first layer
 """
 
 import numpy as np

@@ -11,8 +11,6 @@ from deferred import (
     blocked_shape,
     deferred,
     poisoned,
-    totals,
-    unblocked,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,24 +47,6 @@ def test_deferred_source(size, channels, slope, seed, threads):
     with unchanged(*source[:3]):
         edges.to_ndhwc(source, dst)
     assert_exact(dst, data.value())
-
-
-@given(**CASES, slope=SLOPES, accumulate=st.booleans(), masked=st.booleans())
-def test_gradient(size, channels, slope, seed, threads, accumulate, masked):
-    machine.set_threads(threads)
-    generator = np.random.default_rng(seed)
-    data = deferred(generator, (*size, channels), slope)
-    diff, before = integers(generator, *size, channels), integers(generator, *size, channels)
-    dst = blocked(before) if accumulate else poisoned(*blocked_shape(before.shape))
-    wanted = np.float64(diff) + (before if accumulate else 0)
-    mask = data.mask if masked else None
-    with unchanged(diff, *(mask[:3] if mask else ())):
-        edges.to_blocked(diff, dst, accumulate, mask)
-    if mask:
-        wanted, *wanted_sums = data.masked(wanted)
-        for name, *sums in zip(("S1", "S2"), totals(mask, channels), wanted_sums, strict=True):
-            assert_exact(*sums, name)
-    assert_exact(unblocked(dst, channels), wanted)
 
 
 def test_nan_of_a_neighbour_stays_out():

@@ -16,11 +16,7 @@ _FACTOR = 1.25
 
 def choose_algorithm(graph: Graph, options: Options) -> Graph:
     """Return the graph with the setting "tile" at the convolutions that Winograd runs faster."""
-    convolutions = [
-        node
-        for node in graph.nodes
-        if node.op in _OPS and node.attributes.get("implementation") == "fused"
-    ]
+    convolutions = [node for node in graph.nodes if node.op in _OPS and node.runs_fused]
     changes = {}
     for node in in_order(convolutions):
         tile = _choose(node, graph, options.accuracy)

@@ -41,7 +41,7 @@ def fuse_gradients(graph: Graph, options: Options) -> Graph:
 
 
 def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
-    if not all(node.attributes.get("implementation") == "fused" for node in (data, weights)):
+    if not (data.runs_fused and weights.runs_fused):
         return graph
     found = costs(data, graph, accuracy)  # those of the other gradient are the same
     both = replace(
