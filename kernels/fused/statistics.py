@@ -85,7 +85,8 @@ def finish_moments(
         exact_mean, variance = total[c] / count[c], squares[c] / count[c]
         exact_rstd = 1.0 / math.sqrt(variance + epsilon)
         mean[c], rstd[c] = exact_mean, exact_rstd
-        scale[c] = gamma[c] * exact_rstd
+        # Where all values are equal, scale * x + shift would be beta and rounding, of any sign.
+        scale[c] = gamma[c] * exact_rstd if variance != 0.0 else 0.0
         shift[c] = beta[c] - exact_mean * scale[c]
         running_mean[c] = momentum * running_mean[c] + (1.0 - momentum) * exact_mean
         running_variance[c] = momentum * running_variance[c] + (1.0 - momentum) * variance

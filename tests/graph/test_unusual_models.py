@@ -8,7 +8,7 @@ import pytest
 from agreement import ROUNDING, assert_agree, assert_same_gradients, assert_within, batch
 
 import tinyunet
-from tinyunet import SGD, Adam, Module, Parameter, Tensor, UNet, losses, no_grad
+from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, ReLU
 
@@ -344,3 +344,187 @@ def test_a_buffer_that_is_not_used_may_be_anything():
     model.table, model.names = numbers(4, 4)[:, ::2], np.array([None, "a"], object)
     images, _ = batch(SHAPE, 4, 4, 0)
     assert_within(tinyunet.compile(model, INPUT)(images), model(images).data, ROUNDING, "dst")
+
+
+def logged(prediction: Tensor, labels: Any, from_logits: bool = False) -> Tensor:
+    """A loss that computes something else after what it returns."""
+    value = losses.soft_dice(prediction, labels, from_logits=from_logits)
+    losses.cross_entropy(prediction, labels, from_logits=from_logits)
+    return value
+
+
+def test_the_loss_is_what_is_returned_not_what_was_computed_last():
+    assert_agree(lambda: UNet(filters=4, depth=2), SHAPE, ROUNDING, loss=logged)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_the_lowest_level_is_one_voxel(seed):
+    """Its batch norm gives exactly the shift, zero at first: no ReLU may see noise instead."""
+    assert_agree(lambda: UNet(filters=4, depth=3, seed=seed), (1, 4, 4, 4), ROUNDING, steps=1)
+
+
+class Supervised(Module):
+    """A second head, of a first layer or of the last, beside the one that predicts."""
+
+    def __init__(self, deep: bool, softmax: bool = False) -> None:
+        self.first, self.second = conv(4, 8, seed=1), conv(8, 8, seed=2)
+        self.head, self.other = conv(8, 4, 1, seed=3), conv(8, 4, 1, seed=4)
+        self._deep, self._softmax = deep, softmax
+
+    def logits(self, images: Tensor) -> Tensor:
+        shallow = F.relu(self.first(images))
+        deep = F.relu(self.second(shallow))
+        beside = self.other(shallow if self._deep else deep)
+        self.beside = F.softmax(beside) if self._softmax else beside
+        return self.head(deep)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.softmax(self.logits(images))
+
+
+def supervision(model: Supervised) -> Any:
+    def loss(prediction: Tensor, labels: Any, from_logits: bool = False) -> Tensor:
+        beside = losses.soft_dice(model.beside, labels, from_logits=not model._softmax)
+        return losses.soft_dice(prediction, labels, from_logits=from_logits) + beside * 0.5
+
+    return loss
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_two_heads(deep):
+    images, labels = batch(SHAPE, 4, 4, 0)
+    eager, compiled = Supervised(deep), Supervised(deep)
+    expected = supervision(eager)(eager.logits(images), labels, from_logits=True)
+    optimizer = SGD(eager.parameters(), 0.1)
+    optimizer.zero_grad()
+    expected.backward()
+    step = tinyunet.compile(
+        compiled, supervision(compiled), SGD(compiled.parameters(), 0.1), INPUT, accuracy="strict"
+    )
+    assert_within(np.array(step.gradients(images, labels)), expected.data, ROUNDING, "loss")
+    assert_same_gradients(eager, compiled, ROUNDING)
+
+
+def test_a_loss_that_stays_eager_and_reads_more_than_the_prediction_is_refused():
+    class Probabilities(Supervised):
+        logits = None
+
+        def forward(self, images: Tensor) -> Tensor:
+            return F.softmax(Supervised.logits(self, images))
+
+    model = Probabilities(True, softmax=True)
+    with pytest.raises(ValueError, match=r"compile: the loss reads '.*' beside the prediction"):
+        tinyunet.compile(model, supervision(model), SGD(model.parameters(), 0.1), INPUT)
+
+
+def test_a_prediction_after_one_that_was_interrupted():
+    class Interruptible(Function):
+        wanted = False
+
+        @staticmethod
+        def forward(ctx: Any, a: Any) -> Any:
+            if Interruptible.wanted:
+                raise KeyboardInterrupt
+            return a * 1
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return (gradient,)
+
+    model = Net(lambda net, x: net.second(Interruptible.apply(x)), second=conv(16, 16)).eval()
+    predict = tinyunet.compile(model, INPUT, debug=True)
+    images, _ = batch(SHAPE, 4, 4, 0)
+    Interruptible.wanted = True
+    with pytest.raises(KeyboardInterrupt):
+        predict(images)
+    Interruptible.wanted = False
+    assert_within(predict(images), model(images).data, ROUNDING, "prediction")
+
+
+def test_constants_may_be_views():
+    model = Net(lambda net, x: x * net.fixed[:, ::2][0], fixed=numbers(2, 32))
+    images, _ = batch(SHAPE, 4, 4, 0)
+    predict = tinyunet.compile(model, INPUT)
+    assert_within(predict(images), model(images).data, ROUNDING, "prediction")
+
+
+REPLACED: dict[str, tuple[Callable[[], Net], Callable[[], Any]]] = {
+    "a number of NumPy": (
+        lambda: Net(lambda net, x: x * net.part, part=np.float32(2)),
+        lambda: np.float32(-3),
+    ),
+    "a tensor": (
+        lambda: Net(lambda net, x: F.conv3d(x, net.part), part=Tensor(numbers(16, 16, 1, 1, 1))),
+        lambda: Tensor(-numbers(16, 16, 1, 1, 1)),
+    ),
+    "a generator": (
+        lambda: Net(
+            lambda net, x: F.dropout(x, 0.5, net.part) if net.training else x,
+            part=np.random.default_rng(3),
+        ),
+        lambda: np.random.default_rng(4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_any_attribute_that_is_replaced_is_seen(name):
+    make, other = REPLACED[name]
+    images, labels = batch(SHAPE, 4, 4, 0)
+    model = make()
+    step = tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+    model.part = other()
+    fresh = make()
+    fresh.part = other()
+    SGD(fresh.parameters(), 0.1)
+    expected = losses.soft_dice(fresh.logits(images), labels, from_logits=True)
+    assert_within(np.array(step.gradients(images, labels)), expected.data, ROUNDING, "loss")
+
+
+def test_a_result_that_also_feeds_what_nobody_reads():
+    class Forked(Module):
+        def __init__(self) -> None:
+            self.norm = shifted_norm()
+
+        def forward(self, images: Tensor) -> Tensor:
+            result = self.norm(images)
+            self.beside = F.relu(result)
+            return result
+
+    model, images = Forked(), numbers(*SHAPE, 16)
+    predict = tinyunet.compile(model, images.shape)
+    assert_within(predict(images), model.eval()(images).data, ROUNDING, "prediction")
+
+
+def test_only_what_is_learnt_need_be_in_the_optimizer():
+    images, labels = batch(SHAPE, 4, 4, 0)
+
+    def tuned() -> tuple[UNet, SGD]:
+        model = UNet(filters=4, depth=2)
+        for parameter in model.encoder.parameters():
+            parameter.requires_grad = False
+        return model, SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+
+    (eager, optimizer), (compiled, other) = tuned(), tuned()
+    optimizer.zero_grad()
+    losses.soft_dice(eager.logits(images), labels, from_logits=True).backward()
+    optimizer.step()
+    tinyunet.compile(compiled, losses.soft_dice, other, INPUT, accuracy="strict")(images, labels)
+    for a, b in zip(compiled.parameters(), eager.parameters(), strict=True):
+        assert_within(a.data, b.data, ROUNDING, "parameter", of=1.0)
+
+
+def test_nothing_to_learn_is_refused():
+    model = UNet(filters=4, depth=2)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ValueError, match="the loss depends on no parameter that requires"):
+        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+
+
+def test_a_prediction_is_not_compiled_again_for_another_mode():
+    model = UNet(filters=4, depth=2)
+    predict = tinyunet.compile(model, INPUT)
+    program = predict.program(INPUT)
+    model.eval()
+    assert predict.program(INPUT) is program

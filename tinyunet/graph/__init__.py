@@ -85,7 +85,7 @@ def compile(
         ``loss(prediction, labels)``, as in :mod:`tinyunet.losses`. One that takes ``from_logits``
         gets the model's logits if it has a method of this name.
     optimizer : Optimizer
-        Holds all parameters of the model.
+        Holds all parameters of the model that require a gradient.
     input_shape : tuple of int
         (MB, D, H, W, C), or (MB, H, W, C): compiled now. Other shapes are compiled when they come.
     enable, disable : collection of str

@@ -25,7 +25,7 @@ from tinyunet.graph.sharing import pack_first
 from tinyunet.graph.show import Stage
 from tinyunet.graph.trace import LABELS, Loss, trace
 from tinyunet.losses import checked_labels
-from tinyunet.nn import Module
+from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
 
 Array = npt.NDArray[Any]
@@ -68,7 +68,7 @@ class Compiled:
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
-        held, settings = self._model_arrays(), _settings(self.model)
+        held, settings = self._model_arrays(), self._model_settings()
         # The model has other arrays than at the last call, or is to compute something else.
         if not _same_arrays(held, self._held) or settings != self._settings:
             self._programs.clear()
@@ -83,7 +83,7 @@ class Compiled:
             while len(self._programs) >= _KEPT:  # before the new arena is made
                 self._programs.popitem(last=False)
             self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, crew)
-            self._settings = _settings(self.model)  # what forward counts is no setting
+            self._settings = self._model_settings()  # what forward counts is no setting
         self._programs.move_to_end(shape)
         return self._programs[shape]
 
@@ -95,6 +95,14 @@ class Compiled:
 
     def _model_arrays(self) -> list[Array]:
         return [p.data for p in self.model.parameters()] + self.model.buffers()
+
+    def _model_settings(self) -> list[Any]:
+        """What a program is compiled for, besides shapes: parts, their attributes, what is to be learnt."""
+        parts = [
+            (type(module), {k: _plain(v) for k, v in vars(module).items() if k != "training"})
+            for _, module in self.model.named_modules()
+        ]
+        return [parts, [parameter.requires_grad for parameter in self.model.parameters()]]
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Array:
         dtype = next((p.dtype for p in self.model.parameters()), np.dtype(np.float32))
@@ -200,17 +208,16 @@ class TrainingStep(Compiled):
         loss, *dice = graph.outputs
         program.arrays[gradient_name(loss)][...] = weight
         parameters = dict(self.model.named_parameters())
-        unused = [p for name, p in parameters.items() if name not in graph.gradients]
-        for parameter in unused:
-            assert parameter.grad is not None  # or there would be no program
-            parameter.grad.fill(0)
+        unused = {n: grad for n, grad in self._gradients().items() if n not in graph.gradients}
+        for gradient in unused.values():
+            gradient.fill(0)
 
         def told(node: str, complete: Sequence[str]) -> None:
             if listener is not None:
                 listener(node, [parameters[name] for name in complete])
 
         if listener is not None and unused:
-            listener("no gradient", unused)
+            listener("no gradient", [parameters[name] for name in unused])
         crew, listening = self.optimizer.crew, told if listener else None
         program.pack(not crew.alike, listening)
         crew.wait()
@@ -226,6 +233,8 @@ class TrainingStep(Compiled):
             )
         with self.model.mode(training=True):
             graph = differentiate(trace(self.model, input_shape, self.loss))
+        if not graph.gradients:
+            raise ValueError("compile: the loss depends on no parameter that requires a gradient")
         dice = [node.outputs["dst"] for node in graph.nodes if node.op == "dice_sums"]
         return replace(graph, outputs=(*graph.outputs, *dice))
 
@@ -233,13 +242,18 @@ class TrainingStep(Compiled):
         found: dict[str, Array] = {}
         held = {id(parameter) for parameter in self.optimizer.parameters}
         for name, parameter in self.model.named_parameters():
-            if parameter.grad is None or id(parameter) not in held:
+            if parameter.grad is not None and id(parameter) in held:
+                found[name] = parameter.grad
+            elif parameter.requires_grad:
                 raise ValueError(f"optimizer: it does not hold the model's parameter {name!r}")
-            found[name] = parameter.grad
         return found
 
     def _model_arrays(self) -> list[Array]:
         return super()._model_arrays() + list(self._gradients().values())
+
+    def _model_settings(self) -> list[Any]:
+        modules = self.model.named_modules() if self.model.training else ()
+        return [*super()._model_settings(), [module.training for _, module in modules]]
 
 
 def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
@@ -251,25 +265,21 @@ def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
     return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)
 
 
-def _settings(model: Module) -> list[Any]:
-    """What a program is compiled for, besides shapes: parts, their attributes, what is to be learnt."""
-    modules = [module for _, module in model.named_modules()]
-    parts = [
-        (type(module), {k: _plain(v) for k, v in vars(module).items() if k != "training"})
-        for module in modules
-    ]
-    modes = [module.training for module in modules] if model.training else []
-    return [parts, modes, [parameter.requires_grad for parameter in model.parameters()]]
-
-
 def _plain(value: Any) -> Any:
-    """An attribute, as it is now, to be compared later; None for arrays, which are compared apart."""
+    """An attribute, as it is now, to be compared later.
+
+    None for parts, parameters and arrays, which are compared apart. What is neither plain nor a function
+    is the same as long as it is the same object.
+    """
     if isinstance(value, list | tuple):
         return tuple(_plain(item) for item in value)
     if isinstance(value, dict):
         return tuple((key, _plain(item)) for key, item in value.items())
-    is_function = callable(value) and not isinstance(value, Module)
-    return value if is_function or isinstance(value, bool | int | float | str) else None
+    if isinstance(value, Module | Parameter | np.ndarray):
+        return None
+    if callable(value) or isinstance(value, bool | int | float | str | np.generic):
+        return value
+    return id(value.data if isinstance(value, Tensor) else value)
 
 
 def _frozen(model: Module) -> list[str]:

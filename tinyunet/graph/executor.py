@@ -98,12 +98,13 @@ class Program:
             copy(array, self.arrays[name])
         told = verbose.wanted()
         prepared = state is not None and state == self._prepared
-        self._prepared = state
+        self._prepared = None  # until all is done: a run may be interrupted
         if self._debug and not prepared:
             self._arena.fill(_NAN_BYTE)
         for at, node, call in self._calls:
             if not (prepared and node.phase == "prepare"):
                 self._call(at, node, call, listener, told)
+        self._prepared = state
 
     def compile(self, direction: Direction) -> None:
         """Run the fused nodes once on zeros, from either end, so that their kernels are compiled."""

@@ -111,7 +111,8 @@ class _Trace:
             needs = kind == "parameter"
             layout = _layout(array.shape) if kind == "constant" else PLAIN
             self.values[name] = Value(name, array.shape, array.dtype, layout, kind, needs)
-            self.data[name] = array
+            # A constant may be any view; a parameter is written to where it is.
+            self.data[name] = np.asarray(array, order="C") if kind == "constant" else array
         return name
 
     def _unique(self, name: str) -> str:
@@ -145,7 +146,7 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     ValueError
         The shapes do not fit, or the model computes with data beside the operators.
     """
-    first, split, prediction = _record(model, input_shape, loss, 0)
+    first, split, prediction, result = _record(model, input_shape, loss, 0)
     others = [_record(model, input_shape, loss, fill)[0] for fill in (1, -1)]
     alike = min(_calls_alike(first, other) for other in others)
     if alike < split:
@@ -154,8 +155,8 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
             " by tinyunet's operators; use the eager model"
         )
     if all(alike == len(traced.nodes) for traced in (first, *others)):
-        return _graph(first, first.nodes[-1].outputs["dst"] if loss else prediction, loss)
-    _check_eager_loss(first, split)
+        return _graph(first, result, loss)
+    _check_eager_loss(first, split, prediction)
     value = first.values[prediction]
     node = Node(
         "loss",
@@ -173,8 +174,11 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
 
 def _record(
     model: Module, input_shape: tuple[int, ...], loss: Loss | None, fill: int
-) -> tuple[_Trace, int, str]:
-    """Return the trace, how many of its nodes are the model's, and the name of the prediction."""
+) -> tuple[_Trace, int, str, str]:
+    """Return the trace, how many of its nodes are the model's, and the names of prediction and result.
+
+    The result is the loss, or the prediction where there is none.
+    """
     names: dict[int, tuple[str, Kind]] = {}
     names |= {id(p): (name, "parameter") for name, p in model.named_parameters()}
     names |= {id(b): (name, "buffer") for name, b in model.named_buffers()}
@@ -189,7 +193,7 @@ def _record(
             raise TypeError(
                 "compile: the model must return one Tensor made by tinyunet's operators"
             )
-        mine = len(traced.nodes)
+        mine, result = len(traced.nodes), prediction
         if loss:
             voxels = np.arange(math.prod(prediction.shape[:-1]))
             classes = max(prediction.shape[-1], 2)
@@ -204,7 +208,7 @@ def _record(
                 raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
             if result.shape != ():
                 raise ValueError(f"compile: the loss must be one number, not {result.shape}")
-    return traced, mine, traced.names[id(prediction)][0]
+    return traced, mine, traced.names[id(prediction)][0], traced.names[id(result)][0]
 
 
 def _graph(traced: _Trace, output: str, loss: Loss | None) -> Graph:
@@ -229,14 +233,20 @@ def _calls_alike(first: _Trace, second: _Trace) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: _same_call(*pair, first, second), pairs))
 
 
-def _check_eager_loss(traced: _Trace, split: int) -> None:
-    """Check that a loss which runs on a tape of its own needs no gradient but the prediction's."""
+def _check_eager_loss(traced: _Trace, split: int, prediction: str) -> None:
+    """Check that a loss which runs on a tape of its own reads nothing of the model but its prediction."""
+    inside = {IMAGES} | {v for node in traced.nodes[:split] for v in node.outputs.values()}
     for node in traced.nodes[split:]:
         for name in node.inputs.values():
             if traced.values[name].kind == "parameter":
                 raise ValueError(
                     f"compile: the loss reads the parameter {name!r}, and the labels beside tinyunet's "
                     "operators; use the eager model, or weight_decay of the optimizer"
+                )
+            if name in inside - {prediction}:
+                raise ValueError(
+                    f"compile: the loss reads {name!r} beside the prediction, and the labels beside "
+                    "tinyunet's operators; use the eager model, or a loss that takes logits"
                 )
 
 

@@ -62,7 +62,8 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
     losses = [found[op] for op in _LOSSES if op in found]
     undone = [found[f"{op}_backward"] for op in _LOSSES if f"{op}_backward" in found]
     weights = found.get("convolution_backward_weights")
-    if not losses or len(losses) != len(undone) or weights is None:
+    data = found.get("convolution_backward_data")
+    if not losses or len(losses) != len(undone) or weights is None or data is None:
         return graph
     inputs = {role: node.inputs[role] for role in ("src", "weights", "bias")}
     inputs["labels"] = losses[0].inputs["labels"]
@@ -71,21 +72,20 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
         f"diff_{_LOSSES[undo.op.removesuffix('_backward')]}": undo.inputs["gradient"]
         for undo in undone
     }
-    data = found.get("convolution_backward_data")
-    results = {"diff_src": data.outputs["diff_src"]} if data else {}
-    results |= weights.outputs
+    results = {"diff_src": data.outputs["diff_src"], **weights.outputs}
     values = [
         _unwanted(graph, node, role) for role in ("dice", "cross_entropy") if role not in outputs
     ]
     outputs |= {value.name.rpartition(":")[2]: value.name for value in values}
-    if not {"diff_src", "diff_weights", "diff_bias"} <= results.keys():
+    if not {"diff_weights", "diff_bias"} <= results.keys():
         return graph
     changes: dict[str, list[Node]] = {other.name: [] for other in around if other is not None}
     changes[node.name] = [Node(node.name, "head_loss", inputs, outputs)]
     backward = Node(
         f"d {node.name}", "head_loss_backward", inputs | gradients, results, phase="backward"
     )
-    changes[weights.name] = [backward]
+    # In the place of the first of the two: what else is added to diff_src comes right after it.
+    changes[data.name] = [backward]
     return graph.rewrite(changes, values)
 
 

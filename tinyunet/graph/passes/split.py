@@ -124,7 +124,8 @@ def _split_batch_norm(graph: Graph, node: Node, pieces: tuple[list[Node], list[V
     nodes, values = pieces
     src, dst = node.inputs["src"], node.outputs["dst"]
     readers = graph.consumers(dst)
-    activation = readers[0] if len(readers) == 1 and readers[0].op in ACTIVATIONS else None
+    only_activated = len(readers) == 1 and readers[0].op in ACTIVATIONS and dst not in graph.outputs
+    activation = readers[0] if only_activated else None
     result = activation.outputs["dst"] if activation else dst
     scale, shift = f"{node.name}:scale", f"{node.name}:shift"
     normalize = Node(
