@@ -23,6 +23,7 @@ Code that only kernels call
     and optimised and assembled as a part of that. See `linking`.
 """
 
+import errno
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -60,14 +61,12 @@ prange = numba.prange
 
 def kernel(function: Function) -> Function:
     """Compile a function for one thread, on its first call."""
-    compiled: Function = numba.njit(**_FLAGS)(function)
-    return compiled
+    return _compiled(function, **_FLAGS)
 
 
 def parallel_kernel(function: Function) -> Function:
     """Compile a function whose ``prange`` loops are shared among the threads, on its first call."""
-    compiled: Function = numba.njit(**_FLAGS, parallel=True)(function)
-    return compiled
+    return _compiled(function, **_FLAGS, parallel=True)
 
 
 def worker_kernel(function: Function) -> Function:
@@ -75,7 +74,21 @@ def worker_kernel(function: Function) -> Function:
     # Without reference counts: a worker makes no arrays, and an atomic count at each call of a stage
     # doubled the time of the small ones.
     flags = _FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
-    compiled: Function = numba.njit(**flags)(function)
+    return _compiled(function, **flags)
+
+
+def _compiled(function: Function, **flags: Any) -> Function:
+    try:
+        compiled: Function = numba.njit(**flags)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        raise PermissionError(
+            errno.EACCES,
+            "compiled kernels can be kept neither here nor in a cache folder at home; "
+            "set NUMBA_CACHE_DIR to a folder that can be written to",
+            inspect.getfile(function),
+        ) from None
     return compiled
 
 

@@ -20,7 +20,7 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tinyunet.context import Array, Context, Gradients, Leaf, Listener
 
@@ -145,8 +145,11 @@ class Tensor:
     __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
 
     def __init__(self, data: ArrayLike, requires_grad: bool = False) -> None:
-        array = np.asarray(data, order="C")
-        is_float = isinstance(data, np.ndarray | np.generic) and array.dtype in ("f4", "f8")
+        array = _numbers(data)
+        is_float = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in (
+            "f4",
+            "f8",
+        )
         self.data: Array = array if is_float else array.astype(np.float32)
         self.grad: Array | None = None
         self.requires_grad = requires_grad
@@ -206,7 +209,7 @@ class Tensor:
             if self.data.size != 1:
                 raise ValueError(f"backward: a tensor of shape {self.shape} needs a gradient")
             return np.ones_like(self.data)
-        start = np.asarray(gradient, dtype=self.dtype, order="C")
+        start = np.asarray(_numbers(gradient), dtype=self.dtype)
         if start.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {start.shape}, tensor {self.shape}")
         return start
@@ -246,7 +249,7 @@ class Tensor:
     def _operand(self, other: Any) -> "Tensor | Array":
         if isinstance(other, Tensor):
             return other
-        array = np.asarray(other)  # Python numbers and integers take this tensor's precision
+        array = _numbers(other)  # Python numbers and integers take this tensor's precision
         is_float = isinstance(other, np.ndarray) and array.dtype in ("f4", "f8")
         return array if is_float else array.astype(self.dtype)
 
@@ -294,11 +297,22 @@ class Tensor:
     def mean(self, axis: Axis = None, keepdims: bool = False) -> "Tensor":
         """Return the mean over all axes, or over those given."""
         total = self.sum(axis, keepdims)
+        if self.data.size == 0:
+            raise ValueError(f"mean: a tensor of shape {self.shape} has none")
         return total * (total.data.size / self.data.size)
 
-    def reshape(self, *shape: int) -> "Tensor":
+    def reshape(self, *shape: int | tuple[int, ...]) -> "Tensor":
         """Return the same elements in another shape, sharing memory; one size may be -1."""
-        return Reshape.apply(self, shape)
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        return Reshape.apply(self, sizes)
+
+
+def _numbers(data: ArrayLike | Tensor) -> NDArray[Any]:
+    """``data`` as a C-contiguous array of real numbers or truth values; a tensor's own array."""
+    array = np.asarray(data.data if isinstance(data, Tensor) else data, order="C")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"tensor: expected real numbers, not {type(data).__name__} ({array.dtype})")
+    return array
 
 
 def _broadcast(ctx: Context, operation: np.ufunc, a: Array, b: Array) -> Array:

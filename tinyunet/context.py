@@ -109,7 +109,14 @@ class Context:
         gradients: Gradients = self.function.backward(self, gradient)
         if verbose.wanted():
             self._say("d ", time.perf_counter() - start, gradients, (gradient,))
-        gradients += (None,) * (len(self.parents) - len(gradients))
+        most = len(self.parents)
+        if not isinstance(gradients, tuple) or len(gradients) > most:
+            given = len(gradients) if isinstance(gradients, tuple) else type(gradients).__name__
+            raise RuntimeError(
+                f"{self.function.__name__}.backward must return a tuple of at most {most} gradients, "
+                f"one for each argument of forward, not {given}"
+            )
+        gradients += (None,) * (most - len(gradients))
         checked = tuple(map(self._check, gradients, self.parents))
         self.parents, self._saved, self.recording = (), (), False
         return checked

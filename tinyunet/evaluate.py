@@ -39,17 +39,19 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     options = make_parser().parse_args(arguments)
     # Imported here, so that a wrong option is told at once.
     from tinyunet.evaluation import find_pairs, score_pairs
-    from tinyunet.files import write_json
+    from tinyunet.files import try_writing, write_json
     from tinyunet.scores import summary, table
 
     with communicator.together():
         if communicator.rank == 0:
+            if options.json:
+                try_writing(options.json)
             rows = score_pairs(
                 find_pairs(options.predictions, options.labels, options.label_values)
             )
+            print(table(rows))
             if options.json:
                 write_json(options.json, summary(rows))
-            print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Dice of label files against the truth, also in files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from tinyunet.data.brats import LABEL_VALUES, LABELS, kind_of
 from tinyunet.data.cases import on_same_voxels
 from tinyunet.data.decathlon import Dataset, read_dataset, read_labels
-from tinyunet.data.nifti import stem
+from tinyunet.data.nifti import DataError, stem
 from tinyunet.errors import UserError
 from tinyunet.scores import Scores, score
 
@@ -62,7 +62,8 @@ def find_pairs(
     for path in (predictions, labels):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
-    dataset = _dataset(labels)
+    found = _label_files(predictions)
+    dataset = _dataset(labels, found)
     names: tuple[str, ...] = LABELS
     values: tuple[int, ...] = LABEL_VALUES if kind_of(labels.name) == "seg" else (0, 1, 2, 3)
     if dataset:
@@ -73,13 +74,11 @@ def find_pairs(
             names = tuple(f"label {value}" for value in values)
     if labels.is_file() and predictions.is_file():
         return Pairs([Pair(stem(predictions), predictions, labels)], names, values)
-    found = _label_files(predictions)
     if not found:
         raise UserError(f"{predictions}: no label files in it; expected .nii or .nii.gz")
-    if labels.is_dir() and dataset and not _label_files(labels):
+    truths = _label_files(labels)
+    if labels.is_dir() and dataset and not truths.keys() & found.keys():
         truths = {case.name: case.label_path for case in dataset.cases}
-    else:
-        truths = _label_files(labels)
     for name, prediction in found.items():
         if name not in truths or not truths[name].is_file():
             raise UserError(f"{prediction}: no labels named {name} in {labels}")
@@ -105,22 +104,33 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     return rows
 
 
-def _dataset(labels: Path) -> Dataset | None:
-    """Return the data set that a path of labels belongs to, if it belongs to one."""
+def _dataset(labels: Path, predictions: Iterable[str]) -> Dataset | None:
+    """Return the data set that a path of labels belongs to, if it belongs to one.
+
+    A folder in which nothing is named as a prediction may be one of BraTS cases.
+    """
     here = Path(os.path.abspath(labels))  # "." has no parent
     folder = here if here.is_dir() else here.parent
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file():
             # Images, and labels that nobody has predicted, may be elsewhere.
             return read_dataset(place, files_are_there=False)
-    return read_dataset(labels) if labels.is_dir() and not _label_files(labels) else None
+    if labels.is_file():
+        return None
+    files = _label_files(labels)
+    try:
+        return None if files.keys() & set(predictions) else read_dataset(labels)
+    except DataError:
+        if files:
+            return None
+        raise
 
 
 def _label_files(path: Path) -> dict[str, Path]:
     """Return the files of a folder by their names without ending; a file is all of its own."""
     found: dict[str, Path] = {}
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if not file.name.endswith(_ENDINGS) or file.name.startswith("."):
+        if not file.name.lower().endswith(_ENDINGS) or file.name.startswith("."):
             continue
         other = found.setdefault(stem(file), file)
         if other != file:

@@ -65,21 +65,35 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def can_be_written(path: Path | str) -> bool:
-    """Whether a file can be made or replaced here; it is tried, and nothing of it is left.
+def try_writing(path: Path | str) -> None:
+    """Raise what would be raised if a file was made or replaced here; nothing of it is left.
 
     Parameters
     ----------
     path : Path or str
         Where a file is to be written later, after work that should not be in vain.
+
+    Raises
+    ------
+    OSError
+        With ``path`` as its ``filename``.
     """
-    path = Path(os.path.realpath(path))
+    real = Path(os.path.realpath(path))
     try:
-        if path.exists() and not path.is_file():
-            return False
-        temporary = _temporary(path)
+        if real.exists() and not real.is_file():
+            number = errno.EISDIR if real.is_dir() else errno.EINVAL
+            raise OSError(number, os.strerror(number))
+        temporary = _temporary(real)
         temporary.write_bytes(b"")
         temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def can_be_written(path: Path | str) -> bool:
+    """Whether a file can be made or replaced here: see `try_writing`."""
+    try:
+        try_writing(path)
     except OSError:
         return False
     return True

@@ -21,7 +21,7 @@ import kernels.pooling
 import kernels.softmax_dice
 import kernels.upsample
 from kernels.batch_norm import Combine
-from kernels.checks import Triple, triple
+from kernels.checks import Triple, tensor, triple
 from tinyunet.autograd import Function, Tensor
 from tinyunet.checks import fraction
 from tinyunet.context import Array, Context, Gradients
@@ -115,6 +115,8 @@ class BatchNormTraining(Function):
         epsilon: float,
         combine: Combine | None = None,
     ) -> Array:
+        for name, running in (("mean", running_mean), ("variance", running_variance)):
+            tensor(f"running_{name}", running, shape=scale.shape, dtype=scale.dtype)
         dst, mean, variance = kernels.batch_norm.forward_training(
             src, scale, shift, epsilon, combine
         )
@@ -367,7 +369,8 @@ def concatenate(a: Tensor, b: Tensor) -> Tensor:
 
 def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
     """Grow depth, height and width to ``size`` with zeros at the end of each."""
-    return ZeroPadding.apply(src, tuple(size)) if src.shape[1:4] != tuple(size) else src
+    whole = triple("size", size)
+    return ZeroPadding.apply(src, whole) if src.shape[1:4] != whole else src
 
 
 def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:

@@ -176,6 +176,8 @@ def _dice_sums(
     """I and P + T, each (MB, classes that count)."""
     checked = _labels_of(prediction, labels)
     if from_logits:
+        if prediction.data.ndim == 2:  # images of one voxel
+            prediction, checked = prediction[:, None], checked[:, None]
         sums = DiceSums.apply(prediction, checked)
         intersection, total = sums[0], sums[1] + sums[2]
     else:

@@ -152,6 +152,8 @@ class Module:
 
     def astype(self, dtype: npt.DTypeLike) -> Self:
         """Convert parameters and buffers to float32 or float64, before an optimizer holds them."""
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise TypeError(f"astype: dtype must be float32 or float64, not {np.dtype(dtype)}")
         for _, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):

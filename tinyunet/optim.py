@@ -140,8 +140,11 @@ class Optimizer:
         for name in state:
             if name not in shapes:
                 raise ValueError(f"state has {name!r}, which {type(self).__name__} does not know")
-        self.lr = at_least_zero("lr", float(np.asarray(state["lr"])))
-        self.steps = int(np.asarray(state["steps"]))
+        lr, steps = (float(np.asarray(state[name])) for name in ("lr", "steps"))
+        at_least_zero("lr", lr)
+        if not (steps >= 0 and steps.is_integer()):
+            raise ValueError(f"state has 'steps' {steps}, not a whole number from 0 on")
+        self.lr, self.steps = lr, int(steps)
         for name in self.averages:
             np.copyto(getattr(self, name), np.asarray(state[name]))
 
@@ -324,6 +327,10 @@ def _check_parameters(parameters: list[Parameter]) -> None:
         if not isinstance(parameter, Parameter):
             kind = type(parameter).__name__
             raise TypeError(f"parameters: item {index} is a {kind}; expected a Parameter")
+        if parameter.dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"parameters: item {index} is {parameter.dtype}, not float32 or float64"
+            )
         if id(parameter) in seen:
             raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
         if parameter.dtype != parameters[0].dtype:

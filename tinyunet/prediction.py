@@ -14,6 +14,7 @@ from tinyunet.data import brats
 from tinyunet.data.decathlon import case_files, load_image, save_labels
 from tinyunet.data.nifti import stem
 from tinyunet.errors import UserError
+from tinyunet.files import can_be_written
 from tinyunet.inference import Predict, predictor, segment
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.unet import UNet
@@ -119,6 +120,7 @@ def predict(
         model = checkpoint.make_model()
         run_model = predictor(model, eager, accuracy)
         jobs = plan(images, output, checkpoint)
+        _check_output(output, jobs)
         mine = jobs[communicator.rank :: communicator.size]
         # One rank alone reads its first one next.
         for job in mine[communicator.size == 1 :]:
@@ -132,6 +134,21 @@ def predict(
             done.append((jobs.index(job), _run(job, model, run_model, checkpoint, bar)))
     everyones = [found for rank in communicator.gather(done) for found in rank]
     return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]
+
+
+def _check_output(output: Path | str, jobs: Sequence[Job]) -> None:
+    """Tell now, not after an hour, that labels cannot be written."""
+    if output == "":  # what a variable of the shell that is not set leaves
+        raise UserError("-o: ''; expected a folder")
+    folder = Path(os.path.abspath(output))
+    if folder.exists():
+        folder.mkdir(exist_ok=True)  # a file is in the way
+        places = [job.output for job in jobs]
+    else:
+        places = [next(place for place in folder.parents if place.exists()) / folder.name]
+    for place in places:
+        if not can_be_written(place):
+            raise UserError(f"{place}: cannot be written; expected a folder of your own with -o")
 
 
 def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar: tqdm) -> Segmented:

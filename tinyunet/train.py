@@ -65,7 +65,7 @@ def _add_model(group: Any, default: Settings) -> None:
     )
     group.add_argument(
         "--depth",
-        type=whole_number(1),
+        type=whole_number(1, 20),
         default=default.depth,
         metavar="N",
         help="number of levels (default: %(default)s)",

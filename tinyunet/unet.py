@@ -6,6 +6,7 @@ convolution and ReLU, [upsampled, skip] in this order, and half as many filters 
 convolution as into it.
 """
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,9 @@ class UNet(Module):
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
+        sizes = {"in_channels": in_channels, "classes": classes, "filters": filters, "depth": depth}
+        in_channels, classes, filters, depth = (_whole(*item) for item in sizes.items())
+        seed = operator.index(seed)
         self.config: dict[str, Any] = {
             "dim": dim,
             "in_channels": in_channels,
@@ -108,7 +112,9 @@ class UNet(Module):
             "dropout": dropout,
             "seed": seed,
         }
-        _check_config(self.config)
+        if dim not in (2, 3):
+            raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
+        fraction("UNet: dropout", dropout)
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
@@ -190,10 +196,8 @@ class UNet(Module):
             raise ValueError(f"UNet: input of shape {shape} needs sides of {shortest} or more")
 
 
-def _check_config(config: dict[str, Any]) -> None:
-    if config["dim"] not in (2, 3):
-        raise ValueError(f"UNet: dim must be 2 or 3, not {config['dim']!r}")
-    for name in ("in_channels", "classes", "filters", "depth"):
-        if not isinstance(config[name], int) or config[name] < 1:
-            raise ValueError(f"UNet: {name} must be an integer above 0, not {config[name]!r}")
-    fraction("UNet: dropout", config["dropout"])
+def _whole(name: str, value: Any) -> int:
+    """A size as Python's own integer: NumPy's may be of 8 bits, and are not written to JSON."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"UNet: {name} must be an integer above 0, not {value!r}")
+    return int(value)

@@ -33,6 +33,13 @@ def test_dice_of_known_labels(command, tmp_path):
     assert row(done.out, "p") == [0.5, 0.667, 0.667, 0.8, 1.0, 0.667]
 
 
+def test_endings_in_capitals(command, tmp_path):
+    write(tmp_path / "p" / "one.nii.gz", [1, 2]).rename(tmp_path / "p" / "one.NII.GZ")
+    write(tmp_path / "t" / "one.nii", [1, 2]).rename(tmp_path / "t" / "one.NII")
+    done = command("evaluate", tmp_path / "p", tmp_path / "t")
+    assert row(done.out, "one") == [1] * 6
+
+
 def test_folders_are_paired_by_name_and_averaged(command, tmp_path):
     write(tmp_path / "p" / "one.nii.gz", [1, 1, 2, 3])
     write(tmp_path / "p" / "two.nii", [1, 0, 2, 3])
@@ -132,6 +139,9 @@ def test_brats_numbers_its_labels_differently(command, tmp_path):
     expected = [1, 0, 0.667, 1, 1, 0.667]
     assert row(command("evaluate", tmp_path / "found", tmp_path / "data").out, "BraTS") == expected
     assert row(command("evaluate", prediction, truth).out, "BraTS") == expected
+    assert row(command("evaluate", prediction, case).out, "BraTS") == expected
+    write(tmp_path / "data" / "atlas.nii.gz", [0, 0, 0, 0])
+    assert row(command("evaluate", tmp_path / "found", tmp_path / "data").out, "BraTS") == expected
     told = ("--label-values", 0, 2, 1, 4)
     assert row(command("evaluate", prediction, prediction, *told).out, "BraTS") == [1] * 6
     done = command("evaluate", prediction, prediction)

@@ -141,6 +141,8 @@ def test_what_cannot_be_is_told(command, model, dataset, tmp_path):
     assert told(image, image, "-o", tmp_path).startswith(f"{image}: damaged, or not a checkpoint")
     (tmp_path / "file").write_text("")
     assert told(model, image, "-o", tmp_path / "file") == f"{tmp_path}/file: File exists"
+    assert told(model, image, "-o", "") == "-o: ''; expected a folder"
+    assert "cannot be written; expected" in told(model, image, "-o", "/proc/labels")
     assert not list(tmp_path.glob("*.nii*"))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import resource
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,14 @@ class TestRefuse:
             (tmp_path / "a.nii").write_bytes(content[:length])
             refused(tmp_path / "a.nii")
         assert "truncated" in refused(tmp_path / "a.nii", "11 of 12 bytes")
+
+    def test_voxels_inside_the_header(self, tmp_path: Path) -> None:
+        content = bytearray(file_bytes(tumour((3, 2, 2))))
+        for offset in (0.0, 100.0, 1e9):
+            content[108:112] = struct.pack("<f", offset)
+            (tmp_path / "a.nii").write_bytes(content)
+            found = refused(tmp_path / "a.nii")
+            assert "-" not in found.partition("a.nii: ")[2]
 
     @given(where=st.integers(0, 351), byte=st.integers(0, 255))
     def test_any_damage_to_the_header_is_a_data_error(

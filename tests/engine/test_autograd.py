@@ -328,6 +328,41 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=message):
             check_wrong(wrong)
 
+    @pytest.mark.parametrize(
+        ("returned", "got"), [(lambda g: g, "ndarray"), (lambda g: (g, g, g, g), "4")]
+    )
+    def test_an_operator_that_returns_something_else(self, returned, got):
+        class Double(Function):
+            @staticmethod
+            def forward(ctx, a):
+                return a * 2
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return returned(gradient)
+
+        doubled = Double.apply(Tensor([1.0, 2.0], requires_grad=True))
+        message = rf"^Double.backward must return a tuple of at most 1 gradients.* not {got}$"
+        with pytest.raises(RuntimeError, match=message):
+            doubled.backward(np.ones(2))
+
+    @pytest.mark.parametrize("wrong", [None, [1 + 2j], "text", [object()]])
+    def test_what_is_no_real_number(self, wrong):
+        with pytest.raises(TypeError, match=r"^tensor: expected real numbers, not "):
+            Tensor(wrong)
+        with pytest.raises(TypeError, match=r"^tensor: expected real numbers, not "):
+            Tensor([1.0]) + wrong
+
+    def test_the_mean_of_nothing(self):
+        with pytest.raises(ValueError, match=r"^mean: a tensor of shape \(0, 3\) has none$"):
+            Tensor(np.zeros((0, 3))).mean()
+
+    def test_a_tensor_of_a_tensor_and_a_tuple_as_shape(self):
+        x = Tensor([[1.0, 2.0]], requires_grad=True)
+        assert Tensor(x).data is x.data
+        (x.reshape((2, 1)) * 2).backward(Tensor([[1.0], [3.0]]))
+        np.testing.assert_array_equal(x.grad, [[2.0, 6.0]])
+
 
 class TestChangesInPlace:
     """Arrays that backward needs and that were written over in between are an error, not a bug."""

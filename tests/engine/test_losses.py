@@ -99,6 +99,16 @@ def test_arguments_are_not_changed_and_images_work_too(loss, from_logits):
     np.testing.assert_allclose(flat[0], deep[0], rtol=1e-12)
 
 
+@every_loss
+def test_images_of_one_voxel_may_do_without_its_axis(loss):
+    logits, labels = draw((4, 1), 3, 0)
+    for from_logits in (True, False):
+        flat = value_and_gradient(loss, logits[:, 0], labels[:, 0], from_logits)
+        voxel = value_and_gradient(loss, logits, labels, from_logits)
+        np.testing.assert_allclose(flat[0], voxel[0], rtol=1e-12)
+        np.testing.assert_allclose(flat[1], voxel[1][:, 0], rtol=1e-12)
+
+
 class TestKnownValues:
     """Written out by hand: one image of four voxels, two classes."""
 

@@ -178,6 +178,10 @@ class TestSwitches:
         net = small_net().astype(np.float64)
         assert {array.dtype for array in net.state_dict().values()} == {np.dtype(np.float64)}
         assert net(np.ones((1, 2, 3, 3, 1))).dtype == np.float64
+        with pytest.raises(
+            TypeError, match=r"^astype: dtype must be float32 or float64, not int32"
+        ):
+            net.astype("int32")
 
 
 class TestLayers:

@@ -158,6 +158,13 @@ def test_errors_name_the_operator():
         functional.dropout(src, 1, np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"pad_end: size \(4, 4, 3\) is smaller"):
         functional.pad_end(src, (4, 4, 3))
+    with pytest.raises(ValueError, match=r"^size must be three whole numbers"):
+        functional.pad_end(src, (4, 4))
+    one, running = Tensor(np.ones(2, np.float32)), np.ones(2, np.float32)
+    for wrong in (np.full(1, 5, np.float32), np.ones(2), [1.0, 1.0]):
+        with pytest.raises((TypeError, ValueError), match=r"^running_variance must "):
+            functional.batch_norm(src, one, one, running, wrong, training=True)
+    assert (running == 1).all()
 
 
 CALLS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {

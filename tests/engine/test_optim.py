@@ -203,6 +203,9 @@ class TestState:
             ),
             (lambda state: state.update(w=0), "state has 'w', which Adam does not know"),
             (lambda state: state.update(lr=-1), "lr must be 0 or more and finite, not -1"),
+            (lambda state: state.update(steps=np.nan), "state has 'steps' nan, not a whole number"),
+            (lambda state: state.update(steps=-1), "state has 'steps' -1.0, not a whole number"),
+            (lambda state: state.update(steps=2.5), "state has 'steps' 2.5, not a whole number"),
             (
                 lambda state: state.update(v=np.full(11, "x")),
                 "state has 'v' of type <U1, not numbers",
@@ -217,6 +220,7 @@ class TestState:
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(state)
         assert optimizer.steps == 0
+        assert optimizer.lr == 1e-3
         assert not optimizer.m.any()
 
 

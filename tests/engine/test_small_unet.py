@@ -1,5 +1,6 @@
 """A U-Net of few filters: gradients by differences, odd sizes, two and three dimensions, errors."""
 
+import json
 import weakref
 
 import numpy as np
@@ -163,6 +164,15 @@ class TestShapes:
     def test_settings_that_do_not_fit(self, setting, message):
         with pytest.raises(ValueError, match=message):
             UNet(**setting)
+
+    def test_integers_of_numpy(self):
+        """As ``labels.max() + 1`` is one: of eight bits, and nothing that JSON knows."""
+        small = np.uint8(129)
+        config = UNet(in_channels=np.uint8(1), classes=np.int64(2), filters=small, depth=2).config
+        assert UNet(filters=129, in_channels=1, classes=2, depth=2).config == config
+        assert json.loads(json.dumps(config)) == config
+        with pytest.raises(ValueError, match="in_channels must be an integer above 0, not True"):
+            UNet(in_channels=True)
 
 
 def test_float32_against_float64():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from numba.core import caching
 
-import kernels.compiler  # noqa: F401 - it changes how Numba saves
+from kernels import compiler
 from kernels.compiled_files import stamp
 
 MODULE = """
@@ -40,6 +40,19 @@ def test_two_processes_share_a_cache(tmp_path):
         assert process.wait() == 0, process.stderr.read()
     process = run(LOAD)
     assert process.wait() == 0, process.stderr.read()
+
+
+def test_where_no_cache_can_be_written_one_line_says_so(monkeypatch):
+    def no_cache(**flags):
+        def decorate(function):
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+
+        return decorate
+
+    monkeypatch.setattr(compiler.numba, "njit", no_cache)
+    with pytest.raises(PermissionError, match=r"set NUMBA_CACHE_DIR to a folder") as caught:
+        compiler.kernel(stamp_of_one)
+    assert caught.value.filename == __file__
 
 
 SOURCES = {

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,13 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
             shape = _check_shape(path, image.shape)
             # Looked at first, so that a damaged size is never allocated.
             promised = math.prod(image.shape) * image.get_data_dtype().itemsize
-            stored = len(raw) - int(image.dataobj.offset)
+            offset = int(image.dataobj.offset)
+            if offset < image.header["sizeof_hdr"]:
+                raise DataError(
+                    f"{path}: its voxels begin at byte {offset}, inside the header; "
+                    "expected a whole NIfTI file"
+                )
+            stored = max(len(raw) - offset, 0)
             if stored < promised:
                 raise DataError(
                     f"{path}: truncated, {stored} of {promised} bytes of voxels; "
@@ -313,7 +320,7 @@ def save_labels(
 
 def stem(path: Path) -> str:
     """Return the name of a file without ``.nii`` or ``.nii.gz``."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def _image_class(path: Path, raw: bytes) -> Any:
