@@ -263,7 +263,10 @@ def _interrupted(
     if _has_turn(communicator):
         _say(f"{program}: {'terminated' if terminated else 'interrupted'}{note}")
     sys.stdout.flush()
-    os._exit(143 if terminated else 130)
+    code = 143 if terminated else 130
+    if communicator.size > 1:  # or the launcher kills those who have no turn yet, and says so
+        communicator.abort(code)
+    os._exit(code)
 
 
 def _has_turn(communicator: Communicator) -> bool:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,18 @@ import tinyunet.commandline
 from tinyunet import train
 from tinyunet.training.loop import Trainer
 
+
+def terminate_after(seconds: float) -> None:
+    """Send SIGTERM to this process; a second one within a second may be the same."""
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 ENDS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "terminated": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "terminated twice": lambda: [terminate_after(seconds) for seconds in (0.0, 1.2)],
     "fault": lambda: 1 / 0,
 }
 

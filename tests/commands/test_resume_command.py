@@ -173,6 +173,37 @@ def test_a_best_checkpoint_that_is_damaged_is_told(train, run_copy):
     done = train("--resume", run_copy)
     assert done.code == 0
     assert f"{run_copy}/best.npz: damaged, or not a checkpoint" in done.out
+    # The next epoch is the best of those that are known.
+    assert checkpoint.load(run_copy / "best.npz").state["epoch"] == 2
+    assert json.loads((run_copy / "test.json").read_text())["epoch"] == 2
+
+
+def test_where_the_best_is_lost_and_no_epoch_is_left_the_last_is_taken(
+    train, undisturbed, tmp_path
+):
+    folder = Path(shutil.copytree(undisturbed(), tmp_path / "run"))
+    (folder / "best.npz").write_bytes(b"")
+    done = train("--resume", folder)
+    assert done.code == 0, done.err
+    best, latest = (checkpoint.load(folder / name) for name in ("best.npz", "latest.npz"))
+    assert all(np.array_equal(best.model[name], latest.model[name]) for name in latest.model)
+    assert json.loads((folder / "test.json").read_text())["epoch"] == 2
+
+
+def test_the_latest_may_be_missing_where_the_one_before_is_there(train, undisturbed, run_copy):
+    (run_copy / "latest.npz").unlink()
+    done = train("--resume", run_copy / "latest.npz")
+    assert done.code == 0, done.err
+    assert same(run_copy, undisturbed())
+
+
+@needs_mpi
+def test_any_rank_that_is_ended_at_once_names_the_checkpoint(dataset, tmp_path):
+    how = stopped("terminated twice", 1, 4, dataset, tmp_path, "--checkpoint-every", 2)
+    done = launch(how, 2)
+    folder = run_of(tmp_path)
+    assert (folder / "latest.npz").exists()
+    assert f"terminated; {folder}/latest.npz holds epoch 1; go on" in done.stderr
 
 
 def test_a_run_that_has_ended_is_tested_again(train, undisturbed, tmp_path):

@@ -11,6 +11,8 @@ from tinyunet import commandline
 from tinyunet.commandline import run
 from tinyunet.errors import UserError
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.pauses import Pauses
+from tinyunet.training.validate import score_cases
 
 
 def exception(ranks: Communicator) -> None:
@@ -80,6 +82,34 @@ def masked(ranks: Communicator) -> None:
         signal.raise_signal(signal.SIGTERM)
     except KeyboardInterrupt:
         raise RuntimeError("no compiled object yet") from None
+
+
+def masked_twice(ranks: Communicator) -> None:
+    """The same in a training, which only notes the first signal."""
+    with Pauses(ranks, None):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1.2)
+        masked(ranks)
+
+
+def come_late(ranks: Communicator) -> None:
+    """One rank stops, another comes when the others have waited for most of the time."""
+    ranks.warn_of_stalls(2.0)
+    ranks.barrier()
+    time.sleep({1: 1.6, 2: 3.0}.get(ranks.rank, 0.0))
+    ranks.barrier()
+
+
+def scoring(ranks: Communicator) -> None:
+    """One rank cannot read its case, while another has a long one."""
+
+    class Unreadable:
+        def __getitem__(self, case: object) -> object:
+            if ranks.rank == 0:
+                time.sleep(60)
+            raise OSError(5, "Input/output error", "/data/x.nii.gz")
+
+    score_cases(None, ["a", "b"], Unreadable(), (), ranks)  # type: ignore[arg-type]
 
 
 def nothing(ranks: Communicator) -> None:

@@ -95,8 +95,24 @@ def test_a_signal_to_a_rank_or_to_all_ends_all_with_one_line(number, to_one_rank
     assert "Traceback" not in err
 
 
-def test_a_signal_that_became_another_exception_is_one_still():
-    done = launch([FAULTS, "masked"], 1, seconds=60)
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_the_exit_code_tells_of_a_signal(ranks):
+    with started(ranks) as (process, pids):
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=SECONDS)
+        assert gone(pids)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_an_error_while_others_score_long_cases_ends_all():
+    done = launch([FAULTS, "scoring"], 2, seconds=SECONDS)
+    assert done.returncode == 2
+    assert "tinyunet.faults: /data/x.nii.gz: Input/output error\n" in done.stderr
+
+
+@pytest.mark.parametrize("scenario", ["masked", "masked_twice"])
+def test_a_signal_that_became_another_exception_is_one_still(scenario):
+    done = launch([FAULTS, scenario], 1, seconds=60)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == "tinyunet.faults: terminated\n"
 
@@ -147,6 +163,14 @@ def test_ranks_that_stall_are_named_and_go_on(late, named):
         assert line.startswith(f"tinyunet: {named}")
         assert line.endswith(f"{others} of 4 ranks wait for {'it' if len(late) == 1 else 'them'}")
         assert ("rank 2" in line) == (2 in late)
+
+
+def test_a_rank_that_comes_late_is_not_named_for_another():
+    done = launch([FAULTS, "come_late"], 4, seconds=60)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        r"tinyunet: rank 2 on \S+ has not come for 2 s; 3 of 4 ranks wait for it\n", done.stderr
+    )
 
 
 def test_a_rank_that_was_stopped_is_named():

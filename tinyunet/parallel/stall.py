@@ -1,9 +1,10 @@
 """Naming the ranks that the others wait for.
 
 A rank that stalls (its disk hangs, its node swaps, it is stopped) cannot say so. Those that wait for
-it can: a rank that has waited for a quarter of the time after which to warn sends a message of one
-number to two ranks, the first and the last, and again each further quarter. When one of those two has
-waited for the whole time itself, it reads what has come: whoever has sent nothing is missing.
+it can: a rank that has waited for a twentieth of the time after which to warn sends a message of one
+number to two ranks, the first and the last, and again after each quarter. When one of those two has
+waited for the whole time itself, it reads what has come: whoever has sent nothing is missing, or has
+only just come.
 
 Nothing is sent while all goes well. It works over any network that MPI works over, and from the main
 thread alone, in between looking whether the wait is over. The last rank speaks only if the first is
@@ -36,7 +37,7 @@ class StallWatch:
         self._ranks, self._quarter = ranks, seconds / 4
         self._nodes: list[str] = ranks.allgather(platform.node())
         self._ears = {0, ranks.size - 1} - {ranks.rank}
-        self._number, self._told = -1, 0
+        self._number, self._told = -1, -1
         self._on_the_way: list[tuple[Any, NDArray[np.int64]]] = []
 
     def look(self, number: int, waited: float) -> None:
@@ -50,11 +51,13 @@ class StallWatch:
             Seconds so far.
         """
         if number != self._number:
-            self._number, self._told = number, 0
+            self._number, self._told = number, -1
+        if waited < self._quarter / 5:
+            return
         quarters = int(waited / self._quarter)
         if quarters <= self._told:
             return
-        whole = quarters // 4 > self._told // 4
+        whole = quarters // 4 > max(self._told, 0) // 4
         self._told = quarters
         self._tell()
         if whole and self._ranks.rank in (0, self._ranks.size - 1):

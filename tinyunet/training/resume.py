@@ -68,10 +68,10 @@ def find(where: str, output: Path | str) -> Resumed | None:
     path = Path(where) if where else _newest(Path(output))
     if path is None:
         return None
-    if not path.exists():
-        raise UserError(f"--resume: {path}: no such run or checkpoint")
     folder = path if path.is_dir() else path.parent
     names = [LATEST, PREVIOUS] if path.is_dir() or path.name == LATEST else [path.name]
+    if not path.exists() and not (folder / names[-1]).exists():
+        raise UserError(f"--resume: {path}: no such run or checkpoint")
     latest, notes = _first_whole([folder / name for name in names])
     if notes:
         # Out of the way, or the next checkpoint would make it the previous one.

@@ -178,7 +178,7 @@ class Run:
         )
         self._predict = predictor(model, settings.eager, settings.accuracy)
         self._history: list[dict[str, Any]] = []
-        self._saved, self._seconds = "", 0.0
+        self._saved, self._where, self._seconds = "", str(folder), 0.0
         self._best_epoch, self._best_score = 0, -1.0
         self._best_state = model.state_dict()
 
@@ -191,10 +191,14 @@ class Run:
         trainer.take_own_arrays(resumed.latest.arrays)
         self._history, self._seconds = list(state["history"]), state["seconds"]
         self._best_state = best.model
-        if best.state["history"]:
+        self._saved = _place(state)
+        if best.path.name == BEST:
             self._best_epoch = best.state["epoch"]
             self._best_score = overall(best.state["validation"])
-        self._saved = _place(state)
+        elif len(self._history) == self._settings.epochs:
+            # The best one is lost, and no other epoch will be: the last is taken.
+            self._best_epoch = trainer.number
+            self._keep(best=True)
         self._progress.line(f"going on with {resumed.folder} after {self._saved}")
 
     def train(self) -> None:
@@ -253,7 +257,7 @@ class Run:
         """Say what there is of the run if it ends now."""
         if not self._saved:
             return "nothing was written"
-        return f"{self._folder}/{LATEST} holds {self._saved}; go on with --resume {self._folder}"
+        return f"{self._where}/{LATEST} holds {self._saved}; go on with --resume {self._where}"
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
         """Score cases, unless any rank is asked to end meanwhile."""
@@ -296,6 +300,7 @@ class Run:
                 checkpoint.save(folder / LATEST, *saved, previous=folder / PREVIOUS)
                 write_json(folder / "history.json", self._history)
         self._saved = _place(state)
+        self._where = self._communicator.broadcast_object(str(folder))  # rank 0 has made it
 
     def _state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides arrays."""

@@ -61,19 +61,18 @@ def score_cases(
 
     Raises
     ------
-    AgreedError
-        On every rank, if a case of any cannot be used.
+    UserError
+        If a case cannot be used. On its rank alone, which ends the others: they may have many cases left.
     """
     mine = []
-    with communicator.together():
-        for index in range(communicator.rank, len(cases), communicator.size):
-            if asked_to_end():
-                break
-            image, labels = volumes[cases[index]]
-            prediction = segment(model, image, OVERLAP, predict=predict)
-            scores = score(prediction, labels, names)
-            kept = prediction if index < keep else None
-            mine.append((index, CaseResult(cases[index].name, scores, kept)))
+    for index in range(communicator.rank, len(cases), communicator.size):
+        if asked_to_end():
+            break
+        image, labels = volumes[cases[index]]
+        prediction = segment(model, image, OVERLAP, predict=predict)
+        scores = score(prediction, labels, names)
+        kept = prediction if index < keep else None
+        mine.append((index, CaseResult(cases[index].name, scores, kept)))
     everyones = [result for results in communicator.gather(mine) for result in results]
     in_order = [result for _, result in sorted(everyones, key=lambda indexed: indexed[0])]
     return communicator.broadcast_object(in_order)
