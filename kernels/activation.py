@@ -9,15 +9,12 @@ NaN stays NaN, so that a diverged run is seen.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, tensor
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.exponential import exp
 from kernels.memory import empty
-
-_Floats = npt.NDArray[np.float32]
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -200,41 +197,41 @@ def checked_slope(slope: float) -> float:
 
 
 @kernel
-def _relu_forward_chunk(src: _Floats, dst: _Floats) -> None:
+def _relu_forward_chunk(src: Floats, dst: Floats) -> None:
     for i in range(src.size):
         x = src[i]
         dst[i] = _ZERO if x <= _ZERO else x
 
 
 @parallel_kernel
-def _relu_forward(src: _Floats, dst: _Floats) -> None:
+def _relu_forward(src: Floats, dst: Floats) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         _relu_forward_chunk(src[at], dst[at])
 
 
 @kernel
-def _relu_backward_chunk(diff_dst: _Floats, dst: _Floats, diff_src: _Floats) -> None:
+def _relu_backward_chunk(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
     for i in range(dst.size):
         diff_src[i] = _ZERO if dst[i] <= _ZERO else diff_dst[i]
 
 
 @parallel_kernel
-def _relu_backward(diff_dst: _Floats, dst: _Floats, diff_src: _Floats) -> None:
+def _relu_backward(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         _relu_backward_chunk(diff_dst[at], dst[at], diff_src[at])
 
 
 @kernel
-def _leaky_relu_forward_chunk(src: _Floats, slope: np.float32, dst: _Floats) -> None:
+def _leaky_relu_forward_chunk(src: Floats, slope: np.float32, dst: Floats) -> None:
     for i in range(src.size):
         x = src[i]
         dst[i] = slope * x if x <= _ZERO else x
 
 
 @parallel_kernel
-def _leaky_relu_forward(src: _Floats, slope: np.float32, dst: _Floats) -> None:
+def _leaky_relu_forward(src: Floats, slope: np.float32, dst: Floats) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         _leaky_relu_forward_chunk(src[at], slope, dst[at])
@@ -242,7 +239,7 @@ def _leaky_relu_forward(src: _Floats, slope: np.float32, dst: _Floats) -> None:
 
 @kernel
 def _leaky_relu_backward_chunk(
-    diff_dst: _Floats, dst: _Floats, slope: np.float32, diff_src: _Floats
+    diff_dst: Floats, dst: Floats, slope: np.float32, diff_src: Floats
 ) -> None:
     for i in range(dst.size):
         diff = diff_dst[i]
@@ -251,7 +248,7 @@ def _leaky_relu_backward_chunk(
 
 @parallel_kernel
 def _leaky_relu_backward(
-    diff_dst: _Floats, dst: _Floats, slope: np.float32, diff_src: _Floats
+    diff_dst: Floats, dst: Floats, slope: np.float32, diff_src: Floats
 ) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
@@ -259,27 +256,27 @@ def _leaky_relu_backward(
 
 
 @kernel
-def _sigmoid_forward_chunk(src: _Floats, dst: _Floats) -> None:
+def _sigmoid_forward_chunk(src: Floats, dst: Floats) -> None:
     for i in range(src.size):
         dst[i] = _ONE / (_ONE + exp(-src[i]))
 
 
 @parallel_kernel
-def _sigmoid_forward(src: _Floats, dst: _Floats) -> None:
+def _sigmoid_forward(src: Floats, dst: Floats) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         _sigmoid_forward_chunk(src[at], dst[at])
 
 
 @kernel
-def _sigmoid_backward_chunk(diff_dst: _Floats, dst: _Floats, diff_src: _Floats) -> None:
+def _sigmoid_backward_chunk(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
     for i in range(dst.size):
         p = dst[i]
         diff_src[i] = diff_dst[i] * p * (_ONE - p)
 
 
 @parallel_kernel
-def _sigmoid_backward(diff_dst: _Floats, dst: _Floats, diff_src: _Floats) -> None:
+def _sigmoid_backward(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         _sigmoid_backward_chunk(diff_dst[at], dst[at], diff_src[at])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.checks import Floats
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.simd import LANES, load, store
@@ -16,13 +17,13 @@ from kernels.simd import LANES, load, store
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 _Words = npt.NDArray[np.uint32]
-_Floats = npt.NDArray[np.float32]
 
 
 def copy(src: npt.NDArray[Any], dst: npt.NDArray[Any]) -> None:
     """Copy an array to another of its shape, as `numpy.copyto` does."""
-    alike = src.dtype == dst.dtype and src.shape == dst.shape
-    if not (alike and src.flags.c_contiguous and dst.flags.c_contiguous):
+    alike = src.dtype == dst.dtype and src.shape == dst.shape and not src.dtype.hasobject
+    flat = src.flags.c_contiguous and dst.flags.c_contiguous and dst.flags.writeable
+    if not (alike and flat) or np.may_share_memory(src, dst):
         np.copyto(dst, src)
         return
     source, target = (array.reshape(-1).view(np.uint8) for array in (src, dst))
@@ -32,7 +33,7 @@ def copy(src: npt.NDArray[Any], dst: npt.NDArray[Any]) -> None:
 
 
 @parallel_kernel
-def copy_vectors(src: _Floats, dst: _Floats) -> None:
+def copy_vectors(src: Floats, dst: Floats) -> None:
     """Copy flat float32 arrays of whole vectors."""
     for block in prange(src.size // LANES):
         store(dst, block * LANES, load(src, block * LANES))

@@ -14,7 +14,8 @@ Idea       A row of ``C`` channels is short, and each channel has its own mean. 
            about 256 items long for any ``C``, and vectorises.
 Numerics   Sums are float64, of float32 items converted first: the square of such an item is exact in
            float64, so ``E[x^2] - E[x]^2`` loses ``mean^2 / variance * 1e-16`` only: 1e-10 for mean 1000
-           and deviation 1, where float32 would have nothing left. ``src - mean`` uses the float32 mean,
+           and deviation 1, where float32 would have nothing left. Where ``mean^2`` is above 1e7 variances,
+           a second pass finds the variance (not over several processes). ``src - mean`` uses the float32 mean,
            and what that rounding lost goes into the shift. Chunks are summed apart and added in their
            order: the result does not depend on the number of threads. float64 arrays take the NumPy
            expressions, with the variance in a second pass.
@@ -35,11 +36,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
 
-_Floats = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
 #: Replaces sums, in place, by those over all that is normalised together.
 Combine = Callable[[Sums], None]
@@ -97,6 +97,12 @@ def forward_training(
     exact_mean = total / count
     # Rounding can leave a variance of 0 just below 0.
     exact_variance = np.maximum(squares / count - exact_mean**2, 0.0)
+    if combine is None:
+        # Where the mean leaves few digits of the variance: a second pass over those channels.
+        lost = exact_mean**2 > 1e7 * exact_variance
+        if lost.any():
+            apart = src[..., lost].astype(np.float64) - exact_mean[lost]
+            exact_variance[lost] = np.mean(apart**2, axis=tuple(range(src.ndim - 1)))
     if src.dtype == np.float64:
         normalised = (src - exact_mean) / np.sqrt(exact_variance + epsilon)
         return normalised * scale + shift, exact_mean, exact_variance
@@ -234,7 +240,7 @@ def _sum_voxels(values: Array) -> Sums:
 # --- float32 ------------------------------------------------------------------------------------------
 
 
-def _repeated(*vectors: npt.NDArray[np.floating[Any]]) -> _Floats:
+def _repeated(*vectors: npt.NDArray[np.floating[Any]]) -> Floats:
     """Per-channel vectors, one a row, repeated to the length of the inner loop."""
     stacked = np.stack(vectors).astype(np.float32)
     return np.tile(stacked, -(-_ROW // stacked.shape[1]))
@@ -258,7 +264,7 @@ def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> Sums:
 
 
 @kernel
-def _moments_rows(src: _Floats, sums: Sums, squares: Sums) -> None:
+def _moments_rows(src: Floats, sums: Sums, squares: Sums) -> None:
     for i in range(sums.size):
         total, square = sums[i], squares[i]
         for k in range(_ROWS):
@@ -270,7 +276,7 @@ def _moments_rows(src: _Floats, sums: Sums, squares: Sums) -> None:
 
 
 @kernel
-def _moments_row(src: _Floats, sums: Sums, squares: Sums) -> None:
+def _moments_row(src: Floats, sums: Sums, squares: Sums) -> None:
     for i in range(src.size):
         x = np.float64(src[i])
         sums[i] += x
@@ -278,7 +284,7 @@ def _moments_row(src: _Floats, sums: Sums, squares: Sums) -> None:
 
 
 @parallel_kernel
-def _moments(src: _Floats, partial: Sums) -> None:
+def _moments(src: Floats, partial: Sums) -> None:
     row = partial.shape[2]
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
@@ -294,13 +300,13 @@ def _moments(src: _Floats, partial: Sums) -> None:
 
 
 @kernel
-def _apply_row(src: _Floats, mean: _Floats, slope: _Floats, shift: _Floats, dst: _Floats) -> None:
+def _apply_row(src: Floats, mean: Floats, slope: Floats, shift: Floats, dst: Floats) -> None:
     for i in range(src.size):
         dst[i] = (src[i] - mean[i]) * slope[i] + shift[i]
 
 
 @parallel_kernel
-def _apply(src: _Floats, coefficients: _Floats, dst: _Floats) -> None:
+def _apply(src: Floats, coefficients: Floats, dst: Floats) -> None:
     row = coefficients.shape[1]
     rows = (src.size + row - 1) // row
     for i in prange(rows):
@@ -310,7 +316,7 @@ def _apply(src: _Floats, coefficients: _Floats, dst: _Floats) -> None:
 
 @kernel
 def _moments_backward_row(
-    diff_dst: _Floats, src: _Floats, mean: _Floats, sums: Sums, products: Sums
+    diff_dst: Floats, src: Floats, mean: Floats, sums: Sums, products: Sums
 ) -> None:
     for i in range(src.size):
         diff = np.float64(diff_dst[i])
@@ -319,7 +325,7 @@ def _moments_backward_row(
 
 
 @parallel_kernel
-def _moments_backward(diff_dst: _Floats, src: _Floats, mean: _Floats, partial: Sums) -> None:
+def _moments_backward(diff_dst: Floats, src: Floats, mean: Floats, partial: Sums) -> None:
     row = partial.shape[2]
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
@@ -331,7 +337,7 @@ def _moments_backward(diff_dst: _Floats, src: _Floats, mean: _Floats, partial: S
 
 @kernel
 def _apply_backward_row(
-    diff_dst: _Floats, src: _Floats, coefficients: _Floats, diff_src: _Floats
+    diff_dst: Floats, src: Floats, coefficients: Floats, diff_src: Floats
 ) -> None:
     slope, mean, tilt, level = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
     for i in range(src.size):
@@ -339,9 +345,7 @@ def _apply_backward_row(
 
 
 @parallel_kernel
-def _apply_backward(
-    diff_dst: _Floats, src: _Floats, coefficients: _Floats, diff_src: _Floats
-) -> None:
+def _apply_backward(diff_dst: Floats, src: Floats, coefficients: Floats, diff_src: Floats) -> None:
     row = coefficients.shape[1]
     rows = (src.size + row - 1) // row
     for i in prange(rows):

@@ -17,11 +17,10 @@ fixes SignSGD" (2019).
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import tensor
+from kernels.checks import Floats, in_place, tensor
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import parallel_kernel, prange
 
-_Floats = npt.NDArray[np.float32]
 _Halves = npt.NDArray[np.uint16]
 
 _SIGN_OFF, _INFINITY = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
@@ -30,7 +29,7 @@ _HALF, _ONE, _SHIFT = np.uint32(0x7FFF), np.uint32(1), np.uint32(16)
 _QUIET = np.uint32(0x40)
 
 
-def encode(src: _Floats, residual: _Floats, dst: _Halves) -> None:
+def encode(src: Floats, residual: Floats, dst: _Halves) -> None:
     """Round ``src + residual`` to bfloat16, and keep the difference in ``residual``.
 
     Parameters
@@ -47,14 +46,16 @@ def encode(src: _Floats, residual: _Floats, dst: _Halves) -> None:
     TypeError, ValueError
         If dtypes or shapes differ.
     """
-    src = tensor("src", src, dtype=np.float32)
+    src = tensor("src", src, axes="n", dtype=np.float32)
     tensor("residual", residual, dtype=np.float32, shape=src.shape)
     tensor("dst", dst, dtype=np.uint16, shape=src.shape)
+    in_place("residual", residual)
+    in_place("dst", dst)
     _encode(src, residual, dst)
 
 
 @parallel_kernel
-def _encode(src: _Floats, residual: _Floats, dst: _Halves) -> None:
+def _encode(src: Floats, residual: Floats, dst: _Halves) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, src.size))
         x, kept, sent = src[at], residual[at], dst[at]
@@ -73,7 +74,7 @@ def _encode(src: _Floats, residual: _Floats, dst: _Halves) -> None:
             kept[i] = kept[i] - value[i] if np.isfinite(value[i]) else np.float32(0)
 
 
-def decode_sum(src: _Halves, dst: _Floats) -> None:
+def decode_sum(src: _Halves, dst: Floats) -> None:
     """Add up arrays of bfloat16, in float32 and in their order.
 
     Parameters
@@ -87,13 +88,15 @@ def decode_sum(src: _Halves, dst: _Floats) -> None:
     TypeError, ValueError
         If dtypes or shapes differ.
     """
-    dst = tensor("dst", dst, dtype=np.float32)
-    src = tensor("src", src, dtype=np.uint16, shape=(len(src), *dst.shape))
+    tensor("dst", dst, axes="n", dtype=np.float32)
+    in_place("dst", dst)
+    src = tensor("src", src, axes="terms, n", dtype=np.uint16)
+    src = tensor("src", src, shape=(len(src), *dst.shape), dtype=np.uint16)
     _decode_sum(src, dst)
 
 
 @parallel_kernel
-def _decode_sum(src: _Halves, dst: _Floats) -> None:
+def _decode_sum(src: _Halves, dst: Floats) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, min((chunk + 1) * CHUNK, dst.size))
         total = dst[at]

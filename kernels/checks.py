@@ -1,7 +1,7 @@
 """Checks of what users pass to the kernels.
 
-Each raises with one line that names the argument, what is wrong with it and what would be right, and
-returns the array C-contiguous, so that a kernel may count on it.
+Each raises with one line that names the argument, what is wrong with it and what would be right. `tensor`
+returns the array C-contiguous, so that a kernel may count on it. And the types that kernels' signatures use.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Triple = tuple[int, int, int]
 
 NDHWC = "MB, D, H, W, C"
@@ -63,7 +65,15 @@ def tensor(
         raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
     if value.size == 0:
         raise ValueError(f"{name} must not be empty, got shape {value.shape}")
-    return np.ascontiguousarray(value)
+    return np.asarray(value, order="C")
+
+
+def in_place(name: str, value: npt.NDArray[Any]) -> None:
+    """Refuse, by ValueError, what a kernel cannot change where it is: a copy would be changed in vain."""
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name} must be contiguous, got strides {value.strides}")
+    if not value.flags.writeable:
+        raise ValueError(f"{name} must be writeable, got a read-only array")
 
 
 def triple(name: str, value: int | Sequence[int]) -> Triple:

@@ -4,13 +4,10 @@ Traffic: everything is read once and written once.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import NDHWC, Array, tensor
+from kernels.checks import NDHWC, Array, Floats, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
-
-_Floats = npt.NDArray[np.float32]
 
 # Voxels one thread takes at a time.
 _VOXELS = 1024
@@ -85,7 +82,7 @@ def backward(diff_dst: Array, split: int) -> tuple[Array, Array]:
 
 
 @kernel
-def _join(a: _Floats, b: _Floats, dst: _Floats) -> None:
+def _join(a: Floats, b: Floats, dst: Floats) -> None:
     for voxel in range(dst.shape[0]):
         for c in range(a.shape[1]):
             dst[voxel, c] = a[voxel, c]
@@ -94,14 +91,14 @@ def _join(a: _Floats, b: _Floats, dst: _Floats) -> None:
 
 
 @parallel_kernel
-def _forward(a: _Floats, b: _Floats, dst: _Floats) -> None:
+def _forward(a: Floats, b: Floats, dst: Floats) -> None:
     for block in prange((dst.shape[0] + _VOXELS - 1) // _VOXELS):
         at = slice(block * _VOXELS, (block + 1) * _VOXELS)
         _join(a[at], b[at], dst[at])
 
 
 @kernel
-def _part(diff_dst: _Floats, diff_a: _Floats, diff_b: _Floats) -> None:
+def _part(diff_dst: Floats, diff_a: Floats, diff_b: Floats) -> None:
     for voxel in range(diff_dst.shape[0]):
         for c in range(diff_a.shape[1]):
             diff_a[voxel, c] = diff_dst[voxel, c]
@@ -110,7 +107,7 @@ def _part(diff_dst: _Floats, diff_a: _Floats, diff_b: _Floats) -> None:
 
 
 @parallel_kernel
-def _backward(diff_dst: _Floats, diff_a: _Floats, diff_b: _Floats) -> None:
+def _backward(diff_dst: Floats, diff_a: Floats, diff_b: Floats) -> None:
     for block in prange((diff_dst.shape[0] + _VOXELS - 1) // _VOXELS):
         at = slice(block * _VOXELS, (block + 1) * _VOXELS)
         _part(diff_dst[at], diff_a[at], diff_b[at])

@@ -23,8 +23,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from kernels.checks import Floats, tensor
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.machine import threads
 from kernels.memory import empty
@@ -38,8 +38,6 @@ from kernels.simd import (
     tile_transpose,
 )
 from kernels.streaming import past_caches, put_vector
-
-Floats = npt.NDArray[np.float32]
 
 
 def blocks(channels: int) -> int:
@@ -59,6 +57,7 @@ def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
     ndarray, shape=(MB, CB, D, H, W, 16), float32
         With zeros in the lanes past ``C``.
     """
+    src = tensor("src", src, axes="MB, D, H, W, C", dtype=np.float32)
     MB, D, H, W, C = src.shape
     dst = empty((MB, blocks(C), D, H, W, LANES))
     for n in range(MB):
@@ -83,6 +82,7 @@ def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N8
     ValueError
         If ``src`` holds another number of channel blocks.
     """
+    src = tensor("src", src, axes="MB, CB, D, H, W, 16", dtype=np.float32)
     MB, CB, D, H, W, _ = src.shape
     if blocks(channels) != CB:
         raise ValueError(
@@ -105,6 +105,7 @@ def reorder_OIdhw_to_OIdhw16i16o(weights: Floats) -> Floats:  # noqa: N802
     ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
         With zeros in the padding lanes.
     """
+    weights = tensor("weights", weights, axes="OC, IC, KD, KH, KW", dtype=np.float32)
     OC, IC, KD, KH, KW = weights.shape
     dst = empty((blocks(OC), blocks(IC), KD, KH, KW, LANES, LANES))
     pack_weights(weights, dst.reshape(blocks(OC), blocks(IC), KD * KH * KW, LANES, LANES))
@@ -128,6 +129,8 @@ def reorder_OIdhw16i16o_to_OIdhw(weights: Floats, OC: int, IC: int) -> Floats:  
     ValueError
         If the weights hold other numbers of blocks.
     """
+    axes = "OCB, ICB, KD, KH, KW, 16, 16"
+    weights = tensor("weights", weights, axes=axes, dtype=np.float32)
     OCB, ICB, KD, KH, KW, _, _ = weights.shape
     if (blocks(OC), blocks(IC)) != (OCB, ICB):
         raise ValueError(

@@ -16,13 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, in_place, tensor
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
-
-_Floats = npt.NDArray[np.float32]
 
 _ONE = np.float32(1)
 
@@ -142,8 +139,9 @@ def _check_buffers(names: Sequence[str], buffers: Sequence[Any]) -> None:
     first = tensor(names[0], buffers[0], axes="N")
     for name, buffer in zip(names, buffers, strict=True):
         tensor(name, buffer, shape=first.shape, dtype=first.dtype)
-        # A copy would be stepped in vain.
-        if not buffer.flags.c_contiguous:
+        if name != "gradients":
+            in_place(name, buffer)
+        elif not buffer.flags.c_contiguous:
             raise ValueError(f"{name} must be contiguous, got strides {buffer.strides}")
 
 
@@ -152,7 +150,7 @@ def _check_buffers(names: Sequence[str], buffers: Sequence[Any]) -> None:
 
 @kernel
 def _adam_chunk(
-    parameters: _Floats, gradients: _Floats, m: _Floats, v: _Floats, scalars: _Floats
+    parameters: Floats, gradients: Floats, m: Floats, v: Floats, scalars: Floats
 ) -> None:
     new_m, new_v, epsilon, keep, rate = scalars[0], scalars[1], scalars[2], scalars[3], scalars[4]
     for i in range(parameters.size):
@@ -166,7 +164,7 @@ def _adam_chunk(
 
 @parallel_kernel
 def _adam_step(
-    parameters: _Floats, gradients: _Floats, m: _Floats, v: _Floats, scalars: _Floats
+    parameters: Floats, gradients: Floats, m: Floats, v: Floats, scalars: Floats
 ) -> None:
     for chunk in prange(chunk_count(parameters.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
@@ -174,9 +172,7 @@ def _adam_step(
 
 
 @kernel
-def _sgd_chunk(
-    parameters: _Floats, gradients: _Floats, velocity: _Floats, scalars: _Floats
-) -> None:
+def _sgd_chunk(parameters: Floats, gradients: Floats, velocity: Floats, scalars: Floats) -> None:
     lr, momentum, keep, carry, push = scalars[0], scalars[1], scalars[2], scalars[3], scalars[4]
     for i in range(parameters.size):
         gradient = gradients[i]
@@ -186,7 +182,7 @@ def _sgd_chunk(
 
 
 @parallel_kernel
-def _sgd_step(parameters: _Floats, gradients: _Floats, velocity: _Floats, scalars: _Floats) -> None:
+def _sgd_step(parameters: Floats, gradients: Floats, velocity: Floats, scalars: Floats) -> None:
     for chunk in prange(chunk_count(parameters.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         _sgd_chunk(parameters[at], gradients[at], velocity[at], scalars)

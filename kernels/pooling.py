@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import NDHWC, Array, Triple, tensor, triple
+from kernels.checks import NDHWC, Array, Floats, Triple, tensor, triple
 from kernels.compiler import parallel_kernel, prange
 from kernels.memory import empty
 
-_Floats = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
 
 
@@ -133,7 +132,7 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     """Kernel for one window; its taps are constants, so the compiler unrolls the loops over them."""
 
     @parallel_kernel
-    def forward(src: _Floats, dst: _Floats, argmax: _Bytes) -> None:
+    def forward(src: Floats, dst: Floats, argmax: _Bytes) -> None:
         MB, OD, OH, OW, C = dst.shape
         for row in prange(MB * OD * OH):
             n, od, oh = row // (OD * OH), row // OH % OD, row % OH
@@ -158,7 +157,7 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
 @functools.cache
 def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     @parallel_kernel
-    def backward(diff_dst: _Floats, argmax: _Bytes, diff_src: _Floats) -> None:
+    def backward(diff_dst: Floats, argmax: _Bytes, diff_src: Floats) -> None:
         MB, OD, OH, OW, C = diff_dst.shape
         zero = np.float32(0)
         for row in prange(MB * OD * OH):

@@ -7,31 +7,27 @@ will be gone before it is needed, both are for nothing: a third of a copy's traf
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from kernels.checks import Floats
 from kernels.compiler import kernel, specialised
 from kernels.memory import ALIGNMENT
 from kernels.simd import store, stream, tile_store, tile_stream
-
-_Floats = npt.NDArray[np.float32]
 
 # Bytes of a destination above which it is written past the caches.
 _STREAMED = 8 * 1024 * 1024
 
 
-def past_caches(*destinations: _Floats) -> bool:
+def past_caches(*destinations: Floats) -> bool:
     """Whether to write past the caches: what they could not keep anyhow, and starts at a cache line."""
     return sum(dst.nbytes for dst in destinations) > _STREAMED and at_lines(*destinations)
 
 
-def at_lines(*destinations: _Floats) -> bool:
+def at_lines(*destinations: Floats) -> bool:
     """Whether all start at a cache line, as what is written past the caches must."""
     return all(dst.ctypes.data % ALIGNMENT == 0 for dst in destinations)
 
 
 @kernel
-def put_vector(dst: _Floats, at: int, vector: Any, streams: bool) -> None:
+def put_vector(dst: Floats, at: int, vector: Any, streams: bool) -> None:
     """Store a vector, past the caches or not; `simd.fence` once at the end of what streams."""
     if streams:
         stream(dst, at, vector)

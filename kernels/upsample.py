@@ -12,13 +12,10 @@ Numerics   Backward adds the items of a block in the order d, h, w, in the type 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import NDHWC, Array, tensor, triple
+from kernels.checks import NDHWC, Array, Floats, tensor, triple
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
-
-_Floats = npt.NDArray[np.float32]
 
 
 def forward(src: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
@@ -87,7 +84,7 @@ def backward(diff_dst: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
 
 
 @parallel_kernel
-def _forward(src: _Floats, dst: _Floats) -> None:
+def _forward(src: Floats, dst: Floats) -> None:
     planes, FD, H, FH, W, FW, C = dst.shape
     for row in prange(planes * H):
         d, h = row // H, row % H
@@ -101,13 +98,13 @@ def _forward(src: _Floats, dst: _Floats) -> None:
 
 
 @kernel
-def _copy(src: _Floats, dst: _Floats) -> None:
+def _copy(src: Floats, dst: Floats) -> None:
     for i in range(src.size):
         dst[i] = src[i]
 
 
 @parallel_kernel
-def _backward(diff_dst: _Floats, diff_src: _Floats) -> None:
+def _backward(diff_dst: Floats, diff_src: Floats) -> None:
     planes, FD, H, FH, W, FW, C = diff_dst.shape
     for row in prange(planes * H):
         d, h = row // H, row % H

@@ -14,9 +14,8 @@ arithmetic, or is dropped.
 
 from typing import NamedTuple
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import kernel
-from kernels.conv3d.shapes import Triple
-from kernels.layout import Floats
 from kernels.simd import LANES, address
 
 #: Bytes of a voxel of one channel block: a cache line.

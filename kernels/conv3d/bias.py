@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.checks import Array, Floats
 from kernels.compiler import kernel, parallel_kernel, prange
-from kernels.conv3d.shapes import Array
-from kernels.layout import Floats
 from kernels.simd import LANES, load, store
 
 _Doubles = npt.NDArray[np.float64]

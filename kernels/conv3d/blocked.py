@@ -27,10 +27,10 @@ Source     Georganas et al., "Anatomy of high-performance deep learning convolut
 
 import numpy as np
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import parallel_kernel, prange, split_index
 from kernels.conv3d.bias import backward_bias
 from kernels.conv3d.shapes import (
-    Triple,
     adjoint_before,
     backward_data_geometry,
     backward_weights_geometry,
@@ -38,7 +38,6 @@ from kernels.conv3d.shapes import (
     forward_geometry,
 )
 from kernels.layout import (
-    Floats,
     blocks,
     pack_src,
     reorder_nCdhw16c_to_ndhwc,
@@ -88,6 +87,7 @@ def backward_weights(
     """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
     g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
     check_float32(src)
+    kernel = (g.KD, g.KH, g.KW)
     panel = empty((blocks(g.IC), *g.panel_size, LANES))
     blocked = reorder_ndhwc_to_nCdhw16c(diff_dst)
     partial = np.zeros((blocks(g.OC), blocks(g.IC), *kernel, LANES, LANES), np.float32)

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import call_worker, kernel, parallel_kernel, prange, specialised, split_index
 from kernels.conv3d.ahead import Region, Tensors, tensors
 from kernels.conv3d.cook_toom import DIFF_DST
-from kernels.conv3d.epilogue import Doubles, Staged, finish_backward, finish_forward
-from kernels.conv3d.shapes import Triple
+from kernels.conv3d.epilogue import Staged, finish_backward, finish_forward
 from kernels.conv3d.slab import Block, fill_zero, pack_block, pack_channels
-from kernels.layout import Floats
 from kernels.simd import LANES
 from kernels.streaming import past_caches
 

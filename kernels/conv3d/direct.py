@@ -35,18 +35,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.shapes import (
-    Triple,
     adjoint_before,
     backward_data_geometry,
     backward_weights_geometry,
     check_float32,
     forward_geometry,
 )
-from kernels.layout import Floats, blocks, pack_src, pack_weights, unpack_weights
+from kernels.layout import blocks, pack_src, pack_weights, unpack_weights
 from kernels.machine import threads, tile_vectors
 from kernels.memory import empty, scratchpad
 from kernels.simd import (

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import (
     kernel,
     parallel_kernel,
@@ -38,9 +39,7 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
-from kernels.conv3d.epilogue import Doubles, finish_size
-from kernels.conv3d.shapes import Triple
-from kernels.layout import Floats
+from kernels.conv3d.epilogue import finish_size
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero

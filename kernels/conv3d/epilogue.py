@@ -26,12 +26,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import kernel, specialised
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis, transform_columns
-from kernels.layout import Floats
 from kernels.simd import (
     LANES,
     broadcast,
@@ -46,9 +45,6 @@ from kernels.simd import (
     tile_sum,
 )
 from kernels.streaming import put_tile
-
-Brick = tuple[int, int, int]
-Doubles = npt.NDArray[np.float64]
 
 # Columns that are transformed at a time.
 _STRIP = 4
@@ -75,11 +71,11 @@ class Staged(NamedTuple):
 
     at: int
     apart: int
-    extent: Brick
+    extent: Triple
     first: int
-    size: Brick
-    start: Brick
-    stop: Brick
+    size: Triple
+    start: Triple
+    stop: Triple
     streams: bool
 
 

@@ -25,11 +25,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kernels.checks import Array, Triple
 from kernels.conv3d.bias import backward_bias
 from kernels.conv3d.shapes import (
-    Array,
     Geometry,
-    Triple,
     backward_data_geometry,
     backward_weights_geometry,
     forward_geometry,

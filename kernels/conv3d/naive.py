@@ -12,23 +12,17 @@ Traffic    each multiply-add loads both its factors; nothing is reused on purpos
 Numerics   sums in the arrays' own type, in the order of the loops
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from kernels.checks import Array, Triple
 from kernels.compiler import kernel
 from kernels.conv3d.bias import backward_bias
 from kernels.conv3d.shapes import (
-    Array,
-    Triple,
     backward_data_geometry,
     backward_weights_geometry,
     forward_geometry,
 )
 from kernels.memory import empty
-
-_Array = npt.NDArray[np.floating[Any]]
 
 
 def forward(
@@ -136,7 +130,7 @@ def backward_weights(
 
 
 @kernel
-def _forward(src: _Array, weights: _Array, dst: _Array, stride: Triple, before: Triple) -> None:
+def _forward(src: Array, weights: Array, dst: Array, stride: Triple, before: Triple) -> None:
     MB, ID, IH, IW, IC = src.shape
     OC, _, KD, KH, KW = weights.shape
     for n in range(MB):
@@ -161,7 +155,7 @@ def _forward(src: _Array, weights: _Array, dst: _Array, stride: Triple, before: 
 
 @kernel
 def _backward_data(
-    diff_dst: _Array, weights: _Array, diff_src: _Array, stride: Triple, before: Triple
+    diff_dst: Array, weights: Array, diff_src: Array, stride: Triple, before: Triple
 ) -> None:
     MB, ID, IH, IW, IC = diff_src.shape
     OC, _, KD, KH, KW = weights.shape
@@ -186,7 +180,7 @@ def _backward_data(
 
 @kernel
 def _backward_weights(
-    src: _Array, diff_dst: _Array, diff_weights: _Array, stride: Triple, before: Triple
+    src: Array, diff_dst: Array, diff_weights: Array, stride: Triple, before: Triple
 ) -> None:
     MB, ID, IH, IW, IC = src.shape
     OC, _, KD, KH, KW = diff_weights.shape

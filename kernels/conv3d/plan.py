@@ -4,9 +4,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kernels.checks import array
+from kernels.checks import Array, Triple, array
 from kernels.conv3d import direct, naive
-from kernels.conv3d.shapes import Array, Triple
 
 
 def _rung(**arrays: Array) -> ModuleType:

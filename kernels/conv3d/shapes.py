@@ -1,14 +1,10 @@
 """Sizes of a convolution, and the checks that every rung shares."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import triple
-
-Triple = tuple[int, int, int]
-Array = npt.NDArray[np.floating[Any]]
+from kernels.checks import Array, Triple, triple
 
 MAX_KERNEL = 5
 

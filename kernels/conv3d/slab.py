@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import kernel, specialised
 from kernels.conv3d.cook_toom import DIFF_DST, sizes
 from kernels.conv3d.transform import transform_axis, transform_columns
-from kernels.layout import Floats
 from kernels.simd import (
     LANES,
     broadcast,
@@ -45,8 +45,6 @@ from kernels.simd import (
     tile_store,
     tile_sum,
 )
-
-Brick = tuple[int, int, int]
 
 # Columns that are transformed at a time.
 _STRIP = 8
@@ -79,7 +77,7 @@ class Block(NamedTuple):
     u: Floats
     v: Floats
     first: int
-    size: Brick
+    size: Triple
     coefficients: Floats
     at: int
     slope: np.float32
@@ -92,8 +90,8 @@ def pack_block(
     apart: int,
     buffer: int,
     sums: int,
-    start: Brick,
-    extent: Brick,
+    start: Triple,
+    extent: Triple,
     kind: int,
     md: int,
     mh: int,
@@ -265,12 +263,12 @@ def fill_zero(slab: Floats, at: int, voxels: int) -> None:
 def pack_channels(
     u: Floats,
     first: int,
-    size: Brick,
+    size: Triple,
     width: int,
     slab: Floats,
     to: int,
-    start: Brick,
-    extent: Brick,
+    start: Triple,
+    extent: Triple,
 ) -> None:
     """Pack one image of few channels as they are; arguments as in `Block` and `pack_block`."""
     D, H, W = size

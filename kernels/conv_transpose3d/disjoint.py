@@ -24,7 +24,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import Array, Triple
+from kernels.checks import Array, Floats, Triple
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.machine import tile_vectors
 from kernels.memory import empty
@@ -39,7 +39,6 @@ from kernels.simd import (
     tile_zero,
 )
 
-_Floats = npt.NDArray[np.float32]
 _Lines = npt.NDArray[np.intp]
 
 # A panel holds what a tile multiplies: one row for each voxel, cut into segments of 256 floats, so that
@@ -166,14 +165,14 @@ def _blocked(panels: Array, width: int) -> Array:
 
 
 @kernel
-def _copy(src: _Floats, at: int, dst: _Floats, to: int, count: int) -> None:
+def _copy(src: Floats, at: int, dst: Floats, to: int, count: int) -> None:
     """Copy ``count`` floats, a multiple of 16."""
     for i in range(0, count, LANES):
         store(dst, to + i, load(src, at + i))
 
 
 @kernel
-def _pack(src: _Floats, at: int, panel: _Floats, rows: int, row: int, k: int, count: int) -> None:
+def _pack(src: Floats, at: int, panel: Floats, rows: int, row: int, k: int, count: int) -> None:
     """Copy ``count`` floats, a multiple of 16, to place ``k`` of a row of the panel."""
     for i in range(0, count, LANES):
         to = ((k + i) // _SEGMENT * rows + row) * _STEP + (k + i) % _SEGMENT
@@ -186,10 +185,10 @@ def _make_forward(rows: int, cols: int) -> Callable[..., None]:
 
     @parallel_kernel
     def forward(
-        src: _Floats,
-        weights: _Floats,
-        bias: _Floats,
-        dst: _Floats,
+        src: Floats,
+        weights: Floats,
+        bias: Floats,
+        dst: Floats,
         dst_lines: _Lines,
         IW: int,
         IC: int,
@@ -239,9 +238,9 @@ def _make_backward_data(rows: int, cols: int) -> Callable[..., None]:
 
     @parallel_kernel
     def backward_data(
-        diff_dst: _Floats,
-        weights: _Floats,
-        diff_src: _Floats,
+        diff_dst: Floats,
+        weights: Floats,
+        diff_src: Floats,
         dst_lines: _Lines,
         IW: int,
         IC: int,
@@ -291,9 +290,9 @@ def _make_backward_weights(rows: int, cols: int) -> Callable[..., None]:
 
     @parallel_kernel
     def backward_weights(
-        src: _Floats,
-        diff_dst: _Floats,
-        partial: _Floats,
+        src: Floats,
+        diff_dst: Floats,
+        partial: Floats,
         dst_lines: _Lines,
         IW: int,
         group: int,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import (
     NO_MOMENTS,
@@ -26,12 +27,12 @@ from kernels.conv3d.bricks import (
     plain_epilogue,
     plain_prologue,
 )
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd import both_gradients, convolution, cutting, rows, weight_gradient
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile
-from kernels.fused.tensors import LANES, NO_MASK, Doubles, Floats, Gradient, Mask, Source
+from kernels.fused.tensors import NO_MASK, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
+from kernels.simd import LANES
 from kernels.streaming import past_caches
 
 #: Up to this many channels a first layer is read as it is, channels last.

@@ -14,12 +14,13 @@ Traffic    Everything is read once and written once.
 
 import numpy as np
 
+from kernels.checks import Floats
 from kernels.compiler import parallel_kernel, prange, split_index
 from kernels.fused.epilogue import band_of_task, bands, place_band
 from kernels.fused.prologue import aligned
-from kernels.fused.tensors import LANES, Floats, Shape, Source
+from kernels.fused.tensors import Shape, Source
 from kernels.fused.vectors import read, where_above
-from kernels.simd import broadcast, load, store
+from kernels.simd import LANES, broadcast, load, store
 
 
 def to_blocked(src: Floats, dst: Floats) -> None:

@@ -14,10 +14,11 @@ channel block and owns one partial sum, so the result does not depend on the num
 
 import numpy as np
 
+from kernels.checks import Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.fused.tensors import LANES, NO_MASK, Floats, Mask, Shape
+from kernels.fused.tensors import NO_MASK, Mask, Shape
 from kernels.fused.vectors import add_to_doubles
-from kernels.simd import broadcast, fma, load, where_positive
+from kernels.simd import LANES, broadcast, fma, load, where_positive
 from kernels.streaming import put_vector
 
 # Voxels of a channel block in a band, at most, unless a row is longer: 128 KiB.

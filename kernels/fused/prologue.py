@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from kernels.checks import Floats
 from kernels.compiler import kernel
-from kernels.fused.tensors import LANES, Floats, Shape
+from kernels.fused.tensors import Shape
 from kernels.fused.vectors import read
-from kernels.simd import broadcast, load, store
+from kernels.simd import LANES, broadcast, load, store
 
 
 @kernel

@@ -32,11 +32,12 @@ import math
 import numpy as np
 
 from kernels.batch_norm import Combine
+from kernels.checks import Doubles, Floats
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.fused.epilogue import RUN, band_of_task, bands
-from kernels.fused.tensors import LANES, Doubles, Floats, Shape
+from kernels.fused.tensors import Shape
 from kernels.fused.vectors import add_to_doubles
-from kernels.simd import broadcast, fma, load
+from kernels.simd import LANES, broadcast, fma, load
 
 
 @kernel

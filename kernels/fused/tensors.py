@@ -21,13 +21,11 @@ mask or ``x`` less, it gets an empty array in its place, so that each kernel is 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+from kernels.checks import Doubles, Floats
+from kernels.simd import LANES
+
 Shape = tuple[int, int, int, int, int, int]
-
-LANES = 16
 
 
 class Source(NamedTuple):

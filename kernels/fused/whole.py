@@ -8,10 +8,11 @@ Traffic  Everything is read once and written once: what a fused reader saves.
 
 import numpy as np
 
+from kernels.checks import Floats
 from kernels.compiler import parallel_kernel, prange, split_index
-from kernels.fused.tensors import LANES, Floats, Gradient, Shape, Source
+from kernels.fused.tensors import Gradient, Shape, Source
 from kernels.fused.vectors import read
-from kernels.simd import broadcast, fma, load, store
+from kernels.simd import LANES, broadcast, fma, load, store
 
 
 def normalize(source: Source, dst: Floats) -> None:

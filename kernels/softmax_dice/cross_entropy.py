@@ -17,14 +17,13 @@ Numerics   float32 per voxel with an error below 3e-7 times the larger of 1 and 
 import numpy as np
 
 from kernels.activation import sigmoid_forward
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.exponential import exp, log, log1p
 from kernels.memory import empty
 from kernels.softmax_dice.planes import (
     BLOCK,
     CHUNK,
-    Floats,
     Labels,
     Sums,
     checked_labels,
@@ -113,8 +112,8 @@ def cross_entropy_backward(logits: Array, labels: Labels, diff_loss: float = 1.0
 def _reference(logits: Array, labels: Labels) -> Array:
     """Cross-entropy of each voxel, in NumPy."""
     if logits.shape[-1] == 1:
-        x = logits[..., 0]
-        return np.maximum(x, 0.0) - x * labels + np.log1p(np.exp(-np.abs(x)))
+        x = np.where(labels == 1, -logits[..., 0], logits[..., 0])
+        return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
     shifted = logits - logits.max(axis=-1, keepdims=True)
     picked = np.take_along_axis(shifted, labels[..., None].astype(np.intp), axis=-1)[..., 0]
     return np.log(np.exp(shifted).sum(axis=-1)) - picked

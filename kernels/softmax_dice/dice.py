@@ -27,13 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.activation import sigmoid_forward
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
 from kernels.softmax_dice.planes import (
     BLOCK,
     CHUNK,
-    Floats,
     Labels,
     Sums,
     checked_labels,

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, tensor
 from kernels.compiler import kernel
 from kernels.exponential import exp
 
-Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 Sums = npt.NDArray[np.float64]
 

@@ -10,13 +10,12 @@ Numerics   float32; the exponential is :func:`kernels.exponential.exp`; a voxel 
 
 import numpy as np
 
-from kernels.checks import Array, tensor
+from kernels.checks import Array, Floats, tensor
 from kernels.compiler import parallel_kernel, prange
 from kernels.memory import empty
 from kernels.softmax_dice.planes import (
     BLOCK,
     CHUNK,
-    Floats,
     exponentiate,
     gather,
     normalise,

@@ -124,3 +124,7 @@ def test_errors():
         activation.leaky_relu_backward(src, src, float("nan"))
     with pytest.raises(ValueError, match="src must not be empty"):
         activation.relu_forward(np.zeros((0, 3), np.float32))
+
+
+def test_a_single_number_keeps_its_shape():
+    assert activation.relu_forward(np.array(1, np.float32)).shape == ()

@@ -53,3 +53,19 @@ def test_checksum_of_any_type(content):
     array = np.frombuffer(content, np.uint8)
     assert checksum(array) == checksum(array.copy())
     assert not content or checksum(array ^ np.uint8(1)) != checksum(array)
+
+
+def test_copy_of_what_numpy_alone_can_do():
+    fixed = np.zeros(64, np.float32)
+    fixed.setflags(write=False)
+    with pytest.raises(ValueError, match="read-only"):
+        copy(np.ones(64, np.float32), fixed)
+    assert not fixed.any()
+    long = np.arange(400_000, dtype=np.float32)
+    expected = long.copy()
+    expected[16:] = long[:-16]
+    copy(long[:-16], long[16:])
+    np.testing.assert_array_equal(long, expected)
+    objects = np.array([1, None])
+    copy(np.array([None, 3]), objects)
+    assert objects.tolist() == [None, 3]

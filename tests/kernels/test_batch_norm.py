@@ -207,3 +207,15 @@ def test_halves_that_combine_their_sums_are_the_whole():
         assert_close(np.concatenate([first[0], second[0]]), gradients[0], bound)
         assert_close(first[1] + second[1], gradients[1], bound)
         assert_close(first[2] + second[2], gradients[2], bound)
+
+
+def test_mean_of_a_million():
+    """Where sums of squares have few digits left, the variance is found in a second pass."""
+    src = (1e6 + np.random.default_rng(0).standard_normal((2, 20, 20, 20, 3))).astype(np.float32)
+    src[..., 1] -= 1e6
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    dst, _, variance = batch_norm.forward_training(src, ones, zeros, 0.0)
+    exact = src.astype(np.float64)
+    centred = exact - exact.mean(axis=(0, 1, 2, 3))
+    np.testing.assert_allclose(variance, centred.var(axis=(0, 1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(dst, centred / centred.std(axis=(0, 1, 2, 3)), atol=1e-5)

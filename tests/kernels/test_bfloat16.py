@@ -90,3 +90,17 @@ def test_arrays_of_other_shapes_and_types_are_refused():
         bfloat16.encode(floats, floats, floats)
     with pytest.raises(ValueError, match="src"):
         bfloat16.decode_sum(halves[:2].reshape(1, 2), floats)
+
+
+def test_what_cannot_be_changed_in_place_is_refused():
+    half, single = np.zeros((1, 4), np.uint16), np.zeros(8, np.float32)
+    with pytest.raises(ValueError, match=r"^dst must be contiguous, got strides \(8,\)"):
+        bfloat16.decode_sum(half, single[::2])
+    fixed = np.zeros(4, np.float32)
+    fixed.setflags(write=False)
+    with pytest.raises(ValueError, match=r"^dst must be writeable"):
+        bfloat16.decode_sum(half, fixed)
+    with pytest.raises(ValueError, match=r"^residual must be writeable"):
+        bfloat16.encode(single[:4], fixed, half[0])
+    with pytest.raises(ValueError, match=r"^src must have the axes \(n\)"):
+        bfloat16.encode(*(np.zeros((2, 4), kind) for kind in ("f4", "f4", "u2")))

@@ -388,3 +388,10 @@ def test_tile_shape_fits_registers_and_output(OH, OW, OCB):
     assert tile.high <= OH
     assert tile.wide <= OW
     assert OCB % tile.cols == 0
+
+
+def test_a_kernel_of_one_number():
+    src, diff_dst = np.ones((1, 3, 4, 5, 2), np.float32), np.ones((1, 3, 4, 5, 3), np.float32)
+    expected, _ = naive.backward_weights(src, diff_dst, 3)
+    found, _ = blocked.backward_weights(src, diff_dst, 3)
+    np.testing.assert_array_equal(found, expected)

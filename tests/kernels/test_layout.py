@@ -120,3 +120,17 @@ def test_wrong_channel_counts_are_named():
         layout.reorder_nCdhw16c_to_ndhwc(np.zeros((1, 2, 1, 1, 1, 16), np.float32), 40)
     with pytest.raises(ValueError, match="1 x 2 blocks"):
         layout.reorder_OIdhw16i16o_to_OIdhw(np.zeros((1, 2, 1, 1, 1, 16, 16), np.float32), 16, 40)
+
+
+@pytest.mark.parametrize(
+    "reorder",
+    [
+        lambda kind: layout.reorder_ndhwc_to_nCdhw16c(np.ones((1, 1, 1, 2, 16), kind)),
+        lambda kind: layout.reorder_nCdhw16c_to_ndhwc(np.ones((1, 1, 1, 1, 2, 16), kind), 16),
+        lambda kind: layout.reorder_OIdhw_to_OIdhw16i16o(np.ones((16, 1, 3, 3, 3), kind)),
+    ],
+)
+def test_other_types_are_refused(reorder):
+    for kind in (np.float64, np.int64):
+        with pytest.raises(TypeError, match=rf"must be float32, got {np.dtype(kind)}"):
+            reorder(kind)

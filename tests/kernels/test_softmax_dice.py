@@ -205,3 +205,10 @@ def test_errors():
         softmax_dice.dice_forward(logits[0, 0, 0], labels[0, 0, 0])
     with pytest.raises(ValueError, match="diff_dst must have shape"):
         softmax_dice.softmax_backward(logits[:1], logits)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_class_that_is_sure(dtype):
+    for logit, expected in ((-np.inf, 0.0), (np.inf, np.inf)):
+        logits, labels = np.full((1, 1, 1), logit, dtype), np.zeros((1, 1), np.uint8)
+        assert softmax_dice.cross_entropy_forward(logits, labels) == expected

@@ -36,10 +36,10 @@ Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, m
 
 import numpy as np
 
+from kernels.checks import Floats, Triple
 from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
 from kernels.conv3d.shapes import (
     Geometry,
-    Triple,
     adjoint_before,
     backward_data_geometry,
     backward_weights_geometry,
@@ -49,7 +49,6 @@ from kernels.conv3d.shapes import (
 from kernels.conv3d.winograd import convolution, cutting, weight_gradient
 from kernels.conv3d.winograd.sums import register_tile
 from kernels.layout import (
-    Floats,
     blocks,
     reorder_nCdhw16c_to_ndhwc,
     reorder_ndhwc_to_nCdhw16c,

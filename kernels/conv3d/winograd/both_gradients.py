@@ -23,6 +23,7 @@ Numerics   float32, as `weight_gradient`
 import functools
 from collections.abc import Callable
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import (
     call_worker,
     parallel_kernel,
@@ -44,7 +45,6 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd.cutting import (
     gemm_tile,
     points,
@@ -60,7 +60,6 @@ from kernels.conv3d.winograd.stages import (
 )
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile, transform_back
 from kernels.conv3d.winograd.weight_gradient import pack_both, packed_size
-from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence

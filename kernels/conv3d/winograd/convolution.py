@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
 from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
 from kernels.conv3d.bricks import (
@@ -29,7 +30,6 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.conv3d.winograd import convolution_planes
@@ -44,7 +44,7 @@ from kernels.conv3d.winograd.cutting import (
     tile_count,
 )
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
-from kernels.layout import Floats, WeightsOrder, pack_weights_part, weights_order
+from kernels.layout import WeightsOrder, pack_weights_part, weights_order
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence, load

@@ -14,6 +14,7 @@ transform out || ocb, bricks: epilogue.
 import functools
 from collections.abc import Callable
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import (
     call_worker,
     parallel_kernel,
@@ -25,11 +26,9 @@ from kernels.compiler import (
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block
 from kernels.conv3d.cook_toom import INPUT, sizes
 from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.winograd.cutting import gemm_tile, multiplied_at_once, slab_planes
 from kernels.conv3d.winograd.planes import Planes, pack_planes
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
-from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, fence

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from kernels.checks import Triple
 from kernels.conv3d.bricks import Cut
 from kernels.conv3d.cook_toom import INPUT, sizes
-from kernels.conv3d.shapes import Triple
 from kernels.machine import tile_vectors
 from kernels.simd import LANES
 

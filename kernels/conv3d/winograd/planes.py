@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from kernels.checks import Floats, Triple
 from kernels.compiler import (
     call_worker,
     parallel_kernel,
@@ -20,11 +21,9 @@ from kernels.compiler import (
     worker_kernel,
 )
 from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd.cutting import slab_extent, slab_planes
 from kernels.conv3d.winograd.stages import slot_size
-from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES

@@ -21,6 +21,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import run_workers, specialised, worker_kernel
 from kernels.conv3d.ahead import LINE, tensors, upcoming
 from kernels.conv3d.bias import add_voxels
@@ -40,14 +41,12 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
-from kernels.conv3d.epilogue import Doubles, finish_size
-from kernels.conv3d.shapes import Triple
+from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.slab import Block, buffer_size, pack_block
 from kernels.conv3d.winograd import cutting
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.stages import slot_size
 from kernels.conv3d.winograd.sums import gather_bricks, transform_back
-from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import (

@@ -10,13 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import call_worker, parallel_kernel, prange, split_index
 from kernels.conv3d.bricks import Cut, Prologue
 from kernels.conv3d.cook_toom import DIFF_WEIGHTS, sizes
-from kernels.conv3d.epilogue import Doubles
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.layout import Floats
 from kernels.machine import threads, tile_vectors
 from kernels.simd import LANES, load, store
 

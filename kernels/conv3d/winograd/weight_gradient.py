@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import run_workers, specialised, worker_kernel
 from kernels.conv3d.ahead import part_of, upcoming
 from kernels.conv3d.bias import add_voxels
@@ -34,8 +35,6 @@ from kernels.conv3d.bricks import (
     source_tensors,
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
-from kernels.conv3d.epilogue import Doubles
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd import cutting, weight_gradient_planes
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
@@ -46,7 +45,6 @@ from kernels.conv3d.winograd.sums import (
     register_tile,
     transform_back,
 )
-from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address

@@ -16,6 +16,7 @@ transform back. What the next plane reads is fetched while registers multiply (`
 import functools
 from collections.abc import Callable
 
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import (
     call_worker,
     parallel_kernel,
@@ -28,14 +29,11 @@ from kernels.conv3d.ahead import part_of
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.bricks import Cut, Prologue, count_bricks
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
-from kernels.conv3d.epilogue import Doubles
-from kernels.conv3d.shapes import Triple
 from kernels.conv3d.transform import transform_axis
 from kernels.conv3d.winograd.cutting import slab_planes, tile_count
 from kernels.conv3d.winograd.planes import Planes, pack_planes
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import register_tile, transform_back
-from kernels.layout import Floats
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, address, tile_load, tile_store

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.checks import Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.fused.conv_transpose3d.panels import (
@@ -16,8 +17,9 @@ from kernels.fused.conv_transpose3d.panels import (
 )
 from kernels.fused.epilogue import bands, clear, finish, flat, place_band
 from kernels.fused.prologue import aligned, pack_source
-from kernels.fused.tensors import LANES, Floats, Mask, Shape, Source
+from kernels.fused.tensors import Mask, Shape, Source
 from kernels.simd import (
+    LANES,
     address,
     fence,
     load,

@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+from kernels.checks import Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
-from kernels.fused.tensors import LANES, Floats, Shape
+from kernels.fused.tensors import Shape
 from kernels.layout import blocks
 from kernels.machine import tile_vectors
 from kernels.memory import empty
+from kernels.simd import LANES
 
 
 class Packed(NamedTuple):

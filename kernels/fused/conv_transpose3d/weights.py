@@ -5,15 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.checks import Doubles, Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.fused.conv_transpose3d.panels import output_line
 from kernels.fused.prologue import aligned, pack_source
-from kernels.fused.tensors import LANES, Doubles, Floats, Shape, Source
+from kernels.fused.tensors import Shape, Source
 from kernels.fused.vectors import add_to_doubles
 from kernels.machine import tile_vectors
 from kernels.memory import scratchpad
 from kernels.simd import (
+    LANES,
     address,
     broadcast,
     load,

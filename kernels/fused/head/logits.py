@@ -2,13 +2,15 @@
 
 import numpy as np
 
+from kernels.checks import Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
 from kernels.fused.prologue import aligned, pack_source
-from kernels.fused.tensors import LANES, Floats, Shape, Source
+from kernels.fused.tensors import Shape, Source
 from kernels.simd import (
+    LANES,
     address,
     broadcast,
     prefetch,

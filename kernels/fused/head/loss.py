@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kernels.checks import Doubles, Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.fused.epilogue import bands, clear, flat, partials, place_band, write_gradient
 from kernels.fused.head.logits import TILE, by_channel, by_class, logits_of_block, starts
@@ -15,10 +16,20 @@ from kernels.fused.head.planes import (
     probabilities,
 )
 from kernels.fused.prologue import aligned, pack_source
-from kernels.fused.tensors import LANES, Doubles, Floats, Mask, Shape, Source
+from kernels.fused.tensors import Mask, Shape, Source
 from kernels.fused.vectors import add_to_doubles
 from kernels.memory import scratchpad
-from kernels.simd import broadcast, fence, load, store, tile_fma, tile_rank1, tile_store, tile_zero
+from kernels.simd import (
+    LANES,
+    broadcast,
+    fence,
+    load,
+    store,
+    tile_fma,
+    tile_rank1,
+    tile_store,
+    tile_zero,
+)
 from kernels.softmax_dice.planes import BLOCK
 from kernels.streaming import past_caches
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kernels import machine
 from kernels.fused.epilogue import partials
-from kernels.fused.tensors import LANES, Mask, Source
+from kernels.fused.tensors import Mask, Source
+from kernels.simd import LANES
 
 CHANNELS = st.sampled_from([1, 3, 16, 17, 40])
 SLOPES = st.sampled_from([0.0, 0.5, 1.0])

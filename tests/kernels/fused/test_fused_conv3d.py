@@ -9,7 +9,8 @@ from kernels.conv3d import im2col
 from kernels.conv3d.winograd import cutting
 from kernels.fused import conv3d as fused
 from kernels.fused.statistics import finish_moments
-from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source
+from kernels.fused.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source
+from kernels.simd import LANES
 
 CASES = [
     # MB, D, H, W, channels of a, of b, OC, kernel, tile
