@@ -39,8 +39,10 @@ def train(folder: Path, small: bool) -> list[Path]:
 def last_step(events: list[dict]) -> tuple[float, float]:
     """Start and end, in microseconds, of the last step that is there as a whole."""
     kernels = [event for event in events if event.get("cat") == "kernels"]
-    starts = [event["ts"] for event in kernels if event["name"] == kernels[0]["name"]]
-    return starts[-2], starts[-1]
+    ends = [event["ts"] + event["dur"] for event in kernels if event["name"] == "Adam"]
+    if not ends:
+        sys.exit("no whole step in this trace; expected one of --timeline")
+    return (ends[-2] if len(ends) > 1 else kernels[0]["ts"]), ends[-1]
 
 
 def colour(event: dict) -> str:
@@ -87,9 +89,8 @@ def draw(traces: list[list[dict]], path: str) -> None:
 def main() -> None:
     """Read or make the traces, and draw them."""
     path = sys.argv[1] if len(sys.argv) > 1 else "timeline.png"
-    if mpirun() is None:
-        print("no mpirun here; pip install 'tinyunet[mpi]'")
-        return
+    if mpirun() is None and not sys.argv[2:]:
+        sys.exit("no mpirun here; pip install 'tinyunet[mpi]'")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(name) for name in sys.argv[2:]]
         files = files or train(Path(folder), small=len(sys.argv) == 1)

@@ -90,8 +90,8 @@ def _add_options(table: Any, name: str) -> None:
         choices=peers,
         default=[] if alone else peers,
         metavar="PEER",
-        help=f"of {', '.join(peers)} (default: {'none' if alone else 'all'}; none if nothing "
-        "follows)",
+        help=f"of {', '.join(peers)} "
+        f"(default: {'none' if alone else 'all; none if nothing follows'})",
     )
     if name != "conv":
         table.add_argument(

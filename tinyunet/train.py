@@ -199,7 +199,8 @@ def _add_ranks(group: Any, default: Settings) -> None:
         "--compression",
         choices=COMPRESSIONS,
         default=default.compression,
-        help="what is sent: float32, or bfloat16 with error feedback (default: %(default)s)",
+        help="what is sent: float32, or with --allreduce mpi bfloat16 with error feedback "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--stall-warning",
@@ -212,8 +213,8 @@ def _add_ranks(group: Any, default: Settings) -> None:
         "--timeline",
         metavar="FILE",
         help="write when each kernel ran and each bucket was on its way, a JSON file for each rank "
-        "(FILE.rank0.json, ...) that https://ui.perfetto.dev opens; the first 20 000 events, some hundred "
-        "steps, are kept",
+        "(of several, trace.json becomes trace.rank0.json, ...) that https://ui.perfetto.dev opens; the "
+        "first 20 000 events, some hundred steps, are kept",
     )
 
 

@@ -528,3 +528,162 @@ def test_a_prediction_is_not_compiled_again_for_another_mode():
     program = predict.program(INPUT)
     model.eval()
     assert predict.program(INPUT) is program
+
+
+class Weighted:
+    """A loss with a weight that is annealed."""
+
+    alpha = 1.0
+
+    def __call__(self, prediction: Tensor, labels: Any, from_logits: bool = False) -> Tensor:
+        dice = losses.soft_dice(prediction, labels, from_logits=from_logits)
+        return dice * self.alpha + losses.cross_entropy(prediction, labels, from_logits=from_logits)
+
+
+def test_a_loss_whose_settings_change():
+    images, labels = batch(SHAPE, 4, 4, 0)
+    model, loss = Net(lambda net, x: x), Weighted()
+    step = tinyunet.compile(model, loss, SGD(model.parameters(), 0.0), INPUT)
+    step(images, labels)
+    loss.alpha = 0.25
+    expected = loss(model.logits(images), labels, from_logits=True)
+    assert_within(np.array(step(images, labels)), expected.data, ROUNDING, "loss")
+
+
+COPIED: dict[str, Callable[[], Net]] = {
+    "a column": lambda: Net(lambda net, x: x * net.table[:, 0], table=numbers(16, 2)),
+    "integers": lambda: Net(lambda net, x: x * net.table, table=np.arange(16) - 7),
+    "a number": lambda: Net(lambda net, x: x * float(net.table[3]), table=numbers(16)),
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_buffers_that_the_model_copies(name):
+    images, _ = batch(SHAPE, 4, 4, 0)
+    model = COPIED[name]().eval()
+    predict = tinyunet.compile(model, INPUT)
+    predict(images)
+    model.load_state_dict({n: array * -2 for n, array in model.state_dict().items()})
+    assert_within(predict(images), model(images).data, ROUNDING, "prediction")
+
+
+def replace_part(net: Any) -> None:
+    net.parts[0] = conv(16, 16, seed=7)
+
+
+def replace_array(net: Any) -> None:
+    net.parts[1] = -net.parts[1]
+
+
+def change_constant(net: Any) -> None:
+    net.constant.data[:] = 7.0
+
+
+@pytest.mark.parametrize("change", [replace_part, replace_array, change_constant])
+def test_what_lists_and_constants_hold(change):
+    images, _ = batch(SHAPE, 4, 4, 0)
+    model = Net(
+        lambda net, x: F.conv3d(x, net.parts[0].weights.detach(), net.constant) * net.parts[1],
+        parts=[conv(16, 16), numbers(16)],
+        constant=Tensor(numbers(16)),
+    ).eval()
+    predict = tinyunet.compile(model, INPUT)
+    predict(images)
+    change(model)
+    assert_within(predict(images), model(images).data, ROUNDING, "prediction")
+
+
+def test_random_numbers_beside_the_operators_are_refused():
+    def middle(net: Any, x: Tensor) -> Tensor:
+        return x if net.generator.random() < 0.2 else F.relu(net.second(x))
+
+    for seed in range(5):
+        model = Net(middle, second=conv(16, 16), generator=np.random.default_rng(seed))
+        with pytest.raises(ValueError, match="draws random numbers"):
+            tinyunet.compile(model, INPUT)
+        assert model.generator.random() == np.random.default_rng(seed).random()
+
+
+def test_labels_of_one_voxel():
+    class Whole(Module):
+        def __init__(self) -> None:
+            self.first = conv(4, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return F.softmax(self.first(images).mean(axis=(1, 2, 3)))
+
+    model, images = Whole(), numbers(*INPUT)
+    step = tinyunet.compile(model, losses.cross_entropy, SGD(model.parameters(), 0.1), INPUT)
+    for label in range(4):
+        expected = losses.cross_entropy(model(images), [label])
+        found = np.array(step.gradients(images, [label]))
+        assert_within(found, expected.data, ROUNDING, f"label {label}")
+
+
+def test_running_statistics_that_are_columns_are_refused():
+    def middle(net: Any, x: Tensor) -> Tensor:
+        return F.batch_norm(x, net.a, net.b, net.table[:, 0], net.table[:, 1], net.training)
+
+    model = Net(middle, a=learned(16), b=learned(16), table=np.ones((16, 2), np.float32))
+    with pytest.raises(ValueError, match="running_mean is written to; it must be a contiguous"):
+        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+
+
+def both_dices(prediction: Tensor, labels: Any, from_logits: bool = False) -> Tensor:
+    soft = losses.soft_dice(prediction, labels, from_logits=from_logits)
+    return soft + losses.log_dice(prediction, labels, from_logits=from_logits)
+
+
+def three_classes(prediction: Tensor, labels: Any, from_logits: bool = False) -> Tensor:
+    """Of the channels, the last is no class."""
+    dice = losses.soft_dice(prediction[..., :3], np.minimum(labels, 2), from_logits=from_logits)
+    return dice + (prediction[..., 3:] ** 2).mean()
+
+
+@pytest.mark.parametrize("loss", [both_dices, three_classes])
+def test_unusual_losses(loss):
+    assert_agree(lambda: Net(lambda net, x: x), SHAPE, ROUNDING, loss=loss, classes=3)
+
+
+RESHAPED: dict[str, tuple[int, ...]] = {
+    "the whole batch": (1, -1, *SHAPE[2:], 4),
+    "voxels in a row": (-1, 4),
+    "fewer classes": (-1, *SHAPE[1:], 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_a_reshape_after_the_last_layer(name):
+    class Reshaped(Net):
+        def logits(self, images: Tensor) -> Tensor:
+            return super().logits(images).reshape(*RESHAPED[name])
+
+    images = numbers(2, *SHAPE[1:], 4)
+    model, same = Reshaped(lambda net, x: x), Reshaped(lambda net, x: x)
+    shape = model(images).shape
+    labels = np.arange(int(np.prod(shape[:-1]))).reshape(shape[:-1]) % shape[-1]
+    predict = tinyunet.compile(model.eval(), images.shape)
+    assert_within(predict(images), same.eval()(images).data, ROUNDING, "prediction")
+    optimizer = SGD(same.train().parameters(), 0.1)
+    step = tinyunet.compile(
+        model.train(), losses.soft_dice, SGD(model.parameters(), 0.1), images.shape
+    )
+    expected = losses.soft_dice(same.logits(images), labels, from_logits=True)
+    optimizer.zero_grad()
+    expected.backward()
+    assert_within(np.array(step.gradients(images, labels)), expected.data, ROUNDING, "loss")
+    assert_same_gradients(same, model, ROUNDING)
+
+
+def test_what_forward_sets_is_no_reason_to_compile_again():
+    images, labels = batch(SHAPE, 4, 4, 0)
+    model = Supervised(True)
+    step = tinyunet.compile(model, supervision(model), SGD(model.parameters(), 0.1), INPUT)
+    predict = tinyunet.compile(model, INPUT)
+    predict(images)
+    programs = step.program(INPUT), predict.program(INPUT)
+    for _ in range(2):
+        step(images, labels)
+        predict(images)
+        model(images)
+    assert (step.program(INPUT), predict.program(INPUT)) == programs

@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from kernels import machine
+from kernels.checks import Array
 from kernels.conv3d import blocked, direct, im2col, naive, winograd
-from kernels.conv3d.shapes import Array, Geometry, geometry
+from kernels.conv3d.shapes import Geometry, geometry
 from tinyunet.benchmarks import fused_conv
 from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.process import Process, WorkerError

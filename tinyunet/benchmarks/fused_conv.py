@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels import machine
+from kernels.checks import Array, Triple
 from kernels.conv3d import winograd
-from kernels.conv3d.shapes import Array, Geometry, Triple, geometry
+from kernels.conv3d.shapes import Geometry, geometry
 from kernels.fused import conv3d
-from kernels.fused.tensors import LANES, NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
+from kernels.fused.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
 from kernels.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.memory import empty
+from kernels.simd import LANES
 from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.timing import timed
 

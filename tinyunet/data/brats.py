@@ -136,9 +136,10 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
         files[kind] = folder / name
     missing = [kind for kind in _SEQUENCES if kind not in files]
     if missing:
+        others = "" if files else " (images of other names are given as files)"
         raise DataError(
             f"{folder}: {len(_SEQUENCES) - len(missing)} sequences, no {', '.join(missing)}; "
-            f"expected {len(_SEQUENCES)}: *_flair, *_t1, *_t1ce and *_t2"
+            f"expected {len(_SEQUENCES)}: *_flair, *_t1, *_t1ce and *_t2{others}"
         )
     return tuple(files[kind] for kind in _SEQUENCES), files.get("seg")
 

@@ -12,7 +12,7 @@ from tinyunet.parallel.communicator import Communicator
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(prog="tinyunet.graph", description=__doc__.split(": ", 1)[1])
+    parser = Parser(prog="python -m tinyunet.graph", description=__doc__.split(": ", 1)[1])
     option = parser.add_argument
     option("--size", type=whole_number(1), default=96, help="voxels along an axis (default: 96)")
     option("--batch", type=whole_number(1), default=1, help="volumes (default: 1)")

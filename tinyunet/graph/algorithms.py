@@ -15,7 +15,7 @@ convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
 
 import math
 
-from kernels.conv3d.shapes import Triple
+from kernels.checks import Triple
 from kernels.conv3d.winograd import cutting, rows
 from kernels.layout import blocks
 from kernels.simd import LANES

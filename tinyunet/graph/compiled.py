@@ -4,7 +4,7 @@ Each input shape has a program of its own. The last few are kept.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +52,8 @@ class Compiled:
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._held: list[Array] = []
         self._settings: list[Any] = []
+        self._beside: list[Array] = []
+        self._written: set[tuple[str, str]] = set()  # attributes that forward sets: no settings
 
     def stages(self, input_shape: Shape) -> list[Stage]:
         """Return the graph for a shape as traced, after each pass, and as it is run."""
@@ -69,13 +71,17 @@ class Compiled:
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
         held, settings = self._model_arrays(), self._model_settings()
+        settings.append(_fingerprint(self._beside))
         # The model has other arrays than at the last call, or is to compute something else.
         if not _same_arrays(held, self._held) or settings != self._settings:
             self._programs.clear()
             self._held, self._settings = held, settings
         shape = tuple(input_shape)
         if shape not in self._programs:
+            before = self._attributes()
             graph = self.stages(shape)[-1].graph
+            after = self._attributes()
+            self._written |= {k for k in {*before, *after} if before.get(k) != after.get(k)}
             reuse = "plan_memory" in self.passes
             crew, self._first_crew = self._first_crew, ALONE
             if crew.size > 1:
@@ -83,7 +89,12 @@ class Compiled:
             while len(self._programs) >= _KEPT:  # before the new arena is made
                 self._programs.popitem(last=False)
             self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, crew)
-            self._settings = self._model_settings()  # what forward counts is no setting
+            # What no operator reads as it is may be in the graph as a number or a copy.
+            read = graph.data.values()
+            self._beside = [
+                b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)
+            ]
+            self._settings = [*self._model_settings(), _fingerprint(self._beside)]
         self._programs.move_to_end(shape)
         return self._programs[shape]
 
@@ -98,11 +109,18 @@ class Compiled:
 
     def _model_settings(self) -> list[Any]:
         """What a program is compiled for, besides shapes: parts, their attributes, what is to be learnt."""
-        parts = [
-            (type(module), {k: _plain(v) for k, v in vars(module).items() if k != "training"})
-            for _, module in self.model.named_modules()
-        ]
-        return [parts, [parameter.requires_grad for parameter in self.model.parameters()]]
+        parts = [(name, type(module)) for name, module in self.model.named_modules()]
+        kept = {k: v for k, v in self._attributes().items() if k not in self._written}
+        return [parts, kept, [parameter.requires_grad for parameter in self.model.parameters()]]
+
+    def _attributes(self) -> dict[tuple[str, str], Any]:
+        """Attributes of all parts, by the part's name and theirs."""
+        return {
+            (name, k): _plain(v)
+            for name, module in self.model.named_modules()
+            for k, v in vars(module).items()
+            if k != "training"
+        }
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Array:
         dtype = next((p.dtype for p in self.model.parameters()), np.dtype(np.float32))
@@ -129,7 +147,7 @@ class Inference(Compiled):
         """
         array = self._images(images)
         program = self.program(array.shape)
-        program.run(_fingerprint(self._held), images=array)
+        program.run(_fingerprint(program.graph.data.values()), images=array)
         found = program.arrays[program.graph.outputs[0]]
         result = empty(found.shape, found.dtype)
         copy(found, result)
@@ -255,8 +273,13 @@ class TrainingStep(Compiled):
         modules = self.model.named_modules() if self.model.training else ()
         return [*super()._model_settings(), [module.training for _, module in modules]]
 
+    def _attributes(self) -> dict[tuple[str, str], Any]:
+        own = {k: v for k, v in getattr(self.loss, "__dict__", {}).items() if v is not self.model}
+        found = {("the loss", k): _plain(v, True) for k, v in own.items()}
+        return super()._attributes() | found
 
-def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
+
+def _fingerprint(arrays: Iterable[Array]) -> tuple[int, ...]:
     """Checksums of arrays.
 
     Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 2 ms for
@@ -265,18 +288,20 @@ def _fingerprint(arrays: list[Array]) -> tuple[int, ...]:
     return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, inside: bool = False) -> Any:
     """An attribute, as it is now, to be compared later.
 
-    None for parts, parameters and arrays, which are compared apart. What is neither plain nor a function
-    is the same as long as it is the same object.
+    None for parts, parameters and arrays, which are compared apart, unless they are ``inside`` of a list or
+    a dict. What is neither plain nor a function is the same as long as it is the same object.
     """
     if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(_plain(item, True) for item in value)
     if isinstance(value, dict):
-        return tuple((key, _plain(item)) for key, item in value.items())
+        return tuple((key, _plain(item, True)) for key, item in value.items())
+    if isinstance(value, Module) and inside:
+        return type(value), _plain(vars(value))
     if isinstance(value, Module | Parameter | np.ndarray):
-        return None
+        return id(value) if inside else None
     if callable(value) or isinstance(value, bool | int | float | str | np.generic):
         return value
     return id(value.data if isinstance(value, Tensor) else value)

@@ -14,9 +14,11 @@ import numpy as np
 from kernels.conv3d.bricks import NO_MOMENTS
 from kernels.fused import conv3d, conv_transpose3d
 from kernels.fused.tensors import NO_MASK, NO_SOURCE, Mask
+from kernels.layout import blocks
 from kernels.memory import empty
+from kernels.simd import LANES
 from tinyunet.graph.binder import Array, Binder, Call
-from tinyunet.graph.ir import LANES, NDHWC, Graph, Node, blocks
+from tinyunet.graph.ir import NDHWC, Graph, Node
 
 _NO_VOLUME = NO_SOURCE.data
 

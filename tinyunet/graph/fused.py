@@ -10,9 +10,11 @@ import numpy as np
 
 from kernels.fused import conv3d, edges, epilogue, head, pooling, statistics, whole
 from kernels.fused.tensors import NO_MASK
+from kernels.layout import blocks
+from kernels.simd import LANES
 from tinyunet.graph import convolutions
 from tinyunet.graph.binder import Array, Binder, Call
-from tinyunet.graph.ir import BLOCKED, LANES, Graph, Node, blocks
+from tinyunet.graph.ir import BLOCKED, Graph, Node
 
 
 def bind(node: Node, graph: Graph, arrays: Mapping[str, Array]) -> Call:
@@ -57,7 +59,7 @@ def _max_pooling_backward(b: Binder) -> Call:
 
 def _head(b: Binder) -> Call:
     source, weights, bias, dst = b.source(), b.array("weights"), b.array("bias"), b.array("dst")
-    volume = dst.reshape(dst.shape[0], *source.data.shape[2:5], dst.shape[-1])
+    volume = dst.reshape(source.data.shape[0], *source.data.shape[2:5], dst.shape[-1])
     return lambda: head.infer(source, weights, bias, volume)
 
 

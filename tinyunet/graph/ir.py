@@ -17,19 +17,16 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from kernels.layout import blocks
+from kernels.simd import LANES
+
 Kind = Literal["input", "parameter", "buffer", "constant", "gradient", "shared", "temporary"]
 Phase = Literal["prepare", "forward", "backward"]
 
 #: Layouts of a volume; everything else (weights, vectors, sums) is "plain".
 NDHWC, BLOCKED, PLAIN = "ndhwc", "nCdhw16c", "plain"
-LANES = 16
 #: Operators with weights, whose gradient is two nodes.
 CONVOLUTIONS = ("convolution", "transposed_convolution")
-
-
-def blocks(channels: int) -> int:
-    """Blocks of 16 that hold this many channels."""
-    return -(-channels // LANES)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ class _Trace:
         for role, argument in zip(roles, arguments, strict=True):
             if isinstance(argument, Tensor | np.ndarray):
                 inputs[role] = self._value_of(argument)
+                written = role.startswith("running_")
+                if written and isinstance(argument, np.ndarray) and not argument.flags.c_contiguous:
+                    raise ValueError(
+                        f"compile: {role} is written to; it must be a contiguous array"
+                    )
                 order.append(None)
             else:
                 self.constants.append(argument)
@@ -76,7 +81,7 @@ class _Trace:
             r: a.data if isinstance(a, Tensor) else a for r, a in zip(roles, arguments, strict=True)
         }
         shape = known.shape(arrays)
-        first = next(a for a in arguments if isinstance(a, Tensor))
+        first = next((a for a in arguments if isinstance(a, Tensor)), arguments[0])
         dtype = np.dtype(known.dtype or first.dtype)
         dst = Value(f"{name}.dst", shape, dtype, _layout(shape), needs_gradient=any(needs))
         outputs = {"dst": dst.name}
@@ -96,6 +101,24 @@ class _Trace:
         views = {"dst": "a"} if known.name == "reshape" else {}
         self.nodes.append(Node(name, known.name, inputs, outputs, attributes, views=views))
         return self.tensor(dst)
+
+    def loss(self, loss: Loss, prediction: Tensor, from_logits: bool) -> Tensor:
+        """Trace a loss, on labels of as many classes as it takes: not all channels need be classes."""
+        mine = len(self.nodes)
+        voxels = 1 + np.arange(math.prod(prediction.shape[:-1]))  # of one voxel the label is not 0
+        refused: list[ValueError] = []
+        for classes in range(max((*prediction.shape[-1:], 2)), 1, -1):
+            labels = (self.fill * voxels % classes).astype(np.uint8).reshape(prediction.shape[:-1])
+            self.names[id(labels)] = LABELS, "input"
+            self.values[LABELS] = Value(LABELS, labels.shape, labels.dtype, kind="input")
+            self.kept.append(labels)
+            try:
+                more = {"from_logits": True} if from_logits else {}
+                return loss(prediction, labels, **more)
+            except ValueError as error:
+                del self.nodes[mine:]
+                refused.append(error)
+        raise refused[0]
 
     def _value_of(self, argument: Tensor | Array) -> str:
         name, kind = self.names.get(id(argument), ("", "constant"))
@@ -146,8 +169,15 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     ValueError
         The shapes do not fit, or the model computes with data beside the operators.
     """
+    before = model.random_state()
     first, split, prediction, result = _record(model, input_shape, loss, 0)
     others = [_record(model, input_shape, loss, fill)[0] for fill in (1, -1)]
+    if str(model.random_state()) != str(before):
+        model.load_random_state(before)
+        raise ValueError(
+            "compile: the model draws random numbers, but not by tinyunet's operators; use the eager"
+            " model"
+        )
     alike = min(_calls_alike(first, other) for other in others)
     if alike < split:
         raise ValueError(
@@ -195,15 +225,7 @@ def _record(
             )
         mine, result = len(traced.nodes), prediction
         if loss:
-            voxels = np.arange(math.prod(prediction.shape[:-1]))
-            classes = max(prediction.shape[-1], 2)
-            labels = (fill * voxels % classes).astype(np.uint8).reshape(prediction.shape[:-1])
-            traced.names[id(labels)] = LABELS, "input"
-            traced.values[LABELS] = Value(LABELS, labels.shape, labels.dtype, kind="input")
-            traced.kept.append(labels)
-            result = (
-                loss(prediction, labels, from_logits=True) if logits else loss(prediction, labels)
-            )
+            result = traced.loss(loss, prediction, logits)
             if id(result) not in traced.names:
                 raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
             if result.shape != ():
@@ -214,7 +236,7 @@ def _record(
 def _graph(traced: _Trace, output: str, loss: Loss | None) -> Graph:
     inputs = (IMAGES, LABELS) if loss else (IMAGES,)
     logits = [n.inputs["logits"] for n in traced.nodes if n.op in ("dice_sums", "cross_entropy")]
-    classes = max((max(traced.values[name].shape[-1], 2) for name in logits), default=0)
+    classes = min((max(traced.values[name].shape[-1], 2) for name in logits), default=0)
     graph = Graph(
         tuple(traced.nodes), traced.values, inputs, (output,), traced.data, classes=classes
     )

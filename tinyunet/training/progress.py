@@ -94,6 +94,9 @@ class Progress:
             try:
                 yield lambda: count
             finally:
+                if self._bar is not None:
+                    self._bar.total = self._bar.n  # there were fewer than in a first start
+                    self._bar.refresh()
                 self.finish()
 
     def _compilation_bar(self) -> "tqdm[None]":
@@ -129,7 +132,9 @@ class Progress:
     def epoch(self, number: int, count: int) -> None:
         """Show which epoch of how many has begun."""
         if self._bar is not None:
-            self._bar.set_description_str(f"epoch {number}/{count}")
+            # In a file each change of the bar is a line: with the next step.
+            self._bar.set_postfix_str("", refresh=False)
+            self._bar.set_description_str(f"epoch {number}/{count}", refresh=sys.stdout.isatty())
 
     def step(self, volumes: int, **figures: float) -> None:
         """Move the bar, and show figures behind it."""

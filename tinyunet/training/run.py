@@ -206,7 +206,8 @@ class Run:
         epochs, loader = self._settings.epochs, self._trainer.loader
         done = (self._trainer.number - 1) * loader.volumes + int(self._trainer.total[3])
         self._progress.start(epochs * loader.volumes, max(done, 0))
-        for epoch in range(len(self._history) + 1, epochs + 1):
+        first = len(self._history) + 1
+        for epoch in range(first, epochs + 1):
             self._start = time.perf_counter() - self._seconds
             self._progress.epoch(epoch, epochs)
             result = self._trainer.epoch(epoch, self._pause)
@@ -231,7 +232,7 @@ class Run:
             )
             self._seconds = 0.0
             self._keep(best)
-            if epoch == 1:
+            if epoch == first:
                 self._progress.line(report.epoch_heads(validation))
             self._progress.line(report.epoch_row(epoch, result, validation, best))
         self._progress.finish()

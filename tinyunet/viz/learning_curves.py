@@ -31,7 +31,7 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
         If the file cannot be written.
     """
     # No pyplot: it looks for a screen, and keeps figures alive.
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 4.0), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [entry["epoch"] for entry in history]
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
@@ -51,12 +51,14 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
         right.plot(epochs, dice, color=of_line(index), label=label, **style)
     patches = [entry["dice"] for entry in history]
     label = f"all but background, training patches ({patches[-1]:.2f})"
-    right.plot(epochs, patches, color=GREY, linestyle="--", linewidth=1.2, label=label)
+    style |= {"linestyle": "--", "linewidth": 1.2, "markersize": 2.0}
+    right.plot(epochs, patches, color=GREY, label=label, **style)
     right.set(title="Dice", xlabel="epoch", ylim=(0, 1))
-    right.legend(loc="lower right", fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
 
     for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     with atomic(path) as temporary:

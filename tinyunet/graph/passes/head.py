@@ -40,7 +40,7 @@ def _is_head(graph: Graph, node: Node) -> bool:
 def _fuse_probabilities(graph: Graph, node: Node) -> Graph:
     logits, gone = node.outputs["dst"], []
     readers = graph.consumers(logits)
-    if len(readers) == 1 and readers[0].op == "reshape":
+    if len(readers) == 1 and readers[0].op == "reshape" and _keeps_classes(graph, readers[0]):
         gone, logits = [readers[0].name], readers[0].outputs["dst"]
         readers = graph.consumers(logits)
     if len(readers) != 1 or readers[0].op not in _PROBABILITIES or logits in graph.outputs:
@@ -59,6 +59,13 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
     if any(other is None for other in around):
         return graph
     found = {other.op: other for other in around if other is not None}
+    each = [n for n in around if n is not None and n.op.removesuffix("_backward") in _LOSSES]
+    if len(each) != len({n.op for n in each}):  # the kernel gives one of each
+        return graph
+    MB, *_, classes = graph.values[node.outputs["dst"]].shape
+    dice = found.get("dice_sums")
+    if dice and graph.values[dice.outputs["dst"]].shape != (3, MB, classes):  # other images
+        return graph
     losses = [found[op] for op in _LOSSES if op in found]
     undone = [found[f"{op}_backward"] for op in _LOSSES if f"{op}_backward" in found]
     weights = found.get("convolution_backward_weights")
@@ -89,6 +96,11 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
     return graph.rewrite(changes, values)
 
 
+def _keeps_classes(graph: Graph, reshape: Node) -> bool:
+    before, after = (graph.values[n].shape for n in (reshape.inputs["a"], reshape.outputs["dst"]))
+    return after[-1:] == before[-1:]
+
+
 def _unwanted(graph: Graph, node: Node, role: str) -> Value:
     """A place for the sums that this loss does not use."""
     MB, *_, classes = graph.values[node.outputs["dst"]].shape
@@ -104,7 +116,7 @@ def _around(graph: Graph, node: Node) -> Iterator[Node | None]:
         if value in graph.outputs:
             yield None
         for reader in graph.consumers(value):
-            if reader.op == "reshape":
+            if reader.op == "reshape" and _keeps_classes(graph, reader):
                 logits.append(reader.outputs["dst"])
             elif reader.op.removesuffix("_backward") not in _LOSSES:
                 yield None

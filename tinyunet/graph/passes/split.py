@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet.graph.ir import CONVOLUTIONS, LANES, NDHWC, Graph, Node, Value, blocks
+from kernels.layout import blocks
+from kernels.simd import LANES
+from tinyunet.graph.ir import CONVOLUTIONS, NDHWC, Graph, Node, Value
 
 ACTIVATIONS = ("relu", "leaky_relu")
 _FUSED = {"implementation": "fused"}
