@@ -15,8 +15,8 @@ Idea       A row of ``C`` channels is short, and each channel has its own mean. 
 Numerics   Sums are float64, of float32 items converted first: the square of such an item is exact in
            float64, so ``E[x^2] - E[x]^2`` loses ``mean^2 / variance * 1e-16`` only: 1e-10 for mean 1000
            and deviation 1, where float32 would have nothing left. Where ``mean^2`` is above 1e7 variances,
-           a second pass finds the variance (not over several processes). ``src - mean`` uses the float32 mean,
-           and what that rounding lost goes into the shift. Chunks are summed apart and added in their
+           a second pass finds the variance (not over several processes). ``src - mean`` uses the float32
+           mean, and what that rounding lost goes into the shift. Chunks are summed apart and added in their
            order: the result does not depend on the number of threads. float64 arrays take the NumPy
            expressions, with the variance in a second pass.
 
