@@ -593,6 +593,16 @@ def test_what_lists_and_constants_hold(change):
     assert_within(predict(images), model(images).data, ROUNDING, "prediction")
 
 
+def test_parts_in_a_list_that_know_the_list():
+    model = Net(lambda net, x: net.parts[0](x), parts=[conv(16, 16)]).eval()
+    for parameter in model.parts[0].parameters():
+        parameter.requires_grad = False
+    model.parts[0].all, model.parts[0].whole = model.parts, model
+    images, _ = batch(SHAPE, 4, 4, 0)
+    found = tinyunet.compile(model, INPUT)(images)
+    assert_within(found, model(images).data, ROUNDING, "prediction")
+
+
 def test_random_numbers_beside_the_operators_are_refused():
     def middle(net: Any, x: Tensor) -> Tensor:
         return x if net.generator.random() < 0.2 else F.relu(net.second(x))

@@ -275,7 +275,7 @@ class TrainingStep(Compiled):
 
     def _attributes(self) -> dict[tuple[str, str], Any]:
         own = {k: v for k, v in getattr(self.loss, "__dict__", {}).items() if v is not self.model}
-        found = {("the loss", k): _plain(v, True) for k, v in own.items()}
+        found = {("the loss", k): _plain(v, (id(self.loss),)) for k, v in own.items()}
         return super()._attributes() | found
 
 
@@ -288,20 +288,23 @@ def _fingerprint(arrays: Iterable[Array]) -> tuple[int, ...]:
     return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)
 
 
-def _plain(value: Any, inside: bool = False) -> Any:
+def _plain(value: Any, within: tuple[int, ...] = ()) -> Any:
     """An attribute, as it is now, to be compared later.
 
-    None for parts, parameters and arrays, which are compared apart, unless they are ``inside`` of a list or
+    None for parts, parameters and arrays, which are compared apart, unless they are ``within`` a list or
     a dict. What is neither plain nor a function is the same as long as it is the same object.
     """
+    here = (*within, id(value))
+    if id(value) in within:  # a part that knows what it is a part of
+        return id(value)
     if isinstance(value, list | tuple):
-        return tuple(_plain(item, True) for item in value)
+        return tuple(_plain(item, here) for item in value)
     if isinstance(value, dict):
-        return tuple((key, _plain(item, True)) for key, item in value.items())
-    if isinstance(value, Module) and inside:
-        return type(value), _plain(vars(value))
+        return tuple((key, _plain(item, here)) for key, item in value.items())
+    if isinstance(value, Module) and within:
+        return type(value), _plain(vars(value), here)
     if isinstance(value, Module | Parameter | np.ndarray):
-        return id(value) if inside else None
+        return id(value) if within else None
     if callable(value) or isinstance(value, bool | int | float | str | np.generic):
         return value
     return id(value.data if isinstance(value, Tensor) else value)
