@@ -1,7 +1,7 @@
 """Dice of label files against the truth, also in files."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,8 +62,8 @@ def find_pairs(
     for path in (predictions, labels):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
-    found = _label_files(predictions)
-    dataset = _dataset(labels, found)
+    found, truths = _label_files(predictions), _label_files(labels)
+    dataset = _dataset(labels, truths, found)
     names: tuple[str, ...] = LABELS
     values: tuple[int, ...] = LABEL_VALUES if kind_of(labels.name) == "seg" else (0, 1, 2, 3)
     if dataset:
@@ -76,7 +76,6 @@ def find_pairs(
         return Pairs([Pair(stem(predictions), predictions, labels)], names, values)
     if not found:
         raise UserError(f"{predictions}: no label files in it; expected .nii or .nii.gz")
-    truths = _label_files(labels)
     if labels.is_dir() and dataset and not truths.keys() & found.keys():
         truths = {case.name: case.label_path for case in dataset.cases}
     for name, prediction in found.items():
@@ -104,8 +103,10 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     return rows
 
 
-def _dataset(labels: Path, predictions: Iterable[str]) -> Dataset | None:
-    """Return the data set that a path of labels belongs to, if it belongs to one.
+def _dataset(
+    labels: Path, files: Mapping[str, Path], predictions: Mapping[str, Path]
+) -> Dataset | None:
+    """Return the data set that a path of labels, with files in it, belongs to, if it belongs to one.
 
     A folder in which nothing is named as a prediction may be one of BraTS cases.
     """
@@ -115,11 +116,10 @@ def _dataset(labels: Path, predictions: Iterable[str]) -> Dataset | None:
         if (place / "dataset.json").is_file():
             # Images, and labels that nobody has predicted, may be elsewhere.
             return read_dataset(place, files_are_there=False)
-    if labels.is_file():
+    if labels.is_file() or files.keys() & predictions.keys():
         return None
-    files = _label_files(labels)
     try:
-        return None if files.keys() & set(predictions) else read_dataset(labels)
+        return read_dataset(labels)
     except DataError:
         if files:
             return None

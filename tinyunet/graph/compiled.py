@@ -71,7 +71,6 @@ class Compiled:
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
         held, settings = self._model_arrays(), self._model_settings()
-        settings.append(_fingerprint(self._beside))
         # The model has other arrays than at the last call, or is to compute something else.
         if not _same_arrays(held, self._held) or settings != self._settings:
             self._programs.clear()
@@ -94,7 +93,7 @@ class Compiled:
             self._beside = [
                 b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)
             ]
-            self._settings = [*self._model_settings(), _fingerprint(self._beside)]
+            self._settings = self._model_settings()
         self._programs.move_to_end(shape)
         return self._programs[shape]
 
@@ -108,10 +107,11 @@ class Compiled:
         return [p.data for p in self.model.parameters()] + self.model.buffers()
 
     def _model_settings(self) -> list[Any]:
-        """What a program is compiled for, besides shapes: parts, their attributes, what is to be learnt."""
+        """What a program is compiled for, besides shapes: parts, attributes, what is learnt, copies."""
         parts = [(name, type(module)) for name, module in self.model.named_modules()]
         kept = {k: v for k, v in self._attributes().items() if k not in self._written}
-        return [parts, kept, [parameter.requires_grad for parameter in self.model.parameters()]]
+        learnt = [parameter.requires_grad for parameter in self.model.parameters()]
+        return [parts, kept, learnt, _fingerprint(self._beside)]
 
     def _attributes(self) -> dict[tuple[str, str], Any]:
         """Attributes of all parts, by the part's name and theirs."""

@@ -96,9 +96,8 @@ class Pauses:
         now = time.monotonic()
         if now - min(self._asked.values(), default=now) > _SAME_SIGNAL:
             before = self._before[_SIGNALS.index(number)]
-            if callable(
-                before
-            ):  # it keeps in mind what it raises: a library may make another error of it
+            # It keeps in mind what it raises: a library may make another error of it.
+            if callable(before):
                 before(number, frame)
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self._asked.setdefault(number, now)
