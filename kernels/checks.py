@@ -68,10 +68,15 @@ def tensor(
     return np.asarray(value, order="C")
 
 
-def in_place(name: str, value: npt.NDArray[Any]) -> None:
-    """Refuse, by ValueError, what a kernel cannot change where it is: a copy would be changed in vain."""
+def contiguous(name: str, value: npt.NDArray[Any]) -> None:
+    """Refuse, by ValueError, an array that a kernel cannot take as it lies there."""
     if not value.flags.c_contiguous:
         raise ValueError(f"{name} must be contiguous, got strides {value.strides}")
+
+
+def in_place(name: str, value: npt.NDArray[Any]) -> None:
+    """Refuse, by ValueError, what a kernel cannot change where it is: a copy would be changed in vain."""
+    contiguous(name, value)
     if not value.flags.writeable:
         raise ValueError(f"{name} must be writeable, got a read-only array")
 

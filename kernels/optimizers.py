@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.checks import Array, Floats, in_place, tensor
+from kernels.checks import Array, Floats, contiguous, in_place, tensor
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
 
@@ -139,10 +139,7 @@ def _check_buffers(names: Sequence[str], buffers: Sequence[Any]) -> None:
     first = tensor(names[0], buffers[0], axes="N")
     for name, buffer in zip(names, buffers, strict=True):
         tensor(name, buffer, shape=first.shape, dtype=first.dtype)
-        if name != "gradients":
-            in_place(name, buffer)
-        elif not buffer.flags.c_contiguous:
-            raise ValueError(f"{name} must be contiguous, got strides {buffer.strides}")
+        (contiguous if name == "gradients" else in_place)(name, buffer)
 
 
 # --- float32 ------------------------------------------------------------------------------------------
