@@ -153,6 +153,9 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     main : callable
         The command; it is given the ranks. An error that it raises on one rank only ends all.
     """
+    # Where the shell has closed them (>&-), what is said is lost.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stays open to the end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not one that a test has put in its place
             # A terminal that has no letter for something shows a question mark.

@@ -44,14 +44,14 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
 
     with communicator.together():
         if communicator.rank == 0:
-            if options.json:
+            if options.json is not None:
                 try_writing(options.json)
             rows = score_pairs(
                 find_pairs(options.predictions, options.labels, options.label_values)
             )
-            print(table(rows))
-            if options.json:
+            if options.json is not None:  # first: the table may go to a pipe that is closed
                 write_json(options.json, summary(rows))
+            print(table(rows))
 
 
 if __name__ == "__main__":

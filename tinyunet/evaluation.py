@@ -63,7 +63,7 @@ def find_pairs(
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
     found, truths = _label_files(predictions), _label_files(labels)
-    dataset = _dataset(labels, truths, found)
+    dataset = _dataset(labels, truths, found, label_values is None)
     names: tuple[str, ...] = LABELS
     values: tuple[int, ...] = LABEL_VALUES if kind_of(labels.name) == "seg" else (0, 1, 2, 3)
     if dataset:
@@ -104,18 +104,23 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
 
 
 def _dataset(
-    labels: Path, files: Mapping[str, Path], predictions: Mapping[str, Path]
+    labels: Path, files: Mapping[str, Path], predictions: Mapping[str, Path], needed: bool
 ) -> Dataset | None:
     """Return the data set that a path of labels, with files in it, belongs to, if it belongs to one.
 
-    A folder in which nothing is named as a prediction may be one of BraTS cases.
+    A folder in which nothing is named as a prediction may be one of BraTS cases. If its numbers are not
+    ``needed``, the ``dataset.json`` of another program is passed over.
     """
     here = Path(os.path.abspath(labels))  # "." has no parent
     folder = here if here.is_dir() else here.parent
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file():
             # Images, and labels that nobody has predicted, may be elsewhere.
-            return read_dataset(place, files_are_there=False)
+            try:
+                return read_dataset(place, files_are_there=False)
+            except DataError:
+                if needed:
+                    raise
     if labels.is_file() or files.keys() & predictions.keys():
         return None
     try:

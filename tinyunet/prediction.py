@@ -44,8 +44,9 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
     Parameters
     ----------
     images : sequence of path
-        NIfTI files with all sequences, or BraTS case folders. Labels for the former are numbered
-        as in the data that the model was trained on, for the latter as BraTS does.
+        NIfTI files with all sequences, or BraTS case folders, of which the model's sequences are
+        taken by their names. Labels are numbered as in the data that the model was trained on, for
+        BraTS cases as BraTS does, if the classes have such names.
     output : Path or str
         The folder for the labels; each file is named as the image is.
     checkpoint : Checkpoint
@@ -54,7 +55,8 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
     Raises
     ------
     UserError
-        An image is missing or would be overwritten, or two of them have the same name.
+        An image is missing or would be overwritten, or two of them have the same name; or the
+        names of the model's sequences are not those of a BraTS case.
     """
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
@@ -64,9 +66,8 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         paths: tuple[Path, ...] = (image,)
         values = own_values
         if image.is_dir():
-            paths, _ = case_files(image)
-            if len(own_values) == len(brats.LABEL_VALUES):
-                values = brats.label_values(checkpoint.state["labels"])
+            paths = _brats_files(image, checkpoint)
+            values = brats.label_values(checkpoint.state["labels"]) or own_values
         elif not image.exists():
             raise UserError(f"{image}: no such file; expected a NIfTI file or a BraTS case folder")
         target = Path(output) / f"{name}.nii.gz"
@@ -166,6 +167,19 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
     volumes = {n: c * millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
     return Segmented(job.output, volumes)
+
+
+def _brats_files(folder: Path, checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Return the files of a BraTS case for the model's channels."""
+    files, _ = case_files(folder)
+    modalities = checkpoint.state.get("modalities", brats.MODALITIES)
+    chosen = brats.choose_files(files, modalities)
+    if chosen is None:
+        raise UserError(
+            f"{folder}: a BraTS case, but the model's sequences are {', '.join(modalities)}; "
+            "expected a NIfTI file with these"
+        )
+    return chosen
 
 
 def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:

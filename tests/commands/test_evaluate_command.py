@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
@@ -229,3 +231,24 @@ def test_one_rank_speaks(tmp_path):
     rewrite(label, lambda labels: labels * 9)
     done = launch(["-m", "tinyunet.evaluate", label, label], 2)
     assert (done.returncode, done.stderr.count("holds label")) == (2, 1)
+
+
+def test_another_programs_description_is_passed_over_where_numbers_are_given(command, tmp_path):
+    write(tmp_path / "labelsTr" / "one.nii", [0, 1, 1])
+    write(tmp_path / "found" / "one.nii", [0, 1, 0])
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    paths = tmp_path / "found", tmp_path / "labelsTr"
+    assert 'no "modality"' in command("evaluate", *paths).err
+    done = command("evaluate", *paths, "--label-values", "0", "1")
+    assert done.code == 0, done.err
+    assert row(done.out, "one") == [0.667]
+
+
+def test_a_shell_may_close_the_screen(tmp_path):
+    write(tmp_path / "a.nii", [0, 1, 2, 3])
+    files = f"{tmp_path}/a.nii {tmp_path}/a.nii --json {tmp_path}/scores.json"
+    program = f"{sys.executable} -m tinyunet.evaluate {files} >&- 2>&-"
+    done = subprocess.run(["sh", "-c", program], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert json.loads((tmp_path / "scores.json").read_text())["classes"]["edema"] == 1

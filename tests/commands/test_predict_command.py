@@ -21,6 +21,7 @@ from small_runs import (
 
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import load_image
+from tinyunet.errors import UserError
 from tinyunet.inference import segment
 from tinyunet.prediction import plan
 
@@ -94,6 +95,21 @@ def test_brats_numbers_follow_the_names_of_the_classes(model, dataset, tmp_path)
     other = dataclasses.replace(found, state=found.state | {"labels": names})
     (job,) = plan([str(case)], tmp_path, other)
     assert job.label_values == (0, 1, 2, 4)
+
+
+def test_brats_files_follow_the_names_of_the_sequences(model, dataset, tmp_path):
+    case = brats_case(dataset, 2, tmp_path / "BraTS_001")
+    found = checkpoint.load(model)
+    order = dataclasses.replace(found, state=found.state | {"modalities": ["T2w", "FLAIR", "T1w"]})
+    (job,) = plan([str(case)], tmp_path, order)
+    assert [path.name.partition("_001_")[2] for path in job.image_paths] == [
+        "t2.nii.gz",
+        "flair.nii.gz",
+        "t1.nii.gz",
+    ]
+    other = dataclasses.replace(found, state=found.state | {"modalities": ["CT"]})
+    with pytest.raises(UserError, match="the model's sequences are CT; expected a NIfTI file"):
+        plan([str(case)], tmp_path, other)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Finding the cases of a BraTS folder as released."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from volumes import head, tumour, write
 
-from tinyunet.data.brats import LABELS, case_files, tumour_classes
+from tinyunet.data.brats import LABELS, case_files, choose_files, label_values, tumour_classes
 from tinyunet.data.decathlon import DataError, load_case, normalise, read_dataset
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
@@ -143,3 +144,58 @@ def test_which_class_is_which_part_of_a_tumour(
     names: Sequence[str], classes: tuple[int, int, int]
 ) -> None:
     assert tumour_classes(names) == classes
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (LABELS, (0, 2, 1, 4)),
+        (("background", "NCR", "ED", "ET"), (0, 1, 2, 4)),
+        (("background", "NETC", "SNFH", "ET"), (0, 1, 2, 4)),
+        (("non-tumour", "necrotic core", "edema", "enhancing tumour"), (0, 1, 2, 4)),
+        (("background", "CSF", "grey matter", "white matter"), None),
+        (("background", "edema"), None),
+    ],
+)
+def test_numbers_by_the_names_of_classes(
+    names: Sequence[str], values: tuple[int, ...] | None
+) -> None:
+    assert label_values(names) == values
+
+
+@pytest.mark.parametrize(
+    ("modalities", "kinds"),
+    [
+        (("FLAIR", "T1w", "t1gd", "T2w"), SEQUENCES),
+        (("T1w", "t1gd", "T2w", "FLAIR"), ("t1", "t1ce", "t2", "flair")),
+        (("t1n", "t1c", "t2w", "t2f"), ("t1", "t1ce", "t2", "flair")),
+        (("T2-FLAIR", "T1_contrast"), ("flair", "t1ce")),
+        (("CT",), None),
+        (("T1w", "T1"), None),
+    ],
+)
+def test_files_by_the_names_of_sequences(
+    modalities: Sequence[str], kinds: Sequence[str] | None
+) -> None:
+    found = choose_files([Path(kind) for kind in SEQUENCES], modalities)
+    assert found == (kinds and tuple(map(Path, kinds)))
+
+
+def test_the_case_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_case(tmp_path / "A"))
+    assert [case.name for case in read_dataset(".").cases] == ["A"]
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_case(tmp_path / "A")
+    write_case(tmp_path / "B")
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("B"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"B: cannot be listed \(Permission denied\)"):
+        read_dataset(tmp_path)

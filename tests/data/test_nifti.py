@@ -140,6 +140,12 @@ class TestOrientation:
         assert one.distance(moved) == 1.5
         assert one.distance(flipped) == 0
 
+    def test_distance_along_the_long_side_of_a_voxel(self) -> None:
+        thick = Geometry(np.diag([0.4, 0.4, 5, 1]), (4, 4, 4), None)
+        moved = Geometry(thick.affine.copy(), (4, 4, 4), None)
+        moved.affine[2, 3] = 0.25
+        assert thick.distance(moved) == pytest.approx(0.05)
+
 
 class TestRead:
     """Values come out as the file means them."""
@@ -159,6 +165,25 @@ class TestRead:
         assert voxels.dtype == np.float64
         assert np.array_equal(voxels.ravel(), np.arange(8) * 0.5 - 1)
 
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+    def test_background_stays_zero_when_it_is_scaled(self, dtype: type, tmp_path: Path) -> None:
+        voxels = np.random.default_rng(0).uniform(-1.3, 3.1, (6, 7, 5)).astype(np.float32)
+        voxels[:2] = 0
+        image = nibabel.Nifti1Image(voxels, np.eye(4))
+        image.set_data_dtype(dtype)
+        nibabel.save(image, tmp_path / "a.nii")
+        assert np.asarray(nibabel.load(tmp_path / "a.nii").dataobj)[:2].any()  # stored, it is not
+        found, _ = read_volume(tmp_path / "a.nii")
+        assert not found[:2].any()
+        np.testing.assert_allclose(found, voxels, atol=4.4 / np.iinfo(dtype).max)
+
+    def test_a_compressed_file_of_several_parts(self, tmp_path: Path) -> None:
+        content = file_bytes(head())
+        parts = gzip.compress(b"") + gzip.compress(content[:100]) + gzip.compress(content[100:])
+        (tmp_path / "a.nii.gz").write_bytes(parts)
+        assert np.array_equal(read_volume(tmp_path / "a.nii.gz")[0], head())
+        assert read_shape(tmp_path / "a.nii.gz") == head().shape
+
     def test_name_does_not_decide_on_compression(self, tmp_path: Path) -> None:
         content = file_bytes(head())
         (tmp_path / "plain.nii.gz").write_bytes(content)
@@ -169,6 +194,10 @@ class TestRead:
     def test_trailing_axes_of_one_are_dropped(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.nii", head()[..., :1, None])
         assert read_volume(path)[0].shape == (6, 7, 5)
+
+    def test_vectors_have_a_time_axis_before_theirs(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.nii", head()[..., None, :])
+        assert np.array_equal(read_volume(path)[0], head())
 
     def test_big_endian(self, tmp_path: Path) -> None:
         image = nibabel.Nifti1Image(head(), np.eye(4), nibabel.Nifti1Header(endianness=">"))
@@ -249,6 +278,15 @@ class TestRefuse:
         image.set_sform(np.diag([1.0, 1, 0, 1]), code=1)
         nibabel.save(image, tmp_path / "a.nii")
         refused(tmp_path / "a.nii", "singular")
+
+    @pytest.mark.parametrize("place", [np.nan, np.inf])
+    def test_an_affine_that_leads_nowhere(self, place: float, tmp_path: Path) -> None:
+        affine = np.eye(4)
+        affine[0, 3] = place
+        image = nibabel.Nifti1Image(tumour(), None)
+        image.set_sform(affine, code=1)
+        nibabel.save(image, tmp_path / "a.nii")
+        refused(tmp_path / "a.nii", "NaN or infinity")
 
     @pytest.mark.parametrize("shape", [(4,), (4, 4), (2, 2, 2, 2, 2)])
     def test_no_volume(self, shape: tuple[int, ...], tmp_path: Path) -> None:

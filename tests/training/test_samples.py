@@ -156,6 +156,7 @@ def test_the_inspector_reads_everything_and_tells_later(cases, loads):
         inspector.check(wait=60)
     with pytest.raises(DataError, match="larger than the volume"):
         inspector.check()
+    Inspector(cases, Volumes(10**9), (16, 21, 16), whole=cases).check(wait=60)
 
 
 def test_the_next_batch_is_made_while_one_is_used(cases):

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tinyunet.data.cases import Case, Dataset
 from tinyunet.data.nifti import DataError
@@ -19,8 +20,19 @@ _SEQUENCES = ("flair", "t1", "t1ce", "t2")
 # One case of BraTS 2020 (Training_355) was released with "_Segm".
 _FILE = re.compile(r".+_(flair|t1ce|t1|t2|seg|segm)\.nii(\.gz)?", re.IGNORECASE)
 
-# What the name of a class tells, the first that is met; "non-enhancing" is no enhancing tumour.
-_KINDS = (("edema", "edema"), ("non", "core"), ("necro", "core"), ("enhanc", "enhancing"))
+# What the name of a class tells, and that of a sequence, the first that is met: "non-enhancing" is no
+# enhancing tumour. Short forms stand alone: ED, NCR, ET are BraTS', SNFH and NETC those of its later years.
+_CLASSES = {
+    "edema": r"edema|hyperintens|\b(ed|snfh)\b",
+    "core": r"non|necro|core|\b(ncr|net|netc)\b",
+    "enhancing": r"enhanc|\bet\b",
+}
+_MODALITIES = {
+    "flair": r"flair|t2f\b",
+    "t1ce": r"t1.*(gd|gad|ce|contrast|post)|t1c\b",
+    "t1": r"t1",
+    "t2": r"t2",
+}
 
 
 def tumour_classes(names: Sequence[str]) -> tuple[int, int, int]:
@@ -36,18 +48,51 @@ def tumour_classes(names: Sequence[str]) -> tuple[int, int, int]:
     classes
         By the names, where those tell all three; otherwise 1, 2, 3.
     """
-    kinds = [next((kind for word, kind in _KINDS if word in name.lower()), name) for name in names]
-    edema, core, enhancing = (
-        kinds.index(kind) if kind in kinds else 0 for kind in ("edema", "core", "enhancing")
-    )
-    told = sorted((edema, core, enhancing)) == [1, 2, 3]
-    return (edema, core, enhancing) if told else (1, 2, 3)
+    return _told_classes(names) or (1, 2, 3)
 
 
-def label_values(names: Sequence[str]) -> tuple[int, ...]:
-    """Return the number of each of four classes in BraTS' files, in the order of the classes."""
-    by_class = zip((0, *tumour_classes(names)), LABEL_VALUES, strict=True)
-    return tuple(value for _, value in sorted(by_class))
+def _told_classes(names: Sequence[str]) -> tuple[int, int, int] | None:
+    kinds = [_told(name, _CLASSES) for name in names[1:]]
+    if set(kinds) != set(_CLASSES) or len(kinds) != len(_CLASSES):
+        return None
+    edema, core, enhancing = (kinds.index(kind) + 1 for kind in _CLASSES)
+    return edema, core, enhancing
+
+
+def label_values(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the number of each class in BraTS' files; None if the names are not those of its classes."""
+    classes = _told_classes(names)
+    if classes is None:
+        return None
+    return tuple(value for _, value in sorted(zip((0, *classes), LABEL_VALUES, strict=True)))
+
+
+def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...] | None:
+    """Choose the files of a case that a model has learnt from, in the order of its channels.
+
+    Parameters
+    ----------
+    image_paths
+        From :func:`case_files`.
+    modalities
+        Names of the model's channels, such as "FLAIR", "T1w", "t1gd", "T2w".
+
+    Returns
+    -------
+    paths
+        One for each channel. None if a name tells none of the four sequences, or two the same.
+    """
+    kinds = [_told(name, _MODALITIES) for name in modalities]
+    if None in kinds or len(set(kinds)) < len(kinds):
+        return None
+    by_kind = dict(zip(_SEQUENCES, image_paths, strict=True))
+    return tuple(by_kind[kind] for kind in kinds if kind)
+
+
+def _told(name: str, kinds: Mapping[str, str]) -> str | None:
+    """Return the first kind whose pattern is in a name; "_" and digits stand between words."""
+    words = name.lower().replace("_", " ")
+    return next((kind for kind, pattern in kinds.items() if re.search(pattern, words)), None)
 
 
 def read_brats(path: str | Path) -> Dataset:
@@ -72,7 +117,7 @@ def read_brats(path: str | Path) -> Dataset:
     path = Path(path)
     found: dict[str, Case] = {}
     walked: set[str] = set()
-    for folder, subfolders, names in os.walk(path, followlinks=True):
+    for folder, subfolders, names in os.walk(path, onerror=_not_listed, followlinks=True):
         # A link may lead back to where it lies, or to a case that is there already.
         real = os.path.realpath(folder)
         if real in walked:
@@ -85,7 +130,7 @@ def read_brats(path: str | Path) -> Dataset:
         image_paths, label_path = case_files(folder)
         if label_path is None:
             continue
-        name = Path(folder).name
+        name = Path(os.path.abspath(folder)).name  # "." has none
         if name in found:
             other = found[name].label_path.parent
             raise DataError(f"{folder}: a case of this name is also in {other}; expected one")
@@ -124,7 +169,7 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+        _not_listed(error)
     for name in names:
         kind = kind_of(name)
         if kind is None:
@@ -142,6 +187,10 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
             f"expected {len(_SEQUENCES)}: *_flair, *_t1, *_t1ce and *_t2{others}"
         )
     return tuple(files[kind] for kind in _SEQUENCES), files.get("seg")
+
+
+def _not_listed(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
 
 def kind_of(name: str) -> str | None:

@@ -19,6 +19,7 @@ from tinyunet.data.cases import (
     split,
 )
 from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
+from tinyunet.errors import one_line
 
 __all__ = [
     "Case",
@@ -72,7 +73,7 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
         description = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not JSON, or not even text
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise DataError(f"{file}: not JSON ({error}); expected a Decathlon description") from error
     if not isinstance(description, dict):
         raise DataError(f"{file}: holds no object; expected modality, labels and training")
@@ -113,7 +114,8 @@ def _numbered(file: Path, description: dict[str, Any], key: str) -> dict[int, st
     if not isinstance(entry, dict) or not entry:
         raise DataError(f'{file}: no "{key}"; expected names by number, as {{"0": ...}}')
     try:
-        return {int(number): str(entry[number]) for number in sorted(entry, key=int)}
+        # A line break in a name would break tables.
+        return {int(number): one_line(str(entry[number])) for number in sorted(entry, key=int)}
     except ValueError as error:
         raise DataError(f'{file}: "{key}" has a key that is no integer ({error})') from error
 

@@ -99,19 +99,21 @@ class Geometry:
 
     def distance(self, other: "Geometry") -> float:
         """Return how far apart the corners of two volumes of one shape lie at most, in voxels."""
-        apart = self.canonical_affine - other.canonical_affine
-        return _farthest(apart, self.canonical_shape) / min(self.spacing)
+        return _farthest(self.canonical_affine, other.canonical_affine, self.canonical_shape)
 
     def stored_distance(self, other: "Geometry") -> float:
         """Return the same for the volumes as they are stored in their files."""
-        return _farthest(self.affine - other.affine, self.shape) / min(self.spacing)
+        return _farthest(self.affine, other.affine, self.shape)
 
 
-def _farthest(apart: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
-    """Return how far a difference of affines moves the corners of a volume at most, in mm."""
+def _farthest(
+    affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
+) -> float:
+    """Return how far another affine moves the corners of a volume at most, in voxels of the first."""
     d, h, w = shape
     corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)
-    return float(np.linalg.norm((apart @ corners)[:3], axis=0).max())
+    millimetres = ((other - affine) @ corners)[:3]
+    return float(np.linalg.norm(np.linalg.solve(affine[:3, :3], millimetres), axis=0).max())
 
 
 def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
@@ -157,12 +159,16 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
                     f"{path}: truncated, {stored} of {promised} bytes of voxels; "
                     "expected a whole NIfTI file"
                 )
-            geometry = Geometry(
-                image.affine.astype(np.float64), (shape[0], shape[1], shape[2]), image.header
-            )
+            affine = image.affine.astype(np.float64)
+            if not np.isfinite(affine).all():
+                raise DataError(f"{path}: the affine holds NaN or infinity; expected millimetres")
+            geometry = Geometry(affine, (shape[0], shape[1], shape[2]), image.header)
             if not np.isfinite(geometry.orientation).all():
                 raise DataError(f"{path}: the affine is singular; expected three spatial axes")
             voxels = np.asanyarray(image.dataobj).reshape(shape)
+            # Without an offset 0 is a number of the file's own.
+            if image.get_data_dtype().kind in "iu" and image.dataobj.inter != 0:
+                voxels = _exact_zeros(voxels, image.dataobj.slope)
     except DataError:
         raise
     except Exception as error:  # nibabel raises nearly any type on damaged bytes
@@ -173,6 +179,14 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
     if bad:
         raise DataError(f"{path}: {bad} voxels are NaN or infinite; expected finite numbers")
     return geometry.to_canonical(voxels), geometry
+
+
+def _exact_zeros(voxels: NDArray[Any], slope: float) -> NDArray[Any]:
+    """Set to 0 what 0 becomes by scaling to integers: background, which must not count as brain.
+
+    ``slope`` is what an integer stands for: zeros are off by half of it at most.
+    """
+    return np.where(np.abs(voxels) <= abs(slope) / 2, voxels.dtype.type(0), voxels)
 
 
 def read_shape(path: str | Path) -> tuple[int, ...]:
@@ -338,33 +352,34 @@ def _read_bytes(path: Path, most: int | None = None) -> bytes:
         raise DataError(f"{path}: is a folder; expected a .nii or .nii.gz file")
     try:
         with path.open("rb") as file:
-            raw = file.read(most)
+            compressed = file.peek(2).startswith(_GZIP_MAGIC)
+            stream = gzip.GzipFile(fileobj=file) if compressed else file
+            raw = _first_bytes(stream, most) if most else stream.read()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a .nii or .nii.gz file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not raw:
-        raise DataError(f"{path}: empty file; expected a .nii or .nii.gz file")
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
-    try:
-        return _inflate_start(raw, most) if most else gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: truncated or damaged ({_said(error)}); expected a whole .nii.gz file"
         ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if not raw and not compressed:
+        raise DataError(f"{path}: empty file; expected a .nii or .nii.gz file")
+    return raw
 
 
-def _inflate_start(raw: bytes, most: int) -> bytes:
-    """Uncompress the start of a gzip file of which only the start was read."""
-    return zlib.decompressobj(wbits=31).decompress(raw, most)
+def _first_bytes(stream: gzip.GzipFile | io.BufferedReader, most: int) -> bytes:
+    """Return as many bytes as there are, up to a number: the file may be cut off behind them."""
+    found = b""
+    with contextlib.suppress(EOFError):
+        while len(found) < most and (part := stream.read1(most - len(found))):
+            found += part
+    return found
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape without trailing axes of size one; check that three or four axes are left."""
-    stripped = shape
-    while len(stripped) > 3 and stripped[-1] == 1:
-        stripped = stripped[:-1]
+    """Return the shape without further axes of size one; check that three or four axes are left."""
+    stripped = shape[:3] + tuple(size for size in shape[3:] if size != 1)
     if len(stripped) not in (3, 4) or min(stripped) < 1:
         size = " x ".join(map(str, shape))
         raise DataError(f"{path}: {size} voxels; expected a volume, or a volume for each sequence")

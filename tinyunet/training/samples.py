@@ -142,12 +142,19 @@ class Inspector:
         Keeps them.
     patch_size : (D, H, W)
         Has to fit into each.
+    whole : sequence of Case
+        But for these: no patches are cut from them, and what segments them pads.
     """
 
     def __init__(
-        self, cases: Sequence[Case], volumes: Volumes, patch_size: tuple[int, int, int]
+        self,
+        cases: Sequence[Case],
+        volumes: Volumes,
+        patch_size: tuple[int, int, int],
+        whole: Sequence[Case] = (),
     ) -> None:
         self._cases, self._volumes, self._patch_size = cases, volumes, patch_size
+        self._whole = whole
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._read, name="inspector", daemon=True)
         self._thread.start()
@@ -174,7 +181,8 @@ class Inspector:
         try:
             for case in self._cases:
                 image, _ = self._volumes[case]
-                check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
+                if case not in self._whole:
+                    check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
         except Exception as error:
             self._error = error
 

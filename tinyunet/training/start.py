@@ -73,9 +73,9 @@ def find_data(settings: Settings, communicator: Communicator, progress: Progress
             settings.random_seed,
         )
         volumes = Volumes(half_the_memory(communicator.local_size))
-        mine = [*test, *validation, *train][communicator.rank :: communicator.size]
+        whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
         # All headers at once, for they are short; the voxels in the background.
-        check_patch_fits_all(mine, settings.patch_size)
-        inspector = Inspector(mine, volumes, settings.patch_size)
+        check_patch_fits_all(train[share], settings.patch_size)
+        inspector = Inspector([*whole, *train][share], volumes, settings.patch_size, whole)
         inspector.check(wait=_PATIENCE)
     return Data(dataset, train, validation, test, volumes, inspector)
