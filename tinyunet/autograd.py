@@ -48,6 +48,11 @@ def no_grad() -> Iterator[None]:
         _recording.on = before
 
 
+def is_recording() -> bool:
+    """Return whether operators go on the tape: not inside :func:`no_grad`."""
+    return _recording.on
+
+
 @contextmanager
 def intercept(
     tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None",

@@ -3,6 +3,7 @@
 Each input shape has a program of its own. The last few are kept.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -79,8 +80,11 @@ class Compiled:
         if shape not in self._programs:
             before = self._attributes()
             graph = self.stages(shape)[-1].graph
-            after = self._attributes()
-            self._written |= {k for k in {*before, *after} if before.get(k) != after.get(k)}
+            if self._attributes() != before:  # set by forward, or made by it the first time
+                before = self._attributes()
+                self._trace(shape)
+                after = self._attributes()
+                self._written |= {k for k in {*before, *after} if before.get(k) != after.get(k)}
             reuse = "plan_memory" in self.passes
             crew, self._first_crew = self._first_crew, ALONE
             if crew.size > 1:
@@ -274,9 +278,18 @@ class TrainingStep(Compiled):
         return [*super()._model_settings(), [module.training for _, module in modules]]
 
     def _attributes(self) -> dict[tuple[str, str], Any]:
-        own = {k: v for k, v in getattr(self.loss, "__dict__", {}).items() if v is not self.model}
+        own = {
+            k: v for k, v in _state_of(self.loss).items() if v is not self.model and k != "training"
+        }
         found = {("the loss", k): _plain(v, (id(self.loss),)) for k, v in own.items()}
         return super()._attributes() | found
+
+
+def _state_of(loss: Loss) -> dict[str, Any]:
+    """What a loss computes with: attributes of an object, also of the one whose method it is."""
+    if isinstance(loss, functools.partial):
+        return {**_state_of(loss.func), "(arguments)": loss.args, **loss.keywords}
+    return getattr(getattr(loss, "__self__", loss), "__dict__", {})
 
 
 def _fingerprint(arrays: Iterable[Array]) -> tuple[int, ...]:

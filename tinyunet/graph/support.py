@@ -58,7 +58,7 @@ def can_block(node: Node, graph: Graph) -> bool:
         # Weights that are computed, and parameters that are taken as volumes, have the other's layout.
         if len(value.shape) == 5 and node.op != "head" and is_weights != (value.layout == PLAIN):
             return False
-    if node.op in _PIECES or node.op == "accumulate" or "max_pooling" in node.op:
+    if node.op in _PIECES or node.op == "accumulate" or node.op.startswith("max_pooling"):
         return True
     if node.op not in READS and node.op not in WRITES:
         return False

@@ -14,6 +14,7 @@ own at each step. In a model it is an error.
 import inspect
 import itertools
 import math
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyunet.autograd import Function, Tensor, intercept
+from tinyunet.autograd import Function, Tensor, intercept, is_recording
 from tinyunet.context import Context, operator_name
 from tinyunet.graph.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
 from tinyunet.graph.operators import OPERATORS, Operator
@@ -32,6 +33,9 @@ Array = npt.NDArray[Any]
 
 IMAGES, LABELS = "images", "labels"
 
+# Settings of operators that are compared between traces.
+_COMPARED = (int, float, str, tuple, slice, np.generic, types.EllipsisType)
+
 
 @dataclass
 class _Trace:
@@ -39,6 +43,7 @@ class _Trace:
 
     fill: int
     names: dict[int, tuple[str, Kind]]  # of parameters (tensors) and buffers (arrays), by identity
+    models: frozenset[str]  # those names
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     data: dict[str, Array] = field(default_factory=dict)
@@ -73,24 +78,29 @@ class _Trace:
             else:
                 self.constants.append(argument)
                 order.append(argument)
-        settings = {r: a for r, a in zip(roles, order, strict=True) if a is not None}
-        needs = tuple(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+        needs = tuple(
+            isinstance(a, Tensor) and a.requires_grad and is_recording() for a in arguments
+        )
         known = OPERATORS.get(function) or _find_out(function, arguments, roles, needs)
-        name = self._unique(_module_of(inputs.values()) or known.name)
+        name = self.unique(_module_of(inputs.values()) or known.name)
         arrays = {
             r: a.data if isinstance(a, Tensor) else a for r, a in zip(roles, arguments, strict=True)
         }
         shape = known.shape(arrays)
         first = next((a for a in arguments if isinstance(a, Tensor)), arguments[0])
         dtype = np.dtype(known.dtype or first.dtype)
-        dst = Value(f"{name}.dst", shape, dtype, _layout(shape), needs_gradient=any(needs))
+        dst = Value(
+            self.free(f"{name}.dst"), shape, dtype, _layout(shape), needs_gradient=any(needs)
+        )
         outputs = {"dst": dst.name}
         for workspace, describe in known.workspaces.items() if any(needs) else ():
             extent, kind = describe(arrays, shape)
-            value = Value(f"{name}.{workspace}", extent, np.dtype(kind), _layout(extent))
+            value = Value(self.free(f"{name}.{workspace}"), extent, np.dtype(kind), _layout(extent))
             self.values[value.name] = value
             outputs[workspace] = value.name
-        attributes = settings | {
+        # What nobody has described may call its settings as passes call theirs.
+        described = zip(roles, order, strict=True) if function in OPERATORS else ()
+        attributes = {role: setting for role, setting in described if setting is not None} | {
             "function": function,
             "arguments": tuple(zip(roles, order, strict=True)),
             "needs_gradient": needs,
@@ -138,7 +148,14 @@ class _Trace:
             self.data[name] = np.asarray(array, order="C") if kind == "constant" else array
         return name
 
-    def _unique(self, name: str) -> str:
+    def free(self, name: str) -> str:
+        """Return a name for a value that no other has, be it a parameter or buffer not met so far."""
+        while name in self.values or name in self.models:
+            name += "'"
+        return name
+
+    def unique(self, name: str) -> str:
+        """Return a name for a node that no other has."""
         taken = {node.name for node in self.nodes}
         count = 1
         while (name if count == 1 else f"{name}:{count}") in taken:
@@ -188,17 +205,20 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
         return _graph(first, result, loss)
     _check_eager_loss(first, split, prediction)
     value = first.values[prediction]
+    del first.nodes[split:]
+    name, outputs = first.unique("loss"), {"dst": first.free("loss.dst")}
+    outputs["diff_prediction"] = f"d({prediction})"
     node = Node(
-        "loss",
+        name,
         "eager_loss",
         {"prediction": prediction, "labels": LABELS},
-        {"dst": "loss.dst", "diff_prediction": f"d({prediction})"},
+        outputs,
         {"function": loss, "from_logits": _wants_logits(model, loss)},
     )
-    scalar = Value("loss.dst", (), np.dtype(np.float64), needs_gradient=True)
+    scalar = Value(outputs["dst"], (), np.dtype(np.float64), needs_gradient=True)
     first.values |= {scalar.name: scalar}
     first.values[f"d({prediction})"] = replace(value, name=f"d({prediction})", needs_gradient=False)
-    first.nodes[split:] = [node]
+    first.nodes.append(node)
     return _graph(first, scalar.name, loss)
 
 
@@ -212,14 +232,22 @@ def _record(
     names: dict[int, tuple[str, Kind]] = {}
     names |= {id(p): (name, "parameter") for name, p in model.named_parameters()}
     names |= {id(b): (name, "buffer") for name, b in model.named_buffers()}
-    traced = _Trace(fill, names)
+    models = frozenset(name for name, _ in names.values())
+    for name in (IMAGES, LABELS) if loss else (IMAGES,):
+        if name in models:
+            raise ValueError(
+                f"compile: the model has a parameter or buffer {name!r}, as the graph calls its input;"
+                " give it another name"
+            )
+    traced = _Trace(fill, names, models)
     dtype = next((p.dtype for p in model.parameters()), np.dtype(np.float32))
     images = Value(IMAGES, tuple(input_shape), dtype, _layout(input_shape), "input")
     with intercept(traced):
         src = traced.tensor(images)
         logits = _wants_logits(model, loss)
         prediction = model.logits(src) if logits else model(src)  # type: ignore[attr-defined]
-        if id(prediction) not in traced.names:
+        _, kind = traced.names.get(id(prediction), ("", "parameter"))
+        if kind == "parameter":
             raise TypeError(
                 "compile: the model must return one Tensor made by tinyunet's operators"
             )
@@ -276,8 +304,7 @@ def _same_call(a: Node, b: Node, first: _Trace, second: _Trace) -> bool:
     if (a.op, a.inputs, a.outputs) != (b.op, b.inputs, b.outputs):
         return False
     settings = [
-        [x for _, x in node.attributes["arguments"] if isinstance(x, int | float | str | tuple)]
-        for node in (a, b)
+        [x for _, x in node.attributes["arguments"] if isinstance(x, _COMPARED)] for node in (a, b)
     ]
     return settings[0] == settings[1] and all(
         np.array_equal(first.data[name], second.data[name])
@@ -328,6 +355,6 @@ def _find_out(
         saves.append(name)
         if array is not None and id(array) not in known:
             workspaces[name] = lambda *_, a=array: (a.shape, a.dtype)
-    return Operator(
-        operator_name(function), lambda _: dst.shape, tuple(saves), workspaces, dst.dtype
-    )
+    # Its class may be called as one that passes know.
+    name = f"own:{operator_name(function)}"
+    return Operator(name, lambda _: dst.shape, tuple(saves), workspaces, dst.dtype)

@@ -134,7 +134,8 @@ def _eager_loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
 
     def run() -> None:
         prediction = Tensor(inputs["prediction"], requires_grad=True)
-        loss = function(prediction, inputs["labels"], **options)
+        # As integers that people compute with: bytes would wrap.
+        loss = function(prediction, inputs["labels"].astype(np.int64), **options)
         loss.backward(inputs["gradient"])
         _store(outputs["dst"], loss.data)
         _store(outputs["diff_prediction"], prediction.grad)

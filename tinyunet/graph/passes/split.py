@@ -89,13 +89,13 @@ def _statistics(graph: Graph, node: Node) -> tuple[list[Node], list[Value]]:
     parameters = ("scale", "shift", "running_mean", "running_variance")
     nodes = [
         Node(
-            f"{name}.moments",
+            f"{name}:moments",
             "moments",
             {"src": node.inputs["src"]},
             {"moments": f"{name}:moments"},
         ),
         Node(
-            f"{name}.statistics",
+            f"{name}:statistics",
             "statistics",
             {"moments": f"{name}:moments"} | {role: node.inputs[role] for role in parameters},
             outputs,
@@ -118,7 +118,7 @@ def _fixed_statistics(graph: Graph, node: Node) -> tuple[list[Node], list[Value]
     inputs = {role: node.inputs[role] for role in ("scale", "shift", "mean", "variance")}
     settings = {"epsilon": node.attributes["epsilon"]} | _FUSED
     phase = "prepare" if graph.are_fixed(inputs.values()) else node.phase
-    statistics = Node(f"{name}.statistics", "fixed_statistics", inputs, outputs, settings, phase)
+    statistics = Node(f"{name}:statistics", "fixed_statistics", inputs, outputs, settings, phase)
     return [statistics], [vector(v, channels) for v in outputs.values()]
 
 
@@ -131,7 +131,7 @@ def _split_batch_norm(graph: Graph, node: Node, pieces: tuple[list[Node], list[V
     result = activation.outputs["dst"] if activation else dst
     scale, shift = f"{node.name}:scale", f"{node.name}:shift"
     normalize = Node(
-        f"{node.name}.normalize",
+        f"{node.name}:normalize",
         "normalize",
         {"src": src, "src.scale": scale, "src.shift": shift},
         {"dst": result},
@@ -205,7 +205,7 @@ def _split_activation(graph: Graph, node: Node) -> Graph:
     src = node.inputs["src"]
     graph, ones, zeros = plain_vectors(graph, graph.values[src].shape[-1])
     normalize = Node(
-        f"{node.name}.normalize",
+        f"{node.name}:normalize",
         "normalize",
         {"src": src, "src.scale": ones, "src.shift": zeros},
         {"dst": node.outputs["dst"]},
