@@ -24,9 +24,10 @@ Code that only kernels call
 """
 
 import errno
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy
@@ -92,35 +93,36 @@ def _compiled(function: Function, **flags: Any) -> Function:
     return compiled
 
 
-def specialised(definition: Callable[..., Any], *names: str) -> Callable[[Function], Function]:
-    """Decorate what returns the code of a definition for its arguments called ``names``.
+def specialised(*names: str) -> Callable[[Function], Function]:
+    """Decorate what looks like a function for compiled kernels, but returns that function's code.
 
-    Of an integer its value is given, which must be known at compile time, of anything else the Numba type.
+    It is called with the arguments' Numba types; of those called ``names``, integers that must be known at
+    compile time, with their values. The code, of the same parameters, needs them under names of its own.
     As Numba's ``overload``; but this code is optimised only as a part of the kernels that call it, once.
     """
-    signature = inspect.signature(definition)
-    # Numba compares it with the code's, which has no annotations.
-    bare = [
-        parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()
-    ]
 
     def decorate(code_for: Function) -> Function:
+        signature = inspect.signature(code_for)
+
+        @functools.wraps(code_for)
+        def definition(*_: Any) -> Any:
+            raise NotImplementedError(f"{code_for.__name__} runs only inside a compiled kernel")
+
         def code_for_types(*arguments: Any) -> Any:
             given = signature.bind(*arguments).arguments
-            if any(_is_unknown(given[name]) for name in names):
+            if not all(isinstance(given[name], types.IntegerLiteral) for name in names):
                 return None
-            return code_for(*(getattr(given[name], "literal_value", given[name]) for name in names))
+            return code_for(**given | {name: given[name].literal_value for name in names})
 
+        # Numba compares it with the code's, which has no annotations.
+        parameters = signature.parameters.values()
+        bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
         code_for_types.__signature__ = inspect.Signature(bare)  # type: ignore[attr-defined]
         options = {"pipeline_class": PartCompiler}
         overload(definition, prefer_literal=True, jit_options=options)(code_for_types)
-        return code_for
+        return cast(Function, definition)
 
     return decorate
-
-
-def _is_unknown(given: Any) -> bool:
-    return isinstance(given, types.Integer) and not isinstance(given, types.IntegerLiteral)
 
 
 _addresses: dict[Callable[..., None], int] = {}

@@ -4,7 +4,6 @@ A store reads a cache line before it changes it, and drives out another. Where t
 will be gone before it is needed, both are for nothing: a third of a copy's traffic.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from kernels.checks import Floats
@@ -35,15 +34,13 @@ def put_vector(dst: Floats, at: int, vector: Any, streams: bool) -> None:
         store(dst, at, vector)
 
 
+@specialised("high", "wide")
 def put_tile(
     dst: Any, at: int, row: int, step: int, tile: Any, streams: bool, high: int, wide: int
-) -> None:
-    """Store a tile of ``high x wide`` vectors, past the caches or not; runs only inside a compiled kernel."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+) -> Any:
+    """Store a tile of ``high x wide`` vectors, past the caches or not."""
+    H, W = high, wide
 
-
-@specialised(put_tile, "high", "wide")
-def _put_tile(H: int, W: int) -> Callable[..., Any]:
     def implementation(dst, at, row, step, tile, streams, high, wide):  # type: ignore[no-untyped-def]
         if streams:
             tile_stream(tile, dst, at, row, step, H, W)

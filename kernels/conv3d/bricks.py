@@ -8,7 +8,6 @@ Which thread takes which brick does not matter to the result: sums are kept for 
 in order afterwards.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +168,7 @@ def next_brick(
     return Region(n, size, first, cut.planes + 2 * halo_d, cut.lines)
 
 
+@specialised("kind", "md", "mh")
 def pack_channel_block(
     prologue: Prologue,
     block: int,
@@ -184,16 +184,13 @@ def pack_channel_block(
     kind: int,
     md: int,
     mh: int,
-) -> None:
+) -> Any:
     """Pack one channel block of image ``n`` into ``slab[to:]``; the other arguments as in `pack_block`.
 
     A gradient's ``slab[sums:]`` becomes the sums of its voxels.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    K, MD, MH = kind, md, mh
 
-
-@specialised(pack_channel_block, "kind", "md", "mh")
-def _pack_channel_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         prologue, block, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
@@ -213,6 +210,7 @@ def _pack_channel_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("kind", "md", "mh")
 def pack_brick(
     prologue: Prologue,
     n: int,
@@ -227,13 +225,10 @@ def pack_brick(
     kind: int,
     md: int,
     mh: int,
-) -> None:
+) -> Any:
     """Pack all channel blocks of image ``n`` into ``slab[to:]``; the other arguments as in `pack_block`."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+    K, MD, MH = kind, md, mh
 
-
-@specialised(pack_brick, "kind", "md", "mh")
-def _pack_brick(K: int, MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         prologue, n, size, slab, to, apart, buffer, sums, start, extent, kind, md, mh
     ):
@@ -264,6 +259,7 @@ def _pack_brick(K: int, MD: int, MH: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("md", "mh")
 def finish_block(
     epilogue: Epilogue,
     cut: Cut,
@@ -276,18 +272,15 @@ def finish_block(
     scratch: Floats,
     md: int,
     mh: int,
-) -> None:
+) -> Any:
     """Apply the epilogue to one channel block of a brick that is staged at ``own[at:]``.
 
     It lies there as `pack_block` leaves a slab: ``extent`` windows and voxels in each plane of points,
     planes ``apart``, still to be transformed to ``md x mh`` rows a window.
     ``scratch`` has `finish_size` floats.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    MD, MH = md, mh
 
-
-@specialised(finish_block, "md", "mh")
-def _finish_block(MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         epilogue, cut, brick, block, own, at, apart, extent, scratch, md, mh
     ):

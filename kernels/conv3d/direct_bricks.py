@@ -168,6 +168,7 @@ def _extent(cut: Cut, kernel: Triple) -> Triple:
     return cut.planes + kernel[0] - 1, cut.lines + kernel[1] - 1, cut.OW + kernel[2] - 1
 
 
+@specialised("wide", "cols", "width")
 def convolve_slab(
     own: Floats,
     extent: Triple,
@@ -180,13 +181,10 @@ def convolve_slab(
     wide: int,
     cols: int,
     width: int,
-) -> None:
+) -> Any:
     """Convolve a slab at ``own[0:]`` to ``own[to:]``: ``brick`` voxels of ``cols`` blocks from ``ocb``."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+    R, C, I = wide, cols, width  # noqa: E741
 
-
-@specialised(convolve_slab, "wide", "cols", "width")
-def _convolve_slab(R: int, C: int, I: int) -> Callable[..., Any]:  # noqa: E741
     def implementation(  # type: ignore[no-untyped-def]
         own, extent, ICB, weights, kernel, ocb, to, brick, wide, cols, width
     ):
@@ -255,6 +253,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
     return convolve_share
 
 
+@specialised("KW", "inputs", "width")
 def accumulate_slab(
     own: Floats,
     extent: Triple,
@@ -269,13 +268,10 @@ def accumulate_slab(
     KW: int,
     inputs: int,
     width: int,
-) -> None:
-    """Add a brick's share of the weight gradient to ``sums``; to be called from kernels only."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+) -> Any:
+    """Add a brick's share of the weight gradient to ``sums``."""
+    W, R, I = KW, inputs, width  # noqa: E741
 
-
-@specialised(accumulate_slab, "KW", "inputs", "width")
-def _accumulate_slab(W: int, R: int, I: int) -> Callable[..., Any]:  # noqa: E741
     def implementation(  # type: ignore[no-untyped-def]
         own, extent, ICB, G, kernel, cut, rows, first, end, sums, KW, inputs, width
     ):

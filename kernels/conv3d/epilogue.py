@@ -22,7 +22,6 @@ Sums are taken over a row of windows in float32, over rows in float64.
 Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983)
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +110,7 @@ def finish_size(md: int, mh: int) -> int:
     return 2 * LANES + (0 if mh == 1 else mh * sizes(OUTPUT, md)[0] * _STRIP * LANES)
 
 
+@specialised("md", "mh")
 def finish_forward(
     own: Floats,
     brick: Staged,
@@ -121,7 +121,7 @@ def finish_forward(
     scratch: Floats,
     md: int,
     mh: int,
-) -> None:
+) -> Any:
     """Add the bias to one channel block of a brick, and take the moments of what comes out.
 
     Parameters
@@ -140,11 +140,8 @@ def finish_forward(
     md, mh : int
         Voxels that a window makes along d and h, compile-time constants.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    MD, MH = md, mh
 
-
-@specialised(finish_forward, "md", "mh")
-def _finish_forward(MD: int, MH: int) -> Callable[..., Any]:
     def implementation(own, brick, dst, bias, at, moments, scratch, md, mh):  # type: ignore[no-untyped-def]
         offset = load(bias, at)
         pivot = first_voxel(own, brick, MD, MH) + offset
@@ -163,6 +160,7 @@ def _finish_forward(MD: int, MH: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("md", "mh")
 def finish_backward(
     own: Floats,
     brick: Staged,
@@ -175,7 +173,7 @@ def finish_backward(
     scratch: Floats,
     md: int,
     mh: int,
-) -> None:
+) -> Any:
     """Turn dy into dz in one channel block of a brick, and gather its two sums.
 
     Parameters
@@ -190,11 +188,8 @@ def finish_backward(
     sums : float64, shape=(2, 16)
         Filled with the sums of dz and of dz * (x - mean).
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    MD, MH = md, mh
 
-
-@specialised(finish_backward, "md", "mh")
-def _finish_backward(MD: int, MH: int) -> Callable[..., Any]:
     def implementation(  # type: ignore[no-untyped-def]
         own, brick, dst, x, coefficients, at, slope, sums, scratch, md, mh
     ):
@@ -208,13 +203,10 @@ def _finish_backward(MD: int, MH: int) -> Callable[..., Any]:
     return implementation
 
 
-def finish(own: Any, brick: Any, what: Any, scratch: Any, md: int, mh: int) -> None:
+@specialised("md", "mh")
+def finish(own: Any, brick: Any, what: Any, scratch: Any, md: int, mh: int) -> Any:
     """Transform, finish and write a brick, row of windows by row; ``what`` is `Forward` or `Backward`."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(finish, "md", "mh")
-def _finish(MD: int, MH: int) -> Callable[..., Any]:
+    MD, MH = md, mh
     PD, in_strips = sizes(OUTPUT, MD)[0], MH > 1
     strip = _STRIP * LANES
 
@@ -258,13 +250,10 @@ def place(brick: Staged, row: int, md: int, mh: int) -> tuple[int, int, int, int
     return src, brick.first + (d * H + h) * W * LANES, planes, lines if planes > 0 else 0
 
 
+@specialised("md", "mh")
 def first_voxel(own: Any, brick: Any, md: int, mh: int) -> Any:
-    """The first voxel of a staged brick; runs only inside a compiled kernel."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(first_voxel, "md", "mh")
-def _first_voxel(MD: int, MH: int) -> Callable[..., Any]:
+    """The first voxel of a staged brick."""
+    MD, MH = md, mh
     PD, PH, K = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0], OUTPUT
 
     def implementation(own, brick, md, mh):  # type: ignore[no-untyped-def]
@@ -274,15 +263,12 @@ def _first_voxel(MD: int, MH: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("md", "mh")
 def transform_along_h(
     own: Any, at: int, apart: int, buffer: Any, columns: int, md: int, mh: int
-) -> None:
+) -> Any:
     """Transform a strip of columns of a row of windows along h: to ``buffer[h][point of d][column]``."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(transform_along_h, "md", "mh")
-def _transform_along_h(MD: int, MH: int) -> Callable[..., Any]:
+    MD, MH = md, mh
     PD, PH = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0]
     strip = _STRIP * LANES
 
@@ -294,6 +280,7 @@ def _transform_along_h(MD: int, MH: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("md")
 def finish_row(
     src: Any,
     at: int,
@@ -304,13 +291,9 @@ def finish_row(
     columns: int,
     row_sums: Any,
     md: int,
-) -> None:
+) -> Any:
     """Transform a row of columns along d, finish and write it: ``md`` voxels of each."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(finish_row, "md")
-def _finish_row(MD: int) -> Callable[..., Any]:
+    MD = md
     PD, K = sizes(OUTPUT, MD)[0], OUTPUT
 
     def implementation(src, at, apart, brick, what, to, columns, row_sums, md):  # type: ignore[no-untyped-def]
@@ -329,16 +312,14 @@ def _finish_row(MD: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("md")
 def finish_tile(what: Any, tile: Any, at: int, plane: int, md: int) -> Any:
-    """Finish ``md`` voxels that go to ``dst[at:]``; runs only inside a compiled kernel.
+    """Finish ``md`` voxels that go to ``dst[at:]``.
 
     Returns them and two tiles to sum: the first one's items, and the products of both.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    MD, is_forward = md, what.instance_class is Forward
 
-
-@specialised(finish_tile, "what", "md")
-def _finish_tile(what_type: Any, MD: int) -> Callable[..., Any]:
     def forward(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
         tile = tile_add(tile, what.offset)
         deviation = tile_add(tile, broadcast(np.float32(0.0)) - what.pivot)
@@ -349,16 +330,14 @@ def _finish_tile(what_type: Any, MD: int) -> Callable[..., Any]:
         tile = tile_mask(tile, tile_fma(what.scale, x, what.shift), what.slopes)
         return tile, tile, tile_add(x, broadcast(np.float32(0.0)) - what.mean)
 
-    return forward if what_type.instance_class is Forward else backward
+    return forward if is_forward else backward
 
 
-def add_sums(what: Any, row_sums: Any) -> None:
-    """Add the sums of a row of windows to those of the brick; runs only inside a compiled kernel."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+@specialised()
+def add_sums(what: Any, row_sums: Any) -> Any:
+    """Add the sums of a row of windows to those of the brick."""
+    is_forward = what.instance_class is Forward
 
-
-@specialised(add_sums, "what")
-def _add_sums(what_type: Any) -> Callable[..., Any]:
     def forward(what, row_sums):  # type: ignore[no-untyped-def]
         if what.moments.size > 0:
             for lane in range(LANES):
@@ -370,4 +349,4 @@ def _add_sums(what_type: Any) -> Callable[..., Any]:
             what.sums[0, lane] += row_sums[lane]
             what.sums[1, lane] += row_sums[LANES + lane]
 
-    return forward if what_type.instance_class is Forward else backward
+    return forward if is_forward else backward

@@ -25,7 +25,6 @@ along h. (The processor foresees rows, and not strips: `ahead` fetches them.) ::
     row  (d0, h0)       --load, normalise------------->  plane (0, 0)           direct
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +82,7 @@ class Block(NamedTuple):
     slope: np.float32
 
 
+@specialised("kind", "md", "mh")
 def pack_block(
     block: Block,
     slab: Floats,
@@ -95,8 +95,8 @@ def pack_block(
     kind: int,
     md: int,
     mh: int,
-) -> None:
-    """Pack one channel block of one image; to be called from compiled kernels only.
+) -> Any:
+    """Pack one channel block of one image.
 
     Parameters
     ----------
@@ -117,11 +117,7 @@ def pack_block(
         Transform along d and h, one of `cook_toom`'s; with 1 there is none, and a window is a row.
         Compile-time constants.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(pack_block, "kind", "md", "mh")
-def _pack_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
+    K, MD, MH = kind, md, mh
     (_, PD), (IH, PH) = sizes(K, MD), sizes(K, MH)
     strip = _STRIP
 
@@ -151,6 +147,7 @@ def _pack_block(K: int, MD: int, MH: int) -> Callable[..., Any]:
     return without if MH == 1 else transformed
 
 
+@specialised("kind", "md")
 def pack_columns(
     block: Any,
     corner: Any,
@@ -162,18 +159,14 @@ def pack_columns(
     sums: int,
     kind: int,
     md: int,
-) -> None:
-    """Normalise and transform along d some columns of a window of planes; for compiled kernels only.
+) -> Any:
+    """Normalise and transform along d some columns of a window of planes.
 
     Columns are voxels ``left`` to ``right`` of the row whose first, in the window's first plane, is
     ``corner``. They go to ``dst[to:]``, and their points ``apart``; a gradient's are added to ``dst[sums:]``.
     The rest is as of `pack_block`.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(pack_columns, "kind", "md")
-def _pack_columns(K: int, MD: int) -> Callable[..., Any]:
+    K, MD = kind, md
     planes, points = sizes(K, MD)
 
     def implementation(block, corner, left, right, dst, to, apart, sums, kind, md):  # type: ignore[no-untyped-def]
@@ -220,6 +213,7 @@ def _pack_columns(K: int, MD: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("planes")
 def load_deferred(
     u: Any,
     v: Any,
@@ -232,12 +226,9 @@ def load_deferred(
     slopes: Any,
     planes: int,
 ) -> Any:
-    """Tile of a voxel and those behind it in other planes, normalised; for compiled kernels only."""
-    raise NotImplementedError("runs only inside a compiled kernel")
+    """Tile of a voxel and those behind it in other planes, normalised."""
+    N = planes
 
-
-@specialised(load_deferred, "planes")
-def _load_deferred(N: int) -> Callable[..., Any]:
     def implementation(u, v, two, at, plane, scale, also, shift, slopes, planes):  # type: ignore[no-untyped-def]
         tile = tile_load(u, at, plane, 0, 0, N, 1, 1)
         if two:

@@ -15,7 +15,6 @@ In 3-D a plane is transformed along w and h in registers, and the planes then al
 """
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -121,19 +120,16 @@ def transform_axis(
     return result_type(tile, kind, m, outer, inner), codegen
 
 
+@specialised("kind", "m")
 def transform_columns(
     src: Any, at: int, apart: int, dst: Any, to: int, to_apart: int, columns: int, kind: int, m: int
-) -> None:
-    """Transform neighbouring columns along an axis; to be called from compiled kernels only.
+) -> Any:
+    """Transform neighbouring columns along an axis.
 
     Vectors along the axis are ``apart`` floats in ``src[at:]`` and ``to_apart`` in ``dst[to:]``, which may
     be the same place. ``kind`` and ``m``, outputs at a time, are compile-time constants.
     """
-    raise NotImplementedError("transform_columns runs only inside a compiled kernel")
-
-
-@specialised(transform_columns, "kind", "m")
-def _transform_columns(K: int, M: int) -> Callable[..., Any]:
+    K, M = kind, m
     n_in, n_out = sizes(K, M)
 
     def implementation(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
@@ -145,6 +141,12 @@ def _transform_columns(K: int, M: int) -> Callable[..., Any]:
     return implementation
 
 
+def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
+    """Vectors of scratch that `transform_tile` needs."""
+    return sizes(kind, md)[0] * sizes(kind, mh)[1] * sizes(kind, mw)[1]
+
+
+@specialised("kind", "md", "mh", "mw")
 def transform_tile(
     src: Any,
     at: int,
@@ -158,8 +160,8 @@ def transform_tile(
     md: int,
     mh: int,
     mw: int,
-) -> None:
-    """Transform one tile along all three axes; to be called from compiled kernels only.
+) -> Any:
+    """Transform one tile along all three axes.
 
     Parameters
     ----------
@@ -173,16 +175,7 @@ def transform_tile(
     md, mh, mw : int
         Outputs at a time along each axis, compile-time constants.
     """
-    raise NotImplementedError("transform_tile runs only inside a compiled kernel")
-
-
-def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
-    """Vectors of scratch that `transform_tile` needs."""
-    return sizes(kind, md)[0] * sizes(kind, mh)[1] * sizes(kind, mw)[1]
-
-
-@specialised(transform_tile, "kind", "md", "mh", "mw")
-def _transform_tile(K: int, MD: int, MH: int, MW: int) -> Callable[..., Any]:
+    K, MD, MH, MW = kind, md, mh, mw
     (in_d, out_d), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
     points = out_h * out_w
 

@@ -180,6 +180,7 @@ def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:
     return inside + outside + buffers + (OCB + 1) * LANES
 
 
+@specialised("md", "mh")
 def pack_lines(
     prologue: Any,
     src_size: Any,
@@ -190,13 +191,9 @@ def pack_lines(
     extent: Any,
     md: int,
     mh: int,
-) -> None:
+) -> Any:
     """Pack a brick of the source at ``own[0:]``, with a line of zeros around each row; scratch behind it."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(pack_lines, "md", "mh")
-def _pack_lines(MD: int, MH: int) -> Callable[..., Any]:
+    MD, MH = md, mh
     planes = slab_planes((MD, MH, 1))
 
     def implementation(prologue, src_size, before, n, start, own, extent, md, mh):  # type: ignore[no-untyped-def]

@@ -13,11 +13,9 @@ was, which nobody needs any more. `slot_size` keeps the points' distance an odd 
 it a multiple of many, those of a tile would meet in a few sets of the cache, and drive each other out.
 
 They are functions of compile-time constants (tile sizes, register tile), compiled once for each and called
-by the kernels of `convolution`, `weight_gradient` and their `_planes`; they run only inside compiled
-kernels. The definitions below carry the signatures, what is `specialised` the code.
+by the kernels of `convolution`, `weight_gradient` and their `_planes`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from kernels.compiler import kernel, specialised
@@ -33,6 +31,7 @@ def slot_size(blocks: int, T: int) -> int:
     return (blocks * T | 1) * LANES
 
 
+@specialised("kind", "mw")
 def transform_in(
     own: Any,
     at: int,
@@ -45,18 +44,14 @@ def transform_in(
     cols: int,
     kind: int,
     mw: int,
-) -> None:
+) -> Any:
     """Transform the rows of a plane along w: ``V[point][block / cols][tile][cols]``.
 
     The plane is at ``own[at:]``: ``extent`` windows along d and h, and voxels in a row, for each block.
     V is at ``to[V:]``, with ``slot`` floats from point to point and ``T`` tiles from block to block.
     ``cols`` blocks lie side by side for each tile, as a register tile of so many columns loads them.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(transform_in, "kind", "mw")
-def _transform_in(K: int, MW: int) -> Callable[..., Any]:
+    K, MW = kind, mw
     voxels, points = sizes(K, MW)
 
     def implementation(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
@@ -75,6 +70,7 @@ def _transform_in(K: int, MW: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("rows", "cols")
 def multiply(
     own: Any,
     V: int,
@@ -88,16 +84,13 @@ def multiply(
     soon: tuple[int, int, int],
     rows: int,
     cols: int,
-) -> None:
+) -> Any:
     """Multiply the tiles of one point by its weights: ``M[ocb]`` for blocks ``first`` to ``end``.
 
     Meanwhile the lines ``soon`` are fetched, as `ahead.part_of` returns them.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    R, C = rows, cols
 
-
-@specialised(multiply, "rows", "cols")
-def _multiply(R: int, C: int) -> Callable[..., Any]:
     def implementation(own, V, M, ICB, T, first, end, weights, at, soon, rows, cols):  # type: ignore[no-untyped-def]
         near, beside, count = soon
         step = 0
@@ -124,6 +117,7 @@ def _multiply(R: int, C: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("inputs", "cols")
 def accumulate(
     src: Any,
     V: int,
@@ -135,16 +129,13 @@ def accumulate(
     soon: tuple[int, int, int],
     inputs: int,
     cols: int,
-) -> None:
+) -> Any:
     """Sum over tiles ``V[tile][ic] * E[tile][oc]`` of one block by ``cols`` blocks, at one point.
 
     Added to what ``sums[at:]`` holds, unless ``fresh``. ``soon`` as in `multiply`.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
+    R, C = inputs, cols
 
-
-@specialised(accumulate, "inputs", "cols")
-def _accumulate(R: int, C: int) -> Callable[..., Any]:
     def implementation(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
         near, beside, count = soon
         for ic in range(0, LANES, R):
@@ -166,15 +157,12 @@ def _accumulate(R: int, C: int) -> Callable[..., Any]:
     return implementation
 
 
+@specialised("mw")
 def transform_out(
     own: Any, M: int, slot: int, dst: Any, to: int, rows: int, tiles: int, ocb: int, mw: int
-) -> None:
+) -> Any:
     """Transform the tiles of one block along w into the rows of a plane at ``dst[to:]``."""
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(transform_out, "mw")
-def _transform_out(MW: int) -> Callable[..., Any]:
+    MW = mw
     K = OUTPUT
     points = sizes(K, MW)[0]
 

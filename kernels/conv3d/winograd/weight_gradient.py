@@ -139,6 +139,7 @@ def packed_size(cut: Cut, tile: Triple, blocks: int, gradient_blocks: int, slots
     return slabs + max(slots, buffer_size(cut.lines // tile[1], tile[0], tile[1], INPUT))
 
 
+@specialised("md", "mh", "mw")
 def pack_both(
     prologue: Any,
     src_size: Any,
@@ -152,7 +153,7 @@ def pack_both(
     mh: int,
     mw: int,
 ) -> Any:
-    """Pack a brick of source and gradient; runs only inside a compiled kernel.
+    """Pack a brick of source and gradient.
 
     The sums of the gradient's blocks are left at ``own[sums:]``.
 
@@ -163,11 +164,7 @@ def pack_both(
     apart, gradient_apart : int
         From a plane of points to the next; the gradient's slab comes behind the source's.
     """
-    raise NotImplementedError("runs only inside a compiled kernel")
-
-
-@specialised(pack_both, "md", "mh", "mw")
-def _pack_both(MD: int, MH: int, MW: int) -> Callable[..., Any]:
+    MD, MH, MW = md, mh, mw
     planes, halo = slab_planes((MD, MH, MW)), sizes(INPUT, MW)[0] - MW
 
     def implementation(prologue, src_size, before, gradient, cut, brick, own, sums, md, mh, mw):  # type: ignore[no-untyped-def]
