@@ -170,10 +170,16 @@ def call_worker(typing_context: Any, address: Any, worker: Any, *arguments: Any)
 
 
 @kernel
-def split_index(index: int, size: int) -> tuple[int, int]:
-    """``divmod(index, size)`` for the index of a ``prange`` loop.
+def signed(index: int) -> int:
+    """The index of a ``prange`` loop, to count with.
 
     That index is unsigned, and NumPy's rules make a float of unsigned mixed with signed integers.
     """
-    signed: Any = numpy.int64(index)
-    return signed // size, signed % size
+    number: Any = numpy.int64(index)
+    return number
+
+
+@kernel
+def split_index(index: int, size: int) -> tuple[int, int]:
+    """``divmod(index, size)`` for the index of a ``prange`` loop; see `signed`."""
+    return signed(index) // size, signed(index) % size

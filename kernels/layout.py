@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.checks import Floats, tensor
-from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.compiler import kernel, parallel_kernel, prange, signed, split_index
 from kernels.machine import threads
 from kernels.memory import empty
 from kernels.simd import (
@@ -177,7 +177,7 @@ def _pack_src(
     CB, PD, PH, PW, width = panel_shape
     rows = PD * PH
     for index in prange(workers):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         for row in range(worker * rows // workers, (worker + 1) * rows // workers):
             plane, line = row // PH, row % PH
             d, d_between = divmod(plane - before[0], dilation[0])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import call_worker, kernel, parallel_kernel, prange, specialised, split_index
+from kernels.compiler import call_worker, kernel, parallel_kernel, prange, signed, specialised
 from kernels.conv3d.ahead import Region, Tensors, tensors
 from kernels.conv3d.cook_toom import DIFF_DST
 from kernels.conv3d.epilogue import Staged, finish_backward, finish_forward
@@ -119,7 +119,7 @@ def convolve_bricks(
 ) -> None:
     """Driver of all convolutions: each worker its share, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         call_worker(
             address, worker, prologue, src_size, before, weights, kernel, epilogue, cut, scratch
         )

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.checks import Floats, Triple
-from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.compiler import kernel, parallel_kernel, prange, signed, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.conv3d.bias import add_voxels
 from kernels.conv3d.shapes import (
@@ -305,7 +305,7 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
         chunks, groups, ICB = split
         row, rows, workers = PW * width, OD * OH, scratch.shape[0]
         for index in prange(workers):
-            worker, _ = split_index(index, 1)
+            worker = signed(index)
             own = scratch[worker]
             for task in range(worker, chunks * groups * ICB, workers):
                 chunk, group, icb = task // ICB // groups, task // ICB % groups, task % ICB

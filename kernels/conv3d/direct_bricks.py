@@ -21,8 +21,8 @@ from kernels.compiler import (
     parallel_kernel,
     prange,
     run_workers,
+    signed,
     specialised,
-    split_index,
     worker_kernel,
 )
 from kernels.conv3d.bias import add_voxels
@@ -324,7 +324,7 @@ def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
         chunks, workers = sums.shape[0], scratch.shape[0]
         block = ICB * KD * KH * KW * width * LANES
         for index in prange(workers):
-            worker, _ = split_index(index, 1)
+            worker = signed(index)
             own = scratch[worker]
             for task in range(worker, chunks * parts, workers):
                 chunk, part = task // parts, task % parts

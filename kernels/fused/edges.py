@@ -15,7 +15,7 @@ Traffic    Everything is read once and written once.
 import numpy as np
 
 from kernels.checks import Floats
-from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.compiler import parallel_kernel, prange, signed
 from kernels.fused.epilogue import band_of_task, bands, place_band
 from kernels.fused.prologue import aligned
 from kernels.fused.tensors import Shape, Source
@@ -91,7 +91,7 @@ def _to_ndhwc(
     MB, CB, D, H, W, _ = shape
     volume = D * H * W
     for band in prange(MB * D * bands(H, W)):
-        index, _ = split_index(band, 1)
+        index = signed(band)
         image, first, count = place_band(index, shape)
         slopes, single = broadcast(np.float32(slope)), aligned(LANES)
         end = (image * volume + first + count) * C

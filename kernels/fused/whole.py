@@ -9,7 +9,7 @@ Traffic  Everything is read once and written once: what a fused reader saves.
 import numpy as np
 
 from kernels.checks import Floats
-from kernels.compiler import parallel_kernel, prange, split_index
+from kernels.compiler import parallel_kernel, prange, signed
 from kernels.fused.tensors import Gradient, Shape, Source
 from kernels.fused.vectors import read
 from kernels.simd import LANES, broadcast, fma, load, store
@@ -48,7 +48,7 @@ def _normalize(
     MB, CB, D, H, W, _ = shape
     row = H * W * LANES
     for plane in prange(MB * CB * D):
-        image, _ = split_index(plane, D)
+        image = signed(plane) // D
         channel = image % CB * LANES
         scale, shift = load(scales, channel), load(shifts, channel)
         slopes = broadcast(np.float32(slope))
@@ -63,7 +63,7 @@ def _form_gradient(
     MB, CB, D, H, W, _ = shape
     row = H * W * LANES
     for plane in prange(MB * CB * D):
-        image, _ = split_index(plane, D)
+        image = signed(plane) // D
         channel = image % CB * LANES
         slope, tilt, level = load(a, channel), load(b, channel), load(d, channel)
         for i in range(plane * row, (plane + 1) * row, LANES):

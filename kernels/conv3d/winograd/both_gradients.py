@@ -29,7 +29,7 @@ from kernels.compiler import (
     parallel_kernel,
     prange,
     run_workers,
-    split_index,
+    signed,
     worker_kernel,
 )
 from kernels.conv3d.ahead import NOTHING, part_of, upcoming
@@ -156,7 +156,7 @@ def _share_chunks(
 ) -> None:
     """Driver: each worker its chunks, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         call_worker(
             address,
             worker,

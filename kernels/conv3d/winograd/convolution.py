@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.checks import Floats, Triple
-from kernels.compiler import parallel_kernel, prange, run_workers, split_index, worker_kernel
+from kernels.compiler import parallel_kernel, prange, run_workers, signed, worker_kernel
 from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
 from kernels.conv3d.bricks import (
     EMPTY,
@@ -159,7 +159,7 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
         to = KD * KH * KW * block
         S = to + P * slot
         for index in prange(workers):
-            worker, _ = split_index(index, 1)
+            worker = signed(index)
             # Staged, because a point's weights are far from the next one's: all would meet in a few
             # sets of the cache.
             own = scratch[worker]

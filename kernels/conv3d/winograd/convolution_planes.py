@@ -20,7 +20,7 @@ from kernels.compiler import (
     parallel_kernel,
     prange,
     run_workers,
-    split_index,
+    signed,
     worker_kernel,
 )
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block
@@ -76,7 +76,7 @@ def share_planes(
 ) -> None:
     """Driver of both stages' workers: each its share, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         call_worker(address, worker, planes, weights, epilogue, cut, scratch)
 
 

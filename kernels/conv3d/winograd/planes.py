@@ -17,7 +17,7 @@ from kernels.compiler import (
     parallel_kernel,
     prange,
     run_workers,
-    split_index,
+    signed,
     worker_kernel,
 )
 from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block
@@ -105,7 +105,7 @@ def pack_tensor(
 ) -> None:
     """Driver of `pack_planes`: each worker its blocks of bricks."""
     for index in prange(workers):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         call_worker(address, worker, prologue, size, before, cut, wide, slab, apart, sums, workers)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import call_worker, parallel_kernel, prange, split_index
+from kernels.compiler import call_worker, parallel_kernel, prange, signed
 from kernels.conv3d.bricks import Cut, Prologue
 from kernels.conv3d.cook_toom import DIFF_WEIGHTS, sizes
 from kernels.conv3d.transform import scratch_vectors, transform_tile
@@ -45,7 +45,7 @@ def gather_bricks(
 ) -> None:
     """Driver of the gradient's workers: each its bricks, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         call_worker(
             address,
             worker,
@@ -86,7 +86,7 @@ def _make_inverse(md: int, mh: int, mw: int) -> Callable[..., None]:
         chunks = sums.shape[0]
         to_strides = (KH * KW * block, KW * block, block)
         for task in prange(parts):
-            part, _ = split_index(task, 1)
+            part = signed(task)
             own = np.empty(vectors * LANES, np.float32)
             for i in range(0, block, LANES):
                 for point in range(PD * PH * PW):

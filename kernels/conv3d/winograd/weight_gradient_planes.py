@@ -22,7 +22,7 @@ from kernels.compiler import (
     parallel_kernel,
     prange,
     run_workers,
-    split_index,
+    signed,
     worker_kernel,
 )
 from kernels.conv3d.ahead import part_of
@@ -92,7 +92,7 @@ def sum_planes(
 ) -> None:
     """Driver of the sums' workers: each its planes, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
-        worker, _ = split_index(index, 1)
+        worker = signed(index)
         call_worker(address, worker, source, result, cut, sums, diff_bias, scratch)
 
 

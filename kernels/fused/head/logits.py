@@ -3,7 +3,7 @@
 import numpy as np
 
 from kernels.checks import Floats
-from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.compiler import kernel, parallel_kernel, prange, signed
 from kernels.conv3d.ahead import LINE
 from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
@@ -142,7 +142,7 @@ def _infer(
 ) -> None:
     MB, _, D, H, W, _ = shape
     for band in prange(MB * D * bands(H, W)):
-        _infer_band(split_index(band, 1)[0], x, shape, scales, shifts, slope, weights, bias, dst)
+        _infer_band(signed(band), x, shape, scales, shifts, slope, weights, bias, dst)
 
 
 @kernel

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kernels.checks import Doubles, Floats
-from kernels.compiler import kernel, parallel_kernel, prange, split_index
+from kernels.compiler import kernel, parallel_kernel, prange, signed
 from kernels.fused.epilogue import bands, clear, flat, partials, place_band, write_gradient
 from kernels.fused.head.logits import TILE, by_channel, by_class, logits_of_block, starts
 from kernels.fused.head.planes import (
@@ -195,7 +195,7 @@ def _forward(
 ) -> None:
     MB, _, D, H, W, _ = shape
     for band in prange(MB * D * bands(H, W)):
-        i, _ = split_index(band, 1)
+        i = signed(band)
         _forward_band(i, x, shape, scales, shifts, slope, weights, bias, labels, partial[i])
 
 
@@ -256,7 +256,7 @@ def _backward(
 ) -> None:
     MB, _, D, H, W, _ = shape
     for band in prange(MB * D * bands(H, W)):
-        i, _ = split_index(band, 1)
+        i = signed(band)
         _backward_band(
             i,
             x,
