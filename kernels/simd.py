@@ -74,27 +74,28 @@ class _TileModel(models.PrimitiveModel):
 # --- LLVM pieces that the intrinsics are made of ------------------------------------------------
 
 
-def _float_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+def item_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    """Pointer to an item of a C-contiguous array, for those who write intrinsics."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [offset])
 
 
 def _load(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
-    pointer = _float_pointer(context, builder, array_type, array, offset)
+    pointer = item_pointer(context, builder, array_type, array, offset)
     return builder.load(builder.bitcast(pointer, VECTOR.as_pointer()), align=_ALIGN)
 
 
 def _store(
     context: Any, builder: Any, array_type: Any, array: Any, offset: Any, vector: Any
 ) -> None:
-    pointer = _float_pointer(context, builder, array_type, array, offset)
+    pointer = item_pointer(context, builder, array_type, array, offset)
     builder.store(vector, builder.bitcast(pointer, VECTOR.as_pointer()), align=_ALIGN)
 
 
 def _stream(
     context: Any, builder: Any, array_type: Any, array: Any, offset: Any, vector: Any
 ) -> None:
-    pointer = _float_pointer(context, builder, array_type, array, offset)
+    pointer = item_pointer(context, builder, array_type, array, offset)
     line = builder.bitcast(pointer, VECTOR.as_pointer())
     store = builder.store(vector, line, align=LANES * 4)
     hint = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
@@ -185,7 +186,7 @@ def address(typing_context: Any, array: Any, offset: Any) -> Any:
     """Where ``array[offset]`` is, or would be: for `prefetch`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _float_pointer(context, builder, signature.args[0], args[0], args[1])
+        pointer = item_pointer(context, builder, signature.args[0], args[0], args[1])
         return builder.ptrtoint(pointer, ir.IntType(64))
 
     return types.int64(array, types.intp), codegen
@@ -549,7 +550,7 @@ def tile_rank1(
                 row = _unknown(builder, row)
             for w in range(W):
                 at = builder.add(row, _times(builder, src_step, w))
-                pointer = _float_pointer(context, builder, signature.args[1], src, at)
+                pointer = item_pointer(context, builder, signature.args[1], src, at)
                 scalar = splat(builder, builder.load(pointer))
                 for c in range(C):
                     index = (h * W + w) * C + c

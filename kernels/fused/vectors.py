@@ -7,15 +7,15 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from kernels.compiler import kernel
-from kernels.simd import LANES, VECTOR, f32x16, fma, where_positive
+from kernels.simd import LANES, VECTOR, f32x16, fma, item_pointer, where_positive
 
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 _DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, to: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), to.as_pointer())
+    item = item_pointer(context, builder, array_type, array, offset)
+    return builder.bitcast(item, to.as_pointer())
 
 
 @kernel
