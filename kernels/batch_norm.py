@@ -34,15 +34,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Array, Floats, tensor
+from kernels.checks import Array, Doubles, Floats, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
 
-Sums = npt.NDArray[np.float64]
 #: Replaces sums, in place, by those over all that is normalised together.
-Combine = Callable[[Sums], None]
+Combine = Callable[[Doubles], None]
 
 # Rows whose sums are added up in registers before they go to memory.
 _ROWS = 4
@@ -222,8 +220,8 @@ def _checked_channels(src: Array, **vectors: Array) -> tuple[Array, ...]:
 
 
 def _combined(
-    src: Array, first: Sums, second: Sums, combine: Combine | None
-) -> tuple[Sums, Sums, Sums]:
+    src: Array, first: Doubles, second: Doubles, combine: Combine | None
+) -> tuple[Doubles, Doubles, Doubles]:
     """Count and two sums of each channel, of this source or of all that belong together."""
     count = np.full(src.shape[-1], src.size // src.shape[-1], np.float64)
     sums = np.stack([count, first, second])
@@ -233,14 +231,14 @@ def _combined(
     return count, first, second
 
 
-def _sum_voxels(values: Array) -> Sums:
+def _sum_voxels(values: Array) -> Doubles:
     return values.sum(axis=tuple(range(values.ndim - 1)))
 
 
 # --- float32 ------------------------------------------------------------------------------------------
 
 
-def _repeated(*vectors: npt.NDArray[np.floating[Any]]) -> Floats:
+def _repeated(*vectors: Array) -> Floats:
     """Per-channel vectors, one a row, repeated to the length of the inner loop."""
     stacked = np.stack(vectors).astype(np.float32)
     return np.tile(stacked, -(-_ROW // stacked.shape[1]))
@@ -252,7 +250,7 @@ def _normalise(src: Array, mean: Array, slope: Array, shift: Array) -> Array:
     return dst
 
 
-def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> Sums:
+def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> Doubles:
     """Two sums per channel, shape (2, C), of arrays of shape (..., C); a last (C,) is repeated."""
     channels = arrays[0].shape[-1]
     row = channels * -(-_ROW // channels)
@@ -264,7 +262,7 @@ def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> Sums:
 
 
 @kernel
-def _moments_rows(src: Floats, sums: Sums, squares: Sums) -> None:
+def _moments_rows(src: Floats, sums: Doubles, squares: Doubles) -> None:
     for i in range(sums.size):
         total, square = sums[i], squares[i]
         for k in range(_ROWS):
@@ -276,7 +274,7 @@ def _moments_rows(src: Floats, sums: Sums, squares: Sums) -> None:
 
 
 @kernel
-def _moments_row(src: Floats, sums: Sums, squares: Sums) -> None:
+def _moments_row(src: Floats, sums: Doubles, squares: Doubles) -> None:
     for i in range(src.size):
         x = np.float64(src[i])
         sums[i] += x
@@ -284,7 +282,7 @@ def _moments_row(src: Floats, sums: Sums, squares: Sums) -> None:
 
 
 @parallel_kernel
-def _moments(src: Floats, partial: Sums) -> None:
+def _moments(src: Floats, partial: Doubles) -> None:
     row = partial.shape[2]
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
@@ -316,7 +314,7 @@ def _apply(src: Floats, coefficients: Floats, dst: Floats) -> None:
 
 @kernel
 def _moments_backward_row(
-    diff_dst: Floats, src: Floats, mean: Floats, sums: Sums, products: Sums
+    diff_dst: Floats, src: Floats, mean: Floats, sums: Doubles, products: Doubles
 ) -> None:
     for i in range(src.size):
         diff = np.float64(diff_dst[i])
@@ -325,7 +323,7 @@ def _moments_backward_row(
 
 
 @parallel_kernel
-def _moments_backward(diff_dst: Floats, src: Floats, mean: Floats, partial: Sums) -> None:
+def _moments_backward(diff_dst: Floats, src: Floats, mean: Floats, partial: Doubles) -> None:
     row = partial.shape[2]
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):

@@ -13,6 +13,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.floating[Any]]
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+Labels = Bytes
 Triple = tuple[int, int, int]
 
 NDHWC = "MB, D, H, W, C"

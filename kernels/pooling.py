@@ -20,14 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import NDHWC, Array, Floats, Triple, tensor, triple
+from kernels.checks import NDHWC, Array, Bytes, Floats, Triple, tensor, triple
 from kernels.compiler import parallel_kernel, prange
 from kernels.memory import empty
 
-_Bytes = npt.NDArray[np.uint8]
 
-
-def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, _Bytes]:
+def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, Bytes]:
     """Largest item of each window.
 
     Parameters
@@ -62,7 +60,7 @@ def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple
 
 
 def max_pool_backward(
-    diff_dst: Array, argmax: _Bytes, src_shape: Sequence[int], size: int | Sequence[int] = (2, 2, 2)
+    diff_dst: Array, argmax: Bytes, src_shape: Sequence[int], size: int | Sequence[int] = (2, 2, 2)
 ) -> Array:
     """Gradient of each window's largest item; all others had no influence.
 
@@ -132,7 +130,7 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     """Kernel for one window; its taps are constants, so the compiler unrolls the loops over them."""
 
     @parallel_kernel
-    def forward(src: Floats, dst: Floats, argmax: _Bytes) -> None:
+    def forward(src: Floats, dst: Floats, argmax: Bytes) -> None:
         MB, OD, OH, OW, C = dst.shape
         for row in prange(MB * OD * OH):
             n, od, oh = row // (OD * OH), row // OH % OD, row % OH
@@ -157,7 +155,7 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
 @functools.cache
 def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     @parallel_kernel
-    def backward(diff_dst: Floats, argmax: _Bytes, diff_src: Floats) -> None:
+    def backward(diff_dst: Floats, argmax: Bytes, diff_src: Floats) -> None:
         MB, OD, OH, OW, C = diff_dst.shape
         zero = np.float32(0)
         for row in prange(MB * OD * OH):

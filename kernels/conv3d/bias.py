@@ -4,16 +4,11 @@ Voxels are cut into chunks by their number alone; each chunk is summed in double
 chunks' sums are added in order, so the result is the same for any number of threads.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Array, Floats
+from kernels.checks import Array, Doubles, Floats
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.simd import LANES, load, store
-
-_Doubles = npt.NDArray[np.float64]
 
 _CHUNK = 8192
 
@@ -36,7 +31,7 @@ def backward_bias(diff_dst: Array) -> Array:
 
 
 @parallel_kernel
-def _sum_chunks(voxels: npt.NDArray[np.floating[Any]], partial: _Doubles) -> None:
+def _sum_chunks(voxels: Array, partial: Doubles) -> None:
     count, channels = voxels.shape
     for chunk in prange(partial.shape[0]):
         for voxel in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, count)):
@@ -46,7 +41,7 @@ def _sum_chunks(voxels: npt.NDArray[np.floating[Any]], partial: _Doubles) -> Non
 
 @kernel
 def add_voxels(
-    data: Floats, at: int, voxels: int, apart: int, cols: int, totals: _Doubles, sums: Floats
+    data: Floats, at: int, voxels: int, apart: int, cols: int, totals: Doubles, sums: Floats
 ) -> None:
     """Add up the voxels of some channel blocks, channel by channel.
 

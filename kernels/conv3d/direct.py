@@ -33,9 +33,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Floats, Triple
+from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import kernel, parallel_kernel, prange, signed, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.conv3d.bias import add_voxels
@@ -294,7 +293,7 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
         panel_shape: tuple[int, int, int, int, int],
         diff_dst: Floats,
         partial: Floats,
-        diff_bias: npt.NDArray[np.float64],
+        diff_bias: Doubles,
         sizes: tuple[int, int, int, int, int, int, int, int],
         split: Triple,
         batch: int,

@@ -17,16 +17,13 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Floats, Triple
+from kernels.checks import Bytes, Floats, Triple
 from kernels.compiler import parallel_kernel, prange, split_index
 from kernels.fused.epilogue import band_of_task, bands, clear, finish, flat
 from kernels.fused.tensors import Mask, Shape, Source
 from kernels.fused.vectors import load_bytes, read, store_bytes, where_above, where_equal
 from kernels.simd import LANES, broadcast, load, store
-
-Bytes = npt.NDArray[np.uint8]
 
 
 def forward(source: Source, dst: Floats, argmax: Bytes, size: Triple = (2, 2, 2)) -> None:

@@ -17,15 +17,13 @@ Numerics   float32 per voxel with an error below 3e-7 times the larger of 1 and 
 import numpy as np
 
 from kernels.activation import sigmoid_forward
-from kernels.checks import Array, Floats, tensor
+from kernels.checks import Array, Doubles, Floats, Labels, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.exponential import exp, log, log1p
 from kernels.memory import empty
 from kernels.softmax_dice.planes import (
     BLOCK,
     CHUNK,
-    Labels,
-    Sums,
     checked_labels,
     class_of_plane,
     exponentiate,
@@ -144,7 +142,7 @@ def _categorical(planes: Floats, label: Labels, scratch: Floats, loss: Floats) -
 
 
 @parallel_kernel
-def _forward(logits: Floats, labels: Labels, partial: Sums) -> None:
+def _forward(logits: Floats, labels: Labels, partial: Doubles) -> None:
     voxels, classes = logits.shape
     for chunk in prange(partial.size):
         planes = np.empty((classes, BLOCK), np.float32)

@@ -24,17 +24,14 @@ Source: Milletari, Navab and Ahmadi, "V-Net" (2016), section 3; Drozdzal et al. 
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from kernels.activation import sigmoid_forward
-from kernels.checks import Array, Floats, tensor
+from kernels.checks import Array, Doubles, Floats, Labels, tensor
 from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.memory import empty
 from kernels.softmax_dice.planes import (
     BLOCK,
     CHUNK,
-    Labels,
-    Sums,
     checked_labels,
     class_of_plane,
     gather,
@@ -48,7 +45,7 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
 
-def dice_forward(logits: Array, labels: Labels) -> tuple[Sums, Sums, Sums]:
+def dice_forward(logits: Array, labels: Labels) -> tuple[Doubles, Doubles, Doubles]:
     """Sums of ``p * t``, ``p`` and ``t`` over the voxels of each image, for each class.
 
     Parameters
@@ -83,8 +80,8 @@ def dice_forward(logits: Array, labels: Labels) -> tuple[Sums, Sums, Sums]:
 def dice_backward(
     logits: Array,
     labels: Labels,
-    diff_intersection: npt.NDArray[np.float64],
-    diff_prediction: npt.NDArray[np.float64],
+    diff_intersection: Doubles,
+    diff_prediction: Doubles,
 ) -> Array:
     """Gradient of the logits, from those of two of the sums.
 
@@ -167,7 +164,7 @@ def _add(
 
 
 @parallel_kernel
-def _forward(logits: Floats, labels: Labels, partial: Sums) -> None:
+def _forward(logits: Floats, labels: Labels, partial: Doubles) -> None:
     MB, voxels, classes = logits.shape
     chunks = partial.shape[1]
     for task in prange(MB * chunks):

@@ -16,14 +16,10 @@ Numerics   The maximum of each voxel is subtracted first, so that no exponential
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Array, Floats, tensor
+from kernels.checks import Array, Floats, Labels, tensor
 from kernels.compiler import kernel
 from kernels.exponential import exp
-
-Labels = npt.NDArray[np.uint8]
-Sums = npt.NDArray[np.float64]
 
 # Voxels of a block; the planes of 4 classes and their sums take 16 KiB.
 BLOCK = 128

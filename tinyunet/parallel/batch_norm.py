@@ -9,7 +9,7 @@ A rank whose part of an uneven batch is empty computes on some patch or other, s
 in every allreduce; :attr:`Synchronized.counts` says that its sums are none.
 """
 
-from kernels.batch_norm import Sums
+from kernels.checks import Doubles
 from tinyunet.nn import BatchNorm, Module
 from tinyunet.parallel.communicator import Communicator
 
@@ -36,7 +36,7 @@ class Synchronized:
             if isinstance(module, BatchNorm):
                 module.combine = self
 
-    def __call__(self, sums: Sums) -> None:
+    def __call__(self, sums: Doubles) -> None:
         """Replace sums of this rank by those of all."""
         if not self.counts:
             sums.fill(0)

@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from kernels.checks import Doubles, Floats
+from kernels.checks import Doubles, Floats, Labels
 from kernels.compiler import kernel, parallel_kernel, prange, signed
 from kernels.fused.epilogue import bands, clear, flat, partials, place_band, write_gradient
 from kernels.fused.head.logits import TILE, by_channel, by_class, logits_of_block, starts
 from kernels.fused.head.planes import (
-    Labels,
     add_dice,
     add_plane,
     diff_logits,

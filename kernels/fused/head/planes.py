@@ -6,16 +6,13 @@ last voxel; there the label is `NOWHERE`, and losses and gradients are zero. Sof
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from kernels.checks import Doubles, Floats
+from kernels.checks import Doubles, Floats, Labels
 from kernels.compiler import kernel
 from kernels.exponential import exp, log, log1p
 from kernels.fused.vectors import add_to_doubles, load_first_bytes, where_above, where_equal
 from kernels.simd import LANES, broadcast, fma, load, store
 from kernels.softmax_dice.planes import BLOCK, class_of_plane
-
-Labels = npt.NDArray[np.uint8]
 
 # The label past the last voxel: no class.
 NOWHERE = np.float32(255)
