@@ -21,12 +21,15 @@ from typing import NamedTuple
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-import numpy.typing as npt
 
 from kernels.arrays import copy_vectors
-from kernels.compiler import kernel, parallel_kernel, prange
+from kernels.checks import Floats
+from kernels.compiler import kernel
 from kernels.memory import empty
 from kernels.simd import LANES, tile_rank1, tile_store, tile_zero
+
+# Times that each figure is measured.
+_RUNS = 7
 
 _PROBE = """
 define <16 x float> @probe(<16 x float> %a, <16 x float> %b) {
@@ -108,7 +111,7 @@ def tile_vectors() -> int:
 @functools.cache
 def threading_layer() -> str:
     """Name of the layer under ``prange``: ``omp``, ``tbb`` or ``workqueue``."""
-    _fill(np.zeros(1, np.float32))
+    copy_vectors(np.zeros(LANES, np.float32), np.zeros(LANES, np.float32))  # starts the threads
     return str(numba.threading_layer())
 
 
@@ -148,19 +151,20 @@ def peak_gflops() -> float:
     src, weights, dst = (empty((n,)) for n in (1, LANES, rows * LANES))
     src[:] = weights[:] = 0.5
     repeats = 2_000_000
-    seconds = _best_seconds(lambda: kernel_peak(src, weights, dst, repeats))
+    seconds = best_seconds(lambda: kernel_peak(src, weights, dst, repeats), _RUNS)
     return 2.0 * rows * LANES * repeats / seconds / 1e9
 
 
-def copy_bandwidth(megabytes: int = 256) -> float:
+def copy_bandwidth() -> float:
     """GB/s read plus written by a copy on all threads, measured, far beyond the caches."""
-    size = megabytes * 1_000_000 // 4 // LANES * LANES
+    size = 64_000_000  # floats: 256 MB
     src, dst = empty((size,)), empty((size,))
     src[:] = dst[:] = 0.0
-    return 8.0 * size / _best_seconds(lambda: copy_vectors(src, dst)) / 1e9
+    return 8.0 * size / best_seconds(lambda: copy_vectors(src, dst), _RUNS) / 1e9
 
 
-def _best_seconds(call: Callable[[], object], runs: int = 7) -> float:
+def best_seconds(call: Callable[[], object], runs: int) -> float:
+    """Time of the fastest of some runs, after one that does not count: caches are cold, threads asleep."""
     call()
     times = []
     for _ in range(runs):
@@ -173,12 +177,7 @@ def _best_seconds(call: Callable[[], object], runs: int = 7) -> float:
 @functools.cache
 def _make_peak(rows: int) -> Callable[..., None]:
     @kernel
-    def peak(
-        src: npt.NDArray[np.float32],
-        weights: npt.NDArray[np.float32],
-        dst: npt.NDArray[np.float32],
-        repeats: int,
-    ) -> None:
+    def peak(src: Floats, weights: Floats, dst: Floats, repeats: int) -> None:
         sums = tile_zero(rows, 1)
         for _ in range(repeats):
             # A step of 0: every row takes the same scalar, so nothing but registers is touched.
@@ -186,9 +185,3 @@ def _make_peak(rows: int) -> Callable[..., None]:
         tile_store(sums, dst, 0, 0, LANES, 0, 1, rows, 1)
 
     return peak
-
-
-@parallel_kernel
-def _fill(dst: npt.NDArray[np.float32]) -> None:
-    for i in prange(dst.size):
-        dst[i] = 1.0

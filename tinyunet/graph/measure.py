@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,14 +97,7 @@ def _key(node: Node, graph: Graph, candidates: Sequence[Tile]) -> str:
 
 def _seconds(node: Node, graph: Graph) -> float:
     """Time of the fastest of a few runs."""
-    run = _bound(node, graph)
-    run()
-    times = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return machine.best_seconds(_bound(node, graph), _RUNS)
 
 
 def _bound(node: Node, graph: Graph) -> Call:
