@@ -60,8 +60,8 @@ from kernels.simd import (
     tile_store,
 )
 
-# Up to this many input channels are packed as they are; more are padded to blocks of 16.
-_FEW_CHANNELS = 4
+#: Up to this many input channels are packed, or read, as they are; more are padded to blocks of 16.
+FEW_CHANNELS = 4
 # Voxels whose products are added to the weight gradient at a time, if a row is no longer: they stay in the
 # first-level cache.
 _VOXELS = 144
@@ -369,7 +369,7 @@ def _gather(
 
 
 def _channel_width(IC: int) -> int:
-    return IC if IC <= _FEW_CHANNELS else LANES
+    return IC if IC <= FEW_CHANNELS else LANES
 
 
 def _pack(

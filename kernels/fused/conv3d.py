@@ -27,6 +27,7 @@ from kernels.conv3d.bricks import (
     plain_epilogue,
     plain_prologue,
 )
+from kernels.conv3d.direct import FEW_CHANNELS
 from kernels.conv3d.winograd import both_gradients, convolution, cutting, rows, weight_gradient
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile
 from kernels.fused.tensors import NO_MASK, Gradient, Mask, Source
@@ -34,9 +35,6 @@ from kernels.layout import blocks, pack_weights, unpack_weights
 from kernels.memory import scratchpad
 from kernels.simd import LANES
 from kernels.streaming import past_caches
-
-#: Up to this many channels a first layer is read as it is, channels last.
-FEW_CHANNELS = 4
 
 # Scale, shift and also of a source that is taken as it is.
 _UNCHANGED = np.repeat(np.array([1, 0, 0], np.float32), LANES)

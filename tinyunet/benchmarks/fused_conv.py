@@ -15,6 +15,7 @@ import numpy as np
 from kernels import machine
 from kernels.checks import Array, Triple
 from kernels.conv3d import winograd
+from kernels.conv3d.direct import FEW_CHANNELS
 from kernels.conv3d.shapes import Geometry, geometry
 from kernels.fused import conv3d
 from kernels.fused.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
@@ -114,14 +115,14 @@ def _plan(g: Geometry, tile: Triple | None, *, keeps_both: bool) -> conv3d.Plan:
         g.dst_shape[:4],
         (g.KD, g.KH, g.KW),
         tile,
-        channels_last=g.IC <= conv3d.FEW_CHANNELS,
+        channels_last=g.IC <= FEW_CHANNELS,
         keeps_both=keeps_both,
     )
 
 
 def _source(src: Array) -> Source:
     """Return a source to be normalised, by a scale of 1; a first layer's as it is."""
-    if src.shape[-1] <= conv3d.FEW_CHANNELS:
+    if src.shape[-1] <= FEW_CHANNELS:
         return NO_SOURCE._replace(data=src)
     return plain(reorder_ndhwc_to_nCdhw16c(src), src.shape[-1])
 

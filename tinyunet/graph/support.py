@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels.fused.conv3d import FEW_CHANNELS
+from kernels.conv3d.direct import FEW_CHANNELS
 from tinyunet.graph.ir import PLAIN, Graph, Node
 
 #: Roles that read a deferred source: ``<role>.scale``, ``<role>.shift`` and the setting
