@@ -21,8 +21,6 @@ from kernels.checks import Array, Floats, contiguous, in_place, tensor
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import kernel, parallel_kernel, prange
 
-_ONE = np.float32(1)
-
 
 def adam_step(
     parameters: Array,
