@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels.checks import Array, Floats, tensor
 from kernels.chunks import CHUNK, chunk_count
-from kernels.compiler import kernel, parallel_kernel, prange
+from kernels.compiler import parallel_kernel, prange
 from kernels.exponential import exp
 from kernels.memory import empty
 
@@ -196,54 +196,31 @@ def checked_slope(slope: float) -> float:
 # A comparison that NaN fails must be the one that keeps the value: `x <= 0`, not `x > 0`.
 
 
-@kernel
-def _relu_forward_chunk(src: Floats, dst: Floats) -> None:
-    for i in range(src.size):
-        x = src[i]
-        dst[i] = _ZERO if x <= _ZERO else x
-
-
 @parallel_kernel
 def _relu_forward(src: Floats, dst: Floats) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _relu_forward_chunk(src[at], dst[at])
-
-
-@kernel
-def _relu_backward_chunk(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
-    for i in range(dst.size):
-        diff_src[i] = _ZERO if dst[i] <= _ZERO else diff_dst[i]
+        x, y = src[at], dst[at]
+        for i in range(x.size):
+            y[i] = _ZERO if x[i] <= _ZERO else x[i]
 
 
 @parallel_kernel
 def _relu_backward(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _relu_backward_chunk(diff_dst[at], dst[at], diff_src[at])
-
-
-@kernel
-def _leaky_relu_forward_chunk(src: Floats, slope: np.float32, dst: Floats) -> None:
-    for i in range(src.size):
-        x = src[i]
-        dst[i] = slope * x if x <= _ZERO else x
+        dy, y, dx = diff_dst[at], dst[at], diff_src[at]
+        for i in range(y.size):
+            dx[i] = _ZERO if y[i] <= _ZERO else dy[i]
 
 
 @parallel_kernel
 def _leaky_relu_forward(src: Floats, slope: np.float32, dst: Floats) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _leaky_relu_forward_chunk(src[at], slope, dst[at])
-
-
-@kernel
-def _leaky_relu_backward_chunk(
-    diff_dst: Floats, dst: Floats, slope: np.float32, diff_src: Floats
-) -> None:
-    for i in range(dst.size):
-        diff = diff_dst[i]
-        diff_src[i] = slope * diff if dst[i] <= _ZERO else diff
+        x, y = src[at], dst[at]
+        for i in range(x.size):
+            y[i] = slope * x[i] if x[i] <= _ZERO else x[i]
 
 
 @parallel_kernel
@@ -252,31 +229,24 @@ def _leaky_relu_backward(
 ) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _leaky_relu_backward_chunk(diff_dst[at], dst[at], slope, diff_src[at])
-
-
-@kernel
-def _sigmoid_forward_chunk(src: Floats, dst: Floats) -> None:
-    for i in range(src.size):
-        dst[i] = _ONE / (_ONE + exp(-src[i]))
+        dy, y, dx = diff_dst[at], dst[at], diff_src[at]
+        for i in range(y.size):
+            dx[i] = slope * dy[i] if y[i] <= _ZERO else dy[i]
 
 
 @parallel_kernel
 def _sigmoid_forward(src: Floats, dst: Floats) -> None:
     for chunk in prange(chunk_count(src.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _sigmoid_forward_chunk(src[at], dst[at])
-
-
-@kernel
-def _sigmoid_backward_chunk(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
-    for i in range(dst.size):
-        p = dst[i]
-        diff_src[i] = diff_dst[i] * p * (_ONE - p)
+        x, y = src[at], dst[at]
+        for i in range(x.size):
+            y[i] = _ONE / (_ONE + exp(-x[i]))
 
 
 @parallel_kernel
 def _sigmoid_backward(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
     for chunk in prange(chunk_count(dst.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _sigmoid_backward_chunk(diff_dst[at], dst[at], diff_src[at])
+        dy, y, dx = diff_dst[at], dst[at], diff_src[at]
+        for i in range(y.size):
+            dx[i] = dy[i] * y[i] * (_ONE - y[i])

@@ -19,7 +19,7 @@ import numpy as np
 
 from kernels.checks import Array, Floats, contiguous, in_place, tensor
 from kernels.chunks import CHUNK, chunk_count
-from kernels.compiler import kernel, parallel_kernel, prange
+from kernels.compiler import parallel_kernel, prange
 
 
 def adam_step(
@@ -143,41 +143,29 @@ def _check_buffers(names: Sequence[str], buffers: Sequence[Any]) -> None:
 # --- float32 ------------------------------------------------------------------------------------------
 
 
-@kernel
-def _adam_chunk(
-    parameters: Floats, gradients: Floats, m: Floats, v: Floats, scalars: Floats
-) -> None:
-    new_m, new_v, epsilon, keep, rate = scalars[0], scalars[1], scalars[2], scalars[3], scalars[4]
-    for i in range(parameters.size):
-        gradient = gradients[i]
-        mean = m[i] + new_m * (gradient - m[i])
-        square = v[i] + new_v * (gradient * gradient - v[i])
-        m[i] = mean
-        v[i] = square
-        parameters[i] = parameters[i] * keep - rate * mean / (np.sqrt(square) + epsilon)
-
-
 @parallel_kernel
 def _adam_step(
     parameters: Floats, gradients: Floats, m: Floats, v: Floats, scalars: Floats
 ) -> None:
+    new_m, new_v, epsilon, keep, rate = scalars[0], scalars[1], scalars[2], scalars[3], scalars[4]
     for chunk in prange(chunk_count(parameters.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _adam_chunk(parameters[at], gradients[at], m[at], v[at], scalars)
-
-
-@kernel
-def _sgd_chunk(parameters: Floats, gradients: Floats, velocity: Floats, scalars: Floats) -> None:
-    lr, momentum, keep, carry, push = scalars[0], scalars[1], scalars[2], scalars[3], scalars[4]
-    for i in range(parameters.size):
-        gradient = gradients[i]
-        speed = momentum * velocity[i] - lr * gradient
-        velocity[i] = speed
-        parameters[i] = parameters[i] * keep + carry * speed - push * gradient
+        weights, gradient, means, squares = parameters[at], gradients[at], m[at], v[at]
+        for i in range(weights.size):
+            mean = means[i] + new_m * (gradient[i] - means[i])
+            square = squares[i] + new_v * (gradient[i] * gradient[i] - squares[i])
+            means[i] = mean
+            squares[i] = square
+            weights[i] = weights[i] * keep - rate * mean / (np.sqrt(square) + epsilon)
 
 
 @parallel_kernel
 def _sgd_step(parameters: Floats, gradients: Floats, velocity: Floats, scalars: Floats) -> None:
+    lr, momentum, keep, carry, push = scalars[0], scalars[1], scalars[2], scalars[3], scalars[4]
     for chunk in prange(chunk_count(parameters.size)):
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        _sgd_chunk(parameters[at], gradients[at], velocity[at], scalars)
+        weights, gradient, speeds = parameters[at], gradients[at], velocity[at]
+        for i in range(weights.size):
+            speed = momentum * speeds[i] - lr * gradient[i]
+            speeds[i] = speed
+            weights[i] = weights[i] * keep + carry * speed - push * gradient[i]
