@@ -17,7 +17,7 @@ import numpy as np
 from kernels.checks import Floats
 from kernels.compiler import parallel_kernel, prange, signed
 from kernels.fused.epilogue import band_of_task, bands, place_band
-from kernels.fused.prologue import aligned
+from kernels.fused.prologue import aligned, flat_source
 from kernels.fused.tensors import Shape, Source
 from kernels.fused.vectors import read, where_above
 from kernels.simd import LANES, broadcast, load, store
@@ -46,11 +46,8 @@ def to_ndhwc(source: Source, dst: Floats) -> None:
         Filled.
     """
     _to_ndhwc(
-        source.data.reshape(-1),
+        flat_source(source),
         source.data.shape,
-        source.scale,
-        source.shift,
-        source.slope,
         dst.reshape(-1),
         dst.shape[-1],
     )
@@ -80,15 +77,13 @@ def _to_blocked(src: Floats, C: int, places: Floats, dst: Floats, shape: Shape) 
 
 @parallel_kernel
 def _to_ndhwc(
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     dst: Floats,
     C: int,
 ) -> None:
     MB, CB, D, H, W, _ = shape
+    x, scales, shifts, slope = source
     volume = D * H * W
     for band in prange(MB * D * bands(H, W)):
         index = signed(band)

@@ -21,6 +21,7 @@ import numpy as np
 from kernels.checks import Bytes, Floats, Triple
 from kernels.compiler import parallel_kernel, prange, split_index
 from kernels.fused.epilogue import band_of_task, bands, clear, finish, flat
+from kernels.fused.prologue import flat_source
 from kernels.fused.tensors import Mask, Shape, Source
 from kernels.fused.vectors import load_bytes, read, store_bytes, where_above, where_equal
 from kernels.simd import LANES, broadcast, load, store
@@ -40,11 +41,8 @@ def forward(source: Source, dst: Floats, argmax: Bytes, size: Triple = (2, 2, 2)
         The window, of at most 256 taps.
     """
     _make_forward(*size)(
-        source.data.reshape(-1),
+        flat_source(source),
         source.data.shape,
-        source.scale,
-        source.shift,
-        source.slope,
         dst.reshape(-1),
         dst.shape,
         argmax.reshape(-1),
@@ -89,17 +87,15 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
 
     @parallel_kernel
     def forward(
-        x: Floats,
+        source: Source,
         shape: Shape,
-        scales: Floats,
-        shifts: Floats,
-        slope: float,
         dst: Floats,
         dst_shape: Shape,
         argmax: Bytes,
     ) -> None:
         _, _, ID, IH, IW, _ = shape
         MB, CB, OD, OH, OW, _ = dst_shape
+        x, scales, shifts, slope = source
         slope32 = np.float32(slope)
         for row in prange(MB * CB * OD * OH):
             plane, oh = split_index(row, OH)

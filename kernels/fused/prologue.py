@@ -4,9 +4,14 @@ import numpy as np
 
 from kernels.checks import Floats
 from kernels.compiler import kernel
-from kernels.fused.tensors import Shape
+from kernels.fused.tensors import Shape, Source
 from kernels.fused.vectors import read
 from kernels.simd import LANES, broadcast, load, store
+
+
+def flat_source(source: Source) -> Source:
+    """The source as kernels take it: its data flat."""
+    return source._replace(data=source.data.reshape(-1))
 
 
 @kernel
@@ -19,11 +24,8 @@ def aligned(size: int) -> Floats:
 
 @kernel
 def pack_source(
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     image: int,
     first: int,
     count: int,
@@ -35,6 +37,7 @@ def pack_source(
     Voxels past ``count`` repeat the last one. ``first`` is counted within the image.
     """
     _, CB, D, H, W, _ = shape
+    x, scales, shifts, slope = source
     slopes = broadcast(np.float32(slope))
     for block in range(CB):
         scale, shift = load(scales, block * LANES), load(shifts, block * LANES)

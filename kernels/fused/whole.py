@@ -10,6 +10,7 @@ import numpy as np
 
 from kernels.checks import Floats
 from kernels.compiler import parallel_kernel, prange, signed
+from kernels.fused.prologue import flat_source
 from kernels.fused.tensors import Gradient, Shape, Source
 from kernels.fused.vectors import read
 from kernels.simd import LANES, broadcast, fma, load, store
@@ -24,8 +25,7 @@ def normalize(source: Source, dst: Floats) -> None:
     dst : float32 array, the same shape
         Filled, a plain tensor.
     """
-    x, dst_shape = source.data.reshape(-1), dst.shape
-    _normalize(x, dst_shape, source.scale, source.shift, source.slope, dst.reshape(-1))
+    _normalize(flat_source(source), dst.shape, dst.reshape(-1))
 
 
 def form_gradient(gradient: Gradient, dst: Floats) -> None:
@@ -42,10 +42,9 @@ def form_gradient(gradient: Gradient, dst: Floats) -> None:
 
 
 @parallel_kernel
-def _normalize(
-    x: Floats, shape: Shape, scales: Floats, shifts: Floats, slope: float, dst: Floats
-) -> None:
+def _normalize(source: Source, shape: Shape, dst: Floats) -> None:
     MB, CB, D, H, W, _ = shape
+    x, scales, shifts, slope = source
     row = H * W * LANES
     for plane in prange(MB * CB * D):
         image = signed(plane) // D

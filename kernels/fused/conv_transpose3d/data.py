@@ -16,7 +16,7 @@ from kernels.fused.conv_transpose3d.panels import (
     tile_rows,
 )
 from kernels.fused.epilogue import bands, clear, finish, flat, place_band
-from kernels.fused.prologue import aligned, pack_source
+from kernels.fused.prologue import aligned, flat_source, pack_source
 from kernels.fused.tensors import Mask, Shape, Source
 from kernels.simd import (
     LANES,
@@ -52,11 +52,8 @@ def forward(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -
     """
     KW = weights.forward.shape[4]
     _make_forward(tile_rows(KW, source.data.shape[4]), KW)(
-        source.data.reshape(-1),
+        flat_source(source),
         source.data.shape,
-        source.scale,
-        source.shift,
-        source.slope,
         weights.forward.reshape(-1),
         _NO_BIAS if bias is None else bias,
         dst.reshape(-1),
@@ -109,11 +106,8 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
 
     @parallel_kernel
     def forward(
-        x: Floats,
+        source: Source,
         shape: Shape,
-        scales: Floats,
-        shifts: Floats,
-        slope: float,
         weights: Floats,
         bias: Floats,
         dst: Floats,
@@ -136,7 +130,7 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
             panel = aligned(high * IW * IC)
             for first in range(begin, end, high):
                 count = min(high, end - first) * IW
-                pack_source(x, shape, scales, shifts, slope, image, first * IW, count, panel, count)
+                pack_source(source, shape, image, first * IW, count, panel, count)
                 for line in range(
                     part * OCB // parts * KD * KH, (part + 1) * OCB // parts * KD * KH
                 ):

@@ -9,7 +9,7 @@ from kernels.checks import Doubles, Floats
 from kernels.compiler import kernel, parallel_kernel, prange, split_index
 from kernels.conv3d.ahead import LINE
 from kernels.fused.conv_transpose3d.panels import output_line
-from kernels.fused.prologue import aligned, pack_source
+from kernels.fused.prologue import aligned, flat_source, pack_source
 from kernels.fused.tensors import Shape, Source
 from kernels.fused.vectors import add_to_doubles
 from kernels.machine import tile_vectors
@@ -62,11 +62,8 @@ def backward_weights(
     # The bias has float64 partials; two floats make room for one.
     partial_bias = scratchpad("fused transposed bias", 2 * ranges * OCB * LANES).view(np.float64)
     _make_backward_weights(max(1, tile_vectors() // 3), KW)(
-        source.data.reshape(-1),
+        flat_source(source),
         source.data.shape,
-        source.scale,
-        source.shift,
-        source.slope,
         diff_dst.reshape(-1),
         diff_dst.shape,
         partial,
@@ -95,11 +92,8 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
 
     @parallel_kernel
     def backward_weights(
-        x: Floats,
+        source: Source,
         shape: Shape,
-        scales: Floats,
-        shifts: Floats,
-        slope: float,
         diff_dst: Floats,
         diff_shape: Shape,
         partial: Floats,
@@ -122,9 +116,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                 # Rows of one image, as its blocks lie behind each other.
                 image, h = row // (ID * IH), row % (ID * IH)
                 high = min(height, end - row, ID * IH - h)
-                pack_source(
-                    x, shape, scales, shifts, slope, image, h * IW, high * IW, panel, high * IW
-                )
+                pack_source(source, shape, image, h * IW, high * IW, panel, high * IW)
                 for r in range(2 * high):
                     origins[r] = output_line(image, h + r, shape, diff_shape)
                 for tap in range(KD * KH):

@@ -7,7 +7,7 @@ from kernels.compiler import kernel, parallel_kernel, prange, signed
 from kernels.conv3d.ahead import LINE
 from kernels.fused.epilogue import bands, place_band
 from kernels.fused.head.planes import probabilities
-from kernels.fused.prologue import aligned, pack_source
+from kernels.fused.prologue import aligned, flat_source, pack_source
 from kernels.fused.tensors import Shape, Source
 from kernels.simd import (
     LANES,
@@ -39,11 +39,8 @@ def infer(source: Source, weights: Floats, bias: Floats, dst: Floats) -> None:
         Filled.
     """
     _infer(
-        source.data.reshape(-1),
+        flat_source(source),
         source.data.shape,
-        source.scale,
-        source.shift,
-        source.slope,
         by_channel(weights, source.data.shape[1]),
         starts(bias),
         dst.reshape(-1, bias.size),
@@ -131,28 +128,22 @@ def logits_of_block(
 
 @parallel_kernel
 def _infer(
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     weights: Floats,
     bias: Floats,
     dst: Floats,
 ) -> None:
     MB, _, D, H, W, _ = shape
     for band in prange(MB * D * bands(H, W)):
-        _infer_band(signed(band), x, shape, scales, shifts, slope, weights, bias, dst)
+        _infer_band(signed(band), source, shape, weights, bias, dst)
 
 
 @kernel
 def _infer_band(
     band: int,
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     weights: Floats,
     bias: Floats,
     dst: Floats,
@@ -169,8 +160,8 @@ def _infer_band(
     for first in range(begin, begin + voxels, BLOCK):
         count = min(BLOCK, begin + voxels - first)
         end = (count + LANES - 1) // LANES * LANES
-        pack_source(x, shape, scales, shifts, slope, image, first, count, y, BLOCK)
+        pack_source(source, shape, image, first, count, y, BLOCK)
         ahead = image * ICB * volume + first + BLOCK
-        logits_of_block(y, end, weights, bias, planes, x, ahead, volume, turned)
+        logits_of_block(y, end, weights, bias, planes, source.data, ahead, volume, turned)
         probabilities(planes, end, classes, scratch)
         scatter(planes.reshape(-1, BLOCK)[:classes], image * volume + first, count, dst)

@@ -14,7 +14,7 @@ from kernels.fused.head.planes import (
     mark,
     probabilities,
 )
-from kernels.fused.prologue import aligned, pack_source
+from kernels.fused.prologue import aligned, flat_source, pack_source
 from kernels.fused.tensors import Mask, Shape, Source
 from kernels.fused.vectors import add_to_doubles
 from kernels.memory import scratchpad
@@ -59,11 +59,8 @@ def forward(
     MB, bands_of_all, sums = shape[0], partials(shape), 3 * classes + 1
     partial = _doubles("fused head sums", bands_of_all, sums)
     _forward(
-        source.data.reshape(-1),
+        flat_source(source),
         shape,
-        source.scale,
-        source.shift,
-        source.slope,
         by_channel(weights, shape[1]),
         starts(bias),
         labels.reshape(-1),
@@ -111,11 +108,8 @@ def backward(
     lanes = shape[1] * LANES
     partial = _doubles("fused head weights", partials(shape), classes * (lanes + LANES))
     _backward(
-        source.data.reshape(-1),
+        flat_source(source),
         shape,
-        source.scale,
-        source.shift,
-        source.slope,
         by_channel(weights, shape[1]),
         by_class(weights, shape[1]),
         starts(bias),
@@ -182,11 +176,8 @@ def _diff_source(
 
 @parallel_kernel
 def _forward(
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     weights: Floats,
     bias: Floats,
     labels: Labels,
@@ -195,17 +186,14 @@ def _forward(
     MB, _, D, H, W, _ = shape
     for band in prange(MB * D * bands(H, W)):
         i = signed(band)
-        _forward_band(i, x, shape, scales, shifts, slope, weights, bias, labels, partial[i])
+        _forward_band(i, source, shape, weights, bias, labels, partial[i])
 
 
 @kernel
 def _forward_band(
     band: int,
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     weights: Floats,
     bias: Floats,
     labels: Labels,
@@ -222,9 +210,9 @@ def _forward_band(
         count = min(BLOCK, begin + voxels - first)
         end = (count + LANES - 1) // LANES * LANES
         mark(labels, image * volume + first, count, marks)
-        pack_source(x, shape, scales, shifts, slope, image, first, count, y, BLOCK)
+        pack_source(source, shape, image, first, count, y, BLOCK)
         ahead = image * ICB * volume + first + BLOCK
-        logits_of_block(y, end, weights, bias, planes, x, ahead, volume, turned)
+        logits_of_block(y, end, weights, bias, planes, source.data, ahead, volume, turned)
         losses(planes, end, classes, marks, scratch, loss)
         add_dice(planes, end, classes, marks, sums)
         add_plane(loss, 0, end, sums, 3 * classes * LANES)
@@ -236,11 +224,8 @@ def _forward_band(
 
 @parallel_kernel
 def _backward(
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     weights: Floats,
     lines: Floats,
     bias: Floats,
@@ -258,11 +243,8 @@ def _backward(
         i = signed(band)
         _backward_band(
             i,
-            x,
+            source,
             shape,
-            scales,
-            shifts,
-            slope,
             weights,
             lines,
             bias,
@@ -280,11 +262,8 @@ def _backward(
 @kernel
 def _backward_band(
     band: int,
-    x: Floats,
+    source: Source,
     shape: Shape,
-    scales: Floats,
-    shifts: Floats,
-    slope: float,
     weights: Floats,
     lines: Floats,
     bias: Floats,
@@ -310,9 +289,9 @@ def _backward_band(
         count = min(BLOCK, begin + voxels - first)
         end = (count + LANES - 1) // LANES * LANES
         mark(labels, image * volume + first, count, marks)
-        pack_source(x, shape, scales, shifts, slope, image, first, count, y, BLOCK)
+        pack_source(source, shape, image, first, count, y, BLOCK)
         ahead = image * ICB * volume + first + BLOCK
-        logits_of_block(y, end, weights, bias, planes, x, ahead, volume, turned)
+        logits_of_block(y, end, weights, bias, planes, source.data, ahead, volume, turned)
         probabilities(planes, end, classes, scratch)
         diff_logits(planes, end, classes, marks, diffs[image], share)
         for c in range(classes):
