@@ -10,8 +10,8 @@ seen, and writes ``dst``. The backward pass has two sums to make first, too. Kep
 product where reading it would cost 4 bytes an item.
 
 Idea       A row of ``C`` channels is short, and each channel has its own mean. So rows are taken
-           ``repeat`` at a time and the per-channel vectors are repeated as often: the inner loop is
-           about 256 items long for any ``C``, and vectorises.
+           as many at a time as make 256 items or more, and the per-channel vectors are repeated as
+           often: the inner loop is long for any ``C``, and vectorises.
 Numerics   Sums are float64, of float32 items converted first: the square of such an item is exact in
            float64, so ``E[x^2] - E[x]^2`` loses ``mean^2 / variance * 1e-16`` only: 1e-10 for mean 1000
            and deviation 1, where float32 would have nothing left. Where ``mean^2`` is above 1e7 variances,

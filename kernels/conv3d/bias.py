@@ -1,7 +1,9 @@
-"""Gradient of the bias, which every rung shares: the sum of ``diff_dst`` over images and voxels.
+"""Gradient of the bias: the sum of ``diff_dst`` over images and voxels.
 
-Voxels are cut into chunks by their number alone; each chunk is summed in double precision, and the
-chunks' sums are added in order, so the result is the same for any number of threads.
+`backward_bias` makes it of a whole tensor. Voxels are cut into chunks by their number alone; each chunk is
+summed in double precision, and the chunks' sums are added in order, so the result is the same for any number
+of threads. The kernels ``direct``, ``direct_bricks`` and ``winograd`` have the gradient in cache for that of
+the weights, and add it up there with `add_voxels`: runs of 1024 voxels in float32, these in float64.
 """
 
 import numpy as np
@@ -11,6 +13,8 @@ from kernels.compiler import kernel, parallel_kernel, prange
 from kernels.simd import LANES, load, store
 
 _CHUNK = 8192
+# Voxels that are summed in float32, before they are added to a sum in float64.
+_RUN = 1024
 
 
 def backward_bias(diff_dst: Array) -> Array:
@@ -61,10 +65,9 @@ def add_voxels(
     """
     for block in range(totals.size // LANES):
         first = at + (block // cols * cols * apart + block % cols) * LANES
-        # Runs of a thousand in float32, added up in float64.
-        for run in range(0, voxels, 1024):
+        for run in range(0, voxels, _RUN):
             total = load(data, first + run * cols * LANES)
-            for voxel in range(run + 1, min(run + 1024, voxels)):
+            for voxel in range(run + 1, min(run + _RUN, voxels)):
                 total = total + load(data, first + voxel * cols * LANES)
             store(sums, 0, total)
             for lane in range(LANES):

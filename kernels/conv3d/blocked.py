@@ -20,7 +20,7 @@ What did not help
            for, since ``dst`` might overlap ``weights``; with an unknown length, it is vectorised for
            runs of 64 and falls back to half vectors. And with ``ic`` inside ``ow``, each sum is
            stored and loaded again at once, which costs a dozen cycles a time.
-Numerics   float32, taps outermost: kd, kh, kw, ic in order, channel blocks outermost
+Numerics   float32, summed in the order icb, kd, kh, kw, ic
 Source     Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD
            architectures" (2018), section II.B
 """

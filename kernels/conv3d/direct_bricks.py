@@ -123,7 +123,7 @@ def convolve(
 
 
 def split(bricks: int, ICB: int, OCB: int) -> tuple[int, int]:
-    """Parts of the output channels, and chunks of bricks: about eight tasks, whatever the threads."""
+    """Parts of the output channels, and chunks of bricks: up to 16 tasks, whatever the threads."""
     chunks = max(1, min(bricks, 16 // (ICB * OCB)))
     return max(1, min(OCB, 8 // chunks)), chunks
 

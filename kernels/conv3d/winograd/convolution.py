@@ -196,6 +196,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         cut: Cut,
         scratch: Floats,
     ) -> None:
+        # All workers of `convolve_bricks` are given the kernel's size; here the tile says it.
         ICB, OCB = prologue.blocks, epilogue.blocks
         tiles, rows_here = -(-cut.OW // mw), cut.planes // md * (cut.lines // mh)
         T, wide = rows_here * tiles, tiles * mw

@@ -131,6 +131,7 @@ def _make_finish(md: int, mh: int, mw: int) -> Callable[..., None]:
         cut: Cut,
         scratch: Floats,
     ) -> None:
+        # The weights are given to both stages, and were needed by the first.
         bricks, wide = count_bricks(cut), -(-cut.OW // mw) * mw
         extent = (cut.planes // md, cut.lines // mh, wide)
         own = scratch[worker]
