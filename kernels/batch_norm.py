@@ -297,29 +297,16 @@ def _moments(src: Floats, partial: Doubles) -> None:
             start += row
 
 
-@kernel
-def _apply_row(src: Floats, mean: Floats, slope: Floats, shift: Floats, dst: Floats) -> None:
-    for i in range(src.size):
-        dst[i] = (src[i] - mean[i]) * slope[i] + shift[i]
-
-
 @parallel_kernel
 def _apply(src: Floats, coefficients: Floats, dst: Floats) -> None:
     row = coefficients.shape[1]
     rows = (src.size + row - 1) // row
     for i in prange(rows):
         at = slice(i * row, (i + 1) * row)
-        _apply_row(src[at], coefficients[0], coefficients[1], coefficients[2], dst[at])
-
-
-@kernel
-def _moments_backward_row(
-    diff_dst: Floats, src: Floats, mean: Floats, sums: Doubles, products: Doubles
-) -> None:
-    for i in range(src.size):
-        diff = np.float64(diff_dst[i])
-        sums[i] += diff
-        products[i] += diff * (np.float64(src[i]) - mean[i])
+        x, y = src[at], dst[at]
+        mean, slope, shift = coefficients[0], coefficients[1], coefficients[2]
+        for k in range(x.size):
+            y[k] = (x[k] - mean[k]) * slope[k] + shift[k]
 
 
 @parallel_kernel
@@ -328,18 +315,14 @@ def _moments_backward(diff_dst: Floats, src: Floats, mean: Floats, partial: Doub
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
         partial[i] = 0.0
+        sums, products = partial[i, 0], partial[i, 1]
         for start in range(i * chunk, min((i + 1) * chunk, src.size), row):
             at = slice(start, start + row)
-            _moments_backward_row(diff_dst[at], src[at], mean, partial[i, 0], partial[i, 1])
-
-
-@kernel
-def _apply_backward_row(
-    diff_dst: Floats, src: Floats, coefficients: Floats, diff_src: Floats
-) -> None:
-    slope, mean, tilt, level = coefficients[0], coefficients[1], coefficients[2], coefficients[3]
-    for i in range(src.size):
-        diff_src[i] = diff_dst[i] * slope[i] + ((src[i] - mean[i]) * tilt[i] + level[i])
+            dy, x = diff_dst[at], src[at]
+            for k in range(x.size):
+                diff = np.float64(dy[k])
+                sums[k] += diff
+                products[k] += diff * (np.float64(x[k]) - mean[k])
 
 
 @parallel_kernel
@@ -348,4 +331,8 @@ def _apply_backward(diff_dst: Floats, src: Floats, coefficients: Floats, diff_sr
     rows = (src.size + row - 1) // row
     for i in prange(rows):
         at = slice(i * row, (i + 1) * row)
-        _apply_backward_row(diff_dst[at], src[at], coefficients, diff_src[at])
+        dy, x, dx = diff_dst[at], src[at], diff_src[at]
+        slope, mean = coefficients[0], coefficients[1]
+        tilt, level = coefficients[2], coefficients[3]
+        for k in range(x.size):
+            dx[k] = dy[k] * slope[k] + ((x[k] - mean[k]) * tilt[k] + level[k])
