@@ -106,3 +106,9 @@ def test_colours_are_all_different_and_come_again():
         assert len(set(palette)) == len(palette)
         assert [of(i) for i in range(len(palette))] == list(palette)
         assert of(len(palette)) == of(0)
+
+
+def test_lines_of_one_colour_differ_in_their_dashes():
+    styles = [tuple(colours.line_style(index).values()) for index in range(28)]
+    assert len(set(styles)) == 28
+    assert [colour for colour, _ in styles] == [colours.of_line(index) for index in range(28)]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tinyunet.files import atomic
-from tinyunet.viz.colours import GREY, of_line
+from tinyunet.viz.colours import GREY, line_style, of_line
 
 _OURS = of_line(0)
 
@@ -79,7 +79,7 @@ def draw_scaling(path: Path | str, title: str, lines: Mapping[str, Mapping[int, 
         counts, counts, color="0.7", linestyle="--", linewidth=1, label="all that is possible"
     )
     for index, (name, line) in enumerate(lines.items()):
-        axes.plot(list(line), list(line.values()), marker="o", color=of_line(index), label=name)
+        axes.plot(list(line), list(line.values()), marker="o", label=name, **line_style(index))
     axes.set_xticks(counts)
     axes.set(xlabel="threads", ylabel="times faster than on one")
     axes.set_title(title, wrap=True)
@@ -114,7 +114,7 @@ def draw_layers(
         axes.text(len(layers) - 0.5, peak, "peak of one core", **note)
         for index, (name, speeds) in enumerate(rungs.items()):
             shown = [float("nan") if speed is None else speed for speed in speeds]
-            axes.plot(shown, marker="o", markersize=4, color=of_line(index), label=name)
+            axes.plot(shown, marker="o", markersize=4, label=name, **line_style(index))
         axes.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=8)
         axes.set(title=direction, xlim=(-0.5, len(layers) - 0.5))
         axes.grid(color="0.9")
@@ -122,7 +122,10 @@ def draw_layers(
     # When all is drawn: it is the same for all.
     all_axes[0].set_ylim(bottom=0)
     all_axes[0].set_ylabel("GFLOP/s of one core")
-    all_axes[-1].legend(fontsize=8, frameon=False)
+    # Below, once for all panels: within one it would hide points.
+    handles, names = all_axes[0].get_legend_handles_labels()
+    style: dict[str, Any] = {"ncols": len(names), "handlelength": 3.5, "frameon": False}
+    figure.legend(handles, names, loc="outside lower center", fontsize=8, **style)
     write(figure, path)
 
 

@@ -3,6 +3,8 @@
 Source: Okabe and Ito, "Color Universal Design" (2008).
 """
 
+from typing import Any
+
 GREY = "#808080"
 _SKY, _YELLOW, _VERMILION = "#56B4E9", "#F0E442", "#D55E00"
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -22,3 +24,9 @@ def of_class(label: int) -> str:
 def of_line(index: int) -> str:
     """Return the colour of a line, counted from 0; they come again after the seventh."""
     return LINES[index % len(LINES)]
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Return colour and dashes of a line on white: no two of the first 28 look the same."""
+    dashes = ("-", "--", ":", "-.")[index // len(LINES) % 4]
+    return {"color": of_line(index), "linestyle": dashes}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tinyunet.files import atomic
-from tinyunet.viz.colours import GREY, of_line
+from tinyunet.viz.colours import GREY, line_style
 
 
 # Names are the data set's: a "$" in one begins no formula.
@@ -48,7 +48,7 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
     for index, name in enumerate(validation[0]):
         dice = [scores[name] for scores in validation]
         label = f"{name}, validation ({dice[-1]:.2f})"
-        right.plot(epochs, dice, color=of_line(index), label=label, **style)
+        right.plot(epochs, dice, label=label, **line_style(index), **style)
     patches = [entry["dice"] for entry in history]
     label = f"all but background, training patches ({patches[-1]:.2f})"
     style |= {"linestyle": "--", "linewidth": 1.2, "markersize": 2.0}
