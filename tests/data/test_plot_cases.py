@@ -11,7 +11,9 @@ from volumes import head, tumour, write_decathlon
 from tinyunet.data.decathlon import Case, DataError, load_case, read_dataset
 from tinyunet.data.phantom import make_dataset
 from tinyunet.viz import cases as module
-from tinyunet.viz.cases import LABEL_COLOURS, draw_labels, plot_cases
+from tinyunet.viz.cases import draw_labels, plot_cases
+from tinyunet.viz.colours import CLASSES as LABEL_COLOURS
+from tinyunet.viz.colours import of_class
 
 
 def is_near(pixels: np.ndarray, colour: str) -> np.ndarray:
@@ -98,6 +100,19 @@ def test_draw_labels_leaves_background_clear() -> None:
     draw_labels(axes, tumour()[0])
     drawn = axes.images[0].get_array()
     assert np.array_equal(np.ma.getmaskarray(drawn), tumour()[0] == 0)
+
+
+def test_more_classes_than_colours_are_drawn_as_in_every_other_picture() -> None:
+    figure = Figure()
+    axes = figure.add_subplot()
+    draw_labels(axes, np.arange(1, 11)[None])
+    module._explain(figure, [f"class {label}" for label in range(1, 11)])
+    drawn = axes.images[0].to_rgba(np.arange(1, 11))
+    legend = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
+    for label, pixel, patch in zip(range(1, 11), drawn, legend, strict=True):
+        expected = colors.to_rgb(of_class(label))
+        np.testing.assert_allclose(pixel[:3], expected, atol=1e-6)
+        np.testing.assert_allclose(patch[:3], expected, atol=1e-6)
 
 
 def test_wrong_cases(tmp_path: Path) -> None:

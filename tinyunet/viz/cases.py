@@ -12,10 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from tinyunet.data.cases import Case, load_case
-from tinyunet.viz.colours import CLASSES
-
-# The same as in every other picture.
-LABEL_COLOURS = CLASSES
+from tinyunet.viz.colours import of_class
 
 # Each plane's name, and the axis of the volume it is cut across.
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
@@ -91,8 +88,7 @@ def plot_cases(
 def _explain(figure: Figure, classes: Sequence[str]) -> None:
     """Write a legend of the label colours in a line at the bottom."""
     handles = [
-        Patch(facecolor=colour, label=name)
-        for name, colour in zip(classes, LABEL_COLOURS, strict=False)
+        Patch(facecolor=of_class(label), label=name) for label, name in enumerate(classes, start=1)
     ]
     figure.legend(
         handles=handles,
@@ -116,11 +112,12 @@ def draw_labels(axes: Axes, labels: NDArray[np.integer[Any]], aspect: float = 1)
     aspect
         Height of a voxel divided by its width.
     """
+    most = max(int(labels.max()), 1)
     axes.imshow(
         np.ma.masked_equal(labels, 0),
-        cmap=ListedColormap(LABEL_COLOURS),
+        cmap=ListedColormap([of_class(label) for label in range(1, most + 1)]),
         vmin=0.5,
-        vmax=len(LABEL_COLOURS) + 0.5,
+        vmax=most + 0.5,
         alpha=0.65,
         aspect=aspect,
         interpolation="nearest",
