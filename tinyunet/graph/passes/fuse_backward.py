@@ -11,7 +11,7 @@ sum of two gradients another two reads and a write.
 
 A large ``dx`` that two kernels read is formed once after all, over ``dz``: that pass takes what it saves
 both, which then read one tensor and not two, and ``x`` is not needed any more. At the step's peak of
-memory that is a tensor of full size less: 12.0 GB for 13.5 at 144^3, batch 8.
+memory that is a tensor of full size less: an arena of 12.0 GB for 13.5 at 144^3, batch 8.
 """
 
 from dataclasses import replace
