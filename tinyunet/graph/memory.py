@@ -1,5 +1,9 @@
 """Where each temporary array lies in one arena, so that memory is used again as soon as it is free.
 
+    node      0  1  2  3         a is written by 0 and read by 1, b by 1 and 2, c by 2 and 3:
+    bytes     a  a  c  c         c comes where a was
+                 b  b
+
 Liveness    an array lives from the node that writes it to the last node that reads it. Arrays that
             share memory (a view, a result written in place) live together.
 Placement   the largest first, each into the smallest gap that is free during its whole life (greedy

@@ -1,5 +1,8 @@
 """For each convolution and direction: direct, or Winograd F(2,2,2), F(2,4,4), F(4,4,4).
 
+    before    conv(src), and each of its gradients, direct
+    after     conv(src, tile) where tiles take less time: the larger, the fewer multiplications
+
 A model counts what each costs (``algorithms``). Those that it finds within a factor of the best are timed
 (``measure``), unless the convolution is too small to matter.
 """
