@@ -173,8 +173,8 @@ class Tensor:
         Raises
         ------
         RuntimeError
-            Nothing was recorded, backward already ran, or a saved array was changed (1024 of its
-            elements are compared, so that a change of a few may pass unseen).
+            Nothing was recorded, backward already ran, or a saved array was changed (of a large
+            one some elements are compared, so that a change of a few may pass unseen).
         ValueError
             ``gradient`` is missing or has another shape.
         """

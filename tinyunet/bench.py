@@ -33,7 +33,7 @@ class Found(NamedTuple):
     Attributes
     ----------
     figures : dict of list of dict
-        Rows of systems, and of ranks.
+        "rows" of systems, and by table "ranks" and "peaks" of a core.
     versions : dict of str
         Of the systems, by their names.
     draw : function of a path

@@ -76,7 +76,7 @@ class Context:
     def saved(self) -> tuple[Any, ...]:
         """What was given to :meth:`save`, after a look whether it still holds the same numbers.
 
-        Arrays of fewer than 2048 elements are compared whole. Of larger ones, about a thousand
+        Arrays of fewer than 2048 elements are compared whole. Of larger ones, some 180 to 1500
         elements are, spread evenly: writing over a channel, a slice or the whole array is noticed,
         changing a few voxels need not be. (Read-only arrays would not do: an optimizer writes
         through another view, and to Numba a read-only array is another type, for which every

@@ -198,7 +198,7 @@ def _starting_line(jobs: list[Job], problem: Problem) -> Iterator[list[Contestan
 
 
 def difference(found: NDArray[Any], reference: Path, tolerance: float) -> float:
-    """Largest difference from the reference, or from zero to one where this is the first.
+    """Largest difference from the reference, which the first results become. All lie from 0 to 1.
 
     Raises
     ------

@@ -1,7 +1,8 @@
 """What the graph knows of each operator without running it: the shape it makes, and what it keeps.
 
-An operator that is not listed here is run once on small change to find out (see ``trace``), so that
-any :class:`Function` can be part of a graph. Listed are those whose arrays would be large.
+An operator that is not listed here is run in each of the three traces, on arrays of full size, to find
+out (see ``trace``), so that any :class:`Function` can be part of a graph. Listed are those for which
+that would take long.
 """
 
 import math

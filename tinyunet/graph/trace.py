@@ -2,7 +2,8 @@
 
 Inside :func:`tinyunet.autograd.intercept` every operator that the model calls is written down instead
 of run. What it hands back is a tensor of the right shape whose voxels all lie on one place in memory,
-so that tracing a volume of any size costs nothing.
+so that tracing a volume of any size costs nothing. (An operator that ``operators`` does not describe does
+run, in each trace, on arrays of full size.)
 
 The trace cannot see what a program computes beside the operators, in plain NumPy. So it is made three
 times, with zeros, positive and negative numbers, and other labels: if a constant of the one differs from
