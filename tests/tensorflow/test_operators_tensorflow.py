@@ -32,6 +32,8 @@ from kernels import (  # noqa: E402
     softmax_dice,
     upsample,
 )
+from tinyunet import functional, nn  # noqa: E402
+from tinyunet.autograd import Tensor  # noqa: E402
 
 DTYPES = st.sampled_from([np.float32, np.float64])
 SEEDS = st.integers(0, 999)
@@ -281,6 +283,42 @@ def test_concat(volume, AC, BC, dtype, seed):
     assert_exact(concat.forward(a, b), expected)
     for actual, wanted in zip(concat.backward(diff_dst, AC), gradients, strict=True):
         assert_exact(actual, wanted)
+
+
+@given(
+    volume=VOLUMES, C=CHANNELS, more=st.tuples(*[st.integers(0, 3)] * 3), dtype=DTYPES, seed=SEEDS
+)
+def test_pad_end(volume, C, more, dtype, seed):
+    src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
+    ends = [(0, 0), *((0, n) for n in more), (0, 0)]
+    expected, diff_dst, (diff_src,) = in_tensorflow(lambda x: tf.pad(x, ends), (src,), seed)
+    leaf = Tensor(src, requires_grad=True)
+    dst = functional.pad_end(leaf, expected.shape[1:4])
+    dst.backward(diff_dst)
+    assert_exact(dst.data, expected)
+    assert_exact(leaf.grad, diff_src)
+
+
+@given(volume=VOLUMES, C=CHANNELS, rate=st.floats(0.1, 0.9), dtype=DTYPES, seed=SEEDS)
+def test_dropout(volume, C, rate, dtype, seed):
+    """Each side draws for itself: what both keep is compared, the rest of ours is zero."""
+    src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
+    tf.random.set_seed(seed)
+    expected, diff_dst, (wanted,) = in_tensorflow(lambda x: tf.nn.dropout(x, rate), (src,), seed)
+    leaf, layer = Tensor(src, requires_grad=True), nn.Dropout(rate, seed)
+    dst = layer(leaf)
+    dst.backward(diff_dst)
+    kept = dst.data != 0
+    assert_exact(leaf.grad != 0, kept)
+    both = kept & (expected != 0)
+    compare(
+        {"dst": dst.data * both, "diff_src": leaf.grad * both},
+        {"dst": expected * both, "diff_src": wanted * both},
+        dtype,
+        POINTWISE,
+    )
+    in_inference = keras.layers.Dropout(rate, dtype=np.dtype(dtype).name)(src, training=False)
+    assert_exact(layer.eval()(leaf).data, in_inference.numpy())
 
 
 def segmentation(volume, classes, dtype, seed):
