@@ -264,6 +264,9 @@ def made_up_ranks(ranks, task, wrapper=()):
     if task["do"] == "steps":
         times = {"seconds": 0.05 * task["batch"], "backward_end": 0.09, "waited": 0.002}
         return times | {"buckets": [(0.02, 4_000_000), (0.09, 1_000)]}
+    if task["do"] == "weak":
+        times = {"alone": 0.09, "beside": 0.1, "together": 0.12}
+        return times | {"efficiency": 0.75, "beside_efficiency": 0.9}
     seconds = [2e-5 + 1e-9 * size for size in task["sizes"]]
     return {name: [2 * s for s in seconds] for name in task["algorithms"]} | {"exchange": seconds}
 
@@ -284,6 +287,9 @@ LINES = {
         r"ms on threads: +1 +2 +x",
         r"tinyunet compiled +400\.0 +200\.0 +2\.00",
         r"ranks x 1 thread +patches a rank +step ms +waited ms +efficiency",
+        r"ranks x 1 thread +patches a rank +step ms +waited ms +efficiency +alone ms +beside",
+        r"1 +2 +100\.0 +2\.00 +1\.00 +100\.0 +1\.00",
+        r"2 +2 +120\.0 +2\.00 +0\.75 +90\.0 +0\.90",
         r"2 +2 +100\.0 +2\.00 +1\.00",
         r"1 +4 +200\.0 +2\.00 +1\.00",
         # Two messages, and the array once: half each way, twice.
@@ -357,6 +363,10 @@ def test_ranks_are_really_run(monkeypatch):
     assert 0 <= found["waited"] < found["seconds"]
     ready = [seconds for seconds, _ in found["buckets"]]
     assert ready == sorted(ready)
+    net = {"size": 16, "batch": 1, "filters": 4, "threads": 1}
+    found = mpi.run(2, {"do": "weak", **net, "rounds": 1})
+    for name, step in (("efficiency", "together"), ("beside_efficiency", "beside")):
+        assert found[name] == found["alone"] / found[step] > 0
     found = mpi.run(2, {"do": "allreduce", "sizes": [1000], "algorithms": ["ring"]})
     assert 0 < found["ring"][0] < 1
     with pytest.raises(AgreedError, match="the ranks ended with code 1: KeyError"):

@@ -234,7 +234,8 @@ def _scaling(options: Namespace, peak: float) -> Found:
         return found
     ranks = options.ranks or max(2, options.threads)
     print(f"\nranks: {options.size}^3 voxels, {options.filters} filters\n", flush=True)
-    measured = scaling.measure(options.size, options.batch, options.filters, ranks)
+    net = options.size, options.batch, options.filters
+    measured = scaling.measure(*net, ranks, options.rounds)
     print(f"{scaling.measured_table(measured)}\n", flush=True)
     print(scaling.predicted_table(measured.step, options.gbits), flush=True)
     for gbit in options.throttle:

@@ -22,7 +22,6 @@ from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
-from tinyunet.parallel.options import Exchange
 from tinyunet.unet import UNet
 
 _LEAST_SECONDS, _MOST_REPEATS = 0.2, 50
@@ -121,7 +120,6 @@ def steps(
     threads: int,
     count: int,
     overlap: bool = True,
-    exchange: dict[str, Any] | None = None,
 ) -> Any:
     """Train for some steps on all ranks.
 
@@ -133,8 +131,6 @@ def steps(
         Steps; two more come before them.
     overlap : bool
         Whether gradients are sent while backward goes on, or all when it has ended.
-    exchange : dict
-        Arguments of :class:`Exchange`.
 
     Returns
     -------
@@ -143,7 +139,7 @@ def steps(
         bytes.
     """
     training = Training(size, batch, filters, threads, ranks.crew)
-    sums = GradientSum(training.optimizer, ranks, Exchange(**(exchange or {})))
+    sums = GradientSum(training.optimizer, ranks)
     parameters = training.optimizer.parameters
     times, completed = [], []
     for _ in range(count + 2):
@@ -168,7 +164,6 @@ def weak(
     filters: int,
     threads: int,
     rounds: int,
-    exchange: dict[str, Any] | None = None,
 ) -> Any:
     """Let rank 0 train alone, all beside each other, and all together, in turn.
 
@@ -185,7 +180,7 @@ def weak(
     own = Training(size, batch, filters, threads)
     own_sums = GradientSum(own.optimizer, Communicator())
     shared = Training(size, batch, filters, threads, ranks.crew)
-    sums = GradientSum(shared.optimizer, ranks, Exchange(**(exchange or {})))
+    sums = GradientSum(shared.optimizer, ranks)
 
     def seconds(everybody: bool, takes_part: bool = True) -> float:
         ranks.barrier()

@@ -1,9 +1,9 @@
 """The ranks of the table ``scaling``: what fits on this machine is measured, the rest predicted.
 
 Weak scaling gives each rank ``batch`` patches, strong scaling shares the patches of the most ranks
-among fewer. Efficiency is the throughput of a rank as a share of that of one rank alone. From one
-rank's step, and the moments at which its buckets were complete, :mod:`tinyunet.parallel.scaling`
-predicts what networks would make of it.
+among fewer. Efficiency is the throughput of a rank as a share of that of one rank alone; in weak
+scaling the two are measured in turn. From one rank's step, and the moments at which its buckets were
+complete, :mod:`tinyunet.parallel.scaling` predicts what networks would make of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyunet.benchmarks import allreduce, mpi
+from tinyunet.benchmarks.nets import thread_counts
 from tinyunet.benchmarks.text import milliseconds
 from tinyunet.parallel.scaling import (
     Network,
@@ -33,7 +34,10 @@ _STEPS = 9
 
 
 class Run(NamedTuple):
-    """A measured training step: ranks, patches a rank, and what :mod:`.ranks` has found."""
+    """A measured training step: ranks, patches a rank, and what :mod:`.ranks` has found.
+
+    In weak scaling that is what both its tasks, ``steps`` and ``weak``, have found.
+    """
 
     ranks: int
     batch: int
@@ -59,15 +63,16 @@ class Measured(NamedTuple):
     network: Network | None
 
 
-def measure(size: int, batch: int, filters: int, most: int) -> Measured:
-    """Measure one rank with one thread, and 2, 4, ... up to ``most``."""
-    counts = sorted({1 << power for power in range(most.bit_length())} | {most})
+def measure(size: int, batch: int, filters: int, most: int, rounds: int) -> Measured:
+    """Measure one rank with one thread, and 2, 4, ... up to ``most``, these in turn with one alone."""
+    counts = thread_counts(most)
     whole = {"size": size, "filters": filters}
-    weak = [_run(ranks, batch, whole) for ranks in counts]
-    strong = [weak[-1]]
+    runs = [_run(ranks, batch, whole) for ranks in counts]
+    strong = [runs[-1]]
     for ranks in reversed(counts[:-1]):
         if batch * most % ranks == 0:
             strong.insert(0, _run(ranks, batch * most // ranks, whole))
+    weak = [runs[0], *(_in_turn(run, whole, rounds) for run in runs[1:])]
     network = None
     if most > 1:
         sums = allreduce.measure(most)
@@ -88,15 +93,26 @@ def _run(
     return Run(ranks, batch, mpi.run(ranks, task, wrapper))
 
 
+def _in_turn(run: Run, net: dict[str, int], rounds: int) -> Run:
+    """Add what the same ranks do in turn with one alone."""
+    task = {"do": "weak", **net, "batch": run.batch, "threads": 1, "rounds": rounds}
+    return run._replace(found=run.found | mpi.run(run.ranks, task))
+
+
 def measured_table(measured: Measured) -> str:
     """Return what was measured, as text."""
-    one = measured.weak[0]
     head = ("ranks x 1 thread", "patches a rank", "step ms", "waited ms", "efficiency")
-    lines = ["weak scaling", "", _runs(head, measured.weak, one.throughput)]
+    weak = [_weak_cells(run) for run in measured.weak]
+    lines = ["weak scaling", "", aligned((*head, "alone ms", "beside"), weak)]
     if len(measured.strong) > 1:
         base = measured.strong[0].throughput
-        lines += ["", "strong scaling", "", _runs(head, measured.strong, base)]
-    lines += ["waited: after backward, for gradients"]
+        cells = [_cells(run, run.seconds, run.throughput / base) for run in measured.strong]
+        lines += ["", "strong scaling", "", aligned(head, cells)]
+    lines += [
+        "waited: after backward, for gradients",
+        "alone: what one rank takes for a step, in turn with them; efficiency is its share of theirs",
+        "beside: efficiency of ranks that train beside each other, and send and share nothing",
+    ]
     if measured.network:
         alpha, beta = measured.network
         speed = f"{1e-9 / beta:.1f} GB/s" if beta else "unlimited"
@@ -104,18 +120,16 @@ def measured_table(measured: Measured) -> str:
     return "\n".join(lines)
 
 
-def _runs(head: Sequence[str], runs: Sequence[Run], base: float) -> str:
-    body = [
-        (
-            str(run.ranks),
-            str(run.batch),
-            milliseconds(1e3 * run.seconds),
-            milliseconds(1e3 * run.found["waited"]),
-            f"{run.throughput / base:.2f}",
-        )
-        for run in runs
-    ]
-    return aligned(head, body)
+def _weak_cells(run: Run) -> tuple[str, ...]:
+    seconds = {"alone": run.seconds, "together": run.seconds}
+    found = seconds | {"efficiency": 1.0, "beside_efficiency": 1.0} | run.found
+    cells = _cells(run, found["together"], found["efficiency"])
+    return *cells, milliseconds(1e3 * found["alone"]), f"{found['beside_efficiency']:.2f}"
+
+
+def _cells(run: Run, seconds: float, share: float) -> tuple[str, ...]:
+    waited = milliseconds(1e3 * run.found["waited"])
+    return str(run.ranks), str(run.batch), milliseconds(1e3 * seconds), waited, f"{share:.2f}"
 
 
 def networks(gbits: Sequence[float]) -> dict[float, Network]:
