@@ -12,7 +12,6 @@ from tinyunet.training.settings import Settings
 
 def make_parser() -> Parser:
     """Return the options of the command."""
-    default = Settings()
     parser = Parser(
         prog="python -m tinyunet.train",
         description="Train a 3-D U-Net to segment brain tumours in MRI. Without options it makes "
@@ -21,55 +20,53 @@ def make_parser() -> Parser:
         "folder of their own: best.npz and latest.npz (checkpoints), history.json, test.json, "
         "learning_curves.png and predictions.png.",
     )
-    _add_data(parser.add_argument_group("data"), default)
-    _add_model(parser.add_argument_group("model"), default)
-    _add_training(parser.add_argument_group("training"), default)
-    _add_run(parser.add_argument_group("the run"), default)
-    _add_ranks(parser.add_argument_group("ranks (under mpirun)"), default)
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_training(parser.add_argument_group("training"))
+    _add_run(parser.add_argument_group("the run"))
+    _add_ranks(parser.add_argument_group("ranks (under mpirun)"))
     return parser
 
 
-def _add_data(group: Any, default: Settings) -> None:
+def _option(group: Any, name: str, text: str, **given: Any) -> None:
+    """Add an option whose default is that of the setting of its name."""
+    default = getattr(Settings, name.removeprefix("--").replace("-", "_"))
+    group.add_argument(name, default=default, help=f"{text} (default: %(default)s)", **given)
+
+
+def _add_data(group: Any) -> None:
     group.add_argument(
         "--data-path",
         metavar="DIR",
         help="folder of a Medical Segmentation Decathlon task (with dataset.json) or of BraTS "
         "cases; left out, phantoms are made in data/, or found there",
     )
-    group.add_argument(
+    _option(
+        group,
         "--train-test-split",
+        "share of the cases to train on; the others are for validation and test",
         type=number(0, 1),
-        default=default.train_test_split,
         metavar="SHARE",
-        help="share of the cases to train on; the others are for validation and test "
-        "(default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--validate-test-split",
+        "share of those others to validate on after each epoch; what is left is the test at "
+        "the end",
         type=number(0, 1),
-        default=default.validate_test_split,
         metavar="SHARE",
-        help="share of those others to validate on after each epoch; what is left is the test at "
-        "the end (default: %(default)s)",
     )
 
 
-def _add_model(group: Any, default: Settings) -> None:
-    group.add_argument(
+def _add_model(group: Any) -> None:
+    _option(
+        group,
         "--filters",
+        "channels of the first level; each level below has twice as many",
         type=whole_number(1),
-        default=default.filters,
         metavar="N",
-        help="channels of the first level; each level below has twice as many "
-        "(default: %(default)s)",
     )
-    group.add_argument(
-        "--depth",
-        type=whole_number(1, 20),
-        default=default.depth,
-        metavar="N",
-        help="number of levels (default: %(default)s)",
-    )
+    _option(group, "--depth", "number of levels", type=whole_number(1, 20), metavar="N")
     group.add_argument(
         "--use-upsampling",
         action="store_true",
@@ -77,29 +74,29 @@ def _add_model(group: Any, default: Settings) -> None:
     )
 
 
-def _add_training(group: Any, default: Settings) -> None:
-    group.add_argument(
+def _add_training(group: Any) -> None:
+    _option(
+        group,
         "--epochs",
+        "how often every training case is visited",
         type=whole_number(1),
-        default=default.epochs,
         metavar="N",
-        help="how often every training case is visited (default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--patches-per-case",
+        "patches cut from a case at each visit",
         type=whole_number(1),
-        default=default.patches_per_case,
         metavar="N",
-        help="patches cut from a case at each visit (default: %(default)s)",
     )
     group.add_argument(
         "--patch-size",
         type=whole_number(1),
         nargs="+",
-        default=list(default.patch_size),
+        default=list(Settings.patch_size),
         metavar="N",
         help="voxels of a patch along its axes: one number for all, or three "
-        f"(default: {' '.join(map(str, default.patch_size))})",
+        f"(default: {' '.join(map(str, Settings.patch_size))})",
     )
     group.add_argument(
         "--batch-size",
@@ -108,28 +105,27 @@ def _add_training(group: Any, default: Settings) -> None:
         help="patches in a step, shared equally by all ranks (default: 4, or the next multiple of "
         "the ranks)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--lr",
+        "learning rate of Adam at its highest; it rises to it during the first twentieth of "
+        "the steps, and falls to 0 until the last",
         type=number(0, 1e9),
-        default=default.lr,
         metavar="RATE",
-        help="learning rate of Adam at its highest; it rises to it during the first twentieth of "
-        "the steps, and falls to 0 until the last (default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--random-seed",
+        "decides the first weights, the split, the patches and their augmentation",
         type=whole_number(0, 2**63 - 1),
-        default=default.random_seed,
         metavar="N",
-        help="decides the first weights, the split, the patches and their augmentation "
-        "(default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--accumulate",
+        "add up the gradients of K batches for one step of the optimizer",
         type=whole_number(1),
-        default=default.accumulate,
         metavar="K",
-        help="add up the gradients of K batches for one step of the optimizer (default: %(default)s)",
     )
     group.add_argument(
         "--warmup-epochs",
@@ -139,7 +135,7 @@ def _add_training(group: Any, default: Settings) -> None:
     )
 
 
-def _add_run(group: Any, default: Settings) -> None:
+def _add_run(group: Any) -> None:
     add_execution(group)
     group.add_argument(
         "--threads",
@@ -162,15 +158,10 @@ def _add_run(group: Any, default: Settings) -> None:
         help="write a checkpoint each time after so many steps (default: every ten minutes), and "
         "after each epoch",
     )
-    group.add_argument(
-        "--output",
-        default=default.output,
-        metavar="DIR",
-        help="where each run gets a folder named by its time (default: %(default)s)",
-    )
+    _option(group, "--output", "where each run gets a folder named by its time", metavar="DIR")
 
 
-def _add_ranks(group: Any, default: Settings) -> None:
+def _add_ranks(group: Any) -> None:
     group.add_argument(
         "--scale-lr",
         action="store_true",
@@ -182,32 +173,31 @@ def _add_ranks(group: Any, default: Settings) -> None:
         help="take batch norm's statistics over the patches of all ranks: N ranks with b patches "
         f"then are one with N b (default: if a rank has fewer than {FEW_PATCHES})",
     )
-    group.add_argument(
+    _option(
+        group,
         "--bucket-mb",
+        "gradients that are sent at once, while backward goes on",
         type=number(0, 1e9),
-        default=default.bucket_mb,
         metavar="MB",
-        help="gradients that are sent at once, while backward goes on (default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--allreduce",
+        "how gradients are summed: by MPI, or as written out here",
         choices=ALLREDUCES,
-        default=default.allreduce,
-        help="how gradients are summed: by MPI, or as written out here (default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--compression",
+        "what is sent: float32, or with --allreduce mpi bfloat16 with error feedback",
         choices=COMPRESSIONS,
-        default=default.compression,
-        help="what is sent: float32, or with --allreduce mpi bfloat16 with error feedback "
-        "(default: %(default)s)",
     )
-    group.add_argument(
+    _option(
+        group,
         "--stall-warning",
+        "name a rank that the others have waited for so long",
         type=number(0),
-        default=default.stall_warning,
         metavar="SECONDS",
-        help="name a rank that the others have waited for so long (default: %(default)s)",
     )
     group.add_argument(
         "--timeline",
