@@ -16,6 +16,7 @@ convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
 import math
 
 from kernels.checks import Triple
+from kernels.conv3d import winograd
 from kernels.conv3d.winograd import cutting, rows
 from kernels.layout import blocks
 from kernels.simd import LANES
@@ -25,15 +26,15 @@ from tinyunet.graph.ir import Graph, Node
 #: Winograd F(tile); None is direct.
 Tile = Triple | None
 
-_TILES: dict[str, tuple[Triple, ...]] = {
-    "strict": ((2, 2, 2), (1, 2, 2)),
-    "fast": ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4)),
-}
+
+def _by_accuracy(tiles: tuple[Triple, ...]) -> dict[str, tuple[Triple, ...]]:
+    """Those of 2 outputs an axis, which lose no more than direct convolution, and all."""
+    return {"strict": tuple(tile for tile in tiles if max(tile) == 2), "fast": tiles}
+
+
+_TILES = _by_accuracy(winograd.TILES)
 # Of a first layer of few channels, which is not transformed along w.
-_TILES_OF_FEW: dict[str, tuple[Triple, ...]] = {
-    "strict": ((2, 2, 1), (1, 2, 1)),
-    "fast": ((2, 2, 1), (4, 4, 1), (1, 2, 1), (1, 4, 1)),
-}
+_TILES_OF_FEW = _by_accuracy(((2, 2, 1), (4, 4, 1), (1, 2, 1), (1, 4, 1)))
 # Operations of both transforms, a point and channel: they run on memory, not in register tiles.
 _TRANSFORM = 20
 # Multiply-adds in the time that one packed weight takes to be made and written.
