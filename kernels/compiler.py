@@ -5,7 +5,8 @@
     Numba keys it on the source file and on the integers a factory closes over; `compiled_files` adds
     the modules that the file imports.
 ``nogil=True``
-    Kernels may run in Python threads beside each other.
+    Kernels may run in Python threads beside each other, but on the threading layer "workqueue". (A process
+    that is forked after a kernel has run cannot run any: GNU OpenMP ends it. "spawn" starts one that can.)
 ``error_model="numpy"``
     Division by zero gives inf or nan, as in NumPy, and costs no branch in the loop.
 ``fastmath={"contract"}``
@@ -26,6 +27,7 @@ Code that only kernels call
 import errno
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -126,6 +128,7 @@ def specialised(*names: str) -> Callable[[Function], Function]:
 
 
 _addresses: dict[Callable[..., None], int] = {}
+_one_compiles = threading.Lock()
 
 
 def run_workers(driver: Any, worker: Any, *arguments: Any) -> None:
@@ -138,18 +141,38 @@ def run_workers(driver: Any, worker: Any, *arguments: Any) -> None:
     worker : worker_kernel
     *arguments
         Of the same types at each call of a driver: another type raises TypeError.
+
+    Raises
+    ------
+    ValueError
+        The first time, if an array is read-only, which is another type.
     """
+    if worker not in _addresses:
+        with _one_compiles:  # or a thread finds a driver closed that it is about to compile
+            _compile_worker(driver, worker, arguments)
+    driver(_addresses[worker], *arguments)
+
+
+def _compile_worker(driver: Any, worker: Any, arguments: tuple[Any, ...]) -> None:
     if worker in _addresses:
-        driver(_addresses[worker], *arguments)
         return
     signature = (types.int64, *map(numba.typeof, arguments))
+    if any(map(_is_read_only, signature)):
+        raise ValueError("arrays must be writable, got one that is read-only")
     worker.compile(signature)
     compiled = worker.overloads[signature]
     address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    driver(address, *arguments)
-    # The address is good for arguments of these types and no others.
-    driver.disable_compile()
+    if not driver.signatures:
+        driver.compile(signature)
+        # The address is good for arguments of these types and no others.
+        driver.disable_compile()
     _addresses[worker] = address
+
+
+def _is_read_only(given: types.Type) -> bool:
+    if isinstance(given, types.BaseTuple):  # type: ignore[attr-defined]
+        return any(map(_is_read_only, given.types))
+    return isinstance(given, types.Array) and not given.mutable
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -51,7 +51,7 @@ def load_bytes(typing_context: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def load_first_bytes(typing_context: Any, array: Any, offset: Any, count: Any) -> Any:
-    """The first ``count`` lanes of `load_bytes`, then 255; memory past ``count`` is not touched."""
+    """The first ``count`` lanes of `load_bytes`, then -1; memory past ``count`` is not touched."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, offset, count = args
@@ -66,8 +66,10 @@ def load_first_bytes(typing_context: Any, array: Any, offset: Any, count: Any) -
         function = ir.FunctionType(_BYTES, [pointer.type, number, mask, _BYTES])
         name = "llvm.masked.load.v16i8.p0v16i8"
         load = cgutils.get_or_insert_function(builder.module, function, name)
-        beyond = ir.Constant(_BYTES, [255] * LANES)
-        return builder.uitofp(builder.call(load, [pointer, number(1), inside, beyond]), VECTOR)
+        beyond = ir.Constant(_BYTES, [0] * LANES)
+        found = builder.call(load, [pointer, number(1), inside, beyond])
+        nothing = ir.Constant(VECTOR, [-1.0] * LANES)
+        return builder.select(inside, builder.uitofp(found, VECTOR), nothing)
 
     return f32x16(array, types.intp, types.intp), codegen
 

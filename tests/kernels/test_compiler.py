@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 from numba.core import caching
 
@@ -192,3 +194,18 @@ def test_what_stands_in_a_loop_is_assembled_with_the_function_around_it(tmp_path
         command = [sys.executable, "-c", "import loops", counted]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+
+
+class Held(NamedTuple):
+    """Arrays as kernels are given them."""
+
+    count: int
+    array: np.ndarray
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: Held(1, array)])
+def test_a_read_only_array_is_refused_before_a_worker_is_compiled_for_it(wrap):
+    array = np.zeros(3, np.float32)
+    array.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        compiler.run_workers(None, None, wrap(array))

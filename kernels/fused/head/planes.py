@@ -15,7 +15,7 @@ from kernels.simd import LANES, broadcast, fma, load, store
 from kernels.softmax_dice.planes import BLOCK, class_of_plane
 
 # The label past the last voxel: no class.
-NOWHERE = np.float32(255)
+NOWHERE = np.float32(-1)
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)

@@ -15,7 +15,7 @@ from deferred import (
     totals,
     unblocked,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels import machine, softmax_dice
@@ -31,6 +31,8 @@ CASES = {
     "seed": st.integers(0, 99),
     "threads": THREADS,
 }
+# As many classes as a byte has numbers.
+MOST = {"size": (1, 3, 4, 5), "IC": 16, "classes": 256, "slope": 0.0, "seed": 0, "threads": 1}
 # Logits are sums of up to 40 products, and p changes by at most a quarter of what they do: errors of
 # 40 roundings at worst, of numbers of the order of 10.
 BOUND = 40 * 10 / 4 * 2**-24
@@ -75,6 +77,7 @@ def run_forward(layer, MB, classes):
 
 
 @given(**CASES)
+@example(**MOST)
 def test_forward(size, IC, classes, slope, seed, threads):
     machine.set_threads(threads)
     problem = Problem(size, IC, classes, slope, seed)
@@ -104,6 +107,7 @@ def test_infer(size, IC, classes, slope, seed, threads):
 
 
 @given(**CASES, accumulate=st.booleans(), masked=st.booleans())
+@example(**MOST, accumulate=False, masked=False)
 def test_backward(size, IC, classes, slope, seed, threads, accumulate, masked):
     machine.set_threads(threads)
     problem = Problem(size, IC, classes, slope, seed)
