@@ -200,7 +200,7 @@ class Tensor:
                 elif parent in ours:
                     gradients[parent] += diff
                 else:  # the first one may be some other tensor's gradient too, the sum is not
-                    gradients[parent] = gradients[parent] + diff
+                    gradients[parent] = np.asarray(gradients[parent] + diff)
                     ours.add(parent)
             if listener is not None:
                 leaves = [p for p in parents if p is not None and not isinstance(p, Context)]
@@ -221,7 +221,8 @@ class Tensor:
 
     def accumulate(self, gradient: Array) -> None:
         """Add to ``grad`` of a leaf. Arrays that others may hold are neither kept nor changed."""
-        self.grad = gradient.copy() if self.grad is None else self.grad + gradient
+        # The sum of arrays without axes is a scalar of NumPy, which fill(0) would not change.
+        self.grad = gradient.copy() if self.grad is None else np.asarray(self.grad + gradient)
 
     def detach(self) -> "Tensor":
         """Return the same array with no history."""

@@ -69,8 +69,9 @@ class Context:
 
     def save(self, *arrays: NDArray[Any] | None) -> None:
         """Keep arrays (not copies) for backward; does nothing when no backward can come."""
-        if self.recording:
-            self._saved = tuple((array, _sample(array)) for array in arrays)
+        if self.recording:  # a result without axes may be a scalar of NumPy, which kernels refuse
+            kept = [None if array is None else np.asanyarray(array) for array in arrays]
+            self._saved = tuple((array, _sample(array)) for array in kept)
 
     @property
     def saved(self) -> tuple[Any, ...]:
@@ -107,8 +108,7 @@ class Context:
             )
         start = time.perf_counter()
         gradients: Gradients = self.function.backward(self, gradient)
-        if verbose.wanted():
-            self._say("d ", time.perf_counter() - start, gradients, (gradient,))
+        seconds = time.perf_counter() - start
         most = len(self.parents)
         if not isinstance(gradients, tuple) or len(gradients) > most:
             given = len(gradients) if isinstance(gradients, tuple) else type(gradients).__name__
@@ -116,6 +116,8 @@ class Context:
                 f"{self.function.__name__}.backward must return a tuple of at most {most} gradients, "
                 f"one for each argument of forward, not {given}"
             )
+        if verbose.wanted():
+            self._say("d ", seconds, gradients, (gradient,))
         gradients += (None,) * (most - len(gradients))
         checked = tuple(map(self._check, gradients, self.parents))
         self.parents, self._saved, self.recording = (), (), False

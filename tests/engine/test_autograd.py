@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 
-from tinyunet import Function, Tensor, no_grad
+from tinyunet import Function, Tensor, functional, no_grad
 
 SEEDS = st.integers(0, 2**31)
 PAIRS = mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4)
@@ -205,6 +205,23 @@ class TestGradients:
         assert (reached[0] is made[0]) == gives_away
         np.testing.assert_array_equal(made[0], np.full(3, 7 if gives_away else 2))
 
+    def test_the_gradient_of_a_number_can_be_set_to_zero(self):
+        x = Tensor(2.0, requires_grad=True)
+        for _ in range(2):
+            (x * 3).backward()
+        x.grad.fill(0)
+        (x * 5).backward()
+        assert x.grad == 5
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("activation", [functional.relu, functional.sigmoid])
+    def test_operators_get_arrays_also_of_numbers(self, activation, dtype):
+        x = Tensor(np.array(0.0, dtype), requires_grad=True)
+        y = activation(x + 1)
+        (y + y).backward()
+        slope = y.item() * (1 - y.item()) if activation is functional.sigmoid else 1
+        np.testing.assert_allclose(x.grad, 2 * slope, rtol=1e-6)
+
 
 class TestTensor:
     """What a tensor shares, converts and shows."""
@@ -345,6 +362,17 @@ class TestErrors:
         message = rf"^Double.backward must return a tuple of at most 1 gradients.* not {got}$"
         with pytest.raises(RuntimeError, match=message):
             doubled.backward(np.ones(2))
+
+    def test_an_operator_that_returns_nothing_while_lines_are_wanted(self, monkeypatch):
+        monkeypatch.setenv("TINYUNET_VERBOSE", "1")
+
+        class Nothing(Wrong):
+            @staticmethod
+            def backward(ctx, gradient):
+                pass
+
+        with pytest.raises(RuntimeError, match=r"^Nothing.backward must .* not NoneType$"):
+            Nothing.apply(Tensor(1.0, requires_grad=True)).backward()
 
     @pytest.mark.parametrize("wrong", [None, [1 + 2j], "text", [object()]])
     def test_what_is_no_real_number(self, wrong):
