@@ -66,14 +66,26 @@ class Optimizer:
         self.flat_gradients: Array = np.zeros_like(self.flat_parameters)
         for name in self.averages:
             setattr(self, name, crew.zeros(size, dtype))
+        self._give_parts()
+
+    def _give_parts(self) -> None:
+        """Make ``data`` and ``grad`` of each parameter its part of the flat buffers."""
         self._views: list[tuple[Array, Array]] = []
         start = 0
         for parameter in self.parameters:
             part, shape = slice(start, start + parameter.data.size), parameter.shape
             parameter.data = self.flat_parameters[part].reshape(shape)
-            parameter.grad = self.flat_gradients[part].reshape(shape)
+            grad = self.flat_gradients[part].reshape(shape)
+            if parameter.grad is not None:
+                np.copyto(grad, parameter.grad)
+            parameter.grad = grad
             self._views.append((parameter.data, parameter.grad))
             start = part.stop
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy, or what was pickled, whole: views are copied apart from what they view."""
+        vars(self).update(state)
+        self._give_parts()
 
     def step(self) -> None:
         """Change the parameters by the gradients found since the last :meth:`zero_grad`.

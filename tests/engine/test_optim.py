@@ -1,5 +1,8 @@
 """Optimizers against their formulas, flat buffers, state, schedules."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,6 +120,27 @@ class TestFlatBuffers:
         np.testing.assert_array_equal(
             optimizer.flat_parameters, np.concatenate([p.data.ravel() for p in other.parameters()])
         )
+
+    def test_gradients_found_before_are_kept(self):
+        parameters = make_parameters()
+        (parameters[2] * 3).sum().backward()
+        optimizer = Adam(parameters)
+        np.testing.assert_array_equal(optimizer.flat_gradients, [0] * 7 + [3] * 4)
+
+    @pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+    def test_a_copy_trains_its_own_parameters(self, again):
+        parameters = make_parameters()
+        optimizer = Adam(parameters)
+        set_gradients(parameters, 0)
+        optimizer.step()
+        before = optimizer.flat_parameters.copy()
+        copied, other = again((parameters, optimizer))
+        for step, learnt in ((optimizer, parameters), (other, copied)):
+            set_gradients(learnt, 1)
+            step.step()
+        for parameter, expected in zip(copied, parameters, strict=True):
+            np.testing.assert_array_equal(parameter.data, expected.data)
+        assert not np.array_equal(other.flat_parameters, before)
 
     @pytest.mark.parametrize("attribute", ["data", "grad"])
     def test_a_replaced_array_is_noticed(self, attribute):
