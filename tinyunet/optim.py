@@ -6,8 +6,9 @@ send each other. From then on a parameter's arrays are the optimizer's: change t
 (``load_state_dict`` does), do not replace them.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -25,6 +26,8 @@ Schedule: TypeAlias = Callable[[int], float]
 
 class Optimizer:
     """What :class:`Adam` and :class:`SGD` share: the flat buffers and the state.
+
+    A parameter that does not require a gradient stays as it is, and so do its running averages.
 
     Attributes
     ----------
@@ -104,12 +107,22 @@ class Optimizer:
                     " optimizer's: change .data and .grad in place, and use optimizer.zero_grad()"
                 )
         self.steps += 1
-        start, part = time.perf_counter(), self.crew.part(self.flat_parameters.size)
-        self._update(part)
+        start, size = time.perf_counter(), 0
+        for run in self._learnt(self.crew.part(self.flat_parameters.size)):
+            self._update(run)
+            size += run.stop - run.start
         if verbose.wanted():
-            seconds = time.perf_counter() - start
-            verbose.say(self._verbose_line(part.stop - part.start, seconds))
+            verbose.say(self._verbose_line(size, time.perf_counter() - start))
         self.crew.wait()
+
+    def _learnt(self, part: slice) -> Iterator[slice]:
+        """Yield what of a part requires a gradient; neighbours are one slice."""
+        end = 0
+        for learnt, run in itertools.groupby(self.parameters, lambda p: p.requires_grad):
+            start, end = end, end + sum(parameter.data.size for parameter in run)
+            both = slice(max(start, part.start), min(end, part.stop))
+            if learnt and both.start < both.stop:
+                yield both
 
     def _verbose_line(self, size: int, seconds: float) -> str:
         arrays = 3 + 2 * len(self.averages)
@@ -270,7 +283,8 @@ def polynomial(lr: float, steps: int, power: float = 0.9, end: float = 0.0) -> S
     """Return ``end + (lr - end) * (1 - step / steps) ** power``, and ``end`` from ``steps`` on."""
     at_least_zero("lr", lr)
     positive("steps", steps)
-    return lambda step: end + (lr - end) * (1 - min(step, steps) / steps) ** power
+    # 0 ** 0 is one: the end is no case of the formula.
+    return lambda step: end + (lr - end) * (1 - step / steps) ** power if step < steps else end
 
 
 def warm_up(schedule: Schedule, steps: int) -> Schedule:

@@ -85,6 +85,31 @@ class TestSteps:
         optimizer.step()
         np.testing.assert_array_equal(optimizer.flat_parameters, before)
 
+    @pytest.mark.parametrize("frozen", [0, 1, 2])
+    @pytest.mark.parametrize(
+        "make",
+        [lambda p: Adam(p, 0.1, weight_decay=0.1), lambda p: SGD(p, 0.1, 0.9, weight_decay=0.1)],
+        ids=["Adam", "SGD"],
+    )
+    def test_what_requires_no_gradient_stays(self, make, frozen):
+        parameters, all_learnt = make_parameters(), make_parameters()
+        optimizer, other = make(parameters), make(all_learnt)
+        for step in range(3):
+            if step == 1:
+                parameters[frozen].requires_grad = False
+                kept = [getattr(optimizer, n).copy() for n in optimizer.averages]
+                before = parameters[frozen].data.copy()
+            set_gradients(all_learnt, step)
+            set_gradients(parameters, step)
+            optimizer.step()
+            other.step()
+        np.testing.assert_array_equal(parameters[frozen].data, before)
+        part = slice(*[(0, 6), (6, 7), (7, 11)][frozen])
+        for name, average in zip(optimizer.averages, kept, strict=True):
+            np.testing.assert_array_equal(getattr(optimizer, name)[part], average[part])
+        for index in {0, 1, 2} - {frozen}:
+            np.testing.assert_array_equal(parameters[index].data, all_learnt[index].data)
+
 
 class TestFlatBuffers:
     """Every parameter's data and grad is a part of one array."""
@@ -257,6 +282,10 @@ class TestSchedules:
     def test_polynomial(self):
         schedule = optim.polynomial(1.0, steps=10, power=2, end=0.5)
         assert [schedule(step) for step in (0, 5, 10, 99)] == [1.0, 0.625, 0.5, 0.5]
+
+    def test_polynomial_of_power_zero(self):
+        schedule = optim.polynomial(1.0, steps=4, power=0, end=0.1)
+        assert [schedule(step) for step in (0, 3, 4, 5)] == [1.0, 1.0, 0.1, 0.1]
 
     @given(st.integers(1, 100), st.floats(0.1, 3))
     def test_polynomial_never_rises(self, steps, power):
