@@ -20,7 +20,7 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tinyunet.context import Array, Context, Gradients, Leaf, Listener
 
@@ -284,6 +284,25 @@ class Tensor:
         return self**-1 * other
 
     __radd__, __rmul__ = __add__, __mul__
+
+    # Two tensors are told apart by what they are, not by their numbers: sets and dicts need that.
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("tensor: compare the arrays, t.data, or use 'is'")
+
+    __ne__ = __eq__
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        if not self.shape:
+            raise TypeError("tensor: it is one number, there is nothing to iterate over")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        return np.array(self.data, dtype, copy=copy)
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Tensor":
         return Slice.apply(self, index)

@@ -251,6 +251,33 @@ class TestTensor:
         y = np.ones(3) + Tensor(np.ones(3), requires_grad=True)
         assert isinstance(y, Tensor)
 
+    def test_numpy_sees_the_array(self):
+        x = Tensor([[1.0, 3.0], [2.0, 0.0]], requires_grad=True)
+        assert np.asarray(x) is x.data
+        assert np.asarray(x, np.float64).dtype == np.float64
+        assert not np.shares_memory(np.array(x), x.data)
+        assert np.argmax(x) == 1
+
+    def test_comparing_is_refused(self):
+        x = Tensor([1.0, 2.0])
+        for compare in (lambda: x == 1.0, lambda: x != x, lambda: 2.0 in x, lambda: x.data == x):
+            with pytest.raises(
+                TypeError, match=r"^tensor: compare the arrays, t.data, or use 'is'$"
+            ):
+                compare()
+        assert x in {x}
+
+    def test_truth_is_that_of_one_number(self):
+        assert Tensor([2.0])
+        assert not Tensor(0.0)
+        with pytest.raises(ValueError, match="ambiguous"):
+            bool(Tensor([1.0, 2.0]))
+
+    def test_iterating(self):
+        assert [row.data.tolist() for row in Tensor([[1.0, 2.0], [3.0, 4.0]])] == [[1, 2], [3, 4]]
+        with pytest.raises(TypeError, match="tensor: it is one number"):
+            iter(Tensor(3.0))
+
     def test_detach_and_repr(self):
         x = Tensor([1.0], requires_grad=True)
         y = x * 2

@@ -219,7 +219,7 @@ class TestMemory:
             for array in ctx.saved:
                 if array is not None and array.ndim == 5 and array.shape[1] == 8:
                     seen[array.ctypes.data] = array.shape[-1]
-            contexts += [parent for parent in ctx.parents if parent and hasattr(parent, "saved")]
+            contexts += [parent for parent in ctx.parents if hasattr(parent, "saved")]
         assert sorted(seen.values()) == [1, 2, 2, 2, 2]
 
     def test_the_first_convolution_makes_no_gradient_of_the_image(self, monkeypatch):
