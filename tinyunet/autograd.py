@@ -278,10 +278,10 @@ class Tensor:
         return -self + other
 
     def __truediv__(self, other: Any) -> "Tensor":
-        return self * self._operand(other) ** -1
+        return Divide.apply(self, self._operand(other))
 
     def __rtruediv__(self, other: Any) -> "Tensor":
-        return self**-1 * other
+        return Divide.apply(self._operand(other), self)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -385,6 +385,24 @@ class Multiply(Function):
             None if factor is None else _unbroadcast(gradient * factor, shape)
             for factor, shape in zip(ctx.saved, ctx.shapes, strict=True)
         )
+
+
+class Divide(Function):
+    """``a / b``, with broadcasting. Saves ``b`` and the result: ``b * b`` may overflow."""
+
+    @staticmethod
+    def forward(ctx: Context, a: Array, b: Array) -> Array:
+        dst = _broadcast(ctx, np.divide, a, b)
+        ctx.save(b, dst if ctx.needs_gradient[1] else None)
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        (b, dst), (shape_a, shape_b) = ctx.saved, ctx.shapes
+        diff = gradient / b
+        diff_a = _unbroadcast(diff, shape_a) if ctx.needs_gradient[0] else None
+        diff_b = None if dst is None else _unbroadcast(-diff * dst, shape_b)
+        return diff_a, diff_b
 
 
 class Power(Function):

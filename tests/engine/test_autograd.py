@@ -90,6 +90,15 @@ class TestGradients:
         a, b = (normal(seed + i, *shape) for i, shape in enumerate(shapes.input_shapes))
         check_gradients(lambda a, b: a / b, a, np.copysign(np.abs(b) + 0.5, b), seed=seed)
 
+    def test_a_quotient_is_rounded_once_and_does_not_overflow(self):
+        n = np.arange(1, 100, dtype=np.float32)
+        np.testing.assert_array_equal((Tensor(n) / n).data, np.ones(99))
+        np.testing.assert_array_equal((2 / Tensor(n)).data, 2 / n)
+        for a, b, slope in ((1e25, 1e25, -1e-25), (1e-30, 1e-20, -1e10)):
+            x, y = Tensor(a, requires_grad=True), Tensor(b, requires_grad=True)
+            (x / y).backward()
+            np.testing.assert_allclose([x.grad, y.grad], [1 / b, slope], rtol=1e-6)
+
     @given(SEEDS)
     def test_with_constants_on_either_side(self, seed):
         a, b = np.abs(normal(seed, 3, 4)) + 0.5, normal(seed, 4)
@@ -356,6 +365,8 @@ class TestErrors:
             Tensor(np.ones((2, 3))) + Tensor(np.ones(4))
         with pytest.raises(ValueError, match=r"^multiply: shapes"):
             Tensor(np.ones((2, 3))) * np.ones(4)
+        with pytest.raises(ValueError, match=r"^divide: shapes"):
+            Tensor(np.ones((2, 3))) / np.ones(4)
 
     def test_arguments_of_operators(self):
         with pytest.raises(TypeError, match="exponent must be a number"):

@@ -122,6 +122,7 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
         second=conv(16, 16),
         norm=BatchNorm(16),
     ),
+    "quotients": lambda: Net(lambda net, x: x / net.part + 1 / (x * x + 2.0), part=learned(16)),
     "a layer twice": lambda: (
         lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer)
     )(conv(16, 16)),
