@@ -49,6 +49,13 @@ class Module:
 
     training = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(vars(self).get(name), Parameter) and not isinstance(value, Parameter | None):
+            raise TypeError(
+                f"{name} is a Parameter, not to be replaced by {type(value).__name__}; change its .data"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, src: Tensor) -> Tensor:
         """Compute the result; call the module itself, not this."""
         raise NotImplementedError
@@ -112,7 +119,8 @@ class Module:
             message names the first such; nothing has been changed.
         """
         own = self._named_arrays()
-        new = {name: np.asarray(array) for name, array in state.items()}
+        # Copies: they may be the model's own arrays, exchanged.
+        new = {name: np.array(array) for name, array in state.items()}
         for name, array in own.items():
             if name not in new:
                 raise ValueError(f"state has no {name!r}, which the model needs")
@@ -138,28 +146,39 @@ class Module:
         Raises
         ------
         ValueError
-            A generator is missing or unknown, or of another kind.
+            A generator is missing or unknown, or of another kind. Nothing has been changed.
         """
         own = self._generators()
         if set(state) != set(own):
             raise ValueError(f"state has random generators {sorted(state)}, not {sorted(own)}")
-        for name, generator in own.items():
-            generator.bit_generator.state = state[name]
+        before = self.random_state()
+        try:
+            for name, generator in own.items():
+                generator.bit_generator.state = state[name]
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            for name, generator in own.items():
+                generator.bit_generator.state = before[name]
+            raise ValueError(f"state is none of a random generator: {error}") from error
 
     def _generators(self) -> dict[str, Generator]:
         found = {name: getattr(module, "generator", None) for name, module in self.named_modules()}
         return {name: g for name, g in found.items() if isinstance(g, np.random.Generator)}
 
     def astype(self, dtype: npt.DTypeLike) -> Self:
-        """Convert parameters and buffers to float32 or float64, before an optimizer holds them."""
+        """Convert parameters and buffers to float32 or float64, before an optimizer holds them.
+
+        Buffers of integers or truth values stay so; one that is shared stays shared.
+        """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"astype: dtype must be float32 or float64, not {np.dtype(dtype)}")
+        before = [buffer for buffer in self.buffers() if buffer.dtype.kind == "f"]
+        converted = {id(buffer): buffer.astype(dtype) for buffer in before}
         for _, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
                     value.data, value.grad = value.data.astype(dtype), None
-                elif isinstance(value, np.ndarray):
-                    setattr(module, name, value.astype(dtype))
+                elif id(value) in converted:
+                    setattr(module, name, converted[id(value)])
         return self
 
     def train(self, mode: bool = True) -> Self:

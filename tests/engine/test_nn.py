@@ -49,6 +49,16 @@ class TestNames:
         dst.sum().backward()
         assert all(parameter.grad is not None for parameter in net.parameters())
 
+    @pytest.mark.parametrize("value", [np.ones(3, np.float32), Tensor(np.ones(3)), 1.0])
+    def test_a_parameter_is_not_lost_by_an_assignment(self, value):
+        layer, other = nn.Conv3d(1, 3), Parameter(np.ones(3, np.float32))
+        with pytest.raises(TypeError, match=r"^bias is a Parameter, not to be replaced by "):
+            layer.bias = value
+        layer.bias = other
+        assert layer.parameters()[1] is other
+        layer.bias = None
+        assert len(layer.parameters()) == 1
+
 
 class TestStateDict:
     """Saving is a copy, loading is in place, and an error changes nothing."""
@@ -89,6 +99,14 @@ class TestStateDict:
         )
         assert {array.dtype for array in net.state_dict().values()} == {np.dtype(np.float32)}
 
+    def test_arrays_of_the_model_itself_may_be_exchanged(self):
+        net = nn.Sequential(nn.BatchNorm(2), nn.BatchNorm(2))
+        net[1].scale.data += 5
+        own = {name: parameter.data for name, parameter in net.named_parameters()}
+        exchanged = {"0.scale": own["1.scale"], "1.scale": own["0.scale"]}
+        net.load_state_dict(net.state_dict() | exchanged)
+        np.testing.assert_array_equal([net[0].scale.data, net[1].scale.data], [[6, 6], [1, 1]])
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -117,6 +135,27 @@ class TestStateDict:
             net.load_state_dict(state)
         for name, array in net.state_dict().items():
             np.testing.assert_array_equal(array, before[name])
+
+
+class TestRandomState:
+    """Where the generators stand."""
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            None,
+            {"bit_generator": "PCG64"},
+            {"bit_generator": "MT19937"},
+            {"bit_generator": "PCG64", "state": {"state": -1, "inc": 1}},
+        ],
+    )
+    def test_an_error_changes_nothing(self, wrong):
+        net = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
+        before = net.random_state()
+        state = {"0": np.random.default_rng(9).bit_generator.state, "1": wrong}
+        with pytest.raises(ValueError, match="state is none of a random generator"):
+            net.load_random_state(state)
+        assert net.random_state() == before
 
 
 class TestInitialWeights:
@@ -182,6 +221,14 @@ class TestSwitches:
             TypeError, match=r"^astype: dtype must be float32 or float64, not int32"
         ):
             net.astype("int32")
+
+    def test_astype_keeps_shared_buffers_and_integers(self):
+        net = nn.Sequential(nn.BatchNorm(2), nn.BatchNorm(2))
+        net[1].running_mean = net[0].running_mean
+        net.counts = np.arange(3)
+        net.astype(np.float64)
+        assert net[0].running_mean is net[1].running_mean
+        assert (net[0].running_mean.dtype, net.counts.dtype) == (np.float64, np.arange(3).dtype)
 
 
 class TestLayers:
