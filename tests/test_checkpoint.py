@@ -8,6 +8,7 @@ import pytest
 
 from tinyunet.autograd import no_grad
 from tinyunet.checkpoint import CheckpointError, load, save, seal
+from tinyunet.nn import Parameter
 from tinyunet.optim import SGD, Adam
 from tinyunet.unet import UNet
 
@@ -50,6 +51,37 @@ def test_everything_comes_back_bit_for_bit(trained):
         assert again.state_dict()[name].dtype == array.dtype
     image = np.random.default_rng(3).standard_normal((1, 6, 4, 5, 2)).astype(np.float32)
     np.testing.assert_array_equal(again.eval()(image).data, model.eval()(image).data)
+
+
+def test_a_model_of_float64_stays_one(tmp_path):
+    model = make_model().astype(np.float64)
+    optimizer = Adam(model.parameters(), lr=0.01)
+    optimizer.flat_gradients[:] = np.random.default_rng(0).standard_normal(
+        optimizer.flat_gradients.size
+    )
+    optimizer.step()
+    save(tmp_path / "a.npz", model, optimizer, STATE)
+    found = load(tmp_path / "a.npz")
+    again = found.make_model()
+    optimizer_again = Adam(again.parameters())
+    found.load_optimizer(again, optimizer_again)
+    np.testing.assert_array_equal(optimizer_again.flat_parameters, optimizer.flat_parameters)
+    np.testing.assert_array_equal(optimizer_again.v, optimizer.v)
+    assert {array.dtype for array in again.buffers()} == {np.dtype(np.float64)}
+
+
+def test_what_could_not_be_loaded_is_not_saved(trained):
+    path, model, optimizer = trained
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="training/z: an array of objects"):
+        save(path, model, optimizer, STATE, {"z": np.array([None])})
+    own = model.parameters()
+    foreign = Adam([*own, Parameter(np.zeros(3, np.float32))])
+    with pytest.raises(
+        ValueError, match=rf"parameter {len(own)} of shape \(3,\) is not the model's"
+    ):
+        save(path, model, foreign, STATE)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("optimizer_class", [Adam, SGD])

@@ -90,6 +90,7 @@ def test_no_more_patches_than_needed():
     assert patch_starts(11, 10, 0.5) == [0, 1]
     assert patch_starts(20, 10, 0.5) == [0, 5, 10]
     assert patch_starts(21, 10, 0.0) == [0, 6, 11]
+    assert patch_starts(100, 10, 0.8) == list(range(0, 91, 2))
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 3))
@@ -176,6 +177,11 @@ def test_a_real_network_takes_any_size(shape, classes):
     assert labels.shape == shape
     assert labels.dtype == np.uint8
     assert labels.max() < max(classes, 2)
+
+
+def test_labels_that_do_not_fit_into_a_byte_are_refused():
+    with pytest.raises(ValueError, match="of 256 classes at most, not 257"):
+        segment(Copy(channels=257), np.zeros((1, 1, 1, 257), np.float32))
 
 
 def test_one_patch_is_the_network_itself():

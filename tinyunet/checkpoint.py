@@ -84,6 +84,8 @@ class Checkpoint:
         """
         try:
             model = UNet(**self.config)
+            if any(array.dtype == np.float64 for array in self.model.values()):
+                model.astype(np.float64)
             model.load_state_dict(self.model)
             model.load_random_state(self.random)
         except (TypeError, ValueError, KeyError) as error:
@@ -148,6 +150,9 @@ def save(
     ------
     OSError
         If the file cannot be written; what was there before still is.
+    ValueError
+        If the optimizer holds a parameter that is not the model's, or an array holds objects, which
+        :func:`load` would refuse.
     """
     header = {
         "format": FORMAT,
@@ -163,7 +168,10 @@ def save(
         "training": arrays or {},
     }
     for group, named in groups.items():
-        members |= {f"{group}/{name}": array for name, array in named.items()}
+        members |= {f"{group}/{name}": np.asarray(array) for name, array in named.items()}
+    for name, array in members.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{name}: an array of objects, which a checkpoint does not hold")
     with atomic(path, previous) as temporary:
         with temporary.open("wb") as file:
             np.savez(file, **members)
@@ -185,6 +193,11 @@ def seal(path: Path) -> None:
 def _order(model: Module, optimizer: Optimizer) -> list[str]:
     """Return the names of an optimizer's parameters, in its order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for index, parameter in enumerate(optimizer.parameters):
+        if id(parameter) not in names:
+            raise ValueError(
+                f"optimizer: its parameter {index} of shape {parameter.shape} is not the model's"
+            )
     return [names[id(parameter)] for parameter in optimizer.parameters]
 
 

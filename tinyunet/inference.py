@@ -158,7 +158,14 @@ def segment(
     -------
     labels : ndarray, shape=(D, H, W), uint8
         For a model of one class, 1 where its probability is above a half.
+
+    Raises
+    ------
+    ValueError
+        As :func:`predict_volume`, or if the model has more than 256 classes.
     """
+    if int(model.config["classes"]) > 256:
+        raise ValueError(f"labels are uint8: of 256 classes at most, not {model.config['classes']}")
     patch_size = patch_for(model, image.shape[:3])
     probabilities = predict_volume(model, image, patch_size, overlap, progress, predict)
     if probabilities.shape[3] == 1:
@@ -176,7 +183,7 @@ def patch_starts(size: int, patch: int, overlap: float) -> list[int]:
     overlap : float
         Least share of a patch that its neighbour covers again.
     """
-    step = max(1, int(patch * (1 - overlap)))
+    step = max(1, int(patch * (1 - overlap) + 1e-9))  # 10 * (1 - 0.8) is a little below 2
     count = -(-(size - patch) // step) + 1
     return [round(i * (size - patch) / max(1, count - 1)) for i in range(count)]
 

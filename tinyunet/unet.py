@@ -102,6 +102,13 @@ class UNet(Module):
         sizes = {"in_channels": in_channels, "classes": classes, "filters": filters, "depth": depth}
         in_channels, classes, filters, depth = (_whole(*item) for item in sizes.items())
         seed = operator.index(seed)
+        if dim not in (2, 3):
+            raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
+        if not isinstance(use_upsampling, bool | np.bool_):
+            raise ValueError(f"UNet: use_upsampling must be True or False, not {use_upsampling!r}")
+        fraction("UNet: dropout", dropout)
+        # NumPy's own kinds of them are not written to JSON.
+        dim, use_upsampling, dropout = int(dim), bool(use_upsampling), float(dropout)
         self.config: dict[str, Any] = {
             "dim": dim,
             "in_channels": in_channels,
@@ -112,9 +119,6 @@ class UNet(Module):
             "dropout": dropout,
             "seed": seed,
         }
-        if dim not in (2, 3):
-            raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
-        fraction("UNet: dropout", dropout)
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]

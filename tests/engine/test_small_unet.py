@@ -158,6 +158,7 @@ class TestShapes:
             ({"dim": 4}, "dim must be 2 or 3, not 4"),
             ({"filters": 0}, "filters must be an integer above 0, not 0"),
             ({"depth": 2.5}, "depth must be an integer above 0, not 2.5"),
+            ({"use_upsampling": "no"}, "use_upsampling must be True or False, not 'no'"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
         ],
     )
@@ -173,6 +174,8 @@ class TestShapes:
         assert json.loads(json.dumps(config)) == config
         with pytest.raises(ValueError, match="in_channels must be an integer above 0, not True"):
             UNet(in_channels=True)
+        config = UNet(np.int64(3), use_upsampling=np.True_, dropout=np.float32(0.25)).config
+        assert json.loads(json.dumps(config)) == config
 
 
 def test_float32_against_float64():
