@@ -236,6 +236,16 @@ class TestAlgorithms:
         ]
         measure.remembered.cache_clear()
 
+    def test_what_is_known_is_not_replaced_by_what_is_on_disk(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        measure.remembered.cache_clear()
+        monkeypatch.setattr(measure, "_key", lambda node, *_: node)
+        measure.remembered().update(resumed=[2, 2, 2])
+        measure._save({"resumed": None, "other": [4, 4, 4]})
+        assert measure.fastest("other", None, [None]) == (4, 4, 4)
+        assert measure.fastest("resumed", None, [None]) == (2, 2, 2)
+        measure.remembered.cache_clear()
+
     def test_each_version_of_the_kernels_has_its_own_memory(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
         measure._save({"a convolution": [2, 2, 2]})

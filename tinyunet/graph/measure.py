@@ -70,7 +70,7 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     memory = remembered()
     key = _key(node, graph, candidates)
     if key not in memory:  # here: another process may have measured it meanwhile
-        memory.update(_read())
+        memory.update(_read() | memory)  # what is known stays: a resumed run has brought it
     if key not in memory:
         times = [_seconds(node.with_attributes(tile=tile), graph) for tile in candidates]
         best = candidates[int(np.argmin(times))]
