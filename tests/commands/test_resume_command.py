@@ -14,6 +14,7 @@ import stopped_training
 from launcher import launch, needs_mpi
 
 from tinyunet import checkpoint
+from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
 
 # Three steps an epoch, of which the last has one patch; six steps in all.
@@ -165,6 +166,17 @@ def test_without_a_whole_checkpoint_nothing_is_begun(train, run_copy):
     assert done.code == 2
     for name in ("latest.npz", "previous.npz"):
         assert f"{run_copy / name}: damaged" in done.error
+    assert {path: path.read_bytes() for path in run_copy.iterdir()} == before
+
+
+def test_nothing_is_read_or_renamed_while_another_process_trains_in_the_folder(train, run_copy):
+    (run_copy / "latest.npz").write_bytes(b"")
+    before = {path: path.read_bytes() for path in run_copy.iterdir()}
+    with RunFolder(run_copy.parent, resumed=run_copy) as other:
+        other.hold()
+        done = train("--resume", run_copy)
+    assert done.code == 2
+    assert f"{run_copy}: another process trains here; wait until it has ended" in done.error
     assert {path: path.read_bytes() for path in run_copy.iterdir()} == before
 
 

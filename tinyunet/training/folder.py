@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Self
 
 from tinyunet.errors import UserError
 
@@ -14,6 +15,8 @@ LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "dam
 
 class RunFolder:
     """``OUTPUT/TIME/`` for the files of one run; made when the path of a file is first asked for.
+
+    At the end of its ``with`` block other processes may train in it.
 
     Parameters
     ----------
@@ -27,6 +30,16 @@ class RunFolder:
         self._output = Path(output)
         self._path = resumed
         self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def go_on(self, path: Path) -> None:
+        """Be the folder of a run that goes on."""
+        self._path = path
 
     def check(self, needed_bytes: int) -> None:
         """See whether a run will fit into its folder, or a new one into ``output``, which is made.
@@ -47,8 +60,7 @@ class RunFolder:
         """
         if self._path is None:
             self._output.mkdir(parents=True, exist_ok=True)
-        else:
-            self._hold(self._path)
+        self.hold()
         # A run that goes on may lie elsewhere than where it began, on another disk.
         place = self._path or self._output
         if not os.access(place, os.W_OK | os.X_OK):
@@ -60,17 +72,23 @@ class RunFolder:
                 f"a run takes {needed_bytes / 1e6:.0f} MB"
             )
 
-    def _hold(self, path: Path) -> None:
-        """Keep other processes from training in the folder, until :meth:`release` or the end."""
-        if self._lock is not None:
+    def hold(self) -> None:
+        """Keep other processes from training in the folder, until :meth:`release` or the end.
+
+        Raises
+        ------
+        UserError
+            If another process trains in it.
+        """
+        if self._path is None or self._lock is not None:
             return
-        self._lock = os.open(path, os.O_RDONLY)
+        self._lock = os.open(self._path, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             raise UserError(
-                f"{path}: another process trains here; wait until it has ended"
+                f"{self._path}: another process trains here; wait until it has ended"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -98,7 +116,7 @@ class RunFolder:
         """Return the path of a file in the folder."""
         if self._path is None:
             self._path = _make(self._output, time.strftime("%Y-%m-%d_%H-%M-%S"))
-            self._hold(self._path)
+            self.hold()
         return self._path / name
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from tinyunet import checkpoint
 from tinyunet.checkpoint import Checkpoint, CheckpointError
 from tinyunet.errors import UserError
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.training.folder import BEST, DAMAGED, LATEST, PREVIOUS
+from tinyunet.training.folder import BEST, DAMAGED, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.settings import Settings
 
 # What may be other than in the run that is resumed: where things are, and what changes no result.
@@ -45,8 +45,8 @@ class Resumed(NamedTuple):
     notes: list[str]
 
 
-def find(where: str, output: Path | str) -> Resumed | None:
-    """Find the checkpoint to go on from.
+def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
+    """Find the checkpoint to go on from, in a folder that no other process trains in any more.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ def find(where: str, output: Path | str) -> Resumed | None:
         Folder of a run, or a checkpoint in it; empty for the latest run.
     output : Path or str
         Where runs are.
+    run : RunFolder
+        Becomes the folder that is found, and holds it.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def find(where: str, output: Path | str) -> Resumed | None:
     Raises
     ------
     UserError
-        If there is no such run, or none of its checkpoints can be used.
+        If there is no such run, another process trains in it, or none of its checkpoints can be used.
     """
     path = Path(where) if where else _newest(Path(output))
     if path is None:
@@ -72,6 +74,9 @@ def find(where: str, output: Path | str) -> Resumed | None:
     names = [LATEST, PREVIOUS] if path.is_dir() or path.name == LATEST else [path.name]
     if not path.exists() and not (folder / names[-1]).exists():
         raise UserError(f"--resume: {path}: no such run or checkpoint")
+    # Before anything is read: another process may be writing the next checkpoint, its last one.
+    run.go_on(folder)
+    run.hold()
     latest, notes = _first_whole([folder / name for name in names])
     if notes:
         # Out of the way, or the next checkpoint would make it the previous one.
@@ -82,7 +87,7 @@ def find(where: str, output: Path | str) -> Resumed | None:
 
 
 def begin(
-    given: Mapping[str, Any], resume: str | None, communicator: Communicator
+    given: Mapping[str, Any], resume: str | None, folder: RunFolder, communicator: Communicator
 ) -> tuple[Settings, Resumed | None]:
     """Return the settings of a new run or of one that goes on, as rank 0 finds them, on every rank.
 
@@ -92,6 +97,8 @@ def begin(
         Settings that were given.
     resume : str or None
         As for :func:`find`; None begins a new run.
+    folder : RunFolder
+        Becomes that of the run that goes on; rank 0 holds it.
     communicator : Communicator
 
     Raises
@@ -102,8 +109,10 @@ def begin(
     resumed, settings = None, Settings(**given, ranks=communicator.size)
     with communicator.together():
         if resume is not None and communicator.rank == 0:
-            resumed = find(resume, settings.output)
+            resumed = find(resume, settings.output, folder)
     resumed = communicator.broadcast_object(resumed)
+    if resumed:
+        folder.go_on(resumed.folder)
     with communicator.together():
         if resumed:
             settings = settings_of(resumed, given)

@@ -58,13 +58,13 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
     KeyboardInterrupt
         After a second signal, or a signal before the training has begun.
     """
-    with Progress(shown=communicator.rank == 0) as progress:
-        settings, resumed = begin(given, resume, communicator)
+    folder = RunFolder(Settings(**given).output)
+    with Progress(shown=communicator.rank == 0) as progress, folder:
+        settings, resumed = begin(given, resume, folder, communicator)
         communicator.warn_of_stalls(settings.stall_warning)
         for note in resumed.notes if resumed else ():
             progress.line(note)
         data = find_data(settings, communicator, progress)
-        folder = RunFolder(settings.output, resumed.folder if resumed else None)
         with communicator.together():
             if resumed:
                 check_cases(resumed.latest.state, case_names(data))
@@ -99,7 +99,6 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             finally:
                 if communicator.rank == 0:
                     folder.tidy()
-                    folder.release()
 
 
 def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
