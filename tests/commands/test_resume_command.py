@@ -13,9 +13,10 @@ import pytest
 import stopped_training
 from launcher import launch, needs_mpi
 
-from tinyunet import checkpoint
+from tinyunet import Adam, UNet, checkpoint
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
+from tinyunet.training.resume import find
 
 # Three steps an epoch, of which the last has one patch; six steps in all.
 SMALL = (
@@ -129,6 +130,18 @@ def run_copy(killed, tmp_path) -> Path:
     return Path(shutil.copytree(killed, tmp_path / "runs" / killed.name))
 
 
+def rewrite(path: Path, change: Callable[[checkpoint.Checkpoint], object]) -> None:
+    """Write a checkpoint again, whole, but with something else in it."""
+    found = checkpoint.load(path)
+    change(found)
+    header = {name: getattr(found, name) for name in ("config", "order", "random", "state")}
+    members = {"header": np.array(json.dumps(header | {"format": checkpoint.FORMAT}))}
+    for group, name in (("model", "model"), ("optimizer", "optimizer"), ("training", "arrays")):
+        members |= {f"{group}/{key}": array for key, array in getattr(found, name).items()}
+    np.savez(path, **members)
+    checkpoint.seal(path)
+
+
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.999, "one byte", "flipped"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
     train, undisturbed, run_copy, share
@@ -167,6 +180,38 @@ def test_without_a_whole_checkpoint_nothing_is_begun(train, run_copy):
     for name in ("latest.npz", "previous.npz"):
         assert f"{run_copy / name}: damaged" in done.error
     assert {path: path.read_bytes() for path in run_copy.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda found: found.state.pop("cases"), "not a checkpoint of a training, without cases"),
+        (lambda found: found.state["settings"].update(colour=1), "not a checkpoint of a training"),
+        (lambda found: found.arrays.clear(), "not a checkpoint of a training, without statistics"),
+        (lambda found: found.optimizer.pop("m"), "its optimizer is of another kind or another"),
+        (lambda found: found.config.update(filters=2), "holds another model than its config"),
+    ],
+)
+def test_a_whole_checkpoint_that_cannot_be_used_is_refused_too(run_copy, change, told):
+    rewrite(run_copy / "latest.npz", change)
+    with RunFolder(run_copy.parent) as folder:
+        resumed = find(str(run_copy), run_copy.parent, folder)
+    assert resumed.latest.path.name == "previous.npz"
+    assert f"{run_copy}/latest.npz: {told}" in resumed.notes[0]
+    assert resumed.notes[0].endswith("; using previous.npz instead")
+    assert (run_copy / "damaged.npz").exists()
+
+
+def test_a_best_checkpoint_of_another_model_is_left_out(run_copy):
+    model = UNet(filters=2, depth=2)
+    best = checkpoint.load(run_copy / "best.npz")
+    optimizer = Adam(model.parameters())
+    checkpoint.save(run_copy / "best.npz", model, optimizer, best.state, best.arrays)
+    with RunFolder(run_copy.parent) as folder:
+        resumed = find(str(run_copy), run_copy.parent, folder)
+    assert resumed.best.path.name == "latest.npz"
+    told = f"{run_copy}/best.npz: of another model than latest.npz; using latest.npz instead"
+    assert resumed.notes == [told]
 
 
 def test_nothing_is_read_or_renamed_while_another_process_trains_in_the_folder(train, run_copy):

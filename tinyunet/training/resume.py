@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tinyunet import checkpoint
 from tinyunet.checkpoint import Checkpoint, CheckpointError
 from tinyunet.errors import UserError
+from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.folder import BEST, DAMAGED, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.settings import Settings
@@ -21,6 +22,11 @@ _FREE = {
     "timeline",
     "checkpoint_every",
     "stall_warning",
+}
+# What a training takes of a checkpoint's state and arrays to go on.
+_NEEDED = {
+    *("epoch", "step", "sums", "seconds", "history", "validation"),
+    *("cases", "algorithms", "settings", "statistics"),
 }
 
 
@@ -82,7 +88,8 @@ def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
         # Out of the way, or the next checkpoint would make it the previous one.
         _rename(folder / LATEST, folder / DAMAGED)
     # Before the end of the first epoch there is no best one.
-    best, more = _first_whole([p for p in (folder / BEST, latest.path) if p.exists()])
+    paths = [path for path in (folder / BEST, latest.path) if path.exists()]
+    best, more = _first_whole(paths, latest.config)
     return Resumed(folder, latest, best, notes + more)
 
 
@@ -128,19 +135,15 @@ def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
     UserError
         If another one was given, and it is not what the run has.
     """
-    try:
-        saved = dict(resumed.latest.state["settings"])
-        saved["patch_size"] = tuple(saved["patch_size"])
-        settings = Settings(**saved)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{resumed.latest.path}: not a checkpoint of a training") from error
+    settings = _saved_settings(resumed.latest)
     # What compression has still to send is kept bucket by bucket.
     free = _FREE if settings.compression == "none" else _FREE - {"bucket_mb"}
     for name, value in given.items():
-        if name not in free and value != saved[name]:
+        if name not in free and value != getattr(settings, name):
             option = "--" + name.replace("_", "-")
             raise UserError(
-                f"{option}: {value}; the run that is resumed has {saved[name]}, and keeps it"
+                f"{option}: {value}; the run that is resumed has {getattr(settings, name)}, "
+                "and keeps it"
             )
     return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in free})
 
@@ -169,12 +172,48 @@ def _newest(output: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
 
-def _first_whole(paths: list[Path]) -> tuple[Checkpoint, list[str]]:
-    """Return the first checkpoint that can be used, and what is wrong with those before it."""
+def _saved_settings(found: Checkpoint) -> Settings:
+    """Return the settings of the run that a checkpoint is of."""
+    try:
+        saved = dict(found.state["settings"])
+        saved["patch_size"] = tuple(saved["patch_size"])
+        return Settings(**saved)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{found.path}: not a checkpoint of a training") from error
+
+
+def _check(found: Checkpoint) -> None:
+    """Check that a training can go on from a checkpoint, by making of it what a training would.
+
+    Raises
+    ------
+    CheckpointError
+        If something is missing in it, or does not belong together.
+    """
+    _saved_settings(found)
+    missing = _NEEDED - {*found.state, *found.arrays}
+    if missing:
+        raise CheckpointError(
+            f"{found.path}: not a checkpoint of a training, without {', '.join(sorted(missing))}"
+        )
+    model = found.make_model()
+    found.load_optimizer(model, Adam(model.parameters()))
+
+
+def _first_whole(
+    paths: list[Path], config: Mapping[str, Any] | None = None
+) -> tuple[Checkpoint, list[str]]:
+    """Return the first checkpoint that can be used, and what is wrong with those before it.
+
+    If a model's configuration is given, those of other models cannot be used.
+    """
     errors: list[str] = []
     for path in paths:
         try:
             found = checkpoint.load(path)
+            _check(found)
+            if config not in (None, found.config):
+                raise CheckpointError(f"{path}: of another model than {LATEST}")
         except CheckpointError as error:
             errors.append(str(error))
         else:
