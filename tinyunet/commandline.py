@@ -16,7 +16,14 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from tinyunet import verbose
-from tinyunet.errors import AgreedError, Terminated, UserError, as_user_error, one_line
+from tinyunet.errors import (
+    AgreedError,
+    StoppedError,
+    Terminated,
+    UserError,
+    as_user_error,
+    one_line,
+)
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
@@ -174,6 +181,8 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     except KeyboardInterrupt as interrupt:
         _interrupted(program, communicator, interrupt)
     except AgreedError as error:
+        if isinstance(error, StoppedError):
+            signals.ignore()
         if communicator.rank == 0:
             _say(f"{program}: {error}")
         sys.exit(error.code)
@@ -208,8 +217,14 @@ class Signals:
         for number in self._before:
             signal.signal(number, self._raise)
 
+    def ignore(self) -> None:
+        """Let no other signal change the exit code: Python and MPI take a while to end."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before = {}
+
     def end(self) -> None:
-        """Leave all as it was."""
+        """Leave all as it was, unless what comes is ignored by now."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -1,7 +1,8 @@
 """A small data set, a model trained on it, and the commands run in this process."""
 
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,16 @@ def copy(dataset, tmp_path) -> Path:
 
 
 @pytest.fixture
-def command(capsys) -> Callable[..., Done]:
+def signals() -> Iterator[None]:
+    """A command that was asked to end ignores what comes after; the tests after it do not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def command(capsys, signals) -> Callable[..., Done]:
     """Run a command of this name with these arguments, as ``python -m`` would."""
 
     def call(name: str, *arguments: object) -> Done:

@@ -367,6 +367,10 @@ def test_a_signal_during_validation_saves_a_checkpoint_too(
         done = train(*SMALL, "--output", tmp_path)
     assert done.code == 128 + signal.SIGTERM
     assert "holds epoch 1, step 3; go on with --resume" in done.error
+    assert checkpoint.load(run_of(tmp_path) / "latest.npz").state["seconds"] > 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == [
+        signal.SIG_IGN  # or a second one would change the exit code while Python and MPI end
+    ] * 2
     assert train("--resume", run_of(tmp_path)).code == 0
     assert same(run_of(tmp_path), undisturbed())
 

@@ -7,7 +7,7 @@ end after the same one, with a checkpoint. A second signal ends the program at o
 import signal
 import time
 from types import FrameType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +45,15 @@ class Pauses:
         self._asked: dict[int, float] = {}
 
     def __enter__(self) -> Self:
-        self._before = [signal.signal(number, self._note) for number in _SIGNALS]
+        self._before: dict[int, Any] = {
+            number: signal.signal(number, self._note)
+            for number in _SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # as in the background of a script
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(_SIGNALS, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @property
@@ -95,7 +99,7 @@ class Pauses:
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - min(self._asked.values(), default=now) > _SAME_SIGNAL:
-            before = self._before[_SIGNALS.index(number)]
+            before = self._before[number]
             # It keeps in mind what it raises: a library may make another error of it.
             if callable(before):
                 before(number, frame)

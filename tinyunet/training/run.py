@@ -213,6 +213,7 @@ class Run:
             try:
                 cases = self._score(self._data.validation)
             except StoppedError as stopped:
+                self._seconds = time.perf_counter() - self._start
                 self._keep()
                 raise self._stopped(stopped.signal_number) from None
             validation = mean([case.scores for case in cases])
