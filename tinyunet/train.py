@@ -129,7 +129,7 @@ def _add_training(group: Any) -> None:
     )
     group.add_argument(
         "--warmup-epochs",
-        type=number(0),
+        type=number(0, 1e9),
         metavar="E",
         help="epochs in which the learning rate rises (default: a twentieth of all steps)",
     )

@@ -130,6 +130,7 @@ def test_a_bad_file_ends_the_run_with_one_line_that_names_it(command, copy, tmp_
         (["--filters", "1.5"], "--filters: '1.5'; expected a whole number of at least 1"),
         (["--lr", "0"], "--lr: '0'; expected a number above 0"),
         (["--lr", "nan"], "--lr: 'nan'; expected a number above 0"),
+        (["--warmup-epochs", "1e308"], "--warmup-epochs: '1e308'; expected a number above 0 and"),
         (["--train-test-split", "1"], "--train-test-split: '1'; expected a number above 0 and bel"),
         (["--validate-test-split", "x"], "--validate-test-split: 'x'; expected a number above 0"),
         (["--random-seed", "-3"], "--random-seed: '-3'; expected a whole number of at least 0"),
