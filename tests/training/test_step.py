@@ -33,13 +33,13 @@ def make_batch(channels=4, classes=4):
     return Batch(images, generator.integers(0, max(classes, 2), SHAPE).astype(np.uint8))
 
 
-def epochs(cases, communicator=None, **options):
+def make_trainer(cases, communicator=None, **options):
     model = UNet(filters=4, depth=3, seed=3)
     volumes = Volumes(10**9)
     loader = Loader(cases, volumes, (16, 16, 16), patches_per_case=2, batch=2, seed=0)
     inspector = Inspector(cases, volumes, (16, 16, 16))
     optimizer = Adam(model.parameters())
-    trainer = Trainer(
+    return Trainer(
         model,
         optimizer,
         loader,
@@ -49,7 +49,11 @@ def epochs(cases, communicator=None, **options):
         Progress(shown=False),
         **options,
     )
-    return [trainer.epoch(number) for number in (1, 2)], optimizer.flat_parameters
+
+
+def epochs(cases, communicator=None, **options):
+    trainer = make_trainer(cases, communicator, **options)
+    return [trainer.epoch(number) for number in (1, 2)], trainer.optimizer.flat_parameters
 
 
 @pytest.mark.parametrize(("accuracy", "bound"), [("fast", 1e-3), ("strict", 1e-4)])
@@ -66,6 +70,17 @@ def test_two_epochs_compiled_are_two_epochs_eager(cases, accuracy, bound):
     again, same = epochs(cases, accuracy=accuracy)
     assert again == compiled
     np.testing.assert_array_equal(same, parameters)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_statistics_leave_out_patches_that_do_not_count(cases, eager):
+    trainer = make_trainer(cases, eager=eager)
+    batch = next(trainer.loader.epoch(1))
+    for weight, is_same in ((0.0, True), (1.0, False)):
+        before = [buffer.copy() for buffer in trainer.model.buffers()]
+        trainer._step(iter([batch._replace(weight=weight)]))
+        after = trainer.model.buffers()
+        assert all(map(np.array_equal, before, after)) == is_same
 
 
 @pytest.mark.parametrize("eager", [False, True])

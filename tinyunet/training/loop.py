@@ -1,6 +1,7 @@
 """An epoch of data-parallel training: each rank its patches, one sum of all gradients a step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,14 @@ from tinyunet.parallel.options import Exchange
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, Inspector, Loader
-from tinyunet.training.state import Array, broadcast_state, gather_rows, take_row
+from tinyunet.training.state import (
+    Array,
+    average,
+    broadcast_state,
+    gather_rows,
+    take_row,
+    unchanged,
+)
 from tinyunet.training.step import (
     Gradients,
     Result,
@@ -148,7 +156,7 @@ class Trainer:
             self._progress.step(int(sums[3]), loss=loss, Dice=dice)
             if self.step == self.loader.steps:
                 self._check_parameters()
-                average_buffers(self.model, self._communicator)
+                average(self.model.buffers(), self._communicator)
             elif any(pause := self._pauses.decide(sums[4:])):
                 self._check_parameters()
                 on_pause(pause)
@@ -199,7 +207,10 @@ class Trainer:
             self.optimizer.crew.alike = batch.alike
             if self._together:
                 self._together.counts = self._sums.counts
-            found = self._backward(batch)
+            # Patches that do not count: sums of all ranks leave them out, a rank's own statistics would not.
+            learns = batch.patches or self._together
+            with nullcontext() if learns else unchanged(self.model.buffers()):
+                found = self._backward(batch)
             if batch.patches:
                 loss = found.loss * batch.patches
                 sums[:4] += [loss, *foreground(found.dice_sums), batch.patches]
@@ -240,13 +251,3 @@ class Trainer:
         self.optimizer.step()
         if timeline:
             timeline.kernel(type(self.optimizer).__name__)
-
-
-def average_buffers(model: UNet, communicator: Communicator) -> None:
-    """Give each rank the mean of all ranks' running statistics of batch norm."""
-    buffers = model.buffers()
-    flat = np.concatenate([buffer.ravel() for buffer in buffers])
-    communicator.allreduce_mean(flat)
-    ends = np.cumsum([buffer.size for buffer in buffers])
-    for buffer, part in zip(buffers, np.split(flat, ends[:-1]), strict=True):
-        buffer[...] = part.reshape(buffer.shape)

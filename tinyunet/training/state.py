@@ -5,7 +5,8 @@ two things need not be: batch norm's running statistics, if they are not synchro
 compressed gradients have still to send. A checkpoint holds a row of these for each rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,25 @@ def take_row(rows: Array, arrays: Sequence[Array], communicator: Communicator) -
         row = rows[communicator.rank]
     else:
         row = rows[0] if len(rows) == 1 else rows.mean(axis=0, dtype=np.float64)
+    _spread(row, arrays)
+
+
+def average(arrays: Sequence[Array], communicator: Communicator) -> None:
+    """Give each rank, in place, the mean of all ranks' numbers."""
+    flat = np.concatenate([array.ravel() for array in arrays])
+    communicator.allreduce_mean(flat)
+    _spread(flat, arrays)
+
+
+@contextmanager
+def unchanged(arrays: Sequence[Array]) -> Iterator[None]:
+    """Give arrays, after the block, the numbers that they had before."""
+    before = np.concatenate([array.ravel() for array in arrays])
+    yield
+    _spread(before, arrays)
+
+
+def _spread(row: Array, arrays: Sequence[Array]) -> None:
     ends = np.cumsum([array.size for array in arrays])
     for array, part in zip(arrays, np.split(row, ends[:-1]), strict=True):
         array[...] = part.reshape(array.shape)
