@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tinyunet.files import atomic
 from tinyunet.viz.colours import GREY, line_style, of_line
+from tinyunet.viz.figure import write
 
 _OURS = of_line(0)
 
@@ -136,9 +136,3 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def write(figure: Figure, path: Path | str) -> None:
-    """Write a figure atomically; the ending of the name decides the format."""
-    with atomic(path) as temporary:
-        figure.savefig(temporary)

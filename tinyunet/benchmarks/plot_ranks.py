@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from tinyunet.benchmarks.plot import write
 from tinyunet.viz.colours import of_line
+from tinyunet.viz.figure import write
 
 
 def draw_allreduce(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tinyunet.data.cases import Case, load_case
 from tinyunet.viz.colours import of_class
+from tinyunet.viz.figure import write
 
 # Each plane's name, and the axis of the volume it is cut across.
 _PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
@@ -26,7 +27,7 @@ def plot_cases(
     modalities: Sequence[str] | None = None,
     classes: Sequence[str] = (),
 ) -> None:
-    """Draw cases below each other, three planes each, a column for each sequence.
+    """Draw cases below each other, three planes each, a column for each sequence; write atomically.
 
     The planes go where most of all classes is seen. The last column shows the labels over the
     third sequence (t1gd in brain-tumour data) or the last there is. The patient's left is on the
@@ -49,6 +50,8 @@ def plot_cases(
         No cases, or with different numbers of sequences.
     DataError
         A case cannot be read.
+    OSError
+        The picture cannot be written.
     """
     if len({case.channels for case in cases}) != 1:
         raise ValueError("cases: expected one or more, all with the same number of sequences")
@@ -82,7 +85,7 @@ def plot_cases(
     figure.subplots_adjust(0.05, foot, 0.995, 1 - head, 0.02, 0.02)
     if classes:
         _explain(figure, classes)
-    figure.savefig(path, dpi=80, facecolor="black")
+    write(figure, path, dpi=80, facecolor="black")
 
 
 def _explain(figure: Figure, classes: Sequence[str]) -> None:

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from tinyunet.files import atomic
 from tinyunet.graph.cost import nbytes
 from tinyunet.graph.ir import PLAIN, Graph, Node
 from tinyunet.graph.show import Stage, is_unfused, main_value
 from tinyunet.viz.colours import GREY, of_line
+from tinyunet.viz.figure import write
 
 _FAMILIES = ("convolution", "batch_norm", "pool", "concatenation", "reorder")
 _OTHER = "0.75"
@@ -54,8 +54,7 @@ def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
             loc="left",
         )
         axes.set_xlim(-1, longest)
-    with atomic(path) as temporary:
-        figure.savefig(temporary)
+    write(figure, path)
 
 
 def _draw_nodes(axes: Axes, graph: Graph) -> None:

@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tinyunet.files import atomic
 from tinyunet.viz.colours import GREY, line_style
+from tinyunet.viz.figure import write
 
 
 # Names are the data set's: a "$" in one begins no formula.
@@ -61,5 +61,4 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write(figure, path, format="png")

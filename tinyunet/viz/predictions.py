@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from tinyunet.files import atomic
 from tinyunet.viz.colours import of_class
+from tinyunet.viz.figure import write
 
 _PANEL = 1.9  # inches
 _OPACITY = 0.55
@@ -104,8 +104,7 @@ def draw_predictions(
         facecolor="0.35",
         labelcolor="white",
     )
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write(figure, path, format="png")
 
 
 def _channels(modalities: Sequence[str]) -> tuple[list[int], int]:
