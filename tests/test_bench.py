@@ -301,7 +301,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("table", nets.TABLES)
+@pytest.mark.parametrize("table", LINES)
 def test_tables_and_files(table, made_up_race, command, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
     measured = machine.Machine("a processor", 2, "avx512", "omp", 200.0, 30.0)

@@ -24,7 +24,8 @@ from kernels.checks import Array
 from kernels.conv3d import blocked, direct, im2col, naive, winograd
 from kernels.conv3d.shapes import Geometry, geometry
 from tinyunet.benchmarks import fused_conv
-from tinyunet.benchmarks.problem import convolution_arrays
+from tinyunet.benchmarks.nets import USUAL_FILTERS
+from tinyunet.benchmarks.problem import CHANNELS, CLASSES, DEPTH, convolution_arrays
 from tinyunet.benchmarks.process import Process, WorkerError
 from tinyunet.benchmarks.systems import System
 from tinyunet.benchmarks.timing import timed
@@ -188,16 +189,16 @@ class Peer:
 Runner = Rung | Peer
 
 
-def unet_layers(size: int, filters: int = 16, depth: int = 5, channels: int = 4) -> list[Layer]:
-    """Every different convolution of the U-Net on ``size``^3 voxels."""
+def unet_layers(size: int) -> list[Layer]:
+    """Every different convolution of the usual U-Net on ``size``^3 voxels."""
     layers = []
-    for level in range(depth):
-        width, side = filters << level, max(size >> level, 1)
-        layers.append(Layer(width // 2 if level else channels, width, side, 3))
+    for level in range(DEPTH):
+        width, side = USUAL_FILTERS << level, max(size >> level, 1)
+        layers.append(Layer(width // 2 if level else CHANNELS, width, side, 3))
         layers.append(Layer(width, width, side, 3))
-        if level < depth - 1:
+        if level < DEPTH - 1:
             layers.append(Layer(2 * width, width, side, 3))
-    layers.append(Layer(filters, channels, size, 1))
+    layers.append(Layer(USUAL_FILTERS, CLASSES, size, 1))
     return layers
 
 

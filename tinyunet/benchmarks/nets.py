@@ -16,8 +16,6 @@ from tinyunet.benchmarks.systems import COMPILED, EAGER, OURS, TENSORFLOW, Job, 
 from tinyunet.benchmarks.text import gigabytes, milliseconds
 from tinyunet.text import aligned, count
 
-TABLES = ("step", "infer", "memory", "passes", "scaling")
-
 USUAL_FILTERS = 16
 
 
@@ -27,7 +25,7 @@ class Settings(NamedTuple):
     Attributes
     ----------
     table : str
-        One of ``TABLES``.
+        "step", "infer", "memory", "passes" or "scaling".
     against : sequence of str
         Keys of the peers.
     threads : int
