@@ -1,10 +1,15 @@
 """Pictures are written whole, show what they are given, and need no screen."""
 
+import errno
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tinyunet.viz import colours
+from tinyunet.viz.figure import write
 from tinyunet.viz.learning_curves import draw_learning_curves
 from tinyunet.viz.predictions import PicturedCase, draw_predictions
 
@@ -112,3 +117,14 @@ def test_lines_of_one_colour_differ_in_their_dashes():
     styles = [tuple(colours.line_style(index).values()) for index in range(28)]
     assert len(set(styles)) == 28
     assert [colour for colour, _ in styles] == [colours.of_line(index) for index in range(28)]
+
+
+def test_of_a_picture_that_fails_nothing_is_left(tmp_path, monkeypatch):
+    def fills_the_disk(figure, path, **options):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Figure, "savefig", fills_the_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write(Figure(), tmp_path / "picture.png", dpi=80)
+    assert list(tmp_path.iterdir()) == []
