@@ -356,6 +356,7 @@ def _find_out(
         saves.append(name)
         if array is not None and id(array) not in known:
             workspaces[name] = lambda *_, a=array: (a.shape, a.dtype)
-    # Its class may be called as one that passes know.
-    name = f"own:{operator_name(function)}"
+    name = operator_name(function)
+    if function.__module__.partition(".")[0] != "tinyunet":  # may be called as one that passes know
+        name = f"own:{name}"
     return Operator(name, lambda _: dst.shape, tuple(saves), workspaces, dst.dtype)
