@@ -300,8 +300,9 @@ class Run:
                     checkpoint.save(folder / BEST, *saved)
                 checkpoint.save(folder / LATEST, *saved, previous=folder / PREVIOUS)
                 write_json(folder / "history.json", self._history)
+        if not self._saved:
+            self._where = self._communicator.broadcast_object(str(folder))  # rank 0 has made it
         self._saved = _place(state)
-        self._where = self._communicator.broadcast_object(str(folder))  # rank 0 has made it
 
     def _state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides arrays."""
