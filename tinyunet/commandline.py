@@ -261,9 +261,7 @@ def _failed(program: str, communicator: Communicator, error: Exception) -> NoRet
         _say(f"{program}: rank {communicator.rank} failed\n{text}")
     else:
         _say(f"{program}: {one_line(str(known))}")
-    if communicator.size > 1:
-        # Not until the next rank's turn, which may have met the same.
-        time.sleep(min(_HEARD, _TURNS / communicator.size / 2))
+    _let_it_be_heard(communicator)
     communicator.abort(1 if known is None else 2)
 
 
@@ -280,6 +278,7 @@ def _interrupted(
     note = f"; {interrupt}" if str(interrupt) else ""
     if _has_turn(communicator):
         _say(f"{program}: {'terminated' if terminated else 'interrupted'}{note}")
+        _let_it_be_heard(communicator)
     sys.stdout.flush()
     code = 143 if terminated else 130
     if communicator.size > 1:  # or the launcher kills those who have no turn yet, and says so
@@ -294,6 +293,12 @@ def _has_turn(communicator: Communicator) -> bool:
     """
     time.sleep(_TURNS * communicator.rank / communicator.size)
     return communicator.is_first_to_speak()
+
+
+def _let_it_be_heard(communicator: Communicator) -> None:
+    """Give the launcher time, but not until the next rank's turn, which may have met the same."""
+    if communicator.size > 1:
+        time.sleep(min(_HEARD, _TURNS / communicator.size / 2))
 
 
 def _say(line: str) -> None:
