@@ -7,11 +7,27 @@ import numpy as np
 
 import tinyunet
 from tinyunet import Adam, Module, losses, no_grad
+from tinyunet.nn import Conv3d
 
 #: Allowed errors of float32, of the largest element of an array. A gradient may be 1e-3 off where a
 #: voxel before a ReLU is within rounding of zero (see tests/engine); the volumes here are so small
 #: that none was seen above 5e-5, but for the "fast" convolutions.
 EXACT, ROUNDING = 0.0, 2e-4
+
+
+#: Of small labels, and of images of four channels.
+SHAPE = (1, 6, 8, 8)
+INPUT = (*SHAPE, 4)
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, seed: int = 1) -> Conv3d:
+    """A convolution of a cube, the same weights at each call."""
+    return Conv3d(inputs, outputs, (kernel,) * 3, generator=np.random.default_rng(seed))
+
+
+def numbers(*shape: int) -> Any:
+    """The same random numbers at each call."""
+    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
 
 
 def batch(shape: tuple[int, ...], channels: int, classes: int, seed: int) -> tuple[Any, Any]:

@@ -5,23 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import ROUNDING, assert_agree, assert_same_gradients, assert_within, batch
+from agreement import (
+    INPUT,
+    ROUNDING,
+    SHAPE,
+    assert_agree,
+    assert_same_gradients,
+    assert_within,
+    batch,
+    conv,
+    numbers,
+)
 
 import tinyunet
 from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
-from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, ReLU
-
-SHAPE = (1, 6, 8, 8)
-INPUT = (*SHAPE, 4)
-
-
-def conv(inputs: int, outputs: int, kernel: int = 3, seed: int = 1) -> Conv3d:
-    return Conv3d(inputs, outputs, (kernel,) * 3, generator=np.random.default_rng(seed))
-
-
-def numbers(*shape: int) -> Any:
-    return np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+from tinyunet.nn import BatchNorm, ConvTranspose3d, ReLU
 
 
 def shifted_norm() -> BatchNorm:
