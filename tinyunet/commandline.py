@@ -179,6 +179,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         with watched_over(program, communicator):
             main(communicator)
     except KeyboardInterrupt as interrupt:
+        signals.ignore()
         _interrupted(program, communicator, interrupt)
     except AgreedError as error:
         if isinstance(error, StoppedError):
@@ -188,6 +189,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         sys.exit(error.code)
     except Exception as error:
         if signals.noted:  # raised where a library was called back, and made another error there
+            signals.ignore()
             _interrupted(program, communicator, signals.noted)
         _failed(program, communicator, error)
     finally:
@@ -272,8 +274,6 @@ def _interrupted(
 
     No rank ends MPI in order, because that would be another wait for all.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     terminated = isinstance(interrupt, Terminated)
     note = f"; {interrupt}" if str(interrupt) else ""
     if _has_turn(communicator):

@@ -217,7 +217,8 @@ def test_a_best_checkpoint_of_another_model_is_left_out(run_copy):
 def test_nothing_is_read_or_renamed_while_another_process_trains_in_the_folder(train, run_copy):
     (run_copy / "latest.npz").write_bytes(b"")
     before = {path: path.read_bytes() for path in run_copy.iterdir()}
-    with RunFolder(run_copy.parent, resumed=run_copy) as other:
+    with RunFolder(run_copy.parent) as other:
+        other.go_on(run_copy)
         other.hold()
         done = train("--resume", run_copy)
     assert done.code == 2

@@ -31,7 +31,8 @@ def test_no_run_gets_the_folder_of_another(tmp_path, monkeypatch):
 def test_one_process_trains_in_a_folder(tmp_path):
     first = RunFolder(tmp_path)
     path = (first / "x").parent
-    second = RunFolder(tmp_path, resumed=path)
+    second = RunFolder(tmp_path)
+    second.go_on(path)
     with pytest.raises(UserError, match=rf"^{path}: another process trains here"):
         second.check(0)
     first.release()
@@ -55,7 +56,8 @@ def test_a_run_that_goes_on_is_checked_where_its_folder_lies(tmp_path, monkeypat
     moved.mkdir()
     looked_at = []
     monkeypatch.setattr(os, "access", lambda path, _: looked_at.append(path) or True)
-    folder = RunFolder(tmp_path / "runs", resumed=moved)
+    folder = RunFolder(tmp_path / "runs")
+    folder.go_on(moved)
     folder.check(0)
     with pytest.raises(UserError, match=rf"^{moved}: \d+ MB left on this disk"):
         folder.check(10**18)

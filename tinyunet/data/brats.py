@@ -90,7 +90,7 @@ def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tupl
 
 
 def _told(name: str, kinds: Mapping[str, str]) -> str | None:
-    """Return the first kind whose pattern is in a name; "_" and digits stand between words."""
+    """Return the first kind whose pattern is in a name; "_" stands between words."""
     words = name.lower().replace("_", " ")
     return next((kind for kind, pattern in kinds.items() if re.search(pattern, words)), None)
 

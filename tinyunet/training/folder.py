@@ -21,14 +21,12 @@ class RunFolder:
     Parameters
     ----------
     output : Path or str
-        Where the folder will be.
-    resumed : Path, optional
-        The folder of a run that goes on.
+        Where the folder will be, unless the run goes on in one: :meth:`go_on`.
     """
 
-    def __init__(self, output: Path | str, resumed: Path | None = None) -> None:
+    def __init__(self, output: Path | str) -> None:
         self._output = Path(output)
-        self._path = resumed
+        self._path: Path | None = None
         self._lock: int | None = None
 
     def __enter__(self) -> Self:

@@ -88,8 +88,7 @@ def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
         # Out of the way, or the next checkpoint would make it the previous one.
         _rename(folder / LATEST, folder / DAMAGED)
     # Before the end of the first epoch there is no best one.
-    paths = [path for path in (folder / BEST, latest.path) if path.exists()]
-    best, more = _first_whole(paths, latest.config)
+    best, more = _first_whole([path for path in [folder / BEST] if path.exists()], latest)
     return Resumed(folder, latest, best, notes + more)
 
 
@@ -201,24 +200,27 @@ def _check(found: Checkpoint) -> None:
 
 
 def _first_whole(
-    paths: list[Path], config: Mapping[str, Any] | None = None
+    paths: list[Path], otherwise: Checkpoint | None = None
 ) -> tuple[Checkpoint, list[str]]:
     """Return the first checkpoint that can be used, and what is wrong with those before it.
 
-    If a model's configuration is given, those of other models cannot be used.
+    With one that is taken ``otherwise``, those of other models cannot be used.
     """
     errors: list[str] = []
     for path in paths:
         try:
             found = checkpoint.load(path)
             _check(found)
-            if config not in (None, found.config):
+            if otherwise and found.config != otherwise.config:
                 raise CheckpointError(f"{path}: of another model than {LATEST}")
         except CheckpointError as error:
             errors.append(str(error))
         else:
-            return found, [f"{error}; using {path.name} instead" for error in errors]
-    raise CheckpointError("; ".join(errors))
+            otherwise = found
+            break
+    if otherwise is None:
+        raise CheckpointError("; ".join(errors))
+    return otherwise, [f"{error}; using {otherwise.path.name} instead" for error in errors]
 
 
 def _rename(path: Path, other: Path) -> None:
