@@ -308,7 +308,8 @@ def unpack_weights(partial: Floats, dst: Floats) -> None:
     dst : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
         Filled.
     """
-    _unpack_weights(partial.reshape(-1), partial.shape, dst.reshape(-1), dst.shape)
+    order = weights_order(dst.shape, adjoint=False)
+    _unpack_weights(partial.reshape(-1), partial.shape, dst.reshape(-1), order)
 
 
 @parallel_kernel
@@ -316,37 +317,58 @@ def _unpack_weights(
     partial: Floats,
     shape: tuple[int, int, int, int, int, int],
     dst: Floats,
-    dst_shape: tuple[int, int, int],
+    order: WeightsOrder,
 ) -> None:
     chunks, groups, ICB, taps, width, lanes = shape
-    OC, IC, _ = dst_shape
-    apart = width * lanes
-    whole = groups * ICB * taps * apart
+    part = taps * width * lanes
+    whole = groups * ICB * part
     for task in prange(groups * ICB):
         group, block = split_index(task, ICB)
-        outputs = min(lanes, OC - group * lanes)
-        inputs = min(width, IC - block * width)
-        squares = outputs // LANES * LANES if taps >= LANES else 0
-        for i in range(inputs):
-            src = task * taps * apart + i * lanes
-            to = (group * lanes * IC + block * width + i) * taps
-            for o in range(0, squares, LANES):
-                for t in range(0, taps, LANES):
-                    tap = min(t, taps - LANES)
-                    x = src + tap * apart + o
-                    tile = tile_load(partial, x, apart, 0, 0, LANES, 1, 1)
-                    for chunk in range(1, chunks):
-                        other = tile_load(partial, x + chunk * whole, apart, 0, 0, LANES, 1, 1)
-                        tile = tile_add(tile, other)
-                    y = to + o * IC * taps + tap
-                    tile_store(tile_transpose(tile), dst, y, IC * taps, 0, 0, LANES, 1, 1)
-            for o in range(squares, outputs):
-                for tap in range(taps):
-                    x = src + tap * apart + o
-                    total = partial[x]
-                    for chunk in range(1, chunks):
-                        total += partial[x + chunk * whole]
-                    dst[to + o * IC * taps + tap] = total
+        at = (group * ICB + block) * part
+        unpack_weights_part(partial, at, chunks, whole, dst, order, group, block, width, lanes)
+
+
+@kernel
+def unpack_weights_part(
+    partial: Floats,
+    at: int,
+    chunks: int,
+    whole: int,
+    dst: Floats,
+    order: WeightsOrder,
+    group: int,
+    block: int,
+    width: int,
+    lanes: int,
+) -> None:
+    """`unpack_weights` of one group of output channels and block of input channels.
+
+    It is at ``partial[at:]``, and ``whole`` floats from chunk to chunk.
+    """
+    taps, apart, apart_out = order.taps, width * lanes, order.output_stride
+    outputs = min(lanes, order.outputs - group * lanes)
+    inputs = min(width, order.inputs - block * width)
+    squares = outputs // LANES * LANES if taps >= LANES else 0
+    for i in range(inputs):
+        src = at + order.first * apart + i * lanes
+        to = group * lanes * apart_out + (block * width + i) * order.input_stride
+        for o in range(0, squares, LANES):
+            for t in range(0, taps, LANES):
+                tap = min(t, taps - LANES)
+                x, y = src + order.step * tap * apart + o, to + o * apart_out + tap
+                tile = tile_load(partial, x, order.step * apart, 0, 0, LANES, 1, 1)
+                for chunk in range(1, chunks):
+                    z = x + chunk * whole
+                    other = tile_load(partial, z, order.step * apart, 0, 0, LANES, 1, 1)
+                    tile = tile_add(tile, other)
+                tile_store(tile_transpose(tile), dst, y, apart_out, 0, 0, LANES, 1, 1)
+        for o in range(squares, outputs):
+            for tap in range(taps):
+                x = src + order.step * tap * apart + o
+                total = partial[x]
+                for chunk in range(1, chunks):
+                    total += partial[x + chunk * whole]
+                dst[to + o * apart_out + tap] = total
 
 
 @parallel_kernel

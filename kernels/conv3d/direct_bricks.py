@@ -40,6 +40,7 @@ from kernels.conv3d.bricks import (
 from kernels.conv3d.cook_toom import INPUT
 from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import finish_size
+from kernels.layout import unpack_weights
 from kernels.machine import threads
 from kernels.memory import scratchpad
 from kernels.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
@@ -135,7 +136,7 @@ def backward_weights(
     gradient: Prologue,
     cut: Cut,
     kernel: Triple,
-    panel: Floats,
+    diff_weights: Floats,
     diff_bias: Doubles,
 ) -> None:
     """Gradients of weights and bias of a stride-1 convolution of blocked tensors.
@@ -146,20 +147,22 @@ def backward_weights(
         The source, and the gradient of the output.
     src_size, before, cut, kernel
         As in `convolve`.
-    panel : ndarray, shape=(chunks, groups, ICB, KD * KH * KW, width, lanes), float32
-        Filled, as `layout.unpack_weights` takes it; chunks as in `split`, a group is one block.
+    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
+        Filled.
     diff_bias : ndarray, shape=(chunks, channels), float64
-        Filled; the sum over the chunks is the gradient of the bias.
+        Filled; the sum over the chunks, as in `split`, is the gradient of the bias.
     """
     inputs, _ = weight_tile(kernel[2], prologue.width, 1)
-    workers = threads()
+    workers, shape = threads(), (math.prod(kernel), prologue.width, LANES)
     slab = prologue.blocks * math.prod(_extent(cut, kernel)) * prologue.width
     size = slab + (gradient.blocks * cut.planes * cut.lines * cut.OW + 1) * LANES
     scratch = scratchpad("direct bricks", workers, size)
-    parts, _ = split(cut.bricks, prologue.blocks, gradient.blocks)
+    parts, chunks = split(cut.bricks, prologue.blocks, gradient.blocks)
+    panel = scratchpad("weight sums", chunks, gradient.blocks, prologue.blocks, *shape)
+    sums = panel.reshape(chunks, -1)
     run = _make_accumulate(kernel[2], inputs, prologue.width)
-    chunks = panel.reshape(panel.shape[0], -1)
-    run(prologue, src_size, before, gradient, cut, kernel, parts, chunks, diff_bias, scratch)
+    run(prologue, src_size, before, gradient, cut, kernel, parts, sums, diff_bias, scratch)
+    unpack_weights(panel, diff_weights)
 
 
 @kernel

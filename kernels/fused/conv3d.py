@@ -11,7 +11,6 @@ A plan fixes an algorithm, direct (tile None) or Winograd F(tile), and all sizes
 it once a step.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,10 +28,9 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.direct import FEW_CHANNELS
 from kernels.conv3d.winograd import both_gradients, convolution, cutting, rows, weight_gradient
-from kernels.conv3d.winograd.sums import brick_chunks, register_tile
+from kernels.conv3d.winograd.sums import brick_chunks
 from kernels.fused.tensors import NO_MASK, Gradient, Mask, Source
-from kernels.layout import blocks, pack_weights, unpack_weights
-from kernels.memory import scratchpad
+from kernels.layout import blocks, pack_weights
 from kernels.simd import LANES
 from kernels.streaming import past_caches
 
@@ -230,39 +228,32 @@ def backward_weights(
     diff_bias : ndarray, shape=(OC,)
         Both filled.
     """
+    OCB, src_size = sum(p.blocks_out), p.size[1:]
     OC, IC = diff_weights.shape[:2]
-    ICB, OCB = p.blocks_in, sum(p.blocks_out)
-    taps, src_size = math.prod(p.kernel), p.size[1:]
+    flat = diff_weights.reshape(OC, IC, -1)
+    spread = _spread(flat, p.channels_in)
     prologue, grad = _prologue(p, a, b), _gradient_prologue(gradient)
     if p.tile is None:
-        _, chunks = direct_bricks.split(p.cut.bricks, ICB, OCB)
-        panel = scratchpad("weight sums", chunks, OCB, ICB, taps, p.width, LANES)
+        _, chunks = direct_bricks.split(p.cut.bricks, p.blocks_in, OCB)
         totals = np.empty((chunks, OCB * LANES))
         direct_bricks.backward_weights(
-            prologue, src_size, p.before, grad, p.cut, p.kernel, panel, totals
+            prologue, src_size, p.before, grad, p.cut, p.kernel, spread, totals
         )
     elif p.width < LANES:
-        panel = scratchpad("weight sums", 1, OCB, 1, taps, p.width, LANES)
         totals = np.empty((brick_chunks(p.cut), OCB * LANES))
         rows.backward_weights(
-            prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, panel, totals
+            prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, spread, totals
         )
     else:
-        _, cols = register_tile(OCB)
-        chunks = weight_gradient.bias_chunks(p.cut, p.tile, ICB, OCB)
-        panel = scratchpad("weight sums", 1, OCB // cols, ICB, taps, LANES, cols * LANES)
-        totals = np.empty((chunks, OCB * LANES))
+        totals = np.empty(
+            (weight_gradient.bias_chunks(p.cut, p.tile, p.blocks_in, OCB), OCB * LANES)
+        )
         weight_gradient.backward_weights(
-            prologue, src_size, p.before, grad, p.cut, p.tile, panel, totals
+            prologue, src_size, p.before, grad, p.cut, p.tile, spread, totals
         )
     diff_bias[:] = totals.sum(axis=0)[:OC]
-    flat = diff_weights.reshape(OC, IC, taps)
-    if p.width < LANES or not p.channels_in[1] or p.channels_in[0] % LANES == 0:
-        unpack_weights(panel, flat)
-        return
-    spread = np.empty((OC, ICB * LANES, taps), np.float32)
-    unpack_weights(panel, spread)
-    flat[:] = spread[:, _places(p.channels_in)]
+    if spread is not flat:
+        flat[:] = spread[:, _places(p.channels_in)]
 
 
 def backward(
@@ -287,10 +278,8 @@ def backward(
         As of `backward_weights`.
     """
     assert p.tile is not None, "only Winograd shares transformed tiles"
-    OC, IC = diff_weights.shape[:2]
-    ICB, taps = sum(p.blocks_out), math.prod(p.kernel)
-    _, lanes = register_tile(ICB)
-    panel = scratchpad("weight sums", 1, ICB // lanes, p.blocks_in, taps, LANES, lanes * LANES)
+    flat = diff_weights.reshape(*diff_weights.shape[:2], -1)
+    spread = _spread(flat, p.channels_out)
     both_gradients.backward(
         _gradient_prologue(gradient),
         p.size[1:],
@@ -300,13 +289,10 @@ def backward(
         _gradient_epilogue(p, dst, masks),
         p.cut,
         p.tile,
-        panel,
+        spread,
     )
-    # Of a convolution from the gradient to the source: channels exchanged, taps reversed.
-    exchanged = np.empty((ICB * LANES, OC, taps), np.float32)
-    unpack_weights(panel, exchanged)
-    found = exchanged[_places(p.channels_out)].transpose(1, 0, 2)
-    diff_weights.reshape(OC, IC, taps)[:] = found[:, :, ::-1]
+    if spread is not flat:
+        flat[:] = spread[:, _places(p.channels_out)]
 
 
 def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -> None:

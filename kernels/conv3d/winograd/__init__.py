@@ -30,7 +30,8 @@ Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (
 Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, multiply, transform out;
            ``convolution`` brick by brick; ``planes`` a tensor transformed along d and h;
            ``convolution_planes`` plane of points by plane, for many channels;
-           ``weight_gradient``, ``weight_gradient_planes`` the same two ways, ``sums`` what they share;
+           ``weight_gradient`` brick by brick, ``weight_gradient_pairs`` pair of blocks by pair, for many
+           channels; ``sums`` what they share;
            ``both_gradients`` of source and weights in one pass; ``rows`` a first layer
 """
 
@@ -47,12 +48,10 @@ from kernels.conv3d.shapes import (
     forward_geometry,
 )
 from kernels.conv3d.winograd import convolution, cutting, weight_gradient
-from kernels.conv3d.winograd.sums import register_tile
 from kernels.layout import (
     blocks,
     reorder_nCdhw16c_to_ndhwc,
     reorder_ndhwc_to_nCdhw16c,
-    unpack_weights,
 )
 from kernels.memory import empty
 from kernels.simd import LANES
@@ -107,9 +106,8 @@ def backward_weights(
     tile = _tile(g, tile)
     ICB, OCB = blocks(g.IC), blocks(g.OC)
     cut = weight_gradient.cut_output(g.dst_shape[:4], tile, ICB, OCB)
-    _, cols = register_tile(OCB)
     chunks = weight_gradient.bias_chunks(cut, tile, ICB, OCB)
-    panel = empty((1, OCB // cols, ICB, g.KD * g.KH * g.KW, LANES, cols * LANES))
+    diff_weights = empty(g.weights_shape)
     diff_bias = np.empty((chunks, OCB * LANES))
     weight_gradient.backward_weights(
         plain_prologue(reorder_ndhwc_to_nCdhw16c(src)),
@@ -118,11 +116,9 @@ def backward_weights(
         plain_prologue(reorder_ndhwc_to_nCdhw16c(diff_dst)),
         cut,
         tile,
-        panel,
+        diff_weights.reshape(g.OC, g.IC, -1),
         diff_bias,
     )
-    diff_weights = empty(g.weights_shape)
-    unpack_weights(panel, diff_weights.reshape(g.OC, g.IC, -1))
     return diff_weights, diff_bias.sum(axis=0)[: g.OC].astype(np.float32)
 
 

@@ -66,7 +66,7 @@ from kernels.simd import LANES, address, fence
 
 # Sums and weights of a pair of blocks pass through the cache once a brick. With more of them than this for
 # each value of its tiles, the two gradients are found sooner one after the other.
-_SUMS_PER_TILE = 0.15
+_SUMS_PER_TILE = 0.4
 
 
 def pays(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
@@ -84,7 +84,7 @@ def backward(
     epilogue: Epilogue,
     cut: Cut,
     tile: Triple,
-    panel: Floats,
+    diff_weights: Floats,
 ) -> None:
     """Gradients of source and weights of a stride-1 convolution of blocked tensors, "same" padding.
 
@@ -103,17 +103,16 @@ def backward(
     cut : Cut
         `weight_gradient.cut_output`.
     tile : (md, mh, mw)
-    panel : ndarray, shape=(1, groups, OCB, KD * KH * KW, 16, lanes), float32
-        Filled, as `layout.unpack_weights` takes it, source and result exchanged and taps reversed;
-        ``lanes`` as in ``register_tile(ICB)``.
+    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
+        Filled.
     """
     ICB, OCB = source.blocks, gradient.blocks
     rows, _ = gemm_tile(tile_count(cut, tile), ICB)
     cols = weights.shape[-1] // LANES
     inputs, lanes = register_tile(ICB)
     workers, scratch_size = threads(), _scratch_size(cut, tile, ICB, OCB)
-    chunks, parts, block = brick_chunks(cut), OCB * (ICB // lanes), LANES * lanes * LANES
-    sums = scratchpad("winograd sums", chunks, points(tile) * parts * block)
+    chunks = brick_chunks(cut)
+    sums = scratchpad("winograd sums", chunks, points(tile) * OCB * LANES * ICB * LANES)
     scratch = scratchpad("winograd", workers, scratch_size)
     run_workers(
         _share_chunks,
@@ -129,7 +128,8 @@ def backward(
         sums.reshape(-1),
         scratch,
     )
-    transform_back(tile, sums, panel.reshape(-1), parts, block)
+    # The sums are of a convolution from the gradient to the source.
+    transform_back(tile, sums, diff_weights, LANES, lanes * LANES, adjoint=True)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:

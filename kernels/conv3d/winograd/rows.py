@@ -132,7 +132,7 @@ def backward_weights(
     cut: Cut,
     kernel: Triple,
     tile: Triple,
-    panel: Floats,
+    diff_weights: Floats,
     diff_bias: Doubles,
 ) -> None:
     """Gradients of weights and bias.
@@ -143,8 +143,8 @@ def backward_weights(
         As in `convolve`.
     gradient : Prologue
         Of the output, in blocks.
-    panel : ndarray, shape=(1, OCB, 1, KD * KH * KW, width, 16), float32
-        Filled, as `layout.unpack_weights` takes it.
+    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
+        Filled.
     diff_bias : ndarray, shape=(chunks, channels), float64
         Filled; the sum over the chunks is the gradient of the bias. Chunks: `brick_chunks`.
     """
@@ -166,7 +166,7 @@ def backward_weights(
         diff_bias,
         scratch,
     )
-    transform_back(tile, sums, panel.reshape(-1), OCB, block)
+    transform_back(tile, sums, diff_weights, prologue.width, LANES)
 
 
 def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:

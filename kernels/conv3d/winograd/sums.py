@@ -6,16 +6,17 @@ Source: as `weight_gradient`.
 """
 
 import functools
+import math
 from collections.abc import Callable
-
-import numpy as np
 
 from kernels.checks import Doubles, Floats, Triple
 from kernels.compiler import call_worker, parallel_kernel, prange, signed
 from kernels.conv3d.bricks import Cut, Prologue
 from kernels.conv3d.cook_toom import DIFF_WEIGHTS, sizes
 from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.layout import WeightsOrder, unpack_weights_part, weights_order
 from kernels.machine import threads, tile_vectors
+from kernels.memory import scratchpad
 from kernels.simd import LANES, load, store
 
 
@@ -60,44 +61,76 @@ def gather_bricks(
         )
 
 
-def transform_back(tile: Triple, sums: Floats, panel: Floats, parts: int, block: int) -> None:
-    """Add up the chunks of sums, and transform them to gradients.
+def transform_back(
+    tile: Triple,
+    sums: Floats,
+    diff_weights: Floats,
+    width: int,
+    lanes: int,
+    *,
+    adjoint: bool = False,
+) -> None:
+    """Add up the chunks of sums, transform them to gradients, and undo the blocks.
 
     Parameters
     ----------
     tile : (md, mh, mw)
-    sums : ndarray, shape=(chunks, points * parts * block), float32
-    panel : flat float32 array
-        Filled, ``(parts, taps, block)``; an axis that is not transformed has one tap.
-    parts, block : int
+        Along an axis where it is 1 the taps are part of a block of sums.
+    sums : ndarray, shape=(chunks, points * groups * ICB * block), float32
+    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
+        Filled.
+    width, lanes : int
+        Input channels in a block, and output channels in a group.
+    adjoint : bool
+        The sums are those of the adjoint convolution; see `layout.pack_weights`.
     """
-    _make_inverse(*tile)(sums, panel, parts, block)
+    order = weights_order(diff_weights.shape, adjoint=adjoint)
+    taps = math.prod(sizes(DIFF_WEIGHTS, m)[1] for m in tile)
+    block = order.taps // taps * width * lanes
+    vectors = math.prod(sizes(DIFF_WEIGHTS, m)[0] for m in tile) + scratch_vectors(
+        DIFF_WEIGHTS, *tile
+    )
+    scratch = scratchpad("winograd", threads(), vectors * LANES + taps * block)
+    _make_inverse(*tile)(sums, diff_weights.reshape(-1), order, block, width, lanes, scratch)
 
 
 @functools.cache
 def _make_inverse(md: int, mh: int, mw: int) -> Callable[..., None]:
-    (PD, KD), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
-    kind, scratch = DIFF_WEIGHTS, PD * PH * PW * LANES
-    vectors = PD * PH * PW + scratch_vectors(kind, md, mh, mw)
+    (PD, _), (PH, KH), (PW, KW) = (sizes(DIFF_WEIGHTS, m) for m in (md, mh, mw))
+    kind, scratch_at = DIFF_WEIGHTS, PD * PH * PW * LANES
+    panel = scratch_at + scratch_vectors(kind, md, mh, mw) * LANES
     tile_strides = (PH * PW * LANES, PW * LANES, LANES)
 
     @parallel_kernel
-    def inverse(sums: Floats, panel: Floats, parts: int, block: int) -> None:
-        chunks = sums.shape[0]
+    def inverse(
+        sums: Floats,
+        diff_weights: Floats,
+        order: WeightsOrder,
+        block: int,
+        width: int,
+        lanes: int,
+        scratch: Floats,
+    ) -> None:
+        chunks, workers = sums.shape[0], scratch.shape[0]
+        ICB = -(-order.inputs // width)
+        parts = -(-order.outputs // lanes) * ICB
         to_strides = (KH * KW * block, KW * block, block)
-        for task in prange(parts):
-            part = signed(task)
-            own = np.empty(vectors * LANES, np.float32)
-            for i in range(0, block, LANES):
-                for point in range(PD * PH * PW):
-                    at = (point * parts + part) * block + i
-                    total = load(sums[0], at)
-                    for chunk in range(1, chunks):
-                        total = total + load(sums[chunk], at)
-                    store(own, point * LANES, total)
-                to = part * KD * KH * KW * block + i
-                transform_tile(
-                    own, 0, tile_strides, panel, to, to_strides, own, scratch, kind, md, mh, mw
-                )
+        for index in prange(workers):
+            worker = signed(index)
+            own = scratch[worker]
+            for part in range(worker, parts, workers):
+                for i in range(0, block, LANES):
+                    for point in range(PD * PH * PW):
+                        at = (point * parts + part) * block + i
+                        total = load(sums[0], at)
+                        for chunk in range(1, chunks):
+                            total = total + load(sums[chunk], at)
+                        store(own, point * LANES, total)
+                    to = panel + i
+                    transform_tile(
+                        own, 0, tile_strides, own, to, to_strides, own, scratch_at, kind, md, mh, mw
+                    )
+                group, icb = part // ICB, part % ICB
+                unpack_weights_part(own, panel, 1, 0, diff_weights, order, group, icb, width, lanes)
 
     return inverse

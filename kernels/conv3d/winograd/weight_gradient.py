@@ -9,7 +9,7 @@ Few        Where the sums of all points fit the cache beside a brick, a worker t
 channels   brick and adds to its sums; at the end the sums of the workers are added up. Loop nest: chunks
            of bricks | slabs | planes of points | icb and ocb: transform in | points along w, groups,
            icb | register tile (ic, oc) | tiles
-Many       There the sums would stream through memory for each brick: `weight_gradient_planes`.
+Many       There the sums would stream through memory for each brick: `weight_gradient_pairs`.
 channels
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
 Source     `kernels.conv3d.cook_toom`, last paragraph
@@ -36,7 +36,7 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.slab import buffer_size
-from kernels.conv3d.winograd import cutting, weight_gradient_planes
+from kernels.conv3d.winograd import cutting, weight_gradient_pairs
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import (
@@ -51,7 +51,7 @@ from kernels.simd import LANES, address
 
 # The sums of a pair of blocks are loaded and stored once a brick, or the values of its tiles are written and
 # read once more: beyond this many sums for each value, the latter is less.
-_SUMS_PER_TILE = 0.1
+_SUMS_PER_TILE = 0.3
 
 
 def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
@@ -61,11 +61,11 @@ def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB:
 
 def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Chunks of ``diff_bias``."""
-    return 1 if by_planes(cut, tile, ICB, OCB) else brick_chunks(cut)
+    return 1 if by_pairs(cut, tile, ICB, OCB) else brick_chunks(cut)
 
 
-def by_planes(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
-    """Whether to sum plane of points after plane, not brick after brick."""
+def by_pairs(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
+    """Whether to sum pair of blocks after pair, not brick after brick."""
     tiles = cut.bricks * tile_count(cut, tile)
     return ICB * OCB * LANES * LANES > _SUMS_PER_TILE * tiles * (ICB + OCB) * LANES
 
@@ -77,7 +77,7 @@ def backward_weights(
     gradient: Prologue,
     cut: Cut,
     tile: Triple,
-    panel: Floats,
+    diff_weights: Floats,
     diff_bias: Doubles,
 ) -> None:
     """Gradients of weights and bias of a stride-1 convolution of blocked tensors.
@@ -92,22 +92,20 @@ def backward_weights(
     cut : Cut
         Bricks of the output, in whole tiles.
     tile : (md, mh, mw)
-    panel : ndarray, shape=(1, groups, ICB, KD * KH * KW, 16, lanes), float32
-        Filled, as `layout.unpack_weights` takes it; ``lanes`` as in `register_tile`.
+    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
+        Filled.
     diff_bias : ndarray, shape=(chunks, channels), float64
         Filled; the sum over the chunks is the gradient of the bias. Chunks: `bias_chunks`.
     """
-    if by_planes(cut, tile, prologue.blocks, gradient.blocks):
-        weight_gradient_planes.backward_weights(
-            prologue, src_size, before, gradient, cut, tile, panel, diff_bias
+    if by_pairs(cut, tile, prologue.blocks, gradient.blocks):
+        weight_gradient_pairs.backward_weights(
+            prologue, src_size, before, gradient, cut, tile, diff_weights, diff_bias
         )
         return
     ICB, OCB = prologue.blocks, gradient.blocks
     inputs, cols = register_tile(OCB)
     workers, size = threads(), _scratch_size(cut, tile, ICB, OCB)
-    chunks, parts, block = diff_bias.shape[0], ICB * (OCB // cols), LANES * cols * LANES
-    each = points(tile) * parts * block
-    sums = scratchpad("winograd sums", chunks, each)
+    sums = scratchpad("winograd sums", diff_bias.shape[0], points(tile) * ICB * LANES * OCB * LANES)
     scratch = scratchpad("winograd", workers, size)
     run_workers(
         gather_bricks,
@@ -121,7 +119,7 @@ def backward_weights(
         diff_bias,
         scratch,
     )
-    transform_back(tile, sums, panel.reshape(-1), parts, block)
+    transform_back(tile, sums, diff_weights, LANES, cols * LANES)
 
 
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
