@@ -299,6 +299,19 @@ def pack_weights_part(
                 panel[dst + order.step * tap * apart + o] = weights[src + o * apart_out + tap]
 
 
+@kernel
+def part_line(
+    order: WeightsOrder, group: int, block: int, width: int, lanes: int, line: int
+) -> int:
+    """Where one of the ``width * lanes * taps / 16`` cache lines is that `pack_weights_part` reads."""
+    # They are runs: the input channels of an output channel, or the other way round.
+    by_output = order.input_stride == order.taps
+    run = (width if by_output else lanes) * order.taps
+    apart = order.output_stride if by_output else order.input_stride
+    first = group * lanes * order.output_stride + block * width * order.input_stride
+    return first + line * LANES // run * apart + line * LANES % run
+
+
 def unpack_weights(partial: Floats, dst: Floats) -> None:
     """Add up partial weight gradients in a fixed order, and undo `pack_weights`.
 

@@ -1,8 +1,8 @@
 """Processes that do a step's common work together, each a part of it, in memory that all of them see.
 
 Ranks of a data-parallel training find gradients of different patches, and from their sum on all compute the
-same: the optimizer's step, and the new weights packed for the kernels. That is a tenth of a step of 64^3
-on one core. Ranks of a node need do it only once between them::
+same: the optimizer's step, and the new weights packed for the kernels. That is a twentieth of a step of
+64^3 on one core. Ranks of a node need do it only once between them::
 
     each by itself   |forward, backward|sum|Adam 1 2|pack 1 2|forward, backward
                      |forward, backward|sum|Adam 1 2|pack 1 2|forward, backward

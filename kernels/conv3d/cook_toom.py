@@ -78,6 +78,7 @@ def matrix(kind: int, m: int) -> Matrix:
     }[kind]
 
 
+@functools.cache
 def sizes(kind: int, m: int) -> tuple[int, int]:
     """Numbers in and out of a transform along one axis."""
     rows = matrix(kind, m)

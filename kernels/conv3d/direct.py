@@ -145,6 +145,7 @@ def backward_weights(
     return diff_weights, diff_bias.sum(axis=0)[: g.OC].astype(np.float32)
 
 
+@functools.cache
 def tile_shape(OH: int, OW: int, OCB: int) -> TileShape:
     """Register tile for an output of ``OH x OW`` voxels and ``OCB`` channel blocks.
 

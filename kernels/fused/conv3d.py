@@ -11,6 +11,7 @@ A plan fixes an algorithm, direct (tile None) or Winograd F(tile), and all sizes
 it once a step.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +28,17 @@ from kernels.conv3d.bricks import (
     plain_prologue,
 )
 from kernels.conv3d.direct import FEW_CHANNELS
-from kernels.conv3d.winograd import both_gradients, convolution, cutting, rows, weight_gradient
+from kernels.conv3d.winograd import (
+    both_gradients,
+    convolution,
+    convolution_groups,
+    cutting,
+    rows,
+    weight_gradient,
+)
 from kernels.conv3d.winograd.sums import brick_chunks
 from kernels.fused.tensors import NO_MASK, Gradient, Mask, Source
-from kernels.layout import blocks, pack_weights
+from kernels.layout import blocks, pack_weights, weights_order
 from kernels.simd import LANES
 from kernels.streaming import past_caches
 
@@ -48,6 +56,7 @@ class Plan(NamedTuple):
     tile: Triple | None  # Winograd F(tile); None: direct
     width: int  # channels in a block of the source: 16, or the few of a first layer
     cut: Cut
+    packs: bool  # weights are packed before; else they are transformed where they are used
 
     @property
     def blocks_in(self) -> int:
@@ -118,7 +127,15 @@ def plan(
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
     width = channels_in[0] if channels_last else LANES
-    return Plan(channels_in, channels_out, size, kernel, tile, width, cut)
+    uneven = any(first % LANES and second for first, second in (channels_in, channels_out))
+    packs = (
+        tile is None
+        or channels_last
+        or keeps_both
+        or uneven
+        or not cutting.by_groups(cut, tile, ICB, OCB)
+    )
+    return Plan(channels_in, channels_out, size, kernel, tile, width, cut, packs)
 
 
 def pays_together(p: Plan) -> bool:
@@ -130,6 +147,8 @@ def pays_together(p: Plan) -> bool:
 
 def packed_shape(p: Plan) -> tuple[int, ...]:
     """Shape of the weights that ``forward`` and ``backward_data`` take: filled by `pack`."""
+    if not p.packs:
+        return sum(p.channels_in) * sum(p.channels_out), math.prod(p.kernel)
     if p.tile is None:
         return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, sum(p.blocks_out), p.width)
     if p.width < LANES:
@@ -138,7 +157,13 @@ def packed_shape(p: Plan) -> tuple[int, ...]:
 
 
 def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> None:
-    """Pack weights (OC, IC, KD, KH, KW) for the plan's algorithm; ``adjoint`` for ``backward_data``."""
+    """Pack weights (OC, IC, KD, KH, KW) for the plan's algorithm; ``adjoint`` for ``backward_data``.
+
+    Where it ``packs`` nothing, the weights may be given as they are instead of what is packed: a copy.
+    """
+    if not p.packs:
+        packed[:] = weights.reshape(packed.shape)
+        return
     # Channels of the forward convolution's sources, whichever way this plan goes.
     split = p.channels_out if adjoint else p.channels_in
     spread = weights if p.width < LANES else _spread(weights, split)
@@ -183,7 +208,7 @@ def forward(
         Filled with count, mean and sum of squared deviations of each brick.
     """
     epilogue = plain_epilogue(dst, bias)._replace(moments=moments)
-    _convolve(p, _prologue(p, a, b), packed, epilogue)
+    _convolve(p, _prologue(p, a, b), packed, epilogue, adjoint=False)
 
 
 def backward_data(
@@ -208,7 +233,8 @@ def backward_data(
     masks : two Masks
         `NO_MASK` where dy itself is wanted. Their sums are filled.
     """
-    _convolve(p, _gradient_prologue(gradient), packed, _gradient_epilogue(p, dst, masks))
+    epilogue = _gradient_epilogue(p, dst, masks)
+    _convolve(p, _gradient_prologue(gradient), packed, epilogue, adjoint=True)
 
 
 def backward_weights(
@@ -295,14 +321,22 @@ def backward(
         flat[:] = spread[:, _places(p.channels_out)]
 
 
-def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue) -> None:
+def _convolve(
+    p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue, *, adjoint: bool
+) -> None:
     size = p.size[1:]
     if p.tile is None:
         direct_bricks.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut)
     elif p.width < LANES:
         rows.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut, p.tile)
-    else:
+    elif p.packs:
         convolution.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
+    else:
+        ends = sum(p.channels_in), sum(p.channels_out)
+        order = weights_order((*(ends if adjoint else ends[::-1]), *p.kernel), adjoint=adjoint)
+        convolution_groups.convolve(
+            prologue, size, p.before, packed.reshape(-1), order, epilogue, p.cut, p.tile
+        )
 
 
 def _prologue(p: Plan, a: Source, b: Source) -> Prologue:

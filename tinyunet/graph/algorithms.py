@@ -7,7 +7,8 @@ three axes that saves 3.4, 6 and 8 times, and costs transforms of source and res
     F(tile)    points IC OC a tile, and TRANSFORM operations a point and channel, in and out
 
 Tiles that overhang the volume are counted whole. In training so is the packing of the weights, or the
-unpacking of their gradients: they grow by points / taps, and change at each step.
+unpacking of their gradients: they grow by points / taps, and change at each step. Weights that are not packed
+are transformed where they are used, also in inference.
 
 What may be lost bounds the choice: "strict" takes direct and F(2,2,2), whose error is that of direct
 convolution in float32; "fast" takes all: 5e-5 of the largest output at most.
@@ -39,6 +40,8 @@ _TILES_OF_FEW = _by_accuracy(((2, 2, 1), (4, 4, 1), (1, 2, 1), (1, 4, 1)))
 _TRANSFORM = 20
 # Multiply-adds in the time that one packed weight takes to be made and written.
 _PACK = 30
+# The same of a weight that is transformed where it is used.
+_USE = 15
 # Multiply-adds of a direct convolution below which nothing is gained: 0.1 ms.
 _SMALL = 1e7
 
@@ -69,12 +72,13 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
     direct = math.prod(plan.kernel) * inputs * outputs * voxels
     if not fitting or direct < _SMALL:
         return {None: direct}
-    packing = _PACK * inputs * outputs if graph.gradients else 0
-    found: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel)}
+    packing = _PACK if graph.gradients else 0
+    found: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel) * inputs * outputs}
     for tile in fitting:
         count = math.prod(-(-n // m) for n, m in zip(plan.size[1:], tile, strict=True))
         points = cutting.points(tile)
         taps = plan.kernel[2] if few else 1  # that are left to each product
         each = points * (taps * inputs * outputs + _TRANSFORM * (inputs + outputs))
-        found[tile] = plan.size[0] * count * each + packing * points * taps
+        weight = packing if plan_of(node.with_attributes(tile=tile), graph).packs else _USE
+        found[tile] = plan.size[0] * count * each + weight * points * taps * inputs * outputs
     return found

@@ -65,6 +65,11 @@ def is_transposed(node: Node) -> bool:
     return node.op.startswith("transposed")
 
 
+def packs(node: Node, graph: Graph) -> bool:
+    """Whether a node's weights are packed before it; else it takes them as they are."""
+    return is_transposed(node) or plan_of(node, graph).packs
+
+
 def packed_size(node: Node, graph: Graph) -> int:
     """Return how many floats a node's packed weights take."""
     if is_transposed(node):

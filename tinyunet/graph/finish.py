@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from tinyunet.graph import fused
-from tinyunet.graph.convolutions import is_transposed, packed_size
+from tinyunet.graph.convolutions import is_transposed, packed_size, packs
 from tinyunet.graph.ir import BLOCKED, Graph, Node, Phase, Value
 from tinyunet.graph.layouts import insert_reorders
 from tinyunet.graph.passes.split import vector
@@ -33,7 +33,10 @@ def finish(graph: Graph) -> Graph:
 
 
 def _packed(graph: Graph) -> Graph:
-    """Weights of blocked convolutions are packed by nodes of their own, just before they are used."""
+    """Weights of blocked convolutions are packed by nodes of their own, just before they are used.
+
+    Some convolutions transform them where they use them, and take them as they are.
+    """
     done: dict[str, str] = {}
     for node in graph.nodes:
         if node.op not in _PACKED or not node.runs_fused:
@@ -41,7 +44,9 @@ def _packed(graph: Graph) -> Graph:
         weights, nodes, values = node.inputs["weights"], [], []
         # Both directions of a transposed convolution read what is packed for both.
         key = weights if is_transposed(node) else node.name
-        if key not in done:
+        if key not in done and not packs(node, graph):
+            done[key] = weights
+        elif key not in done:
             done[key] = f"{node.name}:weights"
             size = packed_size(node, graph)
             values.append(Value(done[key], (size,), np.dtype(np.float32)))

@@ -112,7 +112,8 @@ def _bound(node: Node, graph: Graph) -> Call:
         arrays[name] = empty(shape or value.storage_shape, value.dtype)
         arrays[name].fill(0.5)
     run = convolutions.BINDERS[node.op](Binder(node, graph, arrays))
-    if graph.gradients and "weights" in node.inputs:  # packed anew at each step
+    packs = "weights" in node.inputs and convolutions.packs(node, graph)
+    if graph.gradients and packs:  # anew at each step
         run = _with_packing(node, graph, arrays, run)
     return run
 

@@ -14,7 +14,7 @@ Memory     a brick is a dozen to a hundred tiles. Its slab, transformed along d 
 
                slab  --w-->  V[point][icb][tile][16]  --GEMM-->  M[point][ocb][tile][16]  --w-->  slab
 
-           Where weights are large and tiles few, a plane is taken of all bricks at once.
+           Where weights are large and tiles few, all bricks are transformed first.
            All axes at once would take V and M through the second-level cache, 200 lines a tile and each
            way: that took longer than the product.
 Traffic    src once and a halo, dst once; weights grow from 27 to 64, 144 or 216 numbers a channel pair
@@ -28,8 +28,8 @@ Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (
            `kernels.conv3d.cook_toom`
 
 Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, multiply, transform out;
-           ``convolution`` brick by brick; ``planes`` a tensor transformed along d and h;
-           ``convolution_planes`` plane of points by plane, for many channels;
+           ``convolution`` brick by brick; ``packing`` a whole tensor, transformed;
+           ``convolution_groups`` group of channels by group, for many;
            ``weight_gradient`` brick by brick, ``weight_gradient_pairs`` pair of blocks by pair, for many
            channels; ``sums`` what they share;
            ``both_gradients`` of source and weights in one pass; ``rows`` a first layer
@@ -47,11 +47,17 @@ from kernels.conv3d.shapes import (
     check_float32,
     forward_geometry,
 )
-from kernels.conv3d.winograd import convolution, cutting, weight_gradient
+from kernels.conv3d.winograd import (
+    convolution,
+    convolution_groups,
+    cutting,
+    weight_gradient,
+)
 from kernels.layout import (
     blocks,
     reorder_nCdhw16c_to_ndhwc,
     reorder_ndhwc_to_nCdhw16c,
+    weights_order,
 )
 from kernels.memory import empty
 from kernels.simd import LANES
@@ -153,10 +159,16 @@ def _convolve(
     MB, OD, OH, OW, OC = dst_shape
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
     cut = cutting.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
-    packed = empty(convolution.packed_shape(cut, tile, ICB, OCB))
-    convolution.pack_weights(weights, tile, packed, adjoint=adjoint)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
     epilogue: Epilogue = plain_epilogue(dst, EMPTY if bias is None else bias)
     prologue = plain_prologue(reorder_ndhwc_to_nCdhw16c(src))
-    convolution.convolve(prologue, src.shape[1:4], before, packed, epilogue, cut, tile)
+    size = src.shape[1:4]
+    if cutting.by_groups(cut, tile, ICB, OCB):
+        order = weights_order(weights.shape, adjoint=adjoint)
+        flat = np.ascontiguousarray(weights).reshape(-1)
+        convolution_groups.convolve(prologue, size, before, flat, order, epilogue, cut, tile)
+    else:
+        packed = empty(convolution.packed_shape(cut, tile, ICB, OCB))
+        convolution.pack_weights(weights, tile, packed, adjoint=adjoint)
+        convolution.convolve(prologue, size, before, packed, epilogue, cut, tile)
     return reorder_nCdhw16c_to_ndhwc(dst, OC)

@@ -132,6 +132,7 @@ def backward(
     transform_back(tile, sums, diff_weights, LANES, lanes * LANES, adjoint=True)
 
 
+@functools.cache
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Floats of one worker's scratchpad: slabs; V, M and E, or a strip; epilogue; sums of blocks."""
     T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
@@ -237,6 +238,7 @@ def _make_backward(
                             accumulate(
                                 own,
                                 v + ocb * T * LANES,
+                                own,
                                 e + group * T * lanes * LANES,
                                 T,
                                 sums,

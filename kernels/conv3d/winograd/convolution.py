@@ -32,12 +32,9 @@ from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.conv3d.winograd import convolution_planes
 from kernels.conv3d.winograd.cutting import (
-    by_planes,
     gemm_tile,
     kernel_of,
-    multiplied_at_once,
     points,
     slab_extent,
     slab_planes,
@@ -53,7 +50,7 @@ from kernels.streaming import at_lines, put_vector
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
     """Shape of the transformed weights: ``(points, groups, ICB, 16, cols * 16)``."""
-    _, cols = gemm_tile(multiplied_at_once(cut, tile, ICB, OCB), OCB)
+    _, cols = gemm_tile(tile_count(cut, tile), OCB)
     return points(tile), OCB // cols, ICB, LANES, cols * LANES
 
 
@@ -105,9 +102,6 @@ def convolve(
         Bricks of the output, in whole tiles.
     tile : (md, mh, mw)
     """
-    if by_planes(cut, tile, prologue.blocks, epilogue.blocks):
-        convolution_planes.convolve(prologue, src_size, before, weights, epilogue, cut, tile)
-        return
     rows, _ = gemm_tile(tile_count(cut, tile), epilogue.blocks)
     cols = weights.shape[-1] // LANES
     workers = threads()
@@ -127,6 +121,7 @@ def convolve(
     )
 
 
+@functools.cache
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Floats of one worker's scratchpad: slab, V and M of a plane or the buffer of a strip; epilogue."""
     deep, high, wide = slab_extent(cut, tile, INPUT)

@@ -1,5 +1,7 @@
 """How a Winograd convolution is cut: bricks of tiles, planes of points, the register tile of its products."""
 
+import functools
+
 import numpy as np
 
 from kernels.checks import Triple
@@ -13,8 +15,8 @@ from kernels.simd import LANES
 _CACHED = 400 * 1024
 # Bytes of transformed weights above which they are worth reading for more tiles at a time.
 _CACHED_WEIGHTS = 1800 * 1024
-# The weights of a pair of blocks are read once a brick, or the values of its tiles are written and read once
-# more: beyond this many weights for each value, the latter is less.
+# The transformed weights of a pair of blocks are written once and read once a brick, or made anew where they
+# are used, and all tiles transformed before: beyond this many weights for each value, the latter is less.
 _WEIGHTS_PER_TILE = 1.0
 
 
@@ -24,11 +26,12 @@ def points(tile: Triple) -> int:
     return pd * ph * pw
 
 
+@functools.cache
 def gemm_tile(count: int, OCB: int) -> tuple[int, int]:
     """Rows (tiles) and columns (blocks of output channels) of the register tile of the product."""
     best, best_cost = (1, 1), float("inf")
     for cols in (1, 2):
-        for rows in (24, 12, 9, 6, 3, 1):
+        for rows in (24, 12, 9, 8, 6, 3, 1):
             if OCB % cols or rows > count or rows * cols > tile_vectors():
                 continue
             cost = -(-count // rows) * (OCB // cols) * max(rows * cols, rows + cols, 8)
@@ -88,12 +91,7 @@ def slab_planes(tile: Triple) -> int:
     return sizes(INPUT, tile[0])[1] * sizes(INPUT, tile[1])[1]
 
 
-def by_planes(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
-    """Whether to convolve plane of points after plane, not brick after brick."""
+def by_groups(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
+    """Whether to convolve group after group of output channels, not brick after brick."""
     tiles = cut.bricks * tile_count(cut, tile)
     return ICB * OCB * LANES * LANES > _WEIGHTS_PER_TILE * tiles * max(ICB, OCB) * LANES
-
-
-def multiplied_at_once(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Tiles that are multiplied by a point's weights at a time."""
-    return tile_count(cut, tile) * (cut.bricks if by_planes(cut, tile, ICB, OCB) else 1)

@@ -169,6 +169,7 @@ def backward_weights(
     transform_back(tile, sums, diff_weights, prologue.width, LANES)
 
 
+@functools.cache
 def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:
     """Floats of one worker's scratchpad: slab; results or gradients, or a strip; sums."""
     deep, high = cut.planes // tile[0], cut.lines // tile[1]

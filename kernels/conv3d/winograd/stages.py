@@ -117,10 +117,56 @@ def multiply(
     return implementation
 
 
+@specialised("rows", "cols")
+def multiply_block(
+    src: Any,
+    V: int,
+    T: int,
+    weights: Any,
+    at: int,
+    sums: Any,
+    M: int,
+    apart: int,
+    fresh: bool,
+    soon: tuple[int, int, int],
+    rows: int,
+    cols: int,
+) -> Any:
+    """Multiply the tiles of one block of input channels, at one point, by its weights: ``M[cols][tile]``.
+
+    Added to what ``sums[M:]`` holds, unless ``fresh``; ``apart`` floats from a block of output channels to
+    the next. Tiles are met in whole ``rows``, also behind the last. ``soon`` as in `multiply`.
+    """
+    R, C = rows, cols
+
+    def implementation(src, V, T, weights, at, sums, M, apart, fresh, soon, rows, cols):  # type: ignore[no-untyped-def]
+        near, beside, count = soon
+        step = 0
+        for t in range(0, T, R):
+            place = M + t * LANES
+            if fresh:  # noqa: SIM108 - a conditional expression of tiles is no tile to Numba
+                tile = tile_zero(R, C)
+            else:
+                tile = tile_load(sums, place, 0, LANES, apart, 1, R, C)
+            line = LINE if step < count else 0
+            for ic in range(LANES):
+                x, y = V + t * LANES + ic, at + ic * C * LANES
+                prefetch(near + ic * line)
+                prefetch(beside + ic * line)
+                tile = tile_rank1(tile, src, x, 0, LANES, weights, y, 1, R, C)
+            near += LANES * line
+            beside += LANES * line
+            step += LANES
+            tile_store(tile, sums, place, 0, LANES, apart, 1, R, C)
+
+    return implementation
+
+
 @specialised("inputs", "cols")
 def accumulate(
     src: Any,
     V: int,
+    gradient: Any,
     E: int,
     T: int,
     sums: Any,
@@ -136,7 +182,7 @@ def accumulate(
     """
     R, C = inputs, cols
 
-    def implementation(src, V, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
+    def implementation(src, V, gradient, E, T, sums, at, fresh, soon, inputs, cols):  # type: ignore[no-untyped-def]
         near, beside, count = soon
         for ic in range(0, LANES, R):
             place = at + ic * C * LANES
@@ -149,7 +195,7 @@ def accumulate(
                 x, y = V + t * LANES + ic, E + t * C * LANES
                 prefetch(near + t * line)
                 prefetch(beside + t * line)
-                tile = tile_rank1(tile, src, x, 0, 1, src, y, 1, R, C)
+                tile = tile_rank1(tile, src, x, 0, 1, gradient, y, 1, R, C)
             near += T * line
             beside += T * line
             tile_store(tile, sums, place, 0, C * LANES, LANES, 1, R, C)

@@ -122,6 +122,7 @@ def backward_weights(
     transform_back(tile, sums, diff_weights, LANES, cols * LANES)
 
 
+@functools.cache
 def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
     """Floats of one worker's scratchpad: what `packed_size` says; sums of blocks."""
     T, PW = tile_count(cut, tile), sizes(INPUT, tile[2])[1]
@@ -234,6 +235,6 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
                         at = first + (plane * PW * groups * ICB + i) * block
                         next_sums = address(sums, at + block)
                         soon = part_of(near, i, PW * groups * ICB, next_sums)
-                        accumulate(own, v, e, T, sums, at, brick == begin, soon, inputs, cols)
+                        accumulate(own, v, own, e, T, sums, at, brick == begin, soon, inputs, cols)
 
     return accumulate_chunks
