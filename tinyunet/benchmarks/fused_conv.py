@@ -1,9 +1,10 @@
 """A convolution as the compiled net runs it: the top of the ladder.
 
-Tensors are in blocks of 16 channels and stay so; weights are packed, which a step does once and is not
-timed (where channels are many they are transformed as they are used, and that is). The source is normalised while it is read, the gradient of batch norm is formed, and sums are gathered
-of what is written, all with numbers that change nothing: the result is that of every other rung. Direct or a
-form of Winograd: the fastest on one core is taken, for each direction of each layer.
+Tensors are in blocks of 16 channels and stay so; weights are packed, which a step does once and is not timed
+(where channels are many they are transformed as they are used, and that is). The source is normalised while
+it is read, the gradient of batch norm is formed, and sums are gathered of what is written, all with numbers
+that change nothing: the result is that of every other rung. Direct or a form of Winograd: the fastest on one
+core is taken, for each direction of each layer.
 """
 
 import functools
