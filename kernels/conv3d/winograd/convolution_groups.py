@@ -5,10 +5,10 @@ each. So they are never made: the source is packed and transformed once, as `pac
 group of output channels and block after block of input channels, transforms the weights of that pair while
 they are in cache, and adds their products with all tiles to sums that stay there::
 
-    weights[oc][ic][27]  --block, transform, d and h-->  U[plane][kw]         second-level cache
-    U of a plane         --transform, w------------->    PW points            first-level cache
-    V of a block         --multiply_block----------->    M[point][tile] +=    second-level cache
-    M                    --transform out, epilogue-->    destination
+    weights[oc][ic][27]  --transform_weights, d and h-->  U[plane][kw][ic]      second-level cache
+    U of a plane         --transform_plane, w---------->  points                first-level cache
+    V of a block         --multiply_block-------------->  M[point][tile] +=     second-level cache
+    M                    --transform_out, epilogue----->  destination
 
 Loop nest: pack || groups, chunks of bricks | icb | planes of points | points along w | tiles | ic | register
 tile || ocb: transform out, epilogue. The next block's weights are fetched while registers multiply.
@@ -16,6 +16,7 @@ tile || ocb: transform out, epilogue. The next block's weights are fetched while
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from kernels.checks import Floats, Triple
 from kernels.compiler import (
@@ -24,6 +25,7 @@ from kernels.compiler import (
     prange,
     run_workers,
     signed,
+    specialised,
     worker_kernel,
 )
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, share
@@ -85,13 +87,12 @@ def convolve(
 
 @functools.cache
 def _scratch_size(cut: Cut, tile: Triple, at_once: int, rows: int, cols: int) -> int:
-    """Floats of one worker's scratchpad: M; weights, at each stage; or results along w; epilogue."""
-    (KD, _), (KH, _), (KW, PW) = (sizes(WEIGHTS, m) for m in tile)
-    T, block = -(-at_once * tile_count(cut, tile) // rows) * rows, LANES * cols * LANES
-    blocked, scratch = KD * KH * KW * LANES, scratch_vectors(WEIGHTS, *tile[:2], 1) * LANES
-    stages = blocked + scratch + slab_planes(tile) * slot_size(KW * LANES, cols) + PW * block
-    results = slab_planes(tile) * slot_size(1, at_once * tile_count(cut, tile) * tile[2])
-    return points(tile) * slot_size(cols, T) + max(stages, results) + finish_size(*tile[:2])
+    """Floats of one worker's scratchpad: M; weights of a pair, or results along w; epilogue."""
+    tiles = at_once * tile_count(cut, tile)
+    sums = points(tile) * slot_size(cols, -(-tiles // rows) * rows)
+    weights = _layout(tile, cols)[2] + sizes(WEIGHTS, tile[2])[1] * LANES * cols * LANES
+    results = slab_planes(tile) * slot_size(1, tiles * tile[2])
+    return sums + max(weights, results) + finish_size(*tile[:2])
 
 
 @parallel_kernel
@@ -112,14 +113,63 @@ def share_groups(
 
 
 @functools.cache
+def _layout(tile: Triple, cols: int) -> tuple[int, int, int, int]:
+    """Where a pair's weights are, in a scratchpad for them, of which the first are those of one input.
+
+    Offsets of the transform's scratch, of planes transformed along d and h, and of a plane transformed along
+    w; and floats from plane to plane.
+    """
+    (KD, _), (KH, _), (KW, _) = (sizes(WEIGHTS, m) for m in tile)
+    scratch = KD * KH * KW * LANES
+    first, apart = (
+        scratch + scratch_vectors(WEIGHTS, *tile[:2], 1) * LANES,
+        slot_size(KW * LANES, cols),
+    )
+    return scratch, first, first + slab_planes(tile) * apart, apart
+
+
+@specialised("md", "mh", "mw", "cols")
+def transform_weights(
+    weights: Any, order: Any, group: int, icb: int, own: Any, md: int, mh: int, mw: int, cols: int
+) -> Any:
+    """Transform the weights of ``cols`` blocks by one along d and h: ``own[plane][kw][ic][cols]``."""
+    MD, MH, C = md, mh, cols
+    KH, KW, PH = sizes(WEIGHTS, MH)[0], sizes(WEIGHTS, mw)[0], sizes(WEIGHTS, MH)[1]
+    scratch, first, _, apart = _layout((md, mh, mw), cols)
+    K, block = WEIGHTS, LANES * cols * LANES
+
+    def implementation(weights, order, group, icb, own, md, mh, mw, cols):  # type: ignore[no-untyped-def]
+        strides, to_strides = (KH * KW * LANES, KW * LANES, 0), (PH * apart, apart, 0)
+        for i in range(LANES * C):
+            ic, ocb = icb * LANES + i // C, group * C + i % C
+            pack_weights_part(weights, order, ocb, ic, own, 0, 1, LANES)
+            for kw in range(KW):
+                x, to = kw * LANES, first + kw * block + i * LANES
+                transform_tile(own, x, strides, own, to, to_strides, own, scratch, K, MD, MH, 1)
+
+    return implementation
+
+
+@specialised("mw", "cols")
+def transform_plane(own: Any, at: int, to: int, mw: int, cols: int) -> Any:
+    """Transform a plane of a pair's weights along w: ``own[to:]`` is ``[point][ic][cols]``."""
+    MW, K, (taps, points) = mw, WEIGHTS, sizes(WEIGHTS, mw)
+    block = LANES * cols * LANES
+
+    def implementation(own, at, to, mw, cols):  # type: ignore[no-untyped-def]
+        for i in range(0, block, LANES):
+            line = tile_load(own, at + i, 0, block, 0, 1, taps, 1)
+            line = transform_axis(line, K, MW, 1, 1)
+            tile_store(line, own, to + i, 0, block, 0, 1, points, 1)
+
+    return implementation
+
+
+@functools.cache
 def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..., None]:
-    (KD, PD), (KH, PH), (KW, PW) = (sizes(WEIGHTS, m) for m in (md, mh, mw))
-    planes, lanes, block = PD * PH, cols * LANES, LANES * cols * LANES
-    # Weights of 16 outputs and one input; those of a pair of blocks transformed along d and h; and along w.
-    apart, finishing = slot_size(KW * LANES, cols), finish_size(md, mh)
-    S = KD * KH * KW * LANES
-    U = S + scratch_vectors(WEIGHTS, md, mh, 1) * LANES
-    UW = U + planes * apart
+    planes, PW = slab_planes((md, mh, mw)), sizes(WEIGHTS, mw)[1]
+    lanes, block, finishing = cols * LANES, LANES * cols * LANES, finish_size(md, mh)
+    _, U, W, apart = _layout((md, mh, mw), cols)
 
     @worker_kernel
     def convolve_groups(
@@ -134,79 +184,41 @@ def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..
     ) -> None:
         data, slot, ICB, T, _ = source
         bricks, groups = count_bricks(cut), epilogue.blocks // cols
-        here, wide = T // bricks, -(-cut.OW // mw) * mw
-        chunks = -(-bricks // at_once)
+        here, wide, chunks = T // bricks, -(-cut.OW // mw) * mw, -(-bricks // at_once)
         padded = -(-at_once * here // rows) * rows
-        m_slot = slot_size(cols, padded)
+        m_slot, results = slot_size(cols, padded), slot_size(1, at_once * here * mw)
+        extent = (cut.planes // md, cut.lines // mh, wide)
         own = scratch[worker]
         last = own[own.size - finishing :]
-        first_weights = PW * planes * m_slot
-        pair = own[first_weights:]
+        # A pair's weights lie behind M, and at the end the results along w in their place.
+        behind = PW * planes * m_slot
+        pair = own[behind:]
         begin, end = share(groups * chunks, worker, scratch.shape[0])
         for unit in range(begin, end):
             group, first = unit // chunks, unit % chunks * at_once
             count = min(at_once, bricks - first)
+            tiles = count * here
             for icb in range(ICB):
-                strides, to_strides = (KH * KW * LANES, KW * LANES, 0), (PH * apart, apart, 0)
-                for i in range(LANES * cols):
-                    ic, ocb = icb * LANES + i // cols, group * cols + i % cols
-                    pack_weights_part(weights, order, ocb, ic, pair, 0, 1, LANES)
-                    for kw in range(KW):
-                        to = U + kw * block + i * LANES
-                        transform_tile(
-                            pair,
-                            kw * LANES,
-                            strides,
-                            pair,
-                            to,
-                            to_strides,
-                            pair,
-                            S,
-                            WEIGHTS,
-                            md,
-                            mh,
-                            1,
-                        )
-                v = (icb * T + first * here) * LANES
-                # Next the weights of the next block, or of the next unit's first.
+                transform_weights(weights, order, group, icb, pair, md, mh, mw, cols)
+                # Next are the weights of the next block, or of the next unit's first.
                 ahead = unit * ICB + icb + 1
                 next_group, next_icb = min(ahead // ICB // chunks, groups - 1), ahead % ICB
-                for plane in range(planes):
-                    for i in range(0, block, LANES):
-                        at = U + plane * apart + i
-                        line = tile_load(pair, at, 0, block, 0, 1, KW, 1)
-                        line = transform_axis(line, WEIGHTS, mw, 1, 1)
-                        tile_store(line, pair, UW + i, 0, block, 0, 1, PW, 1)
-                    for k in range(PW):
-                        point = plane * PW + k
-                        x, y = v + point * slot, UW + k * block
-                        line = point * lanes * order.taps // (planes * PW)
-                        w = part_line(order, next_group, next_icb, LANES, lanes, line)
-                        soon = (address(weights, w), address(data, x + slot), count * here)
-                        multiply_block(
-                            data,
-                            x,
-                            count * here,
-                            pair,
-                            y,
-                            own,
-                            point * m_slot,
-                            padded * LANES,
-                            icb == 0,
-                            soon,
-                            rows,
-                            cols,
-                        )
-            # The results along w take the place of the weights.
-            results = slot_size(1, at_once * here * mw)
-            extent = (cut.planes // md, cut.lines // mh, wide)
+                for point in range(planes * PW):
+                    if point % PW == 0:
+                        transform_plane(pair, U + point // PW * apart, W, mw, cols)
+                    x = point * slot + (icb * T + first * here) * LANES
+                    y, m = W + point % PW * block, point * m_slot
+                    line = point * lanes * order.taps // (planes * PW)
+                    near = part_line(order, next_group, next_icb, LANES, lanes, line)
+                    soon = (address(weights, near), address(data, x + slot), tiles)
+                    far = padded * LANES
+                    multiply_block(data, x, tiles, pair, y, own, m, far, icb == 0, soon, rows, cols)
             for c in range(cols):
                 for plane in range(planes):
                     m = plane * PW * m_slot + c * padded * LANES
-                    transform_out(own, m, m_slot, pair, plane * results, count * here, 1, 0, mw)
+                    transform_out(own, m, m_slot, pair, plane * results, tiles, 1, 0, mw)
                 for k in range(count):
-                    at = first_weights + k * here * mw * LANES
-                    ocb = group * cols + c
+                    ocb, at = group * cols + c, behind + k * here * mw * LANES
                     finish_block(
                         epilogue, cut, first + k, ocb, own, at, results, extent, last, md, mh
                     )
