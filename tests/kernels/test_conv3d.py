@@ -172,7 +172,7 @@ def test_winograd_of_many_channels(tile, seed):
     check_winograd(tile, arrays, "same", 4 * WINOGRAD_ERRORS[tile])
 
 
-@pytest.mark.parametrize("form", ["brick after brick", "plane after plane"])
+@pytest.mark.parametrize("form", ["brick after brick", "pair after pair"])
 @given(
     tile=st.sampled_from(winograd.TILES),
     size=st.tuples(*[st.sampled_from([1, 4, 9, 13])] * 3),
@@ -182,7 +182,7 @@ def test_winograd_of_many_channels(tile, seed):
 )
 @settings(max_examples=12)
 def test_both_forms_of_weight_gradient(form, tile, size, MB, IC, OC):
-    """Whatever there are more of, channels or tiles: as exact, and plane after plane for any threads."""
+    """Whatever there are more of, channels or tiles: as exact, and pair after pair for any threads."""
     limit = np.inf if form == "brick after brick" else 0.0
     generator = np.random.default_rng(IC)
     src, diff_dst = (generator.standard_normal((MB, *size, C)) for C in (IC, OC))
@@ -198,7 +198,7 @@ def test_both_forms_of_weight_gradient(form, tile, size, MB, IC, OC):
     for name, one, got, wanted in zip(NAMES[2:], *results, exact, strict=True):
         error = np.abs(got - wanted).max() / np.abs(wanted).max()
         assert error < WINOGRAD_ERRORS[tile], name
-        if form == "plane after plane":
+        if form == "pair after pair":
             assert_array_equal(got, one, err_msg=name)
 
 

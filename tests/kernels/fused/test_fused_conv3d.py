@@ -23,6 +23,9 @@ CASES = [
     (2, 3, 5, 6, 8, 24, 16, (3, 3, 3), (2, 2, 2)),
     (1, 6, 5, 9, 20, 0, 40, (3, 3, 3), (4, 4, 4)),
     (1, 1, 9, 10, 12, 4, 16, (1, 3, 3), (1, 4, 4)),
+    # Many channels: several bricks at a time and one left over; sums that allow but one block at a time.
+    (5, 8, 7, 8, 32, 16, 48, (3, 3, 3), (4, 4, 4)),
+    (1, 12, 11, 12, 48, 0, 64, (3, 3, 3), (4, 4, 4)),
 ]
 
 
@@ -132,7 +135,7 @@ def problem(request):
     return Problem(*request.param)
 
 
-@pytest.fixture(params=["brick after brick", "plane after plane"])
+@pytest.fixture(params=["brick after brick", "group after group"])
 def form(request, monkeypatch):
     """Of Winograd convolutions, whatever there are more of, weights or tiles."""
     limit = np.inf if request.param == "brick after brick" else 0.0
