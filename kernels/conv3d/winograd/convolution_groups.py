@@ -6,7 +6,7 @@ group of output channels and block after block of input channels, transforms the
 they are in cache, and adds their products with all tiles to sums that stay there::
 
     weights[oc][ic][27]  --transform_weights, d and h-->  U[plane][kw][ic]      second-level cache
-    U of a plane         --transform_plane, w---------->  points                first-level cache
+    U of a plane         --transform_columns, w-------->  points                first-level cache
     V of a block         --multiply_block-------------->  M[point][tile] +=     second-level cache
     M                    --transform_out, epilogue----->  destination
 
@@ -31,14 +31,14 @@ from kernels.compiler import (
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, share
 from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.transform import scratch_vectors, transform_axis, transform_tile
+from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import multiply_block, slot_size, transform_out
 from kernels.layout import WeightsOrder, pack_weights_part, part_line
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, address, fence, tile_load, tile_store
+from kernels.simd import LANES, address, fence
 
 # Tiles that are multiplied at a time, of several bricks, and bytes of their sums in the second-level cache,
 # where weights have to stay beside them.
@@ -150,21 +150,6 @@ def transform_weights(
     return implementation
 
 
-@specialised("mw", "cols")
-def transform_plane(own: Any, at: int, to: int, mw: int, cols: int) -> Any:
-    """Transform a plane of a pair's weights along w: ``own[to:]`` is ``[point][ic][cols]``."""
-    MW, K, (taps, points) = mw, WEIGHTS, sizes(WEIGHTS, mw)
-    block = LANES * cols * LANES
-
-    def implementation(own, at, to, mw, cols):  # type: ignore[no-untyped-def]
-        for i in range(0, block, LANES):
-            line = tile_load(own, at + i, 0, block, 0, 1, taps, 1)
-            line = transform_axis(line, K, MW, 1, 1)
-            tile_store(line, own, to + i, 0, block, 0, 1, points, 1)
-
-    return implementation
-
-
 @functools.cache
 def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..., None]:
     planes, PW = slab_planes((md, mh, mw)), sizes(WEIGHTS, mw)[1]
@@ -205,7 +190,8 @@ def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..
                 next_group, next_icb = min(ahead // ICB // chunks, groups - 1), ahead % ICB
                 for point in range(planes * PW):
                     if point % PW == 0:
-                        transform_plane(pair, U + point // PW * apart, W, mw, cols)
+                        at = U + point // PW * apart
+                        transform_columns(pair, at, block, pair, W, block, lanes, WEIGHTS, mw)
                     x = point * slot + (icb * T + first * here) * LANES
                     y, m = W + point % PW * block, point * m_slot
                     line = point * lanes * order.taps // (planes * PW)

@@ -13,7 +13,7 @@ was, which nobody needs any more. `slot_size` keeps the points' distance an odd 
 it a multiple of many, those of a tile would meet in a few sets of the cache, and drive each other out.
 
 They are functions of compile-time constants (tile sizes, register tile), compiled once for each and called
-by the kernels of `convolution`, `weight_gradient` and their `_planes`.
+by the kernels of `convolution`, `weight_gradient`, `packing` and those of many channels.
 """
 
 from typing import Any

@@ -29,7 +29,7 @@ from kernels.compiler import (
 )
 from kernels.conv3d.bricks import Cut, Prologue, share
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
-from kernels.conv3d.transform import scratch_vectors, transform_axis, transform_tile
+from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import accumulate, slot_size
@@ -37,7 +37,7 @@ from kernels.conv3d.winograd.sums import register_tile
 from kernels.layout import WeightsOrder, unpack_weights_part, weights_order
 from kernels.machine import threads
 from kernels.memory import scratchpad
-from kernels.simd import LANES, address, tile_load, tile_store
+from kernels.simd import LANES, address
 
 
 def backward_weights(
@@ -127,10 +127,7 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
                 if point % PW < PW - 1:
                     continue
                 to = S + point // PW * apart
-                for lane in range(0, pair, LANES):
-                    line = tile_load(own, lane, 0, pair, 0, 1, PW, 1)
-                    line = transform_axis(line, kind, mw, 1, 1)
-                    tile_store(line, own, to + lane, 0, pair, 0, 1, KW, 1)
+                transform_columns(own, 0, pair, own, to, pair, lanes, kind, mw)
             for i in range(0, row, LANES):
                 strides, to_strides = (PH * apart, apart, 0), (KH * row, row, 0)
                 transform_tile(
