@@ -53,6 +53,12 @@ class Crew:
         array.fill(0)
         return array
 
+    def zeros_of_each(self, size: int, dtype: npt.DTypeLike) -> list[npt.NDArray[Any]]:
+        """Return such an array for each of them, in their order: all see all."""
+        length = -(-size // _ITEMS) * _ITEMS
+        memory = self.zeros(length * self.size, dtype)
+        return [memory[length * rank :][:size] for rank in range(self.size)]
+
     def is_same(self, text: str) -> bool:
         """Return whether all of them gave the same text: each must ask."""
         return True

@@ -38,6 +38,8 @@ class Optimizer:
     crew : Crew
         Who shares the parameters and the running averages. The gradients are each process' own, and
         must be the same when a step is made.
+    crew_gradients : list of array
+        ``flat_gradients`` of each process of the crew, in its memory: to be summed there.
 
     Raises
     ------
@@ -66,7 +68,8 @@ class Optimizer:
         if crew.rank == 0:
             np.concatenate([p.data.ravel() for p in self.parameters], out=self.flat_parameters)
         crew.wait()
-        self.flat_gradients: Array = np.zeros_like(self.flat_parameters)
+        self.crew_gradients: list[Array] = crew.zeros_of_each(size, dtype)
+        self.flat_gradients = self.crew_gradients[crew.rank]
         for name in self.averages:
             setattr(self, name, crew.zeros(size, dtype))
         self._give_parts()

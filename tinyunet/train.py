@@ -183,7 +183,7 @@ def _add_ranks(group: Any) -> None:
     _option(
         group,
         "--allreduce",
-        "how gradients are summed: by MPI, or as written out here",
+        "how gradients are summed: by MPI (in shared memory on a node), or in messages written out here",
         choices=ALLREDUCES,
     )
     _option(

@@ -9,15 +9,49 @@ import numpy as np
 
 import tinyunet
 from kernels import machine
+from tinyunet.crew import ALONE
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.parallel.options import Exchange
+from tinyunet.parallel.shared_sum import shared_sum
 from tinyunet.unet import UNet
 
 SHAPE, BATCHES = (1, 8, 8, 8, 4), 2
+NODE = 2  # ranks on each, where there is said to be more than one
+
+
+def nodes() -> Communicator:
+    """All ranks, as if no more than two were on a node: of three the last is alone on its own."""
+    from mpi4py import MPI
+
+    class Nodes(MPI.Intracomm):
+        def Split_type(self, *_: Any) -> Any:  # noqa: N802
+            return self.Split(self.rank // NODE)
+
+    return Communicator(Nodes(MPI.COMM_WORLD))
+
+
+def shared(ranks: Communicator, sizes: list[int]) -> object:
+    """The sum in shared memory, on one node and on several, as :func:`algorithms` for the others."""
+    found = {}
+    for where in (ranks, nodes()):
+        for size in sizes:
+            arrays = [
+                np.random.default_rng(r).standard_normal(size, np.float32)
+                for r in range(ranks.size)
+            ]
+            of_crew = where.crew.zeros_of_each(size, np.float32)
+            mine = of_crew[where.crew.rank]
+            mine[:] = arrays[ranks.rank]
+            (level,) = where.levels(1)
+            ranks.wait(Operation(shared_sum(*level, where.crew, of_crew)).advance)
+            error = np.abs(mine - np.sum(arrays, axis=0, dtype=np.float64)).max(initial=0.0)
+            name = f"{where.crew.size} on a node {size}"
+            found[name] = ranks.gather([zlib.crc32(mine.tobytes()), float(error)])
+    return found
 
 
 def algorithms(ranks: Communicator, sizes: list[int]) -> object:
@@ -55,9 +89,11 @@ def batch(number: int) -> tuple[Any, Any]:
 
 def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
     """Sums of a net's gradients over ranks and batches; the same by hand; what was seen of it."""
-    compiled = options.pop("compiled")
+    compiled, where = options.pop("compiled"), options.pop("crew", None)
+    ranks = nodes() if where == "nodes" else ranks
     model = UNet(filters=4, depth=2).train()
-    optimizer = Adam(backward_order(model, SHAPE))
+    crew = ranks.crew if where else ALONE
+    optimizer = Adam(backward_order(model, SHAPE), crew=crew)
     step = tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE) if compiled else None
     seen: list[int] = []
 
@@ -70,7 +106,9 @@ def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
             loss = dice_cross_entropy(model.logits(images), labels, from_logits=True)
             loss.backward(0.5, listener)
 
+    in_memory = options.pop("in_memory", False)
     sums = GradientSum(optimizer, ranks, Exchange(**options))
+    assert in_memory == all(partial.func is shared_sum for partial in sums._sums)
 
     def listener(name: str, complete: Any) -> None:
         sums.complete(complete)

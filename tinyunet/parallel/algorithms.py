@@ -1,5 +1,7 @@
 """Three ways to sum an array over ranks: what MPI has, a ring, and recursive halving, written out.
 
+(:mod:`~tinyunet.parallel.shared_sum` has a fourth, for ranks that share memory.)
+
 Each is a generator: it starts messages, yields them, and is resumed when they have arrived. So one
 text serves an allreduce that is waited for and one that goes on while the rank computes
 (:class:`Operation`).

@@ -13,6 +13,10 @@ its sum over the ranks starts; it is waited for just before the optimizer's step
 Nothing can hide the last bucket. So the buckets become small towards the end: none is larger than
 what comes after it. (A parameter may lie in several.)
 
+Ranks of a node add a bucket in memory that they share, and have MPI sum it between nodes
+(:mod:`~tinyunet.parallel.shared_sum`); with another algorithm than MPI's, or where memory cannot be shared,
+all ranks send messages.
+
 MPI goes on with a message only while a rank is inside a call of MPI. So a rank looks after its
 messages between any two kernels: :meth:`GradientSum.complete`. A thread that would do this
 meanwhile would take a core from the kernels.
@@ -20,6 +24,7 @@ meanwhile would take a core from the kernels.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,7 @@ from tinyunet.parallel.algorithms import ALGORITHMS, Array, Messages, Operation
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.compression import CompressedSum
 from tinyunet.parallel.options import Exchange
+from tinyunet.parallel.shared_sum import shared_sum
 
 _USUAL = Exchange()
 # Below this a bucket costs its messages, not its bytes.
@@ -98,13 +104,8 @@ class GradientSum:
         nbytes = self._gradients.nbytes
         most = min(max(1e6 * exchange.bucket_mb, nbytes / _MOST_BUCKETS, 4.0), nbytes)
         self.buckets = cut(self._gradients.size, int(most))
-        self._ranks = communicator.duplicates(len(self.buckets))
-        self._sums: list[Callable[[Any, Array], Messages]]
-        if exchange.compression == "bf16":
-            lengths = [bucket.stop - bucket.start for bucket in self.buckets]
-            self._sums = [CompressedSum(n, communicator.size) for n in lengths]
-        else:
-            self._sums = [ALGORITHMS[exchange.allreduce] for _ in self.buckets]
+        self._compressed: list[CompressedSum] = []
+        self._sums = self._starts(optimizer, exchange)
         self._before = np.zeros(0, np.float32)  # gradients of earlier batches of this step
         self._has_before = False
         self.counts = True
@@ -113,8 +114,29 @@ class GradientSum:
     @property
     def residuals(self) -> list[Array]:
         """What compression has still to send: a further step depends on it."""
-        compressed = [each for each in self._sums if isinstance(each, CompressedSum)]
-        return [array for each in compressed for array in (each.residual, each.residual_of_sum)]
+        return [
+            array for each in self._compressed for array in (each.residual, each.residual_of_sum)
+        ]
+
+    def _starts(self, optimizer: Optimizer, exchange: Exchange) -> list[Callable[[], Messages]]:
+        """Return what starts the sum of each bucket."""
+        ranks, buckets = self._communicator, self.buckets
+        as_usual = exchange.allreduce == "mpi" and exchange.compression == "none"
+        if as_usual and ranks.crew.size > 1 and optimizer.crew is ranks.crew:
+            levels = ranks.levels(len(buckets))
+            shared = [[each[bucket] for each in optimizer.crew_gradients] for bucket in buckets]
+            if levels:
+                pairs = zip(levels, shared, strict=True)
+                return [partial(shared_sum, *level, ranks.crew, arrays) for level, arrays in pairs]
+        arrays = [self._gradients[bucket] for bucket in buckets]
+        sums: list[Callable[[Any, Array], Messages]]
+        sums = [ALGORITHMS[exchange.allreduce]] * len(arrays)
+        if exchange.compression == "bf16":
+            self._compressed = [CompressedSum(array.size, ranks.size) for array in arrays]
+            sums = list(self._compressed)
+        channels = ranks.duplicates(len(arrays))
+        each = zip(sums, channels, arrays, strict=True)
+        return [partial(add, channel, array) for add, channel, array in each]
 
     def start(self) -> None:
         """Wait for new gradients: before the backward pass of a step's last batch."""
@@ -172,7 +194,7 @@ class GradientSum:
         if self._has_before:
             gradients += self._before[part]
         if self._communicator.size > 1:
-            operation = Operation(self._sums[number](self._ranks[number], gradients))
+            operation = Operation(self._sums[number]())
             self._on_the_way[number] = operation, time.perf_counter()
 
     def advance(self) -> bool:

@@ -91,6 +91,7 @@ class Communicator:
         self._stalls: StallWatch | None = None
         self._waits = 0
         self.crew: Crew = ALONE
+        self._levels: tuple[Any, Any] | None = None
         self._spoken: mmap.mmap | bytearray = bytearray(1)
         if self.size > 1:
             self._look_around()
@@ -109,7 +110,10 @@ class Communicator:
         if node.rank == 0:
             _unname_shared_memory()
         can_share = shared_memory(node, 1) is not None
-        self.crew = NodeCrew(node if can_share else node.Split(node.rank), self.wait)
+        sharing = node if can_share else node.Split(node.rank)
+        self.crew = NodeCrew(sharing, self.wait)
+        if set(self._mpi.allgather(sharing.size)) == {sharing.size}:
+            self._levels = sharing, self._mpi.Split(sharing.rank)
 
     def is_first_to_speak(self) -> bool:
         """Whether no rank of this node has asked before: of what many meet at once, one speaks.
@@ -140,6 +144,16 @@ class Communicator:
     def duplicates(self, count: int) -> list[Any]:
         """Return MPI communicators of the same ranks: what is sent in one meets nothing of another."""
         return [self._mpi.Dup() for _ in range(count)] if self.size > 1 else [None] * count
+
+    def levels(self, count: int) -> list[tuple[Any, Any]]:
+        """Return MPI communicators, two at a time: of the crew, and of this rank's peers in other crews.
+
+        Peers have the same place. If crews are not all of one size, there are none, and nothing is returned.
+        """
+        if not self._levels:
+            return []
+        crew, peers = self._levels
+        return [(crew.Dup(), peers.Dup()) for _ in range(count)]
 
     def allreduce_sum(self, array: NDArray[Any]) -> None:
         """Replace an array, in place, by its sum over the ranks: the same bits on each.

@@ -21,7 +21,8 @@ class Exchange(NamedTuple):
     bucket_mb : float
         MB of gradients that are summed at once, at most.
     allreduce : str
-        One of ``ALLREDUCES``: see :mod:`tinyunet.parallel.algorithms`.
+        One of ``ALLREDUCES``: see :mod:`tinyunet.parallel.algorithms`. With "mpi" ranks that share
+        memory add in it (:mod:`tinyunet.parallel.shared_sum`), and MPI sums between nodes.
     compression : {"none", "bf16"}
         What travels: float32, or bfloat16 with error feedback.
     synchronize : bool
