@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import zlib
 from typing import Any
 
@@ -133,6 +134,27 @@ def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
     bits = zlib.crc32(optimizer.flat_gradients.tobytes())
     # Buckets on their way before the last operator ran, and all of them.
     return ranks.gather([bits, float(error), seen[-2], len(sums.buckets)])
+
+
+def packing(ranks: Communicator, batches: int) -> object:
+    """When each rank began and ended each batch of one step, of which rank 0 is slow to end one."""
+    model = UNet(filters=4, depth=2).train()
+    optimizer = Adam(backward_order(model, SHAPE), crew=ranks.crew)
+    step = tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE)
+    last = step.program(SHAPE).graph.nodes[-1].name
+    times: list[float] = []
+
+    def listener(name: str, _: Any) -> None:
+        if name == last and ranks.rank == 0:
+            time.sleep(0.2)
+        times.append(time.monotonic())
+
+    ends = []
+    for number in range(batches):
+        times.clear()
+        step.gradients(*batch(number), 0.5, listener)
+        ends.append([times[0], times[-1]])
+    return ranks.gather(ends)
 
 
 def main() -> None:

@@ -78,6 +78,14 @@ def test_gradients_are_summed_over_ranks_and_batches_during_backward(ranks, comp
 
 
 @needs_mpi
+def test_nobody_packs_weights_that_another_rank_still_reads():
+    # A step of several batches has no sum of gradients between them that all would wait for.
+    found = np.array(result(2, "packing", 3))
+    starts, ends = found[..., 0], found[..., 1]
+    assert (starts[:, 1:].min(axis=0) > ends[:, :-1].max(axis=0)).all()
+
+
+@needs_mpi
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_bfloat16_loses_little_and_gives_it_back_later(ranks):
     # One rounding is 2^-9 of a number; the mean of three sums has lost a third of that.

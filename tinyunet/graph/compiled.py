@@ -241,6 +241,7 @@ class TrainingStep(Compiled):
         if listener is not None and unused:
             listener("no gradient", [parameters[name] for name in unused])
         crew, listening = self.optimizer.crew, told if listener else None
+        crew.wait()  # for who still reads the weights packed before: a step may have several batches
         program.pack(not crew.alike, listening)
         crew.wait()
         program.run(listener=listening, images=array, labels=checked)
