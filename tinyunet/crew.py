@@ -11,8 +11,7 @@ same: the optimizer's step, and the new weights packed for the kernels. That is 
 
 Whoever writes to memory of a crew must know that nobody reads it any more: after the sum of the gradients
 nobody does; but between the batches of one step there is no sum, so before weights are packed all meet.
-Whoever reads it waits first for those who write. What a part holds is the same bits, whoever
-computes it.
+Whoever reads it waits first for those who write. What a part holds is the same bits, whoever computes it.
 
 Source: the idea of parts is that of Rajbhandari et al., "ZeRO" (2020), section 5, there between nodes.
 """

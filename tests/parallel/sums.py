@@ -24,6 +24,17 @@ SHAPE, BATCHES = (1, 8, 8, 8, 4), 2
 NODE = 2  # ranks on each, where there is said to be more than one
 
 
+def summands(ranks: Communicator, size: int) -> list[Any]:
+    """What each rank gives."""
+    return [np.random.default_rng(r).standard_normal(size, np.float32) for r in range(ranks.size)]
+
+
+def compared(ranks: Communicator, mine: Any, arrays: list[Any]) -> object:
+    """Checksum of each rank's sum, and its largest error."""
+    error = np.abs(mine - np.sum(arrays, axis=0, dtype=np.float64)).max(initial=0.0)
+    return ranks.gather([zlib.crc32(mine.tobytes()), float(error)])
+
+
 def nodes() -> Communicator:
     """All ranks, as if no more than two were on a node: of three the last is alone on its own."""
     from mpi4py import MPI
@@ -40,18 +51,13 @@ def shared(ranks: Communicator, sizes: list[int]) -> object:
     found = {}
     for where in (ranks, nodes()):
         for size in sizes:
-            arrays = [
-                np.random.default_rng(r).standard_normal(size, np.float32)
-                for r in range(ranks.size)
-            ]
+            arrays = summands(ranks, size)
             of_crew = where.crew.zeros_of_each(size, np.float32)
             mine = of_crew[where.crew.rank]
             mine[:] = arrays[ranks.rank]
             (level,) = where.levels(1)
             ranks.wait(Operation(shared_sum(*level, where.crew, of_crew)).advance)
-            error = np.abs(mine - np.sum(arrays, axis=0, dtype=np.float64)).max(initial=0.0)
-            name = f"{where.crew.size} on a node {size}"
-            found[name] = ranks.gather([zlib.crc32(mine.tobytes()), float(error)])
+            found[f"{where.crew.size} on a node {size}"] = compared(ranks, mine, arrays)
     return found
 
 
@@ -61,14 +67,10 @@ def algorithms(ranks: Communicator, sizes: list[int]) -> object:
     found = {}
     for name, algorithm in ALGORITHMS.items():
         for size in sizes:
-            arrays = [
-                np.random.default_rng(r).standard_normal(size, np.float32)
-                for r in range(ranks.size)
-            ]
+            arrays = summands(ranks, size)
             mine = arrays[ranks.rank].copy()
             ranks.wait(Operation(algorithm(mpi, mine)).advance)
-            error = np.abs(mine - np.sum(arrays, axis=0, dtype=np.float64)).max(initial=0.0)
-            found[f"{name} {size}"] = ranks.gather([zlib.crc32(mine.tobytes()), float(error)])
+            found[f"{name} {size}"] = compared(ranks, mine, arrays)
     return found
 
 

@@ -104,8 +104,7 @@ class GradientSum:
         nbytes = self._gradients.nbytes
         most = min(max(1e6 * exchange.bucket_mb, nbytes / _MOST_BUCKETS, 4.0), nbytes)
         self.buckets = cut(self._gradients.size, int(most))
-        self._compressed: list[CompressedSum] = []
-        self._sums = self._starts(optimizer, exchange)
+        self._sums = self._choose_sums(optimizer, exchange)
         self._before = np.zeros(0, np.float32)  # gradients of earlier batches of this step
         self._has_before = False
         self.counts = True
@@ -114,29 +113,25 @@ class GradientSum:
     @property
     def residuals(self) -> list[Array]:
         """What compression has still to send: a further step depends on it."""
-        return [
-            array for each in self._compressed for array in (each.residual, each.residual_of_sum)
-        ]
+        compressed = [each.func for each in self._sums if isinstance(each.func, CompressedSum)]
+        return [array for each in compressed for array in (each.residual, each.residual_of_sum)]
 
-    def _starts(self, optimizer: Optimizer, exchange: Exchange) -> list[Callable[[], Messages]]:
+    def _choose_sums(self, optimizer: Optimizer, exchange: Exchange) -> list[partial[Messages]]:
         """Return what starts the sum of each bucket."""
         ranks, buckets = self._communicator, self.buckets
         as_usual = exchange.allreduce == "mpi" and exchange.compression == "none"
-        if as_usual and ranks.crew.size > 1 and optimizer.crew is ranks.crew:
-            levels = ranks.levels(len(buckets))
+        if as_usual and optimizer.crew is ranks.crew and (levels := ranks.levels(len(buckets))):
             shared = [[each[bucket] for each in optimizer.crew_gradients] for bucket in buckets]
-            if levels:
-                pairs = zip(levels, shared, strict=True)
-                return [partial(shared_sum, *level, ranks.crew, arrays) for level, arrays in pairs]
+            pairs = zip(levels, shared, strict=True)
+            return [partial(shared_sum, *level, ranks.crew, arrays) for level, arrays in pairs]
         arrays = [self._gradients[bucket] for bucket in buckets]
         sums: list[Callable[[Any, Array], Messages]]
-        sums = [ALGORITHMS[exchange.allreduce]] * len(arrays)
         if exchange.compression == "bf16":
-            self._compressed = [CompressedSum(array.size, ranks.size) for array in arrays]
-            sums = list(self._compressed)
-        channels = ranks.duplicates(len(arrays))
-        each = zip(sums, channels, arrays, strict=True)
-        return [partial(add, channel, array) for add, channel, array in each]
+            sums = [CompressedSum(array.size, ranks.size) for array in arrays]
+        else:
+            sums = [ALGORITHMS[exchange.allreduce] for _ in arrays]
+        each_on = zip(sums, ranks.duplicates(len(arrays)), arrays, strict=True)
+        return [partial(add, channel, array) for add, channel, array in each_on]
 
     def start(self) -> None:
         """Wait for new gradients: before the backward pass of a step's last batch."""

@@ -112,7 +112,8 @@ class Communicator:
         can_share = shared_memory(node, 1) is not None
         sharing = node if can_share else node.Split(node.rank)
         self.crew = NodeCrew(sharing, self.wait)
-        if set(self._mpi.allgather(sharing.size)) == {sharing.size}:
+        sizes = set(self._mpi.allgather(sharing.size))
+        if sizes == {sharing.size} and sharing.size > 1:
             self._levels = sharing, self._mpi.Split(sharing.rank)
 
     def is_first_to_speak(self) -> bool:
@@ -148,7 +149,8 @@ class Communicator:
     def levels(self, count: int) -> list[tuple[Any, Any]]:
         """Return MPI communicators, two at a time: of the crew, and of this rank's peers in other crews.
 
-        Peers have the same place. If crews are not all of one size, there are none, and nothing is returned.
+        Peers have the same place. There are none, and nothing is returned, if crews are not all of one size,
+        or each rank is by itself.
         """
         if not self._levels:
             return []
