@@ -10,6 +10,7 @@ import pytest
 from launcher import launch, needs_mpi
 
 from tinyunet.errors import AgreedError, UserError
+from tinyunet.parallel import communicator
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.parallel.recording import recorded
 
@@ -63,6 +64,32 @@ def test_abort_ends_those_that_wait():
 def test_a_waiting_rank_leaves_the_core_to_others():
     # MPI's own wait would take the whole second.
     assert max(result("waiting", 3)) < 0.4
+
+
+class Clock:
+    """Time that passes by sleeping, and ten microseconds at each look."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def perf_counter(self):
+        self.now += 1e-5
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("sharing", "seconds", "longest"), [(1, 1.9e-3, 0), (1, 0.1, 1e-4), (1000, 0.1, 1e-3)]
+)
+def test_how_a_rank_waits_depends_on_who_wants_its_core(monkeypatch, sharing, seconds, longest):
+    clock, waiting = Clock(), Communicator()
+    monkeypatch.setattr(communicator, "time", clock)
+    waiting._sharing = sharing
+    waiting.wait(lambda: clock.perf_counter() > seconds)
+    assert max(clock.slept, default=0) == longest
 
 
 @needs_mpi
