@@ -81,13 +81,17 @@ def _change_intensity(
     image: NDArray[np.float32], generator: np.random.Generator
 ) -> NDArray[np.float32]:
     """Scale and shift each sequence and add noise, in place, where the image is not background."""
-    channels = image.shape[-1]
+    width, channels = image.shape[-2:]
     brain = image[..., 0] != 0
     for channel in range(1, channels):
         brain |= image[..., channel] != 0
-    image *= np.asarray(generator.uniform(1 - SCALE, 1 + SCALE, channels), np.float32)
-    image += np.asarray(generator.uniform(-SHIFT, SHIFT, channels), np.float32)
+    scale = np.asarray(generator.uniform(1 - SCALE, 1 + SCALE, channels), np.float32)
+    shift = np.asarray(generator.uniform(-SHIFT, SHIFT, channels), np.float32)
+    # Line by line: NumPy's inner loop runs along the last axis, and that of the channels is short.
+    lines = image.reshape(-1, width * channels)
+    lines *= np.tile(scale, width)
+    lines += np.tile(shift, width)
     deviates = np.float32(generator.uniform(0, NOISE)) * _NORMAL_OF_BYTE
-    image += deviates.take(generator.integers(0, 256, image.shape, np.uint8))
-    image *= brain[..., None]
+    lines += deviates.take(generator.integers(0, 256, lines.shape, np.uint8))
+    lines *= np.repeat(brain, channels).reshape(lines.shape)
     return image
