@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import tinyunet.parallel.board
 import tinyunet.parallel.crew
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
@@ -22,6 +23,11 @@ def usual() -> None:
 def without_memory() -> None:
     """No rank can have memory without a name, as where there is no Linux."""
     del os.memfd_create
+
+
+def out_of_order() -> None:
+    """A processor on which writes may be seen in another order: ranks have no board."""
+    tinyunet.parallel.board._IN_ORDER = False
 
 
 def apart() -> None:
@@ -47,6 +53,9 @@ def seen(ranks: Communicator) -> list[Any]:
         array[crew.part(size)] = crew.rank + 1
         crew.wait()
         found.append([int(np.count_nonzero(array == rank + 1)) for rank in range(ranks.size)])
+    sums = np.full(2, 2.0**ranks.rank)
+    ranks.allreduce_sum(sums)
+    assert (sums == 2**ranks.size - 1).all()
     arrays = crew.zeros_of_each(1001, np.float32)
     arrays[crew.rank] += crew.rank + 1
     crew.wait()

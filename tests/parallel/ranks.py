@@ -44,6 +44,19 @@ def same_bits(ranks: Communicator) -> object:
     return ranks.gather([zlib.crc32(array.tobytes()), error])
 
 
+def many_sums(ranks: Communicator) -> object:
+    """Sums of arrays of many sizes, small and large, of ranks that come at times of their own."""
+    same, own = np.random.default_rng(0), np.random.default_rng(ranks.rank + 1)
+    for size in same.integers(0, 5000, 500).tolist():
+        dtype = same.choice([np.float64, np.float32])
+        array = np.arange(2 * size, dtype=dtype).reshape(2, size) * 2**ranks.rank
+        time.sleep(own.choice([0, 0, 1e-5, 1e-3]))
+        ranks.allreduce_sum(array)
+        expected = np.arange(2 * size).reshape(2, size) * (2**ranks.size - 1)
+        np.testing.assert_array_equal(array, expected)
+    return "all were right"
+
+
 def one_fails(ranks: Communicator) -> object:
     """The last two ranks meet an error; what each rank raises."""
     try:
@@ -72,13 +85,16 @@ def abort(ranks: Communicator) -> object:
 
 
 def waiting(ranks: Communicator) -> object:
-    """Processor time of a rank that waits for a second for rank 0."""
-    ranks.barrier()
-    start = time.process_time()
-    if ranks.rank == 0:
-        time.sleep(1.0)
-    ranks.barrier()
-    return ranks.gather(time.process_time() - start)
+    """Processor time of a rank that waits for a second for rank 0, in each of two ways."""
+    found = []
+    for meet in (ranks.barrier, ranks.crew.wait):
+        ranks.barrier()
+        start = time.process_time()
+        if ranks.rank == 0:
+            time.sleep(1.0)
+        meet()
+        found.append(time.process_time() - start)
+    return ranks.gather(max(found))
 
 
 def main() -> None:

@@ -44,6 +44,12 @@ def test_an_allreduced_mean_has_the_same_bits_on_every_rank(ranks):
 
 
 @needs_mpi
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_sums_of_any_size_are_right_whoever_is_late(ranks):
+    assert result("many_sums", ranks) == "all were right"
+
+
+@needs_mpi
 def test_an_error_of_some_ranks_is_raised_by_all_with_the_first_message():
     assert result("one_fails", 4) == ["image-2: No such file"] * 4
 

@@ -21,15 +21,15 @@ def result(system, ranks):
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_what_a_rank_writes_all_of_the_node_see(ranks):
+@pytest.mark.parametrize(("system", "ranks"), [("usual", 2), ("usual", 3), ("out_of_order", 2)])
+def test_what_a_rank_writes_all_of_the_node_see(system, ranks):
     lines = -(-100_003 // 16)
     parts = [16 * (lines * (r + 1) // ranks - lines * r // ranks) for r in range(ranks)]
     parts[-1] -= 16 * lines - 100_003
     # Three items are less than a cache line: only the last rank has a part in them.
     expected = [True, ranks, True, False, parts, [0] * (ranks - 1) + [3]]
     expected.append([[rank + 1] for rank in range(ranks)])
-    assert result("usual", ranks) == [expected] * ranks
+    assert result(system, ranks) == [expected] * ranks
 
 
 @needs_mpi

@@ -19,6 +19,9 @@ How a rank waits
     turn. With synchronised batch norm, 36 sums a step, that was 8 ms of 157 (2 ranks, 64^3); now it is 1.
     Between the tests Python sees Ctrl-C.
 
+    What is tested is MPI's request; or, for a few numbers of ranks that are all on one node, what they have
+    written in memory that they share (`board`), which saves another 1.5 ms of a step.
+
 What happens on an error
     An error that one rank meets in a :meth:`Communicator.together` block is raised by all of them
     at the end of the block, so that all leave, the message is shown once, and nobody is left
@@ -43,6 +46,7 @@ from numpy.typing import NDArray
 
 from tinyunet.crew import ALONE, Crew
 from tinyunet.errors import AgreedError, UserError, as_user_error, one_line
+from tinyunet.parallel.board import MOST, Board
 from tinyunet.parallel.crew import NodeCrew, shared_memory
 from tinyunet.parallel.stall import StallWatch
 from tinyunet.parallel.timeline import WAITS, Timeline
@@ -96,6 +100,7 @@ class Communicator:
         self._waits = 0
         self.crew: Crew = ALONE
         self._levels: tuple[Any, Any] | None = None
+        self._board: Board | None = None  # of all ranks, if they are on one node
         self._spoken: mmap.mmap | bytearray = bytearray(1)
         if self.size > 1:
             self._look_around()
@@ -115,10 +120,12 @@ class Communicator:
             _unname_shared_memory()
         can_share = shared_memory(node, 1) is not None
         sharing = node if can_share else node.Split(node.rank)
-        self.crew = NodeCrew(sharing, self.wait)
+        self.crew = crew = NodeCrew(sharing, self.wait)
         sizes = set(self._mpi.allgather(sharing.size))
         if sizes == {sharing.size} and sharing.size > 1:
             self._levels = sharing, self._mpi.Split(sharing.rank)
+        if sharing.size == self.size:
+            self._board = crew.board
 
     def is_first_to_speak(self) -> bool:
         """Whether no rank of this node has asked before: of what many meet at once, one speaks.
@@ -169,7 +176,10 @@ class Communicator:
         array : ndarray, any shape, C-contiguous
             The same shape and dtype on every rank.
         """
-        if self.size > 1:
+        if self._board and array.dtype == np.float64 and array.size <= MOST:
+            shown = self._board.show(array.reshape(-1), "allreduce")
+            shown.sum(axis=0, out=array.reshape(-1))
+        elif self.size > 1:
             from mpi4py import MPI
 
             self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, array, op=MPI.SUM).Test, "allreduce")
@@ -230,8 +240,10 @@ class Communicator:
         AgreedError
             On every rank, with the same message, if any rank has an error.
         """
-        first = np.array([self.rank if error else self.size])
-        if self.size > 1:
+        first = np.array([float(self.rank if error else self.size)])
+        if self._board:
+            first = self._board.show(first, "agree").min(axis=0)
+        elif self.size > 1:
             from mpi4py import MPI
 
             self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, first, op=MPI.MIN).Test, "agree")

@@ -16,7 +16,10 @@ import numpy.typing as npt
 
 from tinyunet.crew import Crew
 from tinyunet.errors import UserError
+from tinyunet.parallel import board
+from tinyunet.parallel.board import Board
 
+_NOTHING = np.zeros(0)
 _MARK = 16  # random bytes behind the memory proper, by which a rank knows that it is the same
 
 
@@ -29,11 +32,23 @@ class NodeCrew(Crew):
         The ranks; nobody else uses it.
     wait : callable
         How to wait for what has been started: :meth:`tinyunet.parallel.communicator.Communicator.wait`.
+
+    Attributes
+    ----------
+    board : Board or None
+        To show each other a few numbers; None where that would be of no use, or must not be trusted.
     """
 
     def __init__(self, node: Any, wait: Callable[[Callable[[], bool], str], None]) -> None:
         self._node, self._wait = node, wait
         self.rank, self.size = node.rank, node.size
+        self.board = self._make_board()
+
+    def _make_board(self) -> Board | None:
+        if self.size == 1 or not board.nbytes(self.size):
+            return None
+        memory = shared_memory(self._node, board.nbytes(self.size))
+        return None if memory is None else Board(memory, self.rank, self.size, self._wait)
 
     def zeros(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array of zeros that all of them see: each must ask, in the same order.
@@ -57,7 +72,10 @@ class NodeCrew(Crew):
 
     def wait(self) -> None:
         """Wait until all of them are here."""
-        self._wait(self._node.Ibarrier().Test, "wait for the node")
+        if self.board:
+            self.board.show(_NOTHING, "wait for the node")
+        else:
+            self._wait(self._node.Ibarrier().Test, "wait for the node")
 
 
 def shared_memory(node: Any, nbytes: int) -> npt.NDArray[np.uint8] | None:

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 # Of the missing ranks, so many are named.
 _MOST_NAMES = 8
+# A message is seen only after MPI has looked for it, and it does so once in a call: the wait itself may be for
+# something else.
+_PROBES = 100
 
 
 class StallWatch:
@@ -85,10 +88,15 @@ class StallWatch:
 
         heard = {self._ranks.rank: self._number}
         status, number = MPI.Status(), np.zeros(1, np.int64)
-        while self._ranks.Iprobe(status=status):
-            source = status.Get_source()
-            self._ranks.Recv(number, source)
-            heard[source] = max(heard.get(source, -1), int(number[0]))
+        in_vain = 0
+        while in_vain < _PROBES:
+            if self._ranks.Iprobe(status=status):
+                source = status.Get_source()
+                self._ranks.Recv(number, source)
+                heard[source] = max(heard.get(source, -1), int(number[0]))
+                in_vain = 0
+            else:
+                in_vain += 1
         return heard
 
     def _sentence(self, missing: list[int], waited: float) -> str:
