@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 # Of the missing ranks, so many are named.
 _MOST_NAMES = 8
-# A message is seen only after MPI has looked for it, and it does so once in a call: the wait itself may be for
+# A message is seen only after MPI has looked for it, which it does once in a call: the wait itself may be for
 # something else.
 _PROBES = 100
 
