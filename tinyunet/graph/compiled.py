@@ -17,6 +17,7 @@ from kernels.memory import empty
 from tinyunet.autograd import Tensor
 from tinyunet.context import Listener
 from tinyunet.crew import ALONE, Crew
+from tinyunet.graph.changes import Glance, plain
 from tinyunet.graph.differentiate import differentiate, gradient_name
 from tinyunet.graph.executor import Program
 from tinyunet.graph.finish import finish
@@ -53,6 +54,7 @@ class Compiled:
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._held: list[Array] = []
         self._settings: list[Any] = []
+        self._glance: Glance | None = None
         self._beside: list[Array] = []
         self._written: set[tuple[str, str]] = set()  # attributes that forward sets: no settings
 
@@ -71,11 +73,8 @@ class Compiled:
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
-        held, settings = self._model_arrays(), self._model_settings()
-        # The model has other arrays than at the last call, or is to compute something else.
-        if not _same_arrays(held, self._held) or settings != self._settings:
-            self._programs.clear()
-            self._held, self._settings = held, settings
+        if self._beside or not self._glance or not self._glance.is_same():
+            self._look()
         shape = tuple(input_shape)
         if shape not in self._programs:
             before = self._attributes()
@@ -101,8 +100,20 @@ class Compiled:
         self._programs.move_to_end(shape)
         return self._programs[shape]
 
+    def _look(self) -> None:
+        """Forget the programs if the model has other arrays, or is to compute something else."""
+        self._glance = Glance(self.model, self._others())
+        held, settings = self._model_arrays(), self._model_settings()
+        if not _same_arrays(held, self._held) or settings != self._settings:
+            self._programs.clear()
+            self._held, self._settings = held, settings
+
     def _trace(self, input_shape: Shape) -> Graph:
         raise NotImplementedError
+
+    def _others(self) -> list[list[Any] | dict[str, Any]]:
+        """Objects beside the model that a program is compiled for, of which another means another program."""
+        return []
 
     def _gradients(self) -> dict[str, Array]:
         return {}
@@ -120,14 +131,14 @@ class Compiled:
     def _attributes(self) -> dict[tuple[str, str], Any]:
         """Attributes of all parts, by the part's name and theirs."""
         return {
-            (name, k): _plain(v)
+            (name, k): plain(v)
             for name, module in self.model.named_modules()
             for k, v in vars(module).items()
             if k != "training"
         }
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Array:
-        dtype = next((p.dtype for p in self.model.parameters()), np.dtype(np.float32))
+        dtype = next((p.dtype for _, p in self.model.named_parameters()), np.dtype(np.float32))
         return np.asarray(images.data if isinstance(images, Tensor) else images, dtype, order="C")
 
 
@@ -188,6 +199,8 @@ class TrainingStep(Compiled):
         super().__init__(model, passes, accuracy, debug, optimizer.crew)
         self.loss, self.optimizer = loss, optimizer
         self.dice_sums: Array | None = None
+        self._parameters: dict[str, Parameter] = {}
+        self._filled: dict[str, Array] = {}
 
     def __call__(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Run forward, backward and the optimizer; return the loss before the step."""
@@ -229,8 +242,8 @@ class TrainingStep(Compiled):
         checked = checked_labels(labels, graph.values[LABELS].shape, graph.classes or 256)
         loss, *dice = graph.outputs
         program.arrays[gradient_name(loss)][...] = weight
-        parameters = dict(self.model.named_parameters())
-        unused = {n: grad for n, grad in self._gradients().items() if n not in graph.gradients}
+        parameters = self._parameters
+        unused = {n: grad for n, grad in self._filled.items() if n not in graph.gradients}
         for gradient in unused.values():
             gradient.fill(0)
 
@@ -247,6 +260,18 @@ class TrainingStep(Compiled):
         program.run(listener=listening, images=array, labels=checked)
         self.dice_sums = np.array(program.arrays[dice[0]]) if dice else None
         return float(program.arrays[loss])
+
+    def _look(self) -> None:
+        super()._look()
+        self._parameters, self._filled = dict(self.model.named_parameters()), self._gradients()
+
+    def _others(self) -> list[list[Any] | dict[str, Any]]:
+        found: list[list[Any] | dict[str, Any]] = [self.optimizer.parameters]
+        loss = self.loss
+        while isinstance(loss, functools.partial):
+            found += [list(loss.args), loss.keywords]
+            loss = loss.func
+        return [*found, _state_of(loss)]
 
     def _trace(self, input_shape: Shape) -> Graph:
         if frozen := _frozen(self.model):
@@ -282,7 +307,7 @@ class TrainingStep(Compiled):
         own = {
             k: v for k, v in _state_of(self.loss).items() if v is not self.model and k != "training"
         }
-        found = {("the loss", k): _plain(v, (id(self.loss),)) for k, v in own.items()}
+        found = {("the loss", k): plain(v, (id(self.loss),)) for k, v in own.items()}
         return super()._attributes() | found
 
 
@@ -300,28 +325,6 @@ def _fingerprint(arrays: Iterable[Array]) -> tuple[int, ...]:
     the usual model; to pack weights for nothing costs more.
     """
     return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)
-
-
-def _plain(value: Any, within: tuple[int, ...] = ()) -> Any:
-    """An attribute, as it is now, to be compared later.
-
-    None for parts, parameters and arrays, which are compared apart, unless they are ``within`` a list or
-    a dict. What is neither plain nor a function is the same as long as it is the same object.
-    """
-    here = (*within, id(value))
-    if id(value) in within:  # a part that knows what it is a part of
-        return id(value)
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item, here) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _plain(item, here)) for key, item in value.items())
-    if isinstance(value, Module) and within:
-        return type(value), _plain(vars(value), here)
-    if isinstance(value, Module | Parameter | np.ndarray):
-        return id(value) if within else None
-    if callable(value) or isinstance(value, bool | int | float | str | np.generic):
-        return value
-    return id(value.data if isinstance(value, Tensor) else value)
 
 
 def _frozen(model: Module) -> list[str]:
