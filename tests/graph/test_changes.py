@@ -121,3 +121,21 @@ def test_a_step_looks_at_the_model_once_and_when_something_is_replaced(loss, mon
     for _ in range(3):
         step(images, labels)
     assert looks.count == before + 1
+
+
+def test_what_a_look_refuses_is_refused_again():
+    model = UNet(in_channels=2, classes=3, filters=4, depth=2)
+    optimizer = Adam(model.parameters())
+    images = np.ones((1, 8, 8, 8, 2), np.float32)
+    labels = np.zeros(images.shape[:-1], np.int64)
+    step = tinyunet.compile(model, dice_cross_entropy, optimizer, images.shape)
+    step(images, labels)
+    held, model.encoder[0].conv0.weights = (
+        model.encoder[0].conv0.weights,
+        Parameter(model.encoder[0].conv0.weights.data),
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"does not hold the model's parameter"):
+            step(images, labels)
+    model.encoder[0].conv0.weights = held
+    step(images, labels)

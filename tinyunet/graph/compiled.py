@@ -102,11 +102,14 @@ class Compiled:
 
     def _look(self) -> None:
         """Forget the programs if the model has other arrays, or is to compute something else."""
-        self._glance = Glance(self.model, self._others())
+        glance = Glance(self.model, self._others())
         held, settings = self._model_arrays(), self._model_settings()
         if not _same_arrays(held, self._held) or settings != self._settings:
             self._programs.clear()
             self._held, self._settings = held, settings
+        self._glance = (
+            glance  # not before: what the look has raised is to be raised at the next call, too
+        )
 
     def _trace(self, input_shape: Shape) -> Graph:
         raise NotImplementedError

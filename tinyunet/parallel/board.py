@@ -1,9 +1,9 @@
 """A few numbers of each rank of a node, shown to all by way of memory that they share.
 
 Synchronised batch norm asks 36 times a step for sums of a few hundred numbers. Every other rank waits for the
-late one, so what counts is the time from when the last one has written to when all have read. MPI's
-``Iallreduce`` runs through a few hundred cache lines of code, which the kernels have driven out since; here
-there are hardly any. In between kernels, 2 ranks::
+late one, so what counts is the time from when the last one has come to when all have the sum. It is far
+longer where arrays of some MB are copied in between, as by kernels, than at once after the last sum (3 us),
+likely because code has left the caches; here there is less of it. 2 ranks, with such copies in between::
 
     MPI.Iallreduce, tested until it is done   27 us
     MPI.Allreduce, which spins                16 us
