@@ -107,9 +107,8 @@ class Compiled:
         if not _same_arrays(held, self._held) or settings != self._settings:
             self._programs.clear()
             self._held, self._settings = held, settings
-        self._glance = (
-            glance  # not before: what the look has raised is to be raised at the next call, too
-        )
+        # Not before: what the look has raised is to be raised at the next call, too.
+        self._glance = glance
 
     def _trace(self, input_shape: Shape) -> Graph:
         raise NotImplementedError
