@@ -87,18 +87,13 @@ def test_objects_beside_the_model_are_seen():
         assert not glance.is_same()
 
 
-class Looks:
-    """Counts how often a step looks at the whole model."""
+IMAGES = np.ones((1, 8, 8, 8, 2), np.float32)
+LABELS = np.zeros(IMAGES.shape[:-1], np.int64)
 
-    def __init__(self, step, monkeypatch):
-        self.count = 0
-        look = step._look
 
-        def counted():
-            self.count += 1
-            look()
-
-        monkeypatch.setattr(step, "_look", counted)
+def compiled(loss):
+    model = UNet(in_channels=2, classes=3, filters=4, depth=2)
+    return model, tinyunet.compile(model, loss, Adam(model.parameters()), IMAGES.shape)
 
 
 def weighted(logits, labels, weight=1.0):
@@ -107,35 +102,28 @@ def weighted(logits, labels, weight=1.0):
 
 @pytest.mark.parametrize("loss", [dice_cross_entropy, functools.partial(weighted, weight=2.0)])
 def test_a_step_looks_at_the_model_once_and_when_something_is_replaced(loss, monkeypatch):
-    model = UNet(in_channels=2, classes=3, filters=4, depth=2)
-    optimizer = Adam(model.parameters())
-    images = np.ones((1, 8, 8, 8, 2), np.float32)
-    labels = np.zeros(images.shape[:-1], np.int64)
-    step = tinyunet.compile(model, loss, optimizer, images.shape)
-    looks = Looks(step, monkeypatch)
+    model, step = compiled(loss)
+    look, looks = step._look, []
+    monkeypatch.setattr(step, "_look", lambda: looks.append(look()))
     for _ in range(4):
-        step(images, labels)
-    assert looks.count <= 1
+        step(IMAGES, LABELS)
+    assert len(looks) <= 1
     model.encoder[0].norm0.epsilon = 1e-2
-    before = looks.count
+    before = len(looks)
     for _ in range(3):
-        step(images, labels)
-    assert looks.count == before + 1
+        step(IMAGES, LABELS)
+    assert len(looks) == before + 1
 
 
 def test_what_a_look_refuses_is_refused_again():
-    model = UNet(in_channels=2, classes=3, filters=4, depth=2)
-    optimizer = Adam(model.parameters())
-    images = np.ones((1, 8, 8, 8, 2), np.float32)
-    labels = np.zeros(images.shape[:-1], np.int64)
-    step = tinyunet.compile(model, dice_cross_entropy, optimizer, images.shape)
-    step(images, labels)
+    model, step = compiled(dice_cross_entropy)
+    step(IMAGES, LABELS)
     held, model.encoder[0].conv0.weights = (
         model.encoder[0].conv0.weights,
         Parameter(model.encoder[0].conv0.weights.data),
     )
     for _ in range(2):
         with pytest.raises(ValueError, match=r"does not hold the model's parameter"):
-            step(images, labels)
+            step(IMAGES, LABELS)
     model.encoder[0].conv0.weights = held
-    step(images, labels)
+    step(IMAGES, LABELS)

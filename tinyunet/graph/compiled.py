@@ -244,17 +244,16 @@ class TrainingStep(Compiled):
         checked = checked_labels(labels, graph.values[LABELS].shape, graph.classes or 256)
         loss, *dice = graph.outputs
         program.arrays[gradient_name(loss)][...] = weight
-        parameters = self._parameters
         unused = {n: grad for n, grad in self._filled.items() if n not in graph.gradients}
         for gradient in unused.values():
             gradient.fill(0)
 
         def told(node: str, complete: Sequence[str]) -> None:
             if listener is not None:
-                listener(node, [parameters[name] for name in complete])
+                listener(node, [self._parameters[name] for name in complete])
 
         if listener is not None and unused:
-            listener("no gradient", [parameters[name] for name in unused])
+            listener("no gradient", [self._parameters[name] for name in unused])
         crew, listening = self.optimizer.crew, told if listener else None
         crew.wait()  # for who still reads the weights packed before: a step may have several batches
         program.pack(not crew.alike, listening)

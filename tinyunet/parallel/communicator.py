@@ -20,7 +20,7 @@ How a rank waits
     Between the tests Python sees Ctrl-C.
 
     What is tested is MPI's request; or, for a few numbers of ranks that are all on one node, what they have
-    written in memory that they share (`board`), which saves another 1.5 ms of a step.
+    written in memory that they share (`board`), which takes another 1 % off a step.
 
 What happens on an error
     An error that one rank meets in a :meth:`Communicator.together` block is raised by all of them

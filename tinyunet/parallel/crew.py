@@ -45,10 +45,10 @@ class NodeCrew(Crew):
         self.board = self._make_board()
 
     def _make_board(self) -> Board | None:
-        if self.size == 1 or not board.nbytes(self.size):
+        nbytes = board.nbytes(self.size)
+        if self.size == 1 or not nbytes:
             return None
-        memory = shared_memory(self._node, board.nbytes(self.size))
-        return None if memory is None else Board(memory, self.rank, self.size, self._wait)
+        return Board(self.zeros(nbytes, np.uint8), self.rank, self.size, self._wait)
 
     def zeros(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return an array of zeros that all of them see: each must ask, in the same order.
