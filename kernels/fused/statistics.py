@@ -139,6 +139,24 @@ def finish_gradient(
         diff_beta[c] = s1[c]
 
 
+def mend_moments(x: Floats, moments: Doubles) -> None:
+    """Gather moments again, in float64, if squares of large values were infinite in float32.
+
+    Parameters
+    ----------
+    x : float32 array, shape=(MB, CB, D, H, W, 16)
+    moments : float64 array, shape=(bricks, 3, CB * 16)
+        Of ``x``; changed if one is not finite, which is so from deviations of 1e19 on.
+    """
+    if np.isfinite(moments.sum()):
+        return
+    moments[:] = 0.0
+    for lane in range(moments.shape[2]):
+        values = x[:, lane // LANES, ..., lane % LANES].astype(np.float64)
+        mean = values.mean()
+        moments[0, :, lane] = values.size, mean, np.square(values - mean).sum()
+
+
 def combine_moments(moments: Doubles, combine: Combine) -> Doubles:
     """Moments of several processes as those of one brick, for :func:`finish_moments`.
 

@@ -1,5 +1,6 @@
 """What users build of the public operators, besides nets: compiled equals eager, or one line says why not."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,10 @@ from agreement import (
 )
 
 import tinyunet
+from kernels.fused import conv3d
 from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
+from tinyunet.graph import algorithms
 from tinyunet.nn import BatchNorm, ConvTranspose3d, ReLU
 
 
@@ -131,6 +134,29 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_compiled_equals_eager(name):
     assert_agree(UNUSUAL[name], SHAPE, ROUNDING, steps=1)
+
+
+class Scaled(Module):
+    """A net behind a factor for each sequence, or behind another net, that is learnt as well."""
+
+    def __init__(self, first: Module | None = None) -> None:
+        self.first, self.factor = first, Parameter(np.linspace(0.5, 2, 4, dtype=np.float32))
+        self.unet = UNet(filters=16, depth=2, seed=1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.unet.logits(self.first(images) if self.first else images * self.factor)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.softmax(self.logits(images))
+
+
+@pytest.mark.parametrize("filters", [0, 4, 16])
+def test_few_channels_that_need_a_gradient(monkeypatch, filters):
+    """They are read as they come, and both gradients of a layer in one pass would read blocks."""
+    monkeypatch.setattr(conv3d, "pays_together", lambda plan: plan.tile is not None)
+    monkeypatch.setattr(algorithms, "_SMALL", 0)
+    first = UNet(filters=filters, depth=2) if filters else None
+    assert_agree(lambda: Scaled(copy.deepcopy(first)), SHAPE, ROUNDING, steps=1)
 
 
 class HalfHead(Net):

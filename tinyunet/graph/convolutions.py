@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.conv3d.bricks import NO_MOMENTS
 from kernels.fused import conv3d, conv_transpose3d
+from kernels.fused.statistics import mend_moments
 from kernels.fused.tensors import NO_MASK, NO_SOURCE, Mask
 from kernels.layout import blocks
 from kernels.memory import empty
@@ -65,6 +65,19 @@ def is_transposed(node: Node) -> bool:
     return node.op.startswith("transposed")
 
 
+def weights_shape(node: Node, graph: Graph) -> tuple[int, ...]:
+    """Return the shape of a node's weights: (OC, IC, KD, KH, KW), or transposed (IC, OC, KD, KH, KW)."""
+    names = {**node.inputs, **node.outputs}
+    src, dst = ("src" if "src" in names else "diff_src"), ("dst" if "dst" in names else "diff_dst")
+    channels = {
+        role: graph.values[names[role]].shape[-1]
+        for role in (src, f"{src}_b", dst)
+        if role in names
+    }
+    ends = channels.pop(dst), sum(channels.values())
+    return (*(ends[::-1] if is_transposed(node) else ends), *node.attributes["kernel"])
+
+
 def packs(node: Node, graph: Graph) -> bool:
     """Whether a node's weights are packed before it; else it takes them as they are."""
     return is_transposed(node) or plan_of(node, graph).packs
@@ -73,7 +86,7 @@ def packs(node: Node, graph: Graph) -> bool:
 def packed_size(node: Node, graph: Graph) -> int:
     """Return how many floats a node's packed weights take."""
     if is_transposed(node):
-        return sum(map(math.prod, _panel_shapes(graph.values[node.inputs["weights"]].shape)))
+        return sum(map(math.prod, _panel_shapes(weights_shape(node, graph))))
     return math.prod(conv3d.packed_shape(plan_of(node, graph)))
 
 
@@ -117,8 +130,15 @@ def _forward(b: Binder) -> Call:
     packed, dst = b.array("weights").reshape(conv3d.packed_shape(plan)), b.array("dst")
     no_bias = np.zeros(blocks(b.value("dst").shape[-1]) * LANES, np.float32)
     bias = b.array("bias") if b.has("bias") else no_bias
-    moments = b.array("moments") if b.has("moments") else NO_MOMENTS
-    return lambda: conv3d.forward(plan, a, other, packed, bias, dst, moments)
+    if not b.has("moments"):
+        return lambda: conv3d.forward(plan, a, other, packed, bias, dst)
+    moments = b.array("moments")
+
+    def run() -> None:
+        conv3d.forward(plan, a, other, packed, bias, dst, moments)
+        mend_moments(dst, moments)
+
+    return run
 
 
 def _backward_data(b: Binder) -> Call:
@@ -156,14 +176,17 @@ def _backward(b: Binder) -> Call:
 
 def _transposed_forward(b: Binder) -> Call:
     source, dst = b.source(), b.array("dst")
-    packed = _panels(b.array("weights"), _weights_shape(b))
+    packed = _panels(b.array("weights"), weights_shape(b.node, b.graph))
     bias = b.array("bias") if b.has("bias") else None
     return lambda: conv_transpose3d.forward(source, packed, bias, dst)
 
 
 def _transposed_backward_data(b: Binder) -> Call:
     diff_dst, dst, mask = b.array("diff_dst"), b.array("diff_src"), b.mask()
-    packed, accumulate = _panels(b.array("weights"), _weights_shape(b)), b.has("accumulate")
+    packed, accumulate = (
+        _panels(b.array("weights"), weights_shape(b.node, b.graph)),
+        b.has("accumulate"),
+    )
     return lambda: conv_transpose3d.backward_data(diff_dst, packed, dst, accumulate, mask)
 
 
@@ -176,17 +199,9 @@ def _transposed_backward_weights(b: Binder) -> Call:
 
 def _diff_weights(b: Binder) -> Array:
     """Where the gradient of the weights goes; nowhere that is read, if they are not learnt."""
-    if b.has("diff_weights"):
-        return b.array("diff_weights")
-    src, dst, *kernel = _weights_shape(b)
-    return empty((src, dst, *kernel) if is_transposed(b.node) else (dst, src, *kernel))
-
-
-def _weights_shape(b: Binder) -> tuple[int, ...]:
-    src = "src" if b.has("src") else "diff_src"
-    dst = "dst" if b.has("dst") else "diff_dst"
-    channels = sum(b.value(role).shape[-1] for role in (src, f"{src}_b") if b.has(role))
-    return channels, b.value(dst).shape[-1], *b.node.attributes["kernel"]
+    return (
+        b.array("diff_weights") if b.has("diff_weights") else empty(weights_shape(b.node, b.graph))
+    )
 
 
 BINDERS: dict[str, Callable[[Binder], Call]] = {

@@ -12,14 +12,22 @@ from kernels.fused import conv3d, edges, epilogue, head, pooling, statistics, wh
 from kernels.fused.tensors import NO_MASK
 from kernels.layout import blocks
 from kernels.simd import LANES
-from tinyunet.graph import convolutions
+from tinyunet.graph import contracts, convolutions
 from tinyunet.graph.binder import Array, Binder, Call
 from tinyunet.graph.ir import BLOCKED, Graph, Node
 
 
 def bind(node: Node, graph: Graph, arrays: Mapping[str, Array]) -> Call:
-    """Return a function without arguments that runs a node of blocked tensors."""
-    return _BINDERS[node.op](Binder(node, graph, arrays))
+    """Return a function without arguments that runs a node of blocked tensors.
+
+    Raises
+    ------
+    ValueError
+        An array is not what the kernel takes (:mod:`tinyunet.graph.contracts`).
+    """
+    binder = Binder(node, graph, arrays)
+    contracts.check(binder)
+    return _BINDERS[node.op](binder)
 
 
 def sums_shape(node: Node, role: str, graph: Graph) -> tuple[int, ...]:
@@ -106,7 +114,12 @@ def _head_loss_backward(b: Binder) -> Call:
 
 def _moments(b: Binder) -> Call:
     x, moments = b.array("src"), b.array("moments")
-    return lambda: statistics.gather_moments(x, moments)
+
+    def run() -> None:
+        statistics.gather_moments(x, moments)
+        statistics.mend_moments(x, moments)
+
+    return run
 
 
 def _normalize(b: Binder) -> Call:

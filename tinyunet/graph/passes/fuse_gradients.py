@@ -21,7 +21,7 @@ from dataclasses import replace
 from kernels.fused import conv3d
 from tinyunet.graph.algorithms import costs
 from tinyunet.graph.convolutions import plan_of
-from tinyunet.graph.ir import Graph, Node
+from tinyunet.graph.ir import BLOCKED, Graph, Node
 from tinyunet.graph.passes.options import Options
 
 # Bytes of a gradient above which memory counts for more than the 2 % of a step that forming it takes.
@@ -68,6 +68,10 @@ def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
 
 def _has_kernel(both: Node, formed: Node | None, graph: Graph) -> bool:
     if not both.attributes["tile"] or ("src_b" in both.inputs) != ("diff_src_b" in both.outputs):
+        return False
+    if (
+        graph.values[both.inputs["src"]].layout != BLOCKED
+    ):  # a few channels, which are read as they come
         return False
     no_bias = "diff_bias" not in both.outputs
     if not (no_bias or "diff_dst.x" in both.inputs or formed):
