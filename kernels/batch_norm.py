@@ -74,7 +74,8 @@ def forward_training(
     -------
     dst : array, shape (..., C)
     mean, variance : array, shape (C,)
-        For the backward pass and the running statistics; the variance is the biased one.
+        For the backward pass and the running statistics; the variance is the biased one, in float64:
+        the square of a large float32 is none.
 
     Raises
     ------
@@ -104,10 +105,10 @@ def forward_training(
     if src.dtype == np.float64:
         normalised = (src - exact_mean) / np.sqrt(exact_variance + epsilon)
         return normalised * scale + shift, exact_mean, exact_variance
-    mean, variance = exact_mean.astype(np.float32), exact_variance.astype(np.float32)
+    mean = exact_mean.astype(np.float32)
     slope = scale / np.sqrt(exact_variance + epsilon)
     dst = _normalise(src, mean, slope, shift - (exact_mean - mean) * slope)
-    return dst, mean, variance
+    return dst, mean, exact_variance
 
 
 def forward_inference(
@@ -119,8 +120,10 @@ def forward_inference(
     ----------
     src : array, shape (..., C)
         float32 or float64.
-    scale, shift, mean, variance : array, shape (C,)
+    scale, shift, mean : array, shape (C,)
         Of the dtype of ``src``.
+    variance : array, shape (C,)
+        Float32 or float64.
     epsilon : float
         Added to the variance.
 
@@ -134,9 +137,8 @@ def forward_inference(
         If dtypes or channels differ, or ``epsilon`` is negative.
     """
     src = _checked_src(src, epsilon)
-    scale, shift, mean, variance = _checked_channels(
-        src, scale=scale, shift=shift, mean=mean, variance=variance
-    )
+    scale, shift, mean = _checked_channels(src, scale=scale, shift=shift, mean=mean)
+    variance = tensor("variance", variance, shape=src.shape[-1:])
     if src.dtype == np.float64:
         return (src - mean) / np.sqrt(variance + epsilon) * scale + shift
     slope = scale / np.sqrt(variance.astype(np.float64) + epsilon)
@@ -166,7 +168,7 @@ def backward(
     diff_dst, src : array, shape (..., C)
         Gradient of the output, and the source that was normalised.
     scale, mean, variance : array, shape (C,)
-        As given to and returned from the forward pass.
+        As given to and returned from the forward pass: the variance in float64.
     epsilon : float
         As in the forward pass.
     combine : callable, optional
@@ -185,8 +187,9 @@ def backward(
     """
     src = _checked_src(src, epsilon)
     diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
-    scale, mean, variance = _checked_channels(src, scale=scale, mean=mean, variance=variance)
-    rstd = 1.0 / np.sqrt(variance.astype(np.float64) + epsilon)
+    scale, mean = _checked_channels(src, scale=scale, mean=mean)
+    variance = tensor("variance", variance, shape=src.shape[-1:], dtype=np.float64)
+    rstd = 1.0 / np.sqrt(variance + epsilon)
     if src.dtype == np.float64:
         total, products = _sum_voxels(diff_dst), _sum_voxels(diff_dst * (src - mean))
     else:

@@ -232,15 +232,21 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def where_positive(typing_context: Any, test: Any, a: Any, b: Any) -> Any:
-    """Lanes of ``a`` where ``test > 0``, else of ``b`` (also where ``test`` is NaN)."""
+def where_positive(typing_context: Any, test: Any, value: Any, slopes: Any) -> Any:
+    """Lanes of ``value`` where ``test`` is positive or NaN, else ``slopes`` times it; see `tile_mask`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        test, a, b = args
-        positive = builder.fcmp_ordered(">", test, ir.Constant(VECTOR, [0.0] * LANES))
-        return builder.select(positive, a, b)
+        return _activated(builder, *args)
 
     return f32x16(f32x16, f32x16, f32x16), codegen
+
+
+def _activated(builder: Any, test: Any, value: Any, slopes: Any) -> Any:
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    # A slope of 0 times inf would be NaN. The comparison is the same for all of a loop, which does it once.
+    leaks = builder.fcmp_unordered("!=", slopes, zero)
+    below = builder.select(leaks, builder.fmul(slopes, value), zero)
+    return builder.select(builder.fcmp_unordered(">", test, zero), value, below)
 
 
 def _binary(name: str) -> Any:
@@ -336,16 +342,16 @@ def tile_add(typing_context: Any, tile: Any, addend: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def tile_mask(typing_context: Any, tile: Any, test: Any, slopes: Any) -> Any:
-    """Lanes of a tile where those of ``test`` are positive, else ``slopes`` times as much (also for NaN)."""
+    """Lanes of a tile where those of ``test`` are positive or NaN, else ``slopes`` times as much.
+
+    Where a slope is 0, as ReLU's, that is 0, also of infinity. So it is what the eager operators do.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tile, test, slopes = args
         for i in range(signature.args[0].count):
-            value = builder.extract_value(tile, i)
-            zero = ir.Constant(VECTOR, [0.0] * LANES)
-            positive = builder.fcmp_ordered(">", builder.extract_value(test, i), zero)
-            value = builder.select(positive, value, builder.fmul(slopes, value))
-            tile = builder.insert_value(tile, value, i)
+            value, by = builder.extract_value(tile, i), builder.extract_value(test, i)
+            tile = builder.insert_value(tile, _activated(builder, by, value, slopes), i)
         return tile
 
     return tile(tile, tile, f32x16), codegen

@@ -130,7 +130,7 @@ def write_gradient(
         total = product = broadcast(np.float32(0))
         for voxel in range(run, min(run + RUN, count)):
             x, value = load(mask.x, (first + voxel) * LANES), load(dy, (at + voxel) * LANES)
-            dz = where_positive(fma(scale, x, shift), value, slope * value)
+            dz = where_positive(fma(scale, x, shift), value, slope)
             put_vector(diff, (first + voxel) * LANES, dz, streams)
             total = total + dz
             product = fma(dz, x - mean, product)

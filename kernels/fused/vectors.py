@@ -22,7 +22,7 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: An
 def read(x: Any, scale: Any, shift: Any, slope: Any) -> Any:
     """What a deferred vector means: ``act(scale * x + shift)``."""
     v = fma(scale, x, shift)
-    return where_positive(v, v, slope * v)
+    return where_positive(v, v, slope)
 
 
 @intrinsic

@@ -54,7 +54,7 @@ def test_equals_float64(shape, seed, threads):
         actual = run(*arguments)
     expected = run(*(array.astype(np.float64) for array in arguments))
     for name, array in actual.items():
-        assert array.dtype == np.float32
+        assert array.dtype == (np.float64 if name == "variance" else np.float32)
         assert_close(array, expected[name], 1e-6, name)
 
 
@@ -167,8 +167,22 @@ def test_errors():
         batch_norm.forward_training(shift, scale, shift)
     with pytest.raises(ValueError, match="diff_dst must have shape"):
         batch_norm.backward(diff_dst[:, :1], src, scale, scale, shift)
-    with pytest.raises(TypeError, match="variance must be float32"):
-        batch_norm.forward_inference(src, scale, shift, scale, shift.astype(np.float64))
+    with pytest.raises(TypeError, match="mean must be float32"):
+        batch_norm.forward_inference(src, scale, shift, scale.astype(np.float64), shift)
+    with pytest.raises(TypeError, match="variance must be float64, got float32"):
+        batch_norm.backward(diff_dst, src, scale, scale, shift)
+
+
+@pytest.mark.parametrize("large", [1e18, 1e25, 1e36])
+def test_squares_that_float32_cannot_hold(large):
+    src, diff_dst, scale, shift = problem((1, 4, 5, 6, 3), 0)
+    src *= np.float32(large)
+    actual = run(src, diff_dst, scale, shift)
+    expected = run(*(a.astype(np.float64) for a in (src, diff_dst, scale, shift)))
+    for name, array in actual.items():
+        # What multiplies the source in its gradient is below what float32 holds from 1e19 on.
+        if name != "diff_src" or large < 1e19:
+            assert_close(array, expected[name], 1e-6, name)
 
 
 def test_halves_that_combine_their_sums_are_the_whole():

@@ -109,3 +109,27 @@ def test_memory_is_aligned_and_scratchpads_are_kept():
     assert memory.scratchpad("test", 50).ctypes.data == first.ctypes.data
     assert memory.scratchpad("other", 50).ctypes.data != first.ctypes.data
     assert memory.scratchpad("test", 200).size >= 200
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 1.0, 2.0])
+def test_activation_of_extreme_numbers_is_the_eager_one(slope):
+    """Infinity times a slope of 0 is no NaN, and NaN stays NaN."""
+
+    @kernel
+    def activate(test, value, slope, one, tile):
+        slopes = simd.broadcast(slope)
+        x, y = simd.load(test, 0), simd.load(value, 0)
+        simd.store(one, 0, simd.where_positive(x, y, slopes))
+        by = simd.tile_load(test, 0, 0, 0, 0, 1, 1, 1)
+        masked = simd.tile_mask(simd.tile_load(value, 0, 0, 0, 0, 1, 1, 1), by, slopes)
+        simd.tile_store(masked, tile, 0, 0, 0, 0, 1, 1, 1)
+
+    numbers = np.array([-np.inf, -3e38, -1, -1e-45, -0.0, 0.0, 1e-45, 3e38, np.inf, np.nan])
+    found = np.full((2, 16), np.nan, np.float32)
+    for test in (numbers, numbers[::-1]):
+        x, y = (np.resize(a, 16).astype(np.float32) for a in (test, numbers))
+        activate(x, y, np.float32(slope), *found)
+        with np.errstate(all="ignore"):
+            below = np.float32(slope) * y if slope else np.zeros_like(y)
+        for array in found:
+            assert_array_equal(array, np.where(x <= 0, below, y))

@@ -134,7 +134,7 @@ OPERATORS: dict[type[Function], Operator] = {
         "batch_norm_training",
         _normalised,
         ("src", "scale", "mean", "variance"),
-        {"mean": _channels, "variance": _channels},
+        {"mean": _channels, "variance": lambda a, _: (a["src"].shape[-1:], np.float64)},
     ),
     functional.BatchNormInference: Operator(
         "batch_norm_inference", _normalised, ("src", "scale", "mean", "variance")
