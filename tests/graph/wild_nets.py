@@ -242,15 +242,16 @@ def compiled(make, images, labels, loss, accuracy):
 def errors(found, expected, gradients):
     """The largest error of each array, as a share of its largest element.
 
-    Of a gradient, as a share of a hundredth of the largest of all at least: that of what a batch norm
-    cancels is rounding.
+    Of a gradient, as a share of a hundredth of the largest gradient at least, and so for buffers: what a
+    batch norm cancels is rounding, and so is the mean of what has none.
     """
-    least = max(float(np.abs(e).max()) for e in expected[1 : 1 + gradients]) / 100
+    groups = [0] + [1] * gradients + [2] * (len(expected) - 2 - gradients) + [3]
+    largest = np.array([max(float(np.abs(e).max()), 1e-30) for e in expected])
     shares = []
-    for at, (f, e) in enumerate(zip(found, expected, strict=True)):
-        assert f.shape == e.shape, f"array {at}: shape {f.shape}, not {e.shape}"
-        largest = max(float(np.abs(e).max()), least if 1 <= at <= gradients else 0.0, 1e-30)
-        shares.append(float(np.abs(f.astype(np.float64) - e).max()) / largest)
+    for f, e, size, group in zip(found, expected, largest, groups, strict=True):
+        assert f.shape == e.shape, f"shape {f.shape}, not {e.shape}"
+        of = max(size, largest[np.equal(groups, group)].max() / 100)
+        shares.append(float(np.abs(f.astype(np.float64) - e).max()) / of)
     return np.array(shares)
 
 
