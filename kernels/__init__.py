@@ -7,3 +7,5 @@ Activations are ``ndhwc`` (channels last) at the surface and blocked ``nCdhw16c`
 weights are ``OIdhw``. Nothing here knows of tensors, tapes or models: a kernel can be used with
 nothing but arrays.
 """
+
+from kernels import environment as environment

@@ -37,6 +37,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from kernels.compiled_files import patch_numba
+from kernels.environment import refusal
 from kernels.linking import PartCompiler, link_loops
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -84,6 +85,9 @@ def _compiled(function: Function, **flags: Any) -> Function:
     try:
         compiled: Function = numba.njit(**flags)(function)
     except RuntimeError as error:
+        if "CACHE_LOCATOR_CLASSES" in str(error):
+            expected = "names of Numba's cache locators"
+            raise refusal("NUMBA_CACHE_LOCATOR_CLASSES", expected) from None
         if "cannot cache" not in str(error):
             raise
         raise PermissionError(

@@ -12,7 +12,6 @@ Source: Williams, Waterman and Patterson, "Roofline" (2009).
 """
 
 import functools
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import numpy as np
 from kernels.arrays import copy_vectors
 from kernels.checks import Floats
 from kernels.compiler import kernel
+from kernels.limits import cores as cores
 from kernels.memory import empty
 from kernels.simd import LANES, tile_rank1, tile_store, tile_zero
 
@@ -50,11 +50,9 @@ class Machine(NamedTuple):
     copy_gb_per_s: float
 
 
-def cores() -> int:
-    """Cores this process may run on (its affinity mask, not all that the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def is_interpreted() -> bool:
+    """Return whether ``NUMBA_DISABLE_JIT`` has kernels run as plain Python; those of tiles cannot."""
+    return bool(numba.config.DISABLE_JIT)
 
 
 def most_threads() -> int:

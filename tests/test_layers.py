@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 # A line may import what stands above it, and parts of its own package; not what stands beside it.
 # The name of a package alone is its __init__.
 KERNELS = """
+    limits
+    environment
     kernels
     compiled_files linking
     compiler

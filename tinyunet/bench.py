@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyunet.benchmarks.systems import PEERS, choose
-from tinyunet.commandline import Parser, check_threads, number, run, whole_number
+from tinyunet.commandline import Parser, check_threads, load_machine, number, run, whole_number
 from tinyunet.errors import AgreedError
 from tinyunet.files import can_be_written, write_json
 from tinyunet.parallel.communicator import Communicator
@@ -180,8 +180,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     options = make_parser().parse_args(arguments)
     if communicator.size > 1:
         raise AgreedError("every system gets processes of its own here: run without mpirun")
-    from kernels import machine
-
+    machine = load_machine()
     options.threads = getattr(options, "threads", None) or machine.most_threads()
     check_threads(options.threads, machine.most_threads())
     here = machine.describe()

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
+from types import ModuleType
 from typing import Any, NoReturn
 
 from tinyunet import verbose
@@ -27,7 +28,6 @@ from tinyunet.errors import (
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
-_SPINS = "1000"
 # Seconds among which the ranks' turns to speak are spread.
 _TURNS = 2.0
 # Seconds that a launcher may take to pass on what a rank has said: once told to abort, it ends at once.
@@ -117,25 +117,31 @@ def size(numbers: list[int]) -> tuple[int, int, int]:
 def use_threads(asked: int | None, communicator: Communicator) -> int:
     """Let kernels use as many threads as asked for, or this rank's share of the cores.
 
-    Between two kernels GNU OpenMP's threads spin for about a millisecond before they sleep. When
-    other programs want the cores, too, a spinning thread is in the way of the one it waits for:
-    a step of 2 threads on 2 cores that 6 processes shared took 2.5 to 16 s instead of 1.0 s. So
-    they spin for some microseconds only, unless the environment says something about it.
-
     Raises
     ------
     UserError
         If they are more than there are cores, or than ``NUMBA_NUM_THREADS``.
     """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = _SPINS
-    # Imported here, so that a wrong option is told at once.
-    from kernels import machine
-
+    machine = load_machine()
     check_threads(asked, machine.most_threads())
     threads = asked or min(communicator.threads(), machine.most_threads())
     machine.set_threads(threads)
     return threads
+
+
+def load_machine() -> ModuleType:
+    """Return :mod:`kernels.machine`, late: so a wrong option is told before Numba is loaded.
+
+    Raises
+    ------
+    OSError
+        If the environment has a variable that kernels cannot run with.
+    """
+    from kernels import environment, machine
+
+    if machine.is_interpreted():
+        raise environment.refusal("NUMBA_DISABLE_JIT", "0: most kernels run only compiled")
+    return machine
 
 
 def check_threads(asked: int | None, most: int) -> None:

@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-from kernels.memory import empty
-
 _ITEMS = 16  # a part begins with a cache line of float32
 
 
@@ -49,6 +47,9 @@ class Crew:
             Items, the same for all.
         dtype : numpy dtype
         """
+        # Here, because a command reads its options before it loads Numba, which kernels do.
+        from kernels.memory import empty
+
         array = empty((size,), dtype)
         array.fill(0)
         return array

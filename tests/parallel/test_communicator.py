@@ -1,6 +1,7 @@
 """Ranks under mpirun, and the one rank without it."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from launcher import launch, needs_mpi
 
+from kernels import limits
 from tinyunet.errors import AgreedError, UserError
 from tinyunet.parallel import communicator
 from tinyunet.parallel.communicator import Communicator, world
@@ -113,6 +115,17 @@ def test_without_a_launcher_one_rank_and_no_mpi(monkeypatch):
     alone = world()
     assert (alone.rank, alone.size, alone.local_rank, alone.local_size) == (0, 1, 0, 1)
     assert alone.threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "quota"), [(1, 1.5), (2, 2.0), (4, 0.5), (3, 64.0), (5, math.inf)]
+)
+def test_ranks_of_a_container_share_its_quota(ranks, quota, monkeypatch):
+    monkeypatch.setattr(communicator, "_affinity", lambda: frozenset(range(16)))
+    monkeypatch.setattr(limits, "cpu_quota", lambda: quota)
+    rank = Communicator()
+    rank.local_size = rank._sharing = ranks
+    assert rank.threads() == {1: 2, 2: 1, 4: 1, 3: 5, 5: 3}[ranks]
 
 
 def test_one_rank_is_its_own_mean():

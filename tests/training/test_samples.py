@@ -1,5 +1,6 @@
 """Which patches a rank gets, and how they are kept and inspected."""
 
+import math
 import time
 
 import numpy as np
@@ -122,12 +123,12 @@ def test_one_volume_is_kept_however_large(cases, loads):
     assert len(loads) == 1
 
 
-def test_the_memory_of_a_container_counts(monkeypatch, tmp_path):
+def test_the_memory_of_a_container_counts(monkeypatch):
+    monkeypatch.setattr(samples, "memory_limit", lambda: math.inf)
     whole = samples.half_the_memory(1)
-    (tmp_path / "none").write_text("max\n")
-    (tmp_path / "limit").write_text("8000\n")
-    for name, half in (("absent", whole), ("none", whole), ("limit", 4000)):
-        monkeypatch.setattr(samples, "_MEMORY_LIMITS", (tmp_path / name,))
+    assert 10**8 < whole < 10**15
+    for limit, half in ((9223372036854771712, whole), (8000, 4000)):
+        monkeypatch.setattr(samples, "memory_limit", lambda limit=limit: limit)
         assert samples.half_the_memory(1) == half
     assert samples.half_the_memory(4) == 1000
 

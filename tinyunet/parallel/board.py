@@ -24,8 +24,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import Doubles
-
 #: Numbers that each rank can show at a time.
 MOST = 4096
 _LINE = 64  # bytes; each rank's count has a line of its own, which the others read all the time
@@ -64,7 +62,7 @@ class Board:
         self._slots = slots.view(np.float64).reshape(2, ranks, MOST)
         self._rank, self._wait, self._round = rank, wait, 0
 
-    def show(self, numbers: Doubles, name: str) -> Doubles:
+    def show(self, numbers: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
         """Return the numbers of all ranks, each of which must call this.
 
         Parameters

@@ -32,6 +32,7 @@ What happens when nothing happens
 """
 
 import contextlib
+import math
 import mmap
 import os
 import re
@@ -65,6 +66,7 @@ _give_core_away = getattr(os, "sched_yield", lambda: time.sleep(0))
 _SHORTEST_SLEEP = 20e-6
 # Where ranks outnumber cores, and where they do not: a large message of TCP needs many tests.
 _LONGEST_SLEEP, _LONGEST_SLEEP_ALONE = 1e-3, 1e-4
+_NO_QUOTA = 1 << 20  # more cores than there are
 
 
 class Communicator:
@@ -94,6 +96,7 @@ class Communicator:
         self.rank: int = mpi.rank if mpi else 0
         self.size: int = mpi.size if mpi else 1
         self.local_rank, self.local_size, self._sharing = 0, 1, 1
+        self._quota: float = _NO_QUOTA  # cores' worth of time, of all ranks on this node
         self.node_token = f"{os.getpid()}-{time.time_ns()}"
         self.timeline: Timeline | None = None
         self._stalls: StallWatch | None = None
@@ -136,8 +139,16 @@ class Communicator:
         return not spoken
 
     def threads(self) -> int:
-        """Threads for this rank: its cores divided among the ranks that share them, at least 1."""
-        return max(1, len(_affinity()) // self._sharing)
+        """Threads for this rank: its cores divided among the ranks that share them, at least 1.
+
+        A container's quota counts as one of all ranks on the node.
+        """
+        # Here, because a command reads its options before it loads Numba, which kernels do.
+        from kernels.limits import cpu_quota
+
+        self._quota = min(cpu_quota(), _NO_QUOTA)
+        of_quota = math.ceil(self._quota) // self.local_size
+        return max(1, min(len(_affinity()) // self._sharing, of_quota))
 
     def warn_of_stalls(self, seconds: float) -> None:
         """From now on name, on the screen, each rank that the others have waited for so long."""
@@ -261,7 +272,7 @@ class Communicator:
             For the timeline.
         """
         start, tests = time.perf_counter(), 0
-        crowded = self._sharing > len(_affinity())
+        crowded = self._sharing > len(_affinity()) or self.local_size > self._quota
         longest = _LONGEST_SLEEP if crowded else _LONGEST_SLEEP_ALONE
         self._waits += 1
         while not is_done():

@@ -5,24 +5,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.limits import memory_limit
 from tinyunet.data.augment import augment
 from tinyunet.data.decathlon import Case, check_patch_fits, load_case
 from tinyunet.data.patches import generator, sample_patch
 
 # Half of the patches are cut around a tumour voxel, which is one voxel in a hundred otherwise.
 FOREGROUND_SHARE = 0.5
-# Where Linux tells a container, or a job of a cluster, how much memory it may take.
-_MEMORY_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 Volume = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
@@ -94,12 +88,8 @@ class Volumes:
 
 def half_the_memory(ranks_here: int) -> int:
     """Return this rank's part of half of the memory of its node, or of its container, in bytes."""
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in _MEMORY_LIMITS:
-        # A file that says "max" is of a container without a limit.
-        with suppress(OSError, ValueError):
-            sizes.append(int(path.read_text()))
-    return min(sizes) // 2 // ranks_here
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(min(machine, memory_limit())) // 2 // ranks_here
 
 
 def epoch_samples(
