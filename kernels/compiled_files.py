@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: when one is out of date, and who may write.
+"""Compiled kernels on disk: when one is out of date or damaged, and who may write.
 
 Numba keeps machine code beside its source, and compiles anew when that file changes. But code from the
 modules that it imports is inside, too: a kernel would go on calling a function with the arguments of last
@@ -7,13 +7,14 @@ week. So here a file's stamp is of all of its package that it imports, directly 
     stamp(convolution.py) = SHA-256 of convolution.py, slab.py, transform.py, simd.py, ...
 """
 
+import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from numba.core import caching
 
@@ -22,6 +23,7 @@ try:
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
+_DIGEST = hashlib.sha256().digest_size
 _ROOT = Path(__file__).resolve().parent
 _IMPORT = r"^(?:from|import) ({}[\w.]*)(?: import (\([^)]*\)|.*))?"
 
@@ -64,30 +66,79 @@ def _source_stamp(locator: Any) -> bytes:
     return stamp(Path(locator._py_file).resolve(), _ROOT)
 
 
-def _one_at_a_time(save: Callable[..., None]) -> Callable[..., None]:
-    """Let one process at a time add to a folder of compiled kernels.
+class CheckedFile(caching.IndexDataCacheFile):  # type: ignore[misc]
+    """Compiled code of one kernel on disk, and its index, as Numba keeps them; each ends with a digest.
 
-    Numba gives a new kernel the next free number of its source file. Two processes that look at once find
-    the same, and one would later load what the other has compiled.
+    A file that is not as it was written (the disk was full, the machine went down, another program wrote
+    it) is a miss: the kernel is compiled again and the file replaced. Numba alone would end every later start
+    with what unpickling raises, and run machine code whatever has become of it.
 
-    A disk that is full raises without a name: an error gets the folder's.
+    Each file of code says what it is of, because Numba writes the index first and numbers the files of each
+    new source from 1: a process that is killed in between leaves an index that names last week's code.
     """
 
-    @functools.wraps(save)
-    def locked(cache_file: Any, key: Any, data: Any) -> None:
-        folder = cache_file._cache_path
+    def load(self, key: Any) -> Any:
+        """Return the code saved for a key, or None."""
+        name = self._load_index().get(key)
+        match name and _read_checked(self._data_path(name)):
+            case stamp, of, code if (stamp, of) == (self._source_stamp, key):
+                return code
+        return None
+
+    def save(self, key: Any, data: Any) -> None:
+        """Add code for a key, or replace it: one process at a time in a folder.
+
+        Numba gives a new kernel the next free number of its source file. Two processes that look at once
+        would find the same, and one would later load what the other has compiled.
+
+        Raises
+        ------
+        OSError
+            With the name of the folder: a disk that is full raises without a name.
+        """
+        folder = self._cache_path
         try:
-            with open(os.path.join(folder, "kernels.lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                save(cache_file, key, data)
+            with _open_lock(os.path.join(folder, "kernels.lock")) as lock:
+                if fcntl:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                super().save(key, (self._source_stamp, key, data))
         except OSError as error:
             raise OSError(error.errno, error.strerror or str(error), folder) from error
 
-    return locked
+    def _load_index(self) -> dict[Any, str]:
+        match _read_checked(self._index_path):
+            case version, stamp, dict(names) if stamp == self._source_stamp:
+                return names if version == self._version else {}
+        return {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._save_data(self._index_name, (self._version, self._source_stamp, overloads))
+
+    def _dump(self, obj: Any) -> bytes:
+        content: bytes = super()._dump(obj)
+        return content + hashlib.sha256(content).digest()
+
+
+def _open_lock(path: str) -> IO[str]:
+    try:
+        return open(path, "a")
+    except PermissionError:  # as damaged as another file; where the folder is ours, it can go
+        os.unlink(path)
+        return open(path, "a")
+
+
+def _read_checked(path: str) -> Any:
+    """Return what a file holds, or None if it cannot be read or is not as it was written."""
+    # Any exception: what another version of Numba has pickled may name anything.
+    with contextlib.suppress(Exception):
+        content = Path(path).read_bytes()
+        content, digest = content[:-_DIGEST], content[-_DIGEST:]
+        if hashlib.sha256(content).digest() == digest:
+            return pickle.loads(content)
+    return None
 
 
 def patch_numba() -> None:
-    """Make Numba use both: `stamp`, and one writer at a time."""
+    """Make Numba use both: `stamp` and `CheckedFile`."""
     caching._SourceFileBackedLocatorMixin.get_source_stamp = _source_stamp
-    if fcntl:
-        caching.IndexDataCacheFile.save = _one_at_a_time(caching.IndexDataCacheFile.save)
+    caching.IndexDataCacheFile = CheckedFile

@@ -1,11 +1,19 @@
 """Compiled kernels on disk, and what is only linked into them."""
 
+import contextlib
+import hashlib
+import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import pytest
 from numba.core import caching
@@ -102,6 +110,118 @@ def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
         command = [sys.executable, "-c", program]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == expected
+
+
+def make_add(addend):
+    def add(x):
+        return x + addend
+
+    return add
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder for compiled kernels."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def add_in_new_process(addend: int) -> tuple[int, bool]:
+    """1 + addend, and whether the kernel was found on disk: nothing that was loaded before is used."""
+    add = compiler.kernel(make_add(addend))
+    return add(1), sum(add.stats.cache_hits.values()) == 1
+
+
+def the_file(folder: Path, suffix: str) -> Path:
+    (found,) = folder.rglob(f"*{suffix}")
+    return found
+
+
+DAMAGES = {
+    "missing": lambda path, content: path.unlink(),
+    "empty": lambda path, content: path.write_bytes(b""),
+    "one byte": lambda path, content: path.write_bytes(content[:1]),
+    "half": lambda path, content: path.write_bytes(content[: len(content) // 2]),
+    "one byte less": lambda path, content: path.write_bytes(content[:-1]),
+    "one byte more": lambda path, content: path.write_bytes(content + b"0"),
+    "zeros": lambda path, content: path.write_bytes(bytes(len(content))),
+    "random": lambda path, content: path.write_bytes(random.Random(0).randbytes(len(content))),
+    "text": lambda path, content: path.write_text("no such thing\n"),
+    "pickled None": lambda path, content: path.write_bytes(pickle.dumps(None)),
+    "pickled dict": lambda path, content: path.write_bytes(pickle.dumps({"a": 1})),
+    "an index of Numba's": lambda path, content: path.write_bytes(
+        pickle.dumps(numba.__version__) + pickle.dumps(("stamp", {}))
+    ),
+    "pickled, unknown module": lambda path, content: path.write_bytes(checked(b"cno\nmodule\n.")),
+    "checked, not a tuple": lambda path, content: path.write_bytes(checked(pickle.dumps(3))),
+    "checked, of another length": lambda path, content: path.write_bytes(
+        checked(pickle.dumps((1,)))
+    ),
+    "a link to nothing": lambda path, content: (path.unlink(), path.symlink_to("nowhere")),
+    "a link to itself": lambda path, content: (path.unlink(), path.symlink_to(path.name)),
+}
+
+
+def checked(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_file_is_compiled_again_and_replaced(kind, suffix, cache):
+    assert add_in_new_process(2) == (3, False)
+    assert add_in_new_process(2) == (3, True)
+    path = the_file(cache, suffix)
+    DAMAGES[kind](path, path.read_bytes())
+    assert add_in_new_process(2) == (3, False)
+    assert add_in_new_process(2) == (3, True)
+    assert the_file(cache, suffix).is_file()
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_no_changed_byte_is_run(suffix, cache):
+    add_in_new_process(2)
+    generator = random.Random(1)
+    for _ in range(25):
+        path = the_file(cache, suffix)
+        content = bytearray(path.read_bytes())
+        content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(content)
+        assert add_in_new_process(2) == (3, False)
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc", ".lock"])
+def test_a_file_without_permission_is_replaced(suffix, monkeypatch):
+    with tempfile.TemporaryDirectory() as folder, ordinary_user(folder):
+        monkeypatch.setattr(numba.config, "CACHE_DIR", folder)
+        assert add_in_new_process(2) == (3, False)
+        the_file(Path(folder), suffix).chmod(0)
+        assert add_in_new_process(2) == (3, suffix == ".lock")
+        assert add_in_new_process(4) == (5, False)
+        assert add_in_new_process(2) == (3, True)
+
+
+@contextlib.contextmanager
+def ordinary_user(folder: str) -> Iterator[None]:
+    """Root may read everything: be somebody else meanwhile, who owns the folder."""
+    me = os.geteuid()
+    if me == 0:
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_code_of_another_kernel_is_not_run(cache):
+    """As when a process is killed after it has written the index, and the file of code is an older one."""
+    assert add_in_new_process(2) == (3, False)
+    assert add_in_new_process(3) == (4, False)
+    first, second = sorted(cache.rglob("*.nbc"))
+    second.write_bytes(first.read_bytes())
+    assert add_in_new_process(3) == (4, False)
+    assert add_in_new_process(2) == (3, True)
 
 
 def test_a_folder_of_kernels_that_cannot_be_written_is_named(tmp_path, monkeypatch):
