@@ -45,6 +45,9 @@ Listener: TypeAlias = Callable[[str, Sequence[Leaf]], None]
 class Context:
     """One call. An operator may put plain attributes on it: ``ctx.stride = stride``.
 
+    Arrays that it was given it keeps by :meth:`save` alone: the compiled graph, which uses their memory
+    again, refuses all other ways.
+
     Attributes
     ----------
     function : the :class:`Function` class that was called.
@@ -107,8 +110,20 @@ class Context:
                 " the graph; run the forward pass again"
             )
         start = time.perf_counter()
-        gradients: Gradients = self.function.backward(self, gradient)
-        seconds = time.perf_counter() - start
+        gradients = self.checked(self.function.backward(self, gradient))
+        if verbose.wanted():
+            self._say("d ", time.perf_counter() - start, gradients, (gradient,))
+        self.parents, self._saved, self.recording = (), (), False
+        return gradients
+
+    def checked(self, gradients: Any) -> Gradients:
+        """Return what the operator's ``backward`` has returned, one gradient for each of :attr:`parents`.
+
+        Raises
+        ------
+        RuntimeError
+            It is no tuple, or too long, or a gradient that is needed is missing or has another shape.
+        """
         most = len(self.parents)
         if not isinstance(gradients, tuple) or len(gradients) > most:
             given = len(gradients) if isinstance(gradients, tuple) else type(gradients).__name__
@@ -116,12 +131,8 @@ class Context:
                 f"{self.function.__name__}.backward must return a tuple of at most {most} gradients, "
                 f"one for each argument of forward, not {given}"
             )
-        if verbose.wanted():
-            self._say("d ", seconds, gradients, (gradient,))
         gradients += (None,) * (most - len(gradients))
-        checked = tuple(map(self._check, gradients, self.parents))
-        self.parents, self._saved, self.recording = (), (), False
-        return checked
+        return tuple(map(self._check, gradients, self.parents))
 
     def _say(self, direction: str, seconds: float, written: Gradients, read: Sequence[Any]) -> None:
         """Print a line of what has just run; what it keeps or has kept was moved, too."""

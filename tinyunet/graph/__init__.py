@@ -16,7 +16,8 @@ On the way from a model to a run:
 ``finish``          packing and sizes; ``layouts`` reorders where blocked meets channels last
 ``memory``          places all arrays in one arena; ``sharing`` what ranks of a node pack together
 ``executor``        a list of calls, run in order: ``fused`` and ``convolutions`` bind kernels to arrays
-                    (by ``binder``, if ``contracts`` finds that they fit), ``unfused`` the eager operators
+                    (by ``binder``, if ``contracts`` finds that they fit), ``unfused`` the eager
+                    operators, ``own`` those of the user
 ``compiled``        what `compile` returns
 ``show``, ``cost``  tables, bytes and operations
 

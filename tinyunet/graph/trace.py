@@ -27,12 +27,16 @@ from tinyunet.autograd import Function, Tensor, intercept, is_recording
 from tinyunet.context import Context, operator_name
 from tinyunet.graph.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
 from tinyunet.graph.operators import OPERATORS, Operator
+from tinyunet.graph.own import Loans
 from tinyunet.nn import Module
 
 Loss = Callable[..., Tensor]
 Array = npt.NDArray[Any]
 
 IMAGES, LABELS = "images", "labels"
+
+# Values whose memory holds something else later.
+_PASSING = ("input", "temporary")
 
 # Settings of operators that are compared between traces.
 _COMPARED = (int, float, str, tuple, slice, np.generic, types.EllipsisType)
@@ -82,7 +86,9 @@ class _Trace:
         needs = tuple(
             isinstance(a, Tensor) and a.requires_grad and is_recording() for a in arguments
         )
-        known = OPERATORS.get(function) or _find_out(function, arguments, roles, needs)
+        passing = {role for role, v in inputs.items() if self.values[v].kind in _PASSING}
+        lent = frozenset(passing if _is_own(function) else ())
+        known = OPERATORS.get(function) or _find_out(function, arguments, roles, needs, lent)
         name = self.unique(_module_of(inputs.values()) or known.name)
         arrays = {
             r: a.data if isinstance(a, Tensor) else a for r, a in zip(roles, arguments, strict=True)
@@ -107,6 +113,8 @@ class _Trace:
             "needs_gradient": needs,
             "saves": known.saves,
         }
+        if _is_own(function):
+            attributes["lent"] = lent
         if "weights" in arrays:
             attributes["kernel"] = arrays["weights"].shape[2:]
         views = {"dst": "a"} if known.name == "reshape" else {}
@@ -334,29 +342,50 @@ def _layout(shape: tuple[int, ...]) -> str:
     return NDHWC if len(shape) == 5 else PLAIN
 
 
+def _is_own(function: type[Function]) -> bool:
+    """Whether an operator is the user's."""
+    return function.__module__.partition(".")[0] != "tinyunet"
+
+
 def _find_out(
-    function: type[Function], arguments: tuple[Any, ...], roles: list[str], needs: tuple[bool, ...]
+    function: type[Function],
+    arguments: tuple[Any, ...],
+    roles: list[str],
+    needs: tuple[bool, ...],
+    lent: frozenset[str],
 ) -> Operator:
     """Run an operator that nobody has described, to see the shape it makes and what it saves."""
+    ctx, loans = Context(function, tuple(Tensor(0.0) if need else None for need in needs)), Loans()
     arrays = [
-        np.ascontiguousarray(a.data if isinstance(a, Tensor) else a).reshape(np.shape(a.data))
+        np.array(a.data if isinstance(a, Tensor) else a, order="C")
         if isinstance(a, Tensor | np.ndarray)
         else a
         for a in arguments
     ]
-    leaves = tuple(Tensor(0.0) if need else None for need in needs)
-    ctx = Context(function, leaves)
+    for index, role in enumerate(roles):
+        if role in lent:
+            arrays[index] = loans.lend(arrays[index])
+    known = _description(ctx, dict(zip(roles, arrays, strict=True)))
+    arrays.clear()
+    loans.check(f"{function.__name__}.forward", ValueError)
+    return known
+
+
+def _description(ctx: Context, given: dict[str, Any]) -> Operator:
     with np.errstate(all="ignore"):
-        dst = np.asarray(function.forward(ctx, *arrays))
-    saves: list[str] = []
+        returned = ctx.function.forward(ctx, *given.values())
+    dst = Tensor(returned).data
+    shape, dtype, saves = dst.shape, dst.dtype, list[str]()
     workspaces: dict[str, Any] = {}
-    known = {id(array): role for role, array in zip(roles, arrays, strict=True)} | {id(dst): "dst"}
+    known = {id(array): role for role, array in given.items()} | {id(dst): "dst"}
     for index, array in enumerate(ctx.saved):
         name = "" if array is None else known.get(id(array), f"saved{index}")
         saves.append(name)
         if array is not None and id(array) not in known:
-            workspaces[name] = lambda *_, a=array: (a.shape, a.dtype)
-    name = operator_name(function)
-    if function.__module__.partition(".")[0] != "tinyunet":  # may be called as one that passes know
+            like = array.shape, array.dtype
+            workspaces[name] = lambda *_, like=like: like
+    ctx.save()
+    name = operator_name(ctx.function)
+    if _is_own(ctx.function):  # may be called as one that passes know
         name = f"own:{name}"
-    return Operator(name, lambda _: dst.shape, tuple(saves), workspaces, dst.dtype)
+    return Operator(name, lambda _: shape, tuple(saves), workspaces, dtype)

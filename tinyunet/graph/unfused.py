@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from tinyunet.autograd import Function, Tensor
 from tinyunet.context import Context
+from tinyunet.graph import own
 from tinyunet.graph.binder import Call
 from tinyunet.graph.ir import Node
 
@@ -50,6 +51,9 @@ def bind(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> 
         return _backward_data(node, inputs, outputs)
     if node.op.endswith("_backward_weights"):
         return _backward_weights(node, inputs, outputs)
+    if "lent" in node.attributes:
+        bind_own = own.backward if "of" in node.attributes else own.forward
+        return bind_own(node, inputs, outputs, calls)
     if "of" in node.attributes:
         return _backward(node, inputs, outputs, calls[node.attributes["of"]])
     call = calls[node.name] = _SavedElsewhere(
@@ -133,12 +137,15 @@ def _eager_loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
     options = {"from_logits": True} if node.attributes["from_logits"] else {}
 
     def run() -> None:
-        prediction = Tensor(inputs["prediction"], requires_grad=True)
+        loans = own.Loans()
+        prediction = Tensor(loans.lend(inputs["prediction"]), requires_grad=True)
         # As integers that people compute with: bytes would wrap.
         loss = function(prediction, inputs["labels"].astype(np.int64), **options)
         loss.backward(inputs["gradient"])
         _store(outputs["dst"], loss.data)
         _store(outputs["diff_prediction"], prediction.grad)
+        del prediction, loss
+        loans.check("the loss")
 
     return run
 

@@ -1,0 +1,224 @@
+"""Operators of the user's in the compiled graph: as on the tape, or refused with one line."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import INPUT, ROUNDING, SHAPE, assert_agree, batch, conv
+
+import tinyunet
+from tinyunet import SGD, Function, Module, Tensor, losses
+from tinyunet import functional as F
+
+_elsewhere: list[Any] = []
+
+
+class Net(Module):
+    """A user's operator between convolutions, where memory is used again at once."""
+
+    def __init__(self, operator: type[Function]) -> None:
+        self.first, self.second, self.head = conv(4, 16), conv(16, 16, seed=2), conv(16, 4, 1)
+        self.operator = operator
+
+    def logits(self, images: Tensor) -> Tensor:
+        squared = self.operator.apply(F.relu(self.first(images)))
+        return self.head(F.relu(self.second(squared)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.softmax(self.logits(images))
+
+
+def square(keep: Callable[[Any, Any], Any], kept: Callable[[Any], Any]) -> type[Function]:
+    """An operator that keeps its source for backward in its own way."""
+
+    class Square(Function):
+        @staticmethod
+        def forward(ctx: Any, a: Any) -> Any:
+            keep(ctx, a)
+            return a * a
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return (2 * gradient * kept(ctx),)
+
+    return Square
+
+
+def keep_in_an_object(ctx: Any, a: Any) -> None:
+    ctx.notes = type("Notes", (), {})()
+    ctx.notes.src = a
+
+
+KEPT: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]] = {
+    "an attribute": (lambda ctx, a: setattr(ctx, "src", a), lambda ctx: ctx.src),
+    "a view": (lambda ctx, a: setattr(ctx, "src", a[:, ::-1]), lambda ctx: ctx.src[:, ::-1]),
+    "a tuple": (lambda ctx, a: setattr(ctx, "src", (1, [a])), lambda ctx: ctx.src[1][0]),
+    "a dict": (lambda ctx, a: setattr(ctx, "src", {"a": a}), lambda ctx: ctx.src["a"]),
+    "a tensor": (lambda ctx, a: setattr(ctx, "src", Tensor(a)), lambda ctx: ctx.src.data),
+    "an object": (keep_in_an_object, lambda ctx: ctx.notes.src),
+    "a function": (lambda ctx, a: setattr(ctx, "src", lambda: a), lambda ctx: ctx.src()),
+    "a list beside": (lambda ctx, a: _elsewhere.append(a), lambda ctx: _elsewhere.pop()),
+}
+FREE: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]] = {
+    "save": (lambda ctx, a: ctx.save(a), lambda ctx: ctx.saved[0]),
+    "save a view": (
+        lambda ctx, a: ctx.save(None, a[:, 1:]),
+        lambda ctx: np.pad(ctx.saved[1], [(0, 0), (1, 0), *[(0, 0)] * 3]),
+    ),
+    "a copy": (lambda ctx, a: setattr(ctx, "src", a.copy()), lambda ctx: ctx.src),
+    "what it has made": (lambda ctx, a: setattr(ctx, "mask", a > 0.1), lambda ctx: ctx.mask),
+    "shape and type": (
+        lambda ctx, a: ctx.save(a),
+        lambda ctx: ctx.saved[0] * np.ones(ctx.shape, ctx.dtype),
+    ),
+    "a context of its own at each call": (
+        lambda ctx, a: ctx.save(a * (not hasattr(ctx, "met"))) or setattr(ctx, "met", True),
+        lambda ctx: ctx.saved[0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_an_array_that_is_kept_beside_save_is_refused(name):
+    model = Net(square(*KEPT[name]))
+    line = r"compile: Square.forward keeps an array .* keep it by ctx.save\(array\), or keep a copy"
+    with pytest.raises(ValueError, match=line):
+        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+    _elsewhere.clear()
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_else_is_kept_gives_the_gradients_of_eager(name):
+    assert_agree(lambda: Net(square(*FREE[name])), SHAPE, ROUNDING)
+
+
+def test_a_gradient_that_is_kept_is_refused_when_it_is():
+    kept = square(lambda ctx, a: ctx.save(a), lambda ctx: ctx.saved[0])
+
+    class Looked(kept):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            _elsewhere.append(gradient)
+            return kept.backward(ctx, gradient)
+
+    model = Net(Looked)
+    step = tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)
+    with pytest.raises(RuntimeError, match=r"Looked.backward keeps an array"):
+        step(*batch(SHAPE, 4, 4, 0))
+    _elsewhere.clear()
+
+
+def test_a_prediction_that_an_eager_loss_keeps_is_refused():
+    def loss(prediction: Tensor, labels: Any) -> Tensor:
+        if prediction.data.strides[0]:  # not while it is traced
+            _elsewhere.append(prediction.data[..., 0])
+        weights = 1.0 + (labels == labels.max())[..., np.newaxis]
+        return (prediction * prediction * weights.astype(np.float32)).mean()
+
+    model = Net(square(*FREE["save"]))
+    step = tinyunet.compile(model, loss, SGD(model.parameters(), 0.1), INPUT)
+    with pytest.raises(RuntimeError, match="compile: the loss keeps an array"):
+        step(*batch(SHAPE, 4, 4, 0))
+    _elsewhere.clear()
+
+
+RETURNED: dict[str, Callable[[Any], Any]] = {
+    "an array": lambda gradient: gradient,
+    "a list": lambda gradient: [gradient],
+    "None": lambda gradient: None,
+    "a tuple of None": lambda gradient: (None,),
+    "nothing": lambda gradient: (),
+    "too many": lambda gradient: (gradient, None, None),
+    "one image of it": lambda gradient: (gradient[:1, :1],),
+    "one number": lambda gradient: (gradient.sum(),),
+    "an axis more": lambda gradient: (gradient[np.newaxis],),
+    "float64": lambda gradient: (gradient.astype(np.float64),),
+    "as it should": lambda gradient: (gradient, None),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_backward_returns_is_checked_as_on_the_tape(name):
+    class Doubled(Function):
+        @staticmethod
+        def forward(ctx: Any, a: Any, factor: float = 1.0) -> Any:
+            return a * np.float32(factor)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return RETURNED[name](gradient)
+
+        @classmethod
+        def apply(cls, *arguments: Any) -> Tensor:
+            return super().apply(*arguments, 1.0)
+
+    images, labels = batch(SHAPE, 4, 4, 0)
+
+    def eager() -> None:
+        losses.soft_dice(Net(Doubled).logits(images), labels, from_logits=True).backward()
+
+    def compiled() -> None:
+        model = Net(Doubled)
+        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)(
+            images, labels
+        )
+
+    assert told_by(compiled) == told_by(eager)
+    if name in ("float64", "as it should"):
+        assert_agree(lambda: Net(Doubled), SHAPE, ROUNDING, steps=1)
+
+
+def told_by(run: Callable[[], None]) -> str:
+    """What it raises; "" if nothing."""
+    try:
+        run()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda ctx, a: ctx.save(a if a.max() < 100 else abs(a)),
+        lambda ctx, a: ctx.save(None if a.max() < 100 else a),
+        lambda ctx, a: ctx.save(*[a + 1] * (1 if a.max() < 100 else 2)),
+        lambda ctx, a: ctx.save(np.flatnonzero(a > 100)),
+        lambda ctx, a: ctx.save(a + 1 if a.max() < 100 else a.astype(np.float64)),
+        lambda ctx, a: a if a.max() < 100 else a[:1, :1, :1, :1],
+    ],
+)
+def test_what_is_saved_or_returned_may_not_depend_on_the_data(forward):
+    class Depends(Function):
+        @staticmethod
+        def forward(ctx: Any, a: Any) -> Any:
+            other = forward(ctx, a)
+            return a * 1 if other is None else other * 1
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return (gradient,)
+
+    model = Net(Depends)
+    step = tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.0), INPUT)
+    images, labels = batch(SHAPE, 4, 4, 0)
+    step(images, labels)
+    with pytest.raises(
+        RuntimeError, match=r"Depends.forward returns or saves other arrays than when"
+    ):
+        step(images * 1e4, labels)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float16, np.bool_])
+def test_results_of_other_types_are_float32_as_on_the_tape(dtype):
+    class Rounded(Function):
+        @staticmethod
+        def forward(ctx: Any, a: Any) -> Any:
+            return (a * 4).astype(dtype)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return (gradient,)
+
+    assert_agree(lambda: Net(Rounded), SHAPE, ROUNDING, steps=1)
