@@ -32,7 +32,7 @@ KERNELS = """
     fused
 """
 TINYUNET = """
-    checks crew errors text verbose
+    checks crew errors text turns verbose
     files
     context
     autograd

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tinyunet.context import Array, Context, Gradients, Leaf, Listener
+from tinyunet.turns import one_at_a_time
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = int | slice | EllipsisType | None
@@ -221,8 +222,9 @@ class Tensor:
 
     def accumulate(self, gradient: Array) -> None:
         """Add to ``grad`` of a leaf. Arrays that others may hold are neither kept nor changed."""
-        # The sum of arrays without axes is a scalar of NumPy, which fill(0) would not change.
-        self.grad = gradient.copy() if self.grad is None else np.asarray(self.grad + gradient)
+        with one_at_a_time:  # or of two threads' gradients one would be lost
+            # The sum of arrays without axes is a scalar of NumPy, which fill(0) would not change.
+            self.grad = gradient.copy() if self.grad is None else np.asarray(self.grad + gradient)
 
     def detach(self) -> "Tensor":
         """Return the same array with no history."""

@@ -25,6 +25,7 @@ from kernels.checks import Triple, tensor, triple
 from tinyunet.autograd import Function, Tensor
 from tinyunet.checks import fraction
 from tinyunet.context import Array, Context, Gradients
+from tinyunet.turns import one_at_a_time
 
 
 class Convolution(Function):
@@ -120,9 +121,10 @@ class BatchNormTraining(Function):
         dst, mean, variance = kernels.batch_norm.forward_training(
             src, scale, shift, epsilon, combine
         )
-        for running, batch in ((running_mean, mean), (running_variance, variance)):
-            running *= momentum
-            running += (1 - momentum) * batch
+        with one_at_a_time:  # another thread may train, too, or predict with them
+            for running, batch in ((running_mean, mean), (running_variance, variance)):
+                running *= momentum
+                running += (1 - momentum) * batch
         ctx.save(src, scale, mean, variance)
         ctx.epsilon, ctx.combine = epsilon, combine
         return dst
@@ -263,7 +265,10 @@ class Dropout(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array, rate: float, generator: np.random.Generator) -> Array:
-        kept: NDArray[np.bool_] = generator.random(src.shape, dtype=np.float32) >= rate
+        with (
+            one_at_a_time
+        ):  # while another thread traces, to draw looks as if the model did beside this
+            kept: NDArray[np.bool_] = generator.random(src.shape, dtype=np.float32) >= rate
         ctx.save(kept)
         ctx.factor = 1 / (1 - rate)
         dst = src * kept

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tinyunet.autograd import no_grad
 from tinyunet.graph import Inference
 from tinyunet.graph.passes import NAMES
+from tinyunet.turns import one_at_a_time
 from tinyunet.unet import UNet
 
 #: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).
@@ -42,7 +43,7 @@ def predictor(model: UNet, eager: bool = False, accuracy: str = "fast") -> Predi
 
 def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run in inference mode, with the running statistics of batch norm; then as before."""
-    with model.mode(training=False), no_grad():
+    with one_at_a_time, model.mode(training=False), no_grad():
         return model(images).data
 
 

@@ -6,6 +6,7 @@ A module's parts are its plain attributes, in the order in which they were set: 
 ``encoder.0.conv0.weights``.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -20,6 +21,7 @@ from tinyunet import functional
 from tinyunet.autograd import Tensor
 from tinyunet.checks import at_least_zero, fraction, positive
 from tinyunet.context import Array
+from tinyunet.turns import one_at_a_time
 
 Generator = np.random.Generator
 
@@ -38,16 +40,48 @@ class Parameter(Tensor):
 
     def accumulate(self, gradient: Array) -> None:
         """Add to ``grad`` in place."""
-        if self.grad is None:
-            self.grad = gradient.copy()
-        else:
-            self.grad += gradient
+        with one_at_a_time:  # or of two threads' gradients one would be lost
+            if self.grad is None:
+                self.grad = gradient.copy()
+            else:
+                self.grad += gradient
+
+
+class _Modes(threading.local):
+    """What each thread is inside :meth:`Module.mode` of, by the identity of a part."""
+
+    def __init__(self) -> None:
+        self.training: dict[int, bool] = {}
+
+
+_modes = _Modes()
 
 
 class Module:
     """A layer or a model: subclass it, set attributes in ``__init__``, write ``forward``."""
 
-    training = True
+    _starts_in_training = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if isinstance(at_first := vars(cls).get("training"), bool):  # would hide the property
+            cls._starts_in_training = at_first
+            del cls.training
+
+    @property
+    def training(self) -> bool:
+        """Whether this part is in training: in this thread, inside :meth:`mode`; else for all threads."""
+        in_this_thread = _modes.training.get(id(self))
+        if in_this_thread is not None:
+            return in_this_thread
+        return bool(vars(self).get("training", self._starts_in_training))
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if id(self) in _modes.training:
+            _modes.training[id(self)] = mode
+        else:
+            vars(self)["training"] = mode
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(vars(self).get(name), Parameter) and not isinstance(value, Parameter | None):
@@ -67,7 +101,7 @@ class Module:
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """Yield this module (its name is empty) and all parts below it, depth first."""
         yield prefix, self
-        for name, part in vars(self).items():
+        for name, part in list(vars(self).items()):  # another thread may set an attribute
             if isinstance(part, Module):
                 yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
 
@@ -87,7 +121,7 @@ class Module:
                 yield name, value
 
     def _named_attributes(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
             if isinstance(value, Module):
                 yield from value._named_attributes(f"{prefix}{name}.")
             else:
@@ -107,7 +141,8 @@ class Module:
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return a copy of every parameter and buffer under its dotted name."""
-        return {name: array.copy() for name, array in self._named_arrays().items()}
+        with one_at_a_time:  # none before and none after a step of another thread
+            return {name: array.copy() for name, array in self._named_arrays().items()}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Copy arrays into parameters and buffers, in place: views into them stay views.
@@ -133,8 +168,9 @@ class Module:
         for name in new:
             if name not in own:
                 raise ValueError(f"state has {name!r}, which the model does not know")
-        for name, array in own.items():
-            np.copyto(array, new[name], casting="same_kind")
+        with one_at_a_time:
+            for name, array in own.items():
+                np.copyto(array, new[name], casting="same_kind")
 
     def random_state(self) -> dict[str, Any]:
         """Return where each random generator stands, by the name of its module: for JSON."""
@@ -193,14 +229,18 @@ class Module:
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[None]:
-        """Inside, all parts are in training, or in inference; then each is as it was."""
-        before = [(module, module.training) for _, module in self.named_modules()]
-        self.train(training)
+        """Inside, all parts are in training, or in inference, for this thread; then each is as it was.
+
+        Other threads see nothing of it, those that are started inside neither.
+        """
+        parts = [module for _, module in self.named_modules()]  # an identity is good while it lives
+        before = _modes.training
+        _modes.training = before | {id(part): part.training for part in parts}
         try:
+            self.train(training)
             yield
         finally:
-            for module, was in before:
-                module.training = was
+            _modes.training = before
 
 
 class Sequential(Module):
@@ -215,7 +255,7 @@ class Sequential(Module):
         setattr(self, str(sum(1 for _ in self)), module)
 
     def __iter__(self) -> Iterator[Module]:
-        return (part for part in vars(self).values() if isinstance(part, Module))
+        return (part for part in list(vars(self).values()) if isinstance(part, Module))
 
     def __getitem__(self, index: int) -> Module:
         return list(self)[index]

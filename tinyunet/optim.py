@@ -7,6 +7,7 @@ send each other. From then on a parameter's arrays are the optimizer's: change t
 """
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias
@@ -20,6 +21,7 @@ from tinyunet.checks import at_least_zero, fraction, positive
 from tinyunet.context import Array
 from tinyunet.crew import ALONE, Crew
 from tinyunet.nn import Parameter
+from tinyunet.turns import one_at_a_time
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -72,6 +74,8 @@ class Optimizer:
         self.flat_gradients = self.crew_gradients[crew.rank]
         for name in self.averages:
             setattr(self, name, crew.zeros(size, dtype))
+        self._filled_by: int | None = None  # threads, by identity
+        self._replaced: set[int] = set()
         self._give_parts()
 
     def _give_parts(self) -> None:
@@ -99,8 +103,28 @@ class Optimizer:
         Raises
         ------
         RuntimeError
-            A parameter no longer uses this optimizer's buffers.
+            A parameter no longer uses this optimizer's buffers; or a compiled step has filled the gradients
+            for this thread, and then for another one.
         """
+        with one_at_a_time:
+            self._step()
+
+    def gradients_are_new(self) -> None:
+        """Note that this thread fills the gradients, perhaps over those of another one."""
+        thread = threading.get_ident()
+        if self._filled_by is not None:
+            self._replaced.add(self._filled_by)
+        self._replaced.discard(thread)
+        self._filled_by = thread
+
+    def _step(self) -> None:
+        if threading.get_ident() in self._replaced:
+            self._replaced.discard(threading.get_ident())
+            raise RuntimeError(
+                "optimizer: another thread has replaced the gradients of this one since it found them;"
+                " call the compiled step as a whole, step(images, labels)"
+            )
+        self._filled_by = None
         for index, (parameter, (data, grad)) in enumerate(
             zip(self.parameters, self._views, strict=True)
         ):
@@ -143,8 +167,9 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of the running averages, the number of steps and ``lr``, as arrays."""
-        state: dict[str, npt.NDArray[Any]] = {n: getattr(self, n).copy() for n in self.averages}
-        return state | {"steps": np.array(self.steps), "lr": np.array(self.lr)}
+        with one_at_a_time:
+            state: dict[str, npt.NDArray[Any]] = {n: getattr(self, n).copy() for n in self.averages}
+            return state | {"steps": np.array(self.steps), "lr": np.array(self.lr)}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Take over what :meth:`state_dict` returned.
@@ -172,9 +197,10 @@ class Optimizer:
         at_least_zero("lr", lr)
         if not (steps >= 0 and steps.is_integer()):
             raise ValueError(f"state has 'steps' {steps}, not a whole number from 0 on")
-        self.lr, self.steps = lr, int(steps)
-        for name in self.averages:
-            np.copyto(getattr(self, name), np.asarray(state[name]))
+        with one_at_a_time:
+            self.lr, self.steps = lr, int(steps)
+            for name in self.averages:
+                np.copyto(getattr(self, name), np.asarray(state[name]))
 
 
 class Adam(Optimizer):

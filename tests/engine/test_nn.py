@@ -1,5 +1,7 @@
 """Modules: names, state, initial weights, switches."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -204,6 +206,49 @@ class TestSwitches:
         assert not any(module.training for _, module in net.named_modules())
         assert net.train() is net
         assert all(module.training for _, module in net.named_modules())
+
+    def test_mode_is_the_threads_own(self):
+        net = nn.Sequential(small_net(), nn.Dropout(0.5).eval())
+        seen = []
+
+        def look():
+            seen.append([module.training for _, module in net.named_modules()])
+
+        look()
+        with net.mode(training=False):
+            with net.mode(training=True):
+                look()
+            look()
+            for _ in range(2):  # the second finds what a thread before has left
+                thread = threading.Thread(target=look)
+                thread.start()
+                thread.join()
+            net.train()  # this, too, ends with the mode
+            look()
+        look()
+        before = seen[0]
+        assert before[0]
+        assert not before[-1]
+        size = len(before)
+        assert seen[1:] == [[True] * size, [False] * size, before, before, [True] * size, before]
+
+    def test_mode_goes_by_the_models_own_train(self):
+        class Frozen(nn.Module):
+            training = False
+
+            def __init__(self):
+                self.norm, self.layer = nn.BatchNorm(2), nn.Dropout(0.5)
+
+            def train(self, mode=True):
+                super().train(mode)
+                self.norm.eval()
+                return self
+
+        model = Frozen()
+        assert [part.training for _, part in model.named_modules()] == [False, True, True]
+        with model.mode(training=True):
+            assert [part.training for _, part in model.named_modules()] == [True, False, True]
+        assert [part.training for _, part in model.named_modules()] == [False, True, True]
 
     def test_dropout_drops_in_training_only(self):
         src = np.ones((1, 4, 4, 4, 8), np.float32)

@@ -1,11 +1,15 @@
 """What ``tinyunet.compile`` returns: a training step, or a prediction, for inputs of any shape.
 
 Each input shape has a program of its own. The last few are kept.
+
+Python threads take turns (:mod:`tinyunet.turns`): each call is run whole before another one begins.
 """
 
 import functools
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +33,7 @@ from tinyunet.graph.trace import LABELS, Loss, trace
 from tinyunet.losses import checked_labels
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
+from tinyunet.turns import one_at_a_time
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -57,11 +62,28 @@ class Compiled:
         self._glance: Glance | None = None
         self._beside: list[Array] = []
         self._written: set[tuple[str, str]] = set()  # attributes that forward sets: no settings
+        self._runs = False
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Inside, no other thread runs a program; nor does this one run ours a second time."""
+        with one_at_a_time:
+            if self._runs:
+                raise RuntimeError(
+                    f"{type(self).__name__}: called by what it runs itself, a listener or an operator;"
+                    " there it would write over its own memory"
+                )
+            self._runs = True
+            try:
+                yield
+            finally:
+                self._runs = False
 
     def stages(self, input_shape: Shape) -> list[Stage]:
         """Return the graph for a shape as traced, after each pass, and as it is run."""
         reuse = "plan_memory" in self.passes
-        graph = self._trace(tuple(input_shape))
+        with one_at_a_time:
+            graph = self._trace(tuple(input_shape))
         found = [Stage("traced", graph, reuse=False)]
         options = Options(self.passes, self._accuracy)
         for name, run in PASSES.items():
@@ -73,9 +95,12 @@ class Compiled:
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
+        with one_at_a_time:
+            return self._program(tuple(input_shape))
+
+    def _program(self, shape: Shape) -> Program:
         if self._beside or not self._glance or not self._glance.is_same():
             self._look()
-        shape = tuple(input_shape)
         if shape not in self._programs:
             before = self._attributes()
             graph = self.stages(shape)[-1].graph
@@ -163,11 +188,12 @@ class Inference(Compiled):
             A new array at each call.
         """
         array = self._images(images)
-        program = self.program(array.shape)
-        program.run(_fingerprint(program.graph.data.values()), images=array)
-        found = program.arrays[program.graph.outputs[0]]
-        result = empty(found.shape, found.dtype)
-        copy(found, result)
+        with self._turn():
+            program = self.program(array.shape)
+            program.run(_fingerprint(program.graph.data.values()), images=array)
+            found = program.arrays[program.graph.outputs[0]]
+            result = empty(found.shape, found.dtype)
+            copy(found, result)
         return result
 
     def _trace(self, input_shape: Shape) -> Graph:
@@ -178,15 +204,11 @@ class Inference(Compiled):
 class TrainingStep(Compiled):
     """One step of training: ``step(images, labels)`` returns the loss.
 
-    The gradients of the step stay in the optimizer's buffer until the next one.
+    The gradients of the step stay in the optimizer's buffer until the next one. Several threads may call
+    it: their steps come one after the other.
 
     If the optimizer is a crew's (:mod:`tinyunet.crew`), so is the program for the first shape: every
     process of the crew compiles it, and between two runs all of them meet.
-
-    Attributes
-    ----------
-    dice_sums : array, shape = (3, MB, classes), or None
-        What :class:`tinyunet.losses.DiceSums` found for the last batch, if the loss has it.
     """
 
     def __init__(
@@ -200,15 +222,26 @@ class TrainingStep(Compiled):
     ) -> None:
         super().__init__(model, passes, accuracy, debug, optimizer.crew)
         self.loss, self.optimizer = loss, optimizer
-        self.dice_sums: Array | None = None
+        self._dice_sums: Array | None = None
+        self._of_thread = threading.local()
         self._parameters: dict[str, Parameter] = {}
         self._filled: dict[str, Array] = {}
 
     def __call__(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Run forward, backward and the optimizer; return the loss before the step."""
-        loss = self.gradients(images, labels)
-        self.optimizer.step()
+        with one_at_a_time:
+            loss = self.gradients(images, labels)
+            self.optimizer.step()
         return loss
+
+    @property
+    def dice_sums(self) -> Array | None:
+        """Sums of Dice, (3, MB, classes), of the last batch, if the loss has :class:`losses.DiceSums`.
+
+        For the last batch of this thread; in a thread that has run none, for the last batch of all.
+        """
+        found: Array | None = getattr(self._of_thread, "dice_sums", self._dice_sums)
+        return found
 
     def gradients(
         self,
@@ -218,6 +251,8 @@ class TrainingStep(Compiled):
         listener: Listener | None = None,
     ) -> float:
         """Run forward and backward only, and fill the optimizer's gradients.
+
+        The optimizer's step is refused to a thread whose gradients another thread has replaced meanwhile.
 
         Parameters
         ----------
@@ -239,10 +274,17 @@ class TrainingStep(Compiled):
             ``labels`` are not integers, have another shape, or hold what is not a class.
         """
         array = self._images(images)
+        with self._turn():
+            return self._fill(array, labels, weight, listener)
+
+    def _fill(
+        self, array: Array, labels: npt.ArrayLike, weight: float, listener: Listener | None
+    ) -> float:
         program = self.program(array.shape)
         graph = program.graph
         checked = checked_labels(labels, graph.values[LABELS].shape, graph.classes or 256)
         loss, *dice = graph.outputs
+        self.optimizer.gradients_are_new()
         program.arrays[gradient_name(loss)][...] = weight
         unused = {n: grad for n, grad in self._filled.items() if n not in graph.gradients}
         for gradient in unused.values():
@@ -259,7 +301,8 @@ class TrainingStep(Compiled):
         program.pack(not crew.alike, listening)
         crew.wait()
         program.run(listener=listening, images=array, labels=checked)
-        self.dice_sums = np.array(program.arrays[dice[0]]) if dice else None
+        self._dice_sums = np.array(program.arrays[dice[0]]) if dice else None
+        self._of_thread.dice_sums = self._dice_sums
         return float(program.arrays[loss])
 
     def _look(self) -> None:
