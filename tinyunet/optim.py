@@ -92,10 +92,27 @@ class Optimizer:
             self._views.append((parameter.data, parameter.grad))
             start = part.stop
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, if it is this process' own.
+
+        Raises
+        ------
+        TypeError
+            The buffers are shared with other processes.
+        """
+        if self.crew.size > 1:
+            raise TypeError(
+                f"optimizer: its arrays are shared by {self.crew.size} processes and cannot be copied; copy"
+                " state_dict(), and give it to an optimizer of the copy"
+            )
+        return vars(self) | {"_filled_by": None, "_replaced": set()}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a copy, or what was pickled, whole: views are copied apart from what they view."""
         vars(self).update(state)
-        self._give_parts()
+        views = [np.may_share_memory(p.data, self.flat_parameters) for p in self.parameters]
+        if not all(views):  # else it is a shallow copy, of the same parameters
+            self._give_parts()
 
     def step(self) -> None:
         """Change the parameters by the gradients found since the last :meth:`zero_grad`.

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet import SGD, Adam, Parameter, Tensor, UNet, losses, optim
+from tinyunet.crew import Crew
 
 SHAPES = [(2, 3), (), (4,)]
 
@@ -166,6 +167,23 @@ class TestFlatBuffers:
         for parameter, expected in zip(copied, parameters, strict=True):
             np.testing.assert_array_equal(parameter.data, expected.data)
         assert not np.array_equal(other.flat_parameters, before)
+
+    def test_a_shallow_copy_is_of_the_same_parameters(self):
+        parameters = make_parameters()
+        optimizer = Adam(parameters)
+        for each in (optimizer, copy.copy(optimizer), optimizer):
+            before = parameters[0].data.copy()
+            set_gradients(parameters, 0)
+            each.step()
+            assert not np.array_equal(parameters[0].data, before)
+
+    def test_what_is_shared_with_other_processes_is_not_copied(self):
+        optimizer = Adam(make_parameters())
+        optimizer.crew = Crew()
+        optimizer.crew.size = 2
+        for again in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="its arrays are shared by 2 processes"):
+                again(optimizer)
 
     @pytest.mark.parametrize("attribute", ["data", "grad"])
     def test_a_replaced_array_is_noticed(self, attribute):

@@ -1,7 +1,9 @@
 """Compiled equals eager: the U-Net in two and three dimensions, with every set of passes."""
 
+import copy
 import functools
 import os
+import pickle
 import subprocess
 import sys
 
@@ -155,8 +157,58 @@ class TestShapes:
         assert not model.training
         before = [buffer.copy() for buffer in model.buffers()]
         step.program((1, 5, 5, 5, 4))  # compiling is not training
-        for buffer, copy in zip(model.buffers(), before, strict=True):
-            np.testing.assert_array_equal(buffer, copy)
+        for buffer, was in zip(model.buffers(), before, strict=True):
+            np.testing.assert_array_equal(buffer, was)
+
+
+AGAIN = [copy.deepcopy, lambda whole: pickle.loads(pickle.dumps(whole))]
+
+
+@pytest.mark.parametrize("again", AGAIN)
+class TestCopies:
+    """A copy, and what was pickled, is a model of its own, and compiled for that."""
+
+    def test_a_prediction(self, again):
+        predict = tinyunet.compile(UNet(**SMALL), (1, 4, 4, 4, 4))
+        images, _ = batch((1, 4, 4, 4), 4, 4, 1)
+        first = predict(images)
+        copied = again(predict)
+        np.testing.assert_array_equal(copied(2 * images), predict(2 * images))
+        for parameter in predict.model.parameters():
+            parameter.data *= 1.5
+        assert not np.array_equal(predict(images), first)
+        np.testing.assert_array_equal(copied(images), first)
+
+    def test_a_step(self, again):
+        model, data = UNet(**SMALL), batch((1, 4, 4, 4), 4, 4, 1)
+        step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), (1, 4, 4, 4, 4))
+        step(*data)
+        copied = again(step)
+        assert copied.model.parameters()[0] is copied.optimizer.parameters[0]
+        for _ in range(2):
+            assert copied(*data) == step(*data)
+        optimizers = copied.optimizer, step.optimizer
+        np.testing.assert_array_equal(*[each.flat_parameters for each in optimizers])
+        step(*data)
+        assert not np.array_equal(*[each.flat_parameters for each in optimizers])
+
+    def test_a_model_that_holds_its_prediction(self, again):
+        model = UNet(**SMALL)
+        model.predict = tinyunet.compile(model, (1, 4, 4, 4, 4))
+        images, _ = batch((1, 4, 4, 4), 4, 4, 1)
+        copied = again(model)
+        assert copied.predict.model is copied
+        np.testing.assert_array_equal(copied.predict(images), model.predict(images))
+
+
+def test_a_shallow_copy_is_of_the_same_model():
+    predict = tinyunet.compile(UNet(**SMALL), (1, 4, 4, 4, 4))
+    images, _ = batch((1, 4, 4, 4), 4, 4, 1)
+    copied = copy.copy(predict)
+    assert copied.model is predict.model
+    predict.model.head.bias.data += 1
+    np.testing.assert_array_equal(copied(images), predict(images))
+    assert copied.program(images.shape) is not predict.program(images.shape)
 
 
 class TestErrors:

@@ -42,7 +42,10 @@ _KEPT = 3  # programs; each has an arena
 
 
 class Compiled:
-    """What a compiled step and a compiled prediction share: programs by shape."""
+    """What a compiled step and a compiled prediction share: programs by shape.
+
+    A copy, and what is unpickled, has a model of its own, and compiles anew when it is called.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,10 @@ class Compiled:
         # Whose the first program is: that is made by all at the same time, others whenever.
         self._first_crew = crew
         self._accuracy, self._debug = accuracy, debug
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have no program yet."""
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._held: list[Array] = []
         self._settings: list[Any] = []
@@ -63,6 +70,15 @@ class Compiled:
         self._beside: list[Array] = []
         self._written: set[tuple[str, str]] = set()  # attributes that forward sets: no settings
         self._runs = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What :meth:`__init__` was given. Programs are bound to the arrays of this model."""
+        given = ("model", "loss", "optimizer", "passes", "_accuracy", "_debug", "_first_crew")
+        return {name: value for name, value in vars(self).items() if name in given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -222,6 +238,9 @@ class TrainingStep(Compiled):
     ) -> None:
         super().__init__(model, passes, accuracy, debug, optimizer.crew)
         self.loss, self.optimizer = loss, optimizer
+
+    def _begin(self) -> None:
+        super()._begin()
         self._dice_sums: Array | None = None
         self._of_thread = threading.local()
         self._parameters: dict[str, Parameter] = {}
