@@ -13,7 +13,7 @@ import numpy as np
 from kernels.checks import Array, Floats, tensor
 from kernels.chunks import CHUNK, chunk_count
 from kernels.compiler import parallel_kernel, prange
-from kernels.exponential import exp
+from kernels.exponential import sigmoid
 from kernels.memory import empty
 
 _ZERO = np.float32(0)
@@ -186,9 +186,9 @@ def sigmoid_backward(diff_dst: Array, dst: Array) -> Array:
 
 
 def checked_slope(slope: float) -> float:
-    """``slope``, if it is above zero; else ValueError."""
-    if not slope > 0.0:
-        raise ValueError(f"slope must be above 0 (use relu for 0), got {slope}")
+    """``slope``, if it is above zero and finite; else ValueError."""
+    if not 0.0 < slope < np.inf:
+        raise ValueError(f"slope must be above 0 and finite (use relu for 0), got {slope}")
     return float(slope)
 
 
@@ -240,7 +240,7 @@ def _sigmoid_forward(src: Floats, dst: Floats) -> None:
         at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         x, y = src[at], dst[at]
         for i in range(x.size):
-            y[i] = _ONE / (_ONE + exp(-x[i]))
+            y[i] = sigmoid(x[i])
 
 
 @parallel_kernel

@@ -8,7 +8,9 @@ of label 1, and labels are 0 and 1.
 ``from_logits=True`` takes what is before the softmax (the sigmoid, for one class) and runs fused
 kernels: probabilities are never stored, sums are taken in float64, and no logarithm meets a
 rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic of
-:class:`Tensor`: the same mathematics, to read and to compare with.
+:class:`Tensor`: the same mathematics, to read and to compare with. Train from logits: a probability in
+float32 no longer tells how wrong a voxel is. Cross-entropies from probabilities see it up to 70 (the
+difference of logits; a sigmoid's on the side of 1 up to 14 only), then their gradient fades to 0.
 
 Dice losses are made of three sums over the voxels of each image and class:
 intersection I = sum p * t, prediction P = sum p, target T = sum t, with t one where the label is
@@ -20,12 +22,13 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 import kernels.softmax_dice
-from tinyunet import functional
 from tinyunet.autograd import Function, Tensor
+from tinyunet.checks import at_least_zero
 from tinyunet.context import Array, Context, Gradients
 
-# Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else.
-_TINY = 1e-30
+# Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else. Its inverse times
+# a gradient must not overflow.
+_TINY = {"f": 1e-35, "d": 1e-300}
 
 
 class DiceSums(Function):
@@ -65,6 +68,25 @@ class CrossEntropy(Function):
         return (kernels.softmax_dice.cross_entropy_backward(logits, labels, diff),)
 
 
+class BinaryCrossEntropy(Function):
+    """Mean over voxels and classes of the binary cross-entropy, from logits; saves the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        logits: Array,  # (MB, ..., C), of 2 classes or more
+        labels: NDArray[np.uint8],  # (MB, ...)
+    ) -> Array:  # (), float64
+        ctx.save(logits, labels)
+        return np.asarray(kernels.softmax_dice.binary_cross_entropy_forward(logits, labels))
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        logits, labels = ctx.saved
+        diff = float(gradient)
+        return (kernels.softmax_dice.binary_cross_entropy_backward(logits, labels, diff),)
+
+
 def soft_dice(
     prediction: Tensor,
     labels: npt.ArrayLike,
@@ -100,6 +122,7 @@ def soft_dice(
     -----
     Source: Milletari et al. 2016 (V-Net), without the squares.
     """
+    at_least_zero("smoothing", smoothing)
     intersection, total = _dice_sums(prediction, labels, include_background, from_logits)
     return 1 - ((2 * intersection + smoothing) / (total + smoothing)).mean()
 
@@ -119,6 +142,7 @@ def log_dice(
 
     Source: ``dice_coef_loss`` of IntelAI/unet, where its smoothing is 0.0001 as well.
     """
+    at_least_zero("smoothing", smoothing)
     intersection, total = _dice_sums(prediction, labels, include_background, from_logits)
     numerator, denominator = (intersection + smoothing).mean(), (total + smoothing).mean()
     return denominator.log() - (2 * numerator).log()
@@ -135,7 +159,7 @@ def cross_entropy(prediction: Tensor, labels: npt.ArrayLike, from_logits: bool =
     if prediction.shape[-1] == 1:
         return _binary_cross_entropy(prediction, checked)
     right = (prediction * _one_hot(prediction, checked)).sum(axis=-1)
-    return -(right + _TINY).log().mean()
+    return -(right + _TINY[right.dtype.char]).log().mean()
 
 
 def dice_cross_entropy(
@@ -160,14 +184,15 @@ def dice_binary_cross_entropy(
     """:func:`soft_dice` plus the mean over voxels *and* classes of the binary cross-entropy.
 
     Each class is taken as a question of its own: this class, or not? With one class the binary
-    cross-entropy is :func:`cross_entropy`. With several it is computed from probabilities also where
-    logits are given: of those that are more than 69 apart it sees no more than that they are.
+    cross-entropy is :func:`cross_entropy`.
     """
     dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)
     if prediction.shape[-1] == 1:
         return dice + cross_entropy(prediction, labels, from_logits)
-    probabilities = functional.softmax(prediction) if from_logits else prediction
-    return dice + _binary_cross_entropy(probabilities, _labels_of(prediction, labels))
+    checked = _labels_of(prediction, labels)
+    if from_logits:
+        return dice + BinaryCrossEntropy.apply(prediction, checked)
+    return dice + _binary_cross_entropy(prediction, checked)
 
 
 def _dice_sums(
@@ -197,9 +222,9 @@ def _binary_cross_entropy(probabilities: Tensor, labels: NDArray[np.uint8]) -> T
     else:  # the sum of the others keeps the digits that 1 - p loses where p is almost 1
         others = 1 - np.eye(classes, dtype=probabilities.dtype)
         complement = (probabilities[..., np.newaxis, :] * others).sum(axis=-1)
-    one_hot = _one_hot(probabilities, labels)
-    right = (probabilities + _TINY).log() * one_hot
-    wrong = (complement + _TINY).log() * (1 - one_hot)
+    one_hot, tiny = _one_hot(probabilities, labels), _TINY[probabilities.dtype.char]
+    right = (probabilities + tiny).log() * one_hot
+    wrong = (complement + tiny).log() * (1 - one_hot)
     return -(right + wrong).mean()
 
 

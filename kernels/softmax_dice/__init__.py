@@ -5,11 +5,17 @@ fused kernels make them a block of voxels at a time, and make them again in the 
 than write them and read them back.
 """
 
+from kernels.softmax_dice.binary_cross_entropy import (
+    binary_cross_entropy_backward,
+    binary_cross_entropy_forward,
+)
 from kernels.softmax_dice.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from kernels.softmax_dice.dice import dice_backward, dice_forward
 from kernels.softmax_dice.softmax import softmax_backward, softmax_forward
 
 __all__ = [
+    "binary_cross_entropy_backward",
+    "binary_cross_entropy_forward",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dice_backward",

@@ -123,10 +123,9 @@ def _reference(logits: Array, labels: Labels) -> Array:
 @kernel
 def _binary(plane: Floats, label: Labels, loss: Floats) -> None:
     for voxel in range(label.size):
-        x = plane[voxel]
-        above = max(x, _ZERO)
-        wrong = above - x if label[voxel] == 1 else above
-        loss[voxel] = wrong + log1p(exp(-abs(x)))
+        # How far x is on the wrong side: max(x, 0) - x would be NaN where x is infinite.
+        x = -plane[voxel] if label[voxel] == 1 else plane[voxel]
+        loss[voxel] = max(x, _ZERO) + log1p(exp(-abs(x)))
 
 
 @kernel

@@ -19,7 +19,7 @@ import numpy as np
 
 from kernels.checks import Array, Floats, Labels, tensor
 from kernels.compiler import kernel
-from kernels.exponential import exp
+from kernels.exponential import exp, sigmoid
 
 # Voxels of a block; the planes of 4 classes and their sums take 16 KiB.
 BLOCK = 128
@@ -144,7 +144,7 @@ def probabilities(planes: Floats, count: int, scratch: Floats) -> None:
     if planes.shape[0] == 1:
         plane = planes[0]
         for voxel in range(count):
-            plane[voxel] = _ONE / (_ONE + exp(-plane[voxel]))
+            plane[voxel] = sigmoid(plane[voxel])
     else:
         subtract_maximum(planes, count, scratch)
         exponentiate(planes, count, scratch)

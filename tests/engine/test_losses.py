@@ -185,6 +185,18 @@ class TestKnownValues:
         assert np.isfinite(loss.item())
         assert np.isfinite(logits.grad).all()
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("classes", [2, 4])
+    @pytest.mark.parametrize("loss", [losses.cross_entropy, losses.dice_binary_cross_entropy])
+    def test_from_probabilities_the_gradient_is_seen_as_far_as_is_said(self, loss, classes, dtype):
+        for margin in (1, 40, 70, *((680,) if dtype == np.float64 else ())):
+            logits = np.zeros((1, 2, 2, 2, classes), dtype)
+            logits[..., 1] = margin
+            labels = np.zeros((1, 2, 2, 2), np.uint8)
+            wanted = value_and_gradient(loss, logits, labels, True)[1]
+            found = value_and_gradient(loss, logits, labels, False)[1]
+            np.testing.assert_allclose(found, wanted, atol=1e-2 * np.abs(wanted).max())
+
     def test_a_class_that_is_not_there_and_not_predicted(self):
         labels = np.zeros((1, 4, 4, 4), np.uint8)
         prediction = Tensor(np.array([1.0, 0.0]) * np.ones((1, 4, 4, 4, 1)))
@@ -223,6 +235,15 @@ class TestErrors:
         losses.soft_dice(prediction, np.ones((1, 2, 2, 2), bool))
         with pytest.raises(ValueError, match="from 0 to 1, not from 2 to 2"):
             losses.soft_dice(prediction, np.full((1, 2, 2, 2), 2))
+
+
+@pytest.mark.parametrize("smoothing", [-1.0, np.nan, np.inf, "1"])
+@pytest.mark.parametrize("loss", [losses.soft_dice, losses.log_dice, losses.dice_cross_entropy])
+def test_a_smoothing_that_gives_nan_is_refused(loss, smoothing):
+    with pytest.raises(
+        ValueError, match=f"smoothing must be 0 or more and finite, not {smoothing}"
+    ):
+        loss(Tensor(np.ones((1, 2, 2, 2, 3))), np.zeros((1, 2, 2, 2), int), smoothing=smoothing)
 
 
 def test_every_public_loss_is_tested():

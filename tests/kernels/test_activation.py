@@ -89,9 +89,18 @@ def test_sigmoid_of_float64_is_exact_far_out():
 def test_sigmoid_saturates(dtype):
     src = np.array([-np.inf, -1e4, -100.0, 100.0, 1e4, np.inf], dtype)
     dst = activation.sigmoid_forward(src)
-    assert (dst[:3] < 1e-37).all()
-    assert (dst[:3] >= 0).all()
+    assert_exact(dst[:2], np.zeros(2, dtype))
+    assert 0 <= dst[2] < 1e-43
     assert_exact(dst[3:], np.ones(3, dtype))
+
+
+def test_all_at_infinity_as_in_float64():
+    src = np.array([-np.inf, -3e38, -88.0, -1e-40, 0, 1e-40, 88, 3e38, np.inf], np.float32)
+    for name, (forward, backward) in ALL.items():
+        dst, exact = forward(src), forward(src.astype(np.float64))
+        np.testing.assert_allclose(dst, exact, rtol=3e-7, atol=1e-37, err_msg=name)
+        diff = backward(np.ones_like(src), dst)
+        np.testing.assert_allclose(diff, backward(np.ones(9), exact), atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -122,6 +131,8 @@ def test_errors():
         activation.leaky_relu_forward(src, 0.0)
     with pytest.raises(ValueError, match="slope must be above 0"):
         activation.leaky_relu_backward(src, src, float("nan"))
+    with pytest.raises(ValueError, match="slope must be above 0 and finite"):
+        activation.leaky_relu_forward(src, float("inf"))
     with pytest.raises(ValueError, match="src must not be empty"):
         activation.relu_forward(np.zeros((0, 3), np.float32))
 

@@ -1,9 +1,9 @@
-"""``exp``, ``log`` and ``log1p`` of one float32 against float64, over their whole ranges."""
+"""``exp``, ``log``, ``log1p`` and ``sigmoid`` of one float32 against float64, over their whole ranges."""
 
 import numpy as np
 
 from kernels.compiler import kernel
-from kernels.exponential import exp, log, log1p
+from kernels.exponential import exp, log, log1p, sigmoid
 
 
 @kernel
@@ -22,6 +22,12 @@ def log_of(src, dst):
 def log1p_of(src, dst):
     for i in range(src.size):
         dst[i] = log1p(src[i])
+
+
+@kernel
+def sigmoid_of(src, dst):
+    for i in range(src.size):
+        dst[i] = sigmoid(src[i])
 
 
 def apply(function, values):
@@ -61,3 +67,13 @@ def test_log1p_has_a_relative_error_below_3e_7():
     src, dst = apply(log1p_of, np.exp(np.linspace(-80, 3, 1_000_001)))
     assert np.abs(dst / np.log1p(src) - 1).max() < 3e-7
     assert apply(log1p_of, [0.0])[1][0] == 0
+
+
+def test_sigmoid_has_a_relative_error_below_3e_7():
+    src, dst = apply(sigmoid_of, np.linspace(-87.3, 100, 1_000_001))
+    assert np.abs(dst * (1 + np.exp(-src)) - 1).max() < 3e-7
+
+
+def test_sigmoid_at_its_ends():
+    _, dst = apply(sigmoid_of, [-np.inf, -1e30, -87.4, 0.0, -0.0, 20, 1e30, np.inf, np.nan])
+    np.testing.assert_array_equal(dst, np.float32([0, 0, 0, 0.5, 0.5, 1, 1, 1, np.nan]))

@@ -212,3 +212,90 @@ def test_one_class_that_is_sure(dtype):
     for logit, expected in ((-np.inf, 0.0), (np.inf, np.inf)):
         logits, labels = np.full((1, 1, 1), logit, dtype), np.zeros((1, 1), np.uint8)
         assert softmax_dice.cross_entropy_forward(logits, labels) == expected
+
+
+def wrong_by(margins, classes):
+    """Logits of one voxel for each margin, wrong by it, in float64; and labels."""
+    logits = np.zeros((1, len(margins), classes))
+    logits[0, :, -1] = margins
+    # The last class has the highest logit; of one class it is that of label 1.
+    return logits, np.zeros((1, len(margins)), np.uint8)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cross_entropies_never_saturate(classes, sign):
+    """However wrong a voxel is, its gradient is that of float64, and not 0."""
+    margins = np.array([0, 1, 10, 17, 40, 69, 80, 88, 104, 300, 1000.0])
+    logits, labels = wrong_by(margins, classes)
+    if sign < 0:  # the label has the lowest logit, not another class the highest
+        logits, labels = -logits, labels + max(classes - 1, 1)
+    for name in ("cross_entropy", "binary_cross_entropy")[: 1 + (classes > 1)]:
+        forward = getattr(softmax_dice, f"{name}_forward")
+        backward = getattr(softmax_dice, f"{name}_backward")
+        exact = forward(logits, labels)
+        single = logits.astype(np.float32)
+        assert forward(single, labels) == pytest.approx(exact, rel=1e-6)
+        diff, exact = backward(single, labels), backward(logits, labels)
+        assert diff.dtype == np.float32
+        np.testing.assert_allclose(diff, exact, atol=1e-6 / logits.size)
+        assert (np.abs(diff).max(axis=-1)[0, 1:] > 0.2 / logits.size).all(), name
+
+
+@given(volume=VOLUMES, classes=st.integers(2, 5), seed=st.integers(0, 99), scale=st.floats(0.1, 2))
+def test_binary_cross_entropy(volume, classes, seed, scale):
+    logits, labels = problem(volume, classes, seed, dtype=np.float64)
+    logits *= scale / 4
+    with unchanged(logits, labels):
+        loss = softmax_dice.binary_cross_entropy_forward(logits, labels)
+    p, t = one_hot(logits, labels)
+    assert loss == pytest.approx(-np.log(np.where(t, p, 1 - p)).mean(), rel=1e-7)
+    single = logits.astype(np.float32)
+    assert softmax_dice.binary_cross_entropy_forward(single, labels) == pytest.approx(
+        loss, rel=1e-5
+    )
+    exact = softmax_dice.binary_cross_entropy_backward(logits, labels, 3.0)
+    diff = softmax_dice.binary_cross_entropy_backward(single, labels, 3.0)
+    assert np.abs(diff - exact).max() <= 3 * classes * 1e-6 / diff.size
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_gradient_of_binary_cross_entropy(classes):
+    logits, labels = problem((2, 2, 3), classes, dtype=np.float64)
+    check_gradients(
+        lambda x: np.array(softmax_dice.binary_cross_entropy_forward(x, labels)),
+        lambda diff: [softmax_dice.binary_cross_entropy_backward(logits, labels, float(diff))],
+        [logits],
+    )
+    with pytest.raises(ValueError, match="logits must have two classes at least, got one"):
+        softmax_dice.binary_cross_entropy_forward(logits[..., :1], labels * 0)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_infinite_logits_as_in_float64(classes):
+    """-inf is a probability of 0, +inf a NaN (of one class 1): where others overflow, so do we."""
+    extremes = np.array([-np.inf, -1e4, 0, 1e4, np.inf])
+    grid = np.stack(np.meshgrid(*[extremes] * min(classes, 2)), axis=-1).reshape(
+        1, -1, min(classes, 2)
+    )
+    logits = np.zeros((*grid.shape[:2], classes))
+    logits[..., : grid.shape[-1]] = grid
+    for label in range(max(classes, 2)):
+        labels = np.full(logits.shape[:-1], label, np.uint8)
+        with np.errstate(all="ignore"):
+            for name, *found in infinite(logits, labels):
+                single, exact = found
+                np.testing.assert_allclose(single, exact, rtol=1e-6, atol=1e-37, err_msg=name)
+
+
+def infinite(logits, labels):
+    """Name, and float32's and float64's result, of each voxel by itself."""
+    single = logits.astype(np.float32)
+    yield "softmax", softmax_dice.softmax_forward(single), softmax_dice.softmax_forward(logits)
+    for name in ("cross_entropy", "binary_cross_entropy")[: 1 + (logits.shape[-1] > 1)]:
+        forward = getattr(softmax_dice, f"{name}_forward")
+        backward = getattr(softmax_dice, f"{name}_backward")
+        for at in range(logits.shape[1]):
+            here, label = slice(at, at + 1), labels[:, at : at + 1]
+            yield name, forward(single[:, here], label), forward(logits[:, here], label)
+            yield name, backward(single[:, here], label), backward(logits[:, here], label)

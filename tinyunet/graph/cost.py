@@ -15,6 +15,8 @@ _ELEMENTWISE = {
     "dice_sums_backward": 30,
     "cross_entropy": 30,
     "cross_entropy_backward": 30,
+    "binary_cross_entropy": 60,
+    "binary_cross_entropy_backward": 60,
 }
 
 

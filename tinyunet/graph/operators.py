@@ -152,5 +152,8 @@ OPERATORS: dict[type[Function], Operator] = {
     losses.CrossEntropy: Operator(
         "cross_entropy", lambda _: (), ("logits", "labels"), dtype=np.float64
     ),
+    losses.BinaryCrossEntropy: Operator(
+        "binary_cross_entropy", lambda _: (), ("logits", "labels"), dtype=np.float64
+    ),
     Reshape: Operator("reshape", _reshaped),
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.checks import Doubles, Floats, Labels
 from kernels.compiler import kernel
-from kernels.exponential import exp, log, log1p
+from kernels.exponential import exp, log, log1p, sigmoid
 from kernels.fused.vectors import add_to_doubles, load_first_bytes, where_above, where_equal
 from kernels.simd import LANES, broadcast, fma, load, store
 from kernels.softmax_dice.planes import BLOCK, class_of_plane
@@ -44,7 +44,7 @@ def _exponentials(planes: Floats) -> None:
 @kernel
 def _sigmoid(plane: Floats) -> None:
     for voxel in range(BLOCK):
-        plane[voxel] = _ONE / (_ONE + exp(-plane[voxel]))
+        plane[voxel] = sigmoid(plane[voxel])
 
 
 @kernel
@@ -120,14 +120,14 @@ def losses(
     """
     zero = broadcast(_ZERO)
     if classes == 1:
-        # max(x, 0) + log(1 + exp(-|x|)) - x * label
-        _copy_plane(planes, end, loss)
+        # max(x, 0) + log(1 + exp(-|x|)), of -x where the label is 1
+        for voxel in range(0, end, LANES):
+            x = load(planes, voxel)
+            store(loss, voxel, where_equal(load(marks, voxel), broadcast(_ONE), zero - x, x))
         _binary_losses(loss)
         for voxel in range(0, end, LANES):
             label = load(marks, voxel)
-            x = where_equal(label, broadcast(_ONE), load(planes, voxel), zero)
-            inside = where_equal(label, broadcast(NOWHERE), zero, load(loss, voxel) - x)
-            store(loss, voxel, inside)
+            store(loss, voxel, where_equal(label, broadcast(NOWHERE), zero, load(loss, voxel)))
         _sigmoid(planes)
         return
     # log(sum of exp) - x[label], each with the maximum subtracted

@@ -154,6 +154,29 @@ def test_large_logits():
     assert_exact(dice[:, 0], np.array([[0.0, 0, 0], [3, 0, 0], [0, 3, 0]]))
 
 
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_logits_that_are_wrong_by_far_or_infinite(classes):
+    """As the operators in float64: gradients do not vanish, and -inf is a probability of 0."""
+    for margin in (10.0, 17.0, 80.0, 104.0, 1000.0, np.inf):
+        for sign, label in ((1, 0), (-1, max(classes - 1, 1)), (1, max(classes - 1, 1))):
+            if np.isinf(margin) and sign > 0 and classes > 1:
+                continue  # NaN, as everywhere
+            problem = Problem((1, 1, 2, 5), 16, classes, 1.0, 0)
+            problem.weights[:], problem.bias[:] = 0.0, 0.0
+            problem.bias[-1], problem.labels[:] = sign * margin, label
+            logits = np.broadcast_to(problem.bias.astype(np.float64), (1, 1, 2, 5, classes))
+            dice, cross_entropy = run_forward(problem.layer, 1, classes)
+            exact = softmax_dice.dice_forward(logits, problem.labels)
+            np.testing.assert_allclose(dice, exact, rtol=2e-6, atol=1e-6)
+            exact = softmax_dice.cross_entropy_forward(logits, problem.labels)
+            assert cross_entropy[0] == pytest.approx(exact, rel=1e-6, abs=2e-7)
+            diffs = poisoned(*problem.weights.shape), poisoned(classes)
+            dst = poisoned(*blocked_shape((1, 1, 2, 5, 16)))
+            head.backward(*problem.layer, 0 * problem.diff_dice, 1.0, dst, *diffs)
+            exact = softmax_dice.cross_entropy_backward(logits, problem.labels)
+            np.testing.assert_allclose(diffs[1], exact.sum(axis=(0, 1, 2, 3)), atol=1e-6)
+
+
 def test_repeats_bit_for_bit_whatever_the_threads():
     problem = Problem((2, 3, 50, 60), 16, 4, 0.0, 0)
     results = []
