@@ -63,11 +63,14 @@ def adam_step(
     Raises
     ------
     TypeError, ValueError
-        If the buffers differ in shape or dtype, are not flat and contiguous, or ``step`` is below 1.
+        If the buffers differ in shape or dtype, are not flat and contiguous, ``step`` is below 1, or
+        ``epsilon`` is not above 0.
     """
     _check_buffers(("parameters", "gradients", "m", "v"), (parameters, gradients, m, v))
     if step < 1:
         raise ValueError(f"step must be 1 or more, got {step}")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be above 0, or 0 / 0 is NaN, got {epsilon}")
     keep = 1.0 - lr * weight_decay
     rate = lr * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
     if parameters.dtype == np.float64:

@@ -336,9 +336,17 @@ class Tensor:
 
 def _numbers(data: ArrayLike | Tensor) -> NDArray[Any]:
     """``data`` as a C-contiguous array of real numbers or truth values; a tensor's own array."""
-    array = np.asarray(data.data if isinstance(data, Tensor) else data, order="C")
+    return np.asarray(real_numbers("tensor", data), order="C")
+
+
+def real_numbers(name: str, data: ArrayLike | Tensor) -> NDArray[Any]:
+    """``data`` as an array of real numbers or truth values; TypeError if a conversion would lose something.
+
+    Complex numbers would lose their imaginary part; text and dates would become numbers of no meaning.
+    """
+    array = np.asarray(data.data if isinstance(data, Tensor) else data)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"tensor: expected real numbers, not {type(data).__name__} ({array.dtype})")
+        raise TypeError(f"{name}: expected real numbers, not {type(data).__name__} ({array.dtype})")
     return array
 
 

@@ -152,6 +152,11 @@ class Context:
                 f"{self.function.__name__}.backward must return a gradient of shape {parent.shape},"
                 f" not {'None' if diff is None else np.shape(diff)}"
             )
+        if np.asarray(diff).dtype.kind not in "biuf":
+            raise RuntimeError(
+                f"{self.function.__name__}.backward must return gradients of real numbers, "
+                f"not {np.asarray(diff).dtype}"
+            )
         # Kernels want contiguous memory; a gradient has the precision of what it belongs to.
         return np.asarray(diff, dtype=parent.dtype, order="C")
 

@@ -286,6 +286,16 @@ class Dropout(Function):
 # ---- what models call ------------------------------------------------------------------------
 
 
+def _check_types(operator: str, src: Tensor, **others: Tensor | Array | None) -> None:
+    """Refuse tensors of several types: kernels take one, and cannot say which was meant."""
+    for name, other in others.items():
+        if other is not None and other.dtype != src.dtype:
+            raise TypeError(
+                f"{operator}: src is {src.dtype}, {name} {other.dtype}; expected one type (np.ones(4) is "
+                "float64, and what is computed with it; layers are float32)"
+            )
+
+
 def conv3d(
     src: Tensor,
     weights: Tensor,
@@ -297,6 +307,7 @@ def conv3d(
 
     ``padding`` is "same" (as TensorFlow has it) or "valid"; ``bias`` is (OC,).
     """
+    _check_types("conv3d", src, weights=weights, bias=bias)
     return Convolution.apply(src, weights, bias, triple("stride", stride), padding)
 
 
@@ -311,6 +322,7 @@ def conv_transpose3d(
 
     The result's size is ``I * S`` for padding "same", ``I * S + max(K - S, 0)`` for "valid".
     """
+    _check_types("conv_transpose3d", src, weights=weights, bias=bias)
     return TransposedConvolution.apply(src, weights, bias, triple("stride", stride), padding)
 
 
@@ -342,6 +354,7 @@ def batch_norm(
     With ``combine`` the batch is that of several processes (:mod:`kernels.batch_norm`).
     """
     statistics = running_mean, running_variance
+    _check_types("batch_norm", src, scale=scale, shift=shift)
     if training:
         return BatchNormTraining.apply(src, scale, shift, *statistics, momentum, epsilon, combine)
     return BatchNormInference.apply(src, scale, shift, *statistics, epsilon)
@@ -369,6 +382,7 @@ def softmax(src: Tensor) -> Tensor:
 
 def concatenate(a: Tensor, b: Tensor) -> Tensor:
     """Channels of ``a``, followed by those of ``b``."""
+    _check_types("concatenate", a, b=b)
     return Concatenation.apply(a, b)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.autograd import no_grad
+from tinyunet.autograd import no_grad, real_numbers
 from tinyunet.graph import Inference
 from tinyunet.graph.passes import NAMES
 from tinyunet.turns import one_at_a_time
@@ -108,6 +108,7 @@ def predict_volume(
         or ``overlap`` is out of range.
     """
     channels = int(model.config["in_channels"])
+    image = real_numbers("image", image)
     if image.ndim != 4 or 0 in image.shape or image.shape[3] != channels:
         raise ValueError(
             f"image has shape {image.shape}; the model takes (D, H, W, {channels}), none of them 0"

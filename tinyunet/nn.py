@@ -4,10 +4,17 @@ A module's parts are its plain attributes, in the order in which they were set: 
 :class:`Parameter` is learnt, a NumPy array is a buffer (kept and saved, but not learnt), a
 :class:`Module` is a part with parts of its own. Dotted names follow the attributes:
 ``encoder.0.conv0.weights``.
+
+Parameters and modules may also lie in lists, tuples and dicts, one in the other: ``self.blocks = [a, b]``
+has the parts ``blocks.0`` and ``blocks.1``, ``{"up": c}`` a part ``up``. (PyTorch passes over them, Keras
+finds them.) An array in a list is a setting, not a buffer, and what is in an object of another kind is
+not found.
 """
 
+import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -19,7 +26,7 @@ from kernels.batch_norm import Combine
 from kernels.checks import triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor
-from tinyunet.checks import at_least_zero, fraction, positive
+from tinyunet.checks import at_least_zero, fraction, positive, share
 from tinyunet.context import Array
 from tinyunet.turns import one_at_a_time
 
@@ -31,12 +38,21 @@ class Parameter(Tensor):
 
     Its ``grad`` is its own: backward adds to it in place, so that it may be a view into the flat
     buffer of an optimizer.
+
+    As of any tensor, an array of float64 stays float64, and ``np.ones(4)`` is one. All parameters of a
+    model must have one type: the layers here are float32, until :meth:`Module.astype`.
+
+    Attributes
+    ----------
+    name : str
+        The attribute that it was set as first; for messages.
     """
 
-    __slots__ = ()
+    __slots__ = ("name",)
 
     def __init__(self, data: npt.ArrayLike) -> None:
         super().__init__(data, requires_grad=True)
+        self.name = ""
 
     def accumulate(self, gradient: Array) -> None:
         """Add to ``grad`` in place."""
@@ -88,6 +104,10 @@ class Module:
             raise TypeError(
                 f"{name} is a Parameter, not to be replaced by {type(value).__name__}; change its .data"
             )
+        if isinstance(value, Parameter):
+            value.name = value.name or name
+        elif isinstance(value, _CONTAINERS):
+            dict(_parts_in(name, value))  # what cannot be a part is refused here
         super().__setattr__(name, value)
 
     def forward(self, src: Tensor) -> Tensor:
@@ -96,14 +116,22 @@ class Module:
 
     def __call__(self, src: Tensor | npt.ArrayLike) -> Tensor:
         """Run the module on a tensor or an array."""
-        return self.forward(src if isinstance(src, Tensor) else Tensor(src))
+        try:
+            return self.forward(src if isinstance(src, Tensor) else Tensor(src))
+        except TypeError:
+            self.check_types()  # this may be why, and says what to do
+            raise
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """Yield this module (its name is empty) and all parts below it, depth first."""
+        yield from self._modules(prefix, ())
+
+    def _modules(self, prefix: str, above: tuple["Module", ...]) -> Iterator[tuple[str, "Module"]]:
         yield prefix, self
-        for name, part in list(vars(self).items()):  # another thread may set an attribute
-            if isinstance(part, Module):
-                yield from part.named_modules(f"{prefix}.{name}" if prefix else name)
+        above = (*above, self)
+        for name, part in self._parts():
+            if isinstance(part, Module) and not any(part is other for other in above):
+                yield from part._modules(f"{prefix}.{name}" if prefix else name, above)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Yield dotted name and parameter, in the order of definition; one that is shared once."""
@@ -120,12 +148,41 @@ class Module:
                 seen.add(id(value))
                 yield name, value
 
-    def _named_attributes(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Module):
-                yield from value._named_attributes(f"{prefix}{name}.")
-            else:
+    def _named_attributes(
+        self, prefix: str = "", above: tuple["Module", ...] = ()
+    ) -> Iterator[tuple[str, Any]]:
+        above = (*above, self)
+        for name, value in self._parts():
+            if not isinstance(value, Module):
                 yield prefix + name, value
+            elif not any(value is other for other in above):
+                yield from value._named_attributes(f"{prefix}{name}.", above)
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield attributes, and in the place of a list or dict the parts in it."""
+        for name, value in list(vars(self).items()):  # another thread may set an attribute
+            if isinstance(value, _CONTAINERS):
+                yield from _parts_in(name, value)
+            else:
+                yield name, value
+
+    def check_types(self) -> None:
+        """Refuse parameters of several types, of which no operator could say whose fault it is.
+
+        Raises
+        ------
+        TypeError
+            Names the first parameter that is not of the type that most numbers have.
+        """
+        named = list(self.named_parameters())
+        usual = usual_type([parameter for _, parameter in named])
+        for name, parameter in named:
+            if parameter.dtype != usual:
+                raise TypeError(
+                    f"{name}: a Parameter of {parameter.dtype} in a model of {usual}; expected one type: "
+                    f"make it from an array of {usual} (np.ones(4) is float64), or use "
+                    f'model.astype("{usual}")'
+                )
 
     def parameters(self) -> list[Parameter]:
         """Return all parameters, in the order of definition."""
@@ -211,10 +268,10 @@ class Module:
         converted = {id(buffer): buffer.astype(dtype) for buffer in before}
         for _, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Parameter):
-                    value.data, value.grad = value.data.astype(dtype), None
-                elif id(value) in converted:
+                if id(value) in converted:
                     setattr(module, name, converted[id(value)])
+        for parameter in self.parameters():
+            parameter.data, parameter.grad = parameter.data.astype(dtype), None
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -241,6 +298,47 @@ class Module:
             yield
         finally:
             _modes.training = before
+
+
+# Where parts may lie; a set has no order.
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+
+
+def _parts_in(
+    name: str, container: Iterable[Any], within: tuple[int, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yield dotted name and part: modules and parameters in lists, tuples and dicts."""
+    if id(container) in within:  # a list that is an item of itself
+        return
+    within = (*within, id(container))
+    keys: Iterable[Any] = itertools.count()
+    items, seen = container, set[str]()
+    if isinstance(container, Mapping):
+        keys, items = container, container.values()
+    for key, item in zip(keys, items, strict=False):
+        here = f"{name}.{key}"
+        found = [(here, item)] if isinstance(item, Module | Parameter) else []
+        if isinstance(item, _CONTAINERS):
+            found = list(_parts_in(here, item, within))
+        if not found:
+            continue
+        if isinstance(container, set | frozenset):
+            raise TypeError(f"{name}: a set of layers or parameters has no order; use a list")
+        if str(key) in seen or "." in str(key):
+            raise TypeError(
+                f"{name}: the key {key!r} is not a name of its own; expected keys without a dot, all "
+                "different as text"
+            )
+        seen.add(str(key))
+        yield from found
+
+
+def usual_type(parameters: Sequence[Tensor]) -> np.dtype[Any]:
+    """Return the type that most numbers of some parameters have; float32 if there is none."""
+    counts = Counter[np.dtype[Any]]()
+    for parameter in parameters:
+        counts[parameter.dtype] += parameter.data.size
+    return counts.most_common(1)[0][0] if counts else np.dtype(np.float32)
 
 
 class Sequential(Module):
@@ -351,7 +449,7 @@ class BatchNorm(Module):
     momentum : float
         Share of the running statistics that stays at each training step.
     epsilon : float
-        Added to the variance.
+        Added to the variance; above 0, for a channel may be constant.
 
     Attributes
     ----------
@@ -364,10 +462,10 @@ class BatchNorm(Module):
         self.shift = Parameter(np.zeros(channels, np.float32))
         self.running_mean: Array = np.zeros(channels, np.float32)
         self.running_variance: Array = np.ones(channels, np.float32)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be 0 to 1, not {momentum}")
-        self.momentum = momentum
-        self.epsilon = at_least_zero("epsilon", epsilon)
+        self.momentum = share("momentum", momentum)
+        if not at_least_zero("epsilon", epsilon) > 0:
+            raise ValueError(f"epsilon must be above 0, not {epsilon}: a channel may be constant")
+        self.epsilon = epsilon
         self.combine: Combine | None = None
 
     def forward(self, src: Tensor) -> Tensor:

@@ -17,13 +17,15 @@ import numpy.typing as npt
 
 import kernels.optimizers
 from tinyunet import verbose
-from tinyunet.checks import at_least_zero, fraction, positive
+from tinyunet.checks import at_least_zero, fraction, is_real, positive
 from tinyunet.context import Array
 from tinyunet.crew import ALONE, Crew
-from tinyunet.nn import Parameter
+from tinyunet.nn import Parameter, usual_type
 from tinyunet.turns import one_at_a_time
 
 Schedule: TypeAlias = Callable[[int], float]
+
+_SMALLEST_EPSILON = 1e-20
 
 
 class Optimizer:
@@ -36,7 +38,7 @@ class Optimizer:
     flat_parameters, flat_gradients : array, shape = (total,)
         All parameters, all gradients, in the order given.
     lr : float
-        Learning rate; may be set at any time.
+        Learning rate; may be set at any time, as the other settings may: each step checks them.
     crew : Crew
         Who shares the parameters and the running averages. The gradients are each process' own, and
         must be the same when a step is made.
@@ -62,8 +64,8 @@ class Optimizer:
     ) -> None:
         self.parameters = list(parameters)
         _check_parameters(self.parameters)
-        self.lr = at_least_zero("lr", lr)
-        self.weight_decay = at_least_zero("weight_decay", weight_decay)
+        self.lr, self.weight_decay = lr, weight_decay
+        self._check_settings()
         self.steps, self.crew = 0, crew
         size, dtype = sum(p.data.size for p in self.parameters), self.parameters[0].dtype
         self.flat_parameters: Array = crew.zeros(size, dtype)
@@ -77,6 +79,16 @@ class Optimizer:
         self._filled_by: int | None = None  # threads, by identity
         self._replaced: set[int] = set()
         self._give_parts()
+
+    def _check_settings(self) -> None:
+        """Refuse settings out of range, which would make parameters NaN."""
+        at_least_zero("lr", self.lr)
+        at_least_zero("weight_decay", self.weight_decay)
+        if self.lr * self.weight_decay > 1:
+            raise ValueError(
+                "lr * weight_decay must be 1 or less: a step takes this share of each parameter away, "
+                f"not {self.lr * self.weight_decay}"
+            )
 
     def _give_parts(self) -> None:
         """Make ``data`` and ``grad`` of each parameter its part of the flat buffers."""
@@ -122,6 +134,8 @@ class Optimizer:
         RuntimeError
             A parameter no longer uses this optimizer's buffers; or a compiled step has filled the gradients
             for this thread, and then for another one.
+        ValueError
+            A setting is out of range: it may have been changed, or come from a schedule.
         """
         with one_at_a_time:
             self._step()
@@ -135,6 +149,7 @@ class Optimizer:
         self._filled_by = thread
 
     def _step(self) -> None:
+        self._check_settings()
         if threading.get_ident() in self._replaced:
             self._replaced.discard(threading.get_ident())
             raise RuntimeError(
@@ -230,7 +245,8 @@ class Adam(Optimizer):
     beta1, beta2 : float
         What stays of the averages of the gradient and of its square at each step.
     epsilon : float
-        Added to the root of the second.
+        Added to the root of the second, so never 0: a gradient of 0 would be divided by 0. From 1e-20
+        on, for in float32 the square of a gradient below 1e-21 is 0.
     weight_decay : float
         Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
     crew : Crew
@@ -252,9 +268,19 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         crew: Crew = ALONE,
     ) -> None:
-        self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
-        self.epsilon = at_least_zero("epsilon", epsilon)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         super().__init__(parameters, lr, weight_decay, crew)
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        fraction("beta1", self.beta1)
+        fraction("beta2", self.beta2)
+        at_least_zero("epsilon", self.epsilon)
+        if self.epsilon < _SMALLEST_EPSILON:
+            raise ValueError(
+                f"epsilon must be {_SMALLEST_EPSILON} or more, not {self.epsilon}: Adam divides by it "
+                "where a gradient is 0"
+            )
 
     def _update(self, part: slice) -> None:
         kernels.optimizers.adam_step(
@@ -301,8 +327,12 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         crew: Crew = ALONE,
     ) -> None:
-        self.momentum, self.nesterov = fraction("momentum", momentum), nesterov
+        self.momentum, self.nesterov = momentum, nesterov
         super().__init__(parameters, lr, weight_decay, crew)
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        fraction("momentum", self.momentum)
 
     def _update(self, part: slice) -> None:
         kernels.optimizers.sgd_step(
@@ -328,6 +358,8 @@ def constant(lr: float) -> Schedule:
 def polynomial(lr: float, steps: int, power: float = 0.9, end: float = 0.0) -> Schedule:
     """Return ``end + (lr - end) * (1 - step / steps) ** power``, and ``end`` from ``steps`` on."""
     at_least_zero("lr", lr)
+    at_least_zero("power", power)
+    at_least_zero("end", end)
     positive("steps", steps)
     # 0 ** 0 is one: the end is no case of the formula.
     return lambda step: end + (lr - end) * (1 - step / steps) ** power if step < steps else end
@@ -363,7 +395,7 @@ class ReduceOnPlateau:
         min_lr: float = 1e-5,
         higher_is_better: bool = False,
     ) -> None:
-        if not 0 < factor < 1:
+        if not (is_real(factor) and 0 < factor < 1):
             raise ValueError(f"factor must be above 0 and below 1, not {factor}")
         self.optimizer, self.factor = optimizer, factor
         self.patience = positive("patience", patience)
@@ -405,8 +437,16 @@ def _check_parameters(parameters: list[Parameter]) -> None:
             )
         if id(parameter) in seen:
             raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
-        if parameter.dtype != parameters[0].dtype:
-            raise ValueError(
-                f"parameters: item {index} is {parameter.dtype}, the first {parameters[0].dtype}"
-            )
         seen.add(id(parameter))
+    usual = usual_type(parameters)
+    for index, odd in enumerate(parameters):
+        if odd.dtype != usual:
+            others, name = (
+                "the first" if index else "the others",
+                f" {odd.name!r}" if odd.name else "",
+            )
+            raise ValueError(
+                f"parameters: item {index} is {odd.dtype}, {others} {usual}; expected one type: make"
+                f"{name} of shape {odd.shape} from an array of {usual} (np.ones(4) is float64), or "
+                f'use model.astype("{usual}")'
+            )

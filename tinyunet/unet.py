@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from kernels.checks import Triple
 from tinyunet import functional
-from tinyunet.autograd import Tensor
+from tinyunet.autograd import Tensor, real_numbers
 from tinyunet.checks import fraction
 from tinyunet.nn import (
     BatchNorm,
@@ -164,8 +164,14 @@ class UNet(Module):
 
         An array takes the precision of the weights; a tensor must have it.
         """
+        dtype = self.head.weights.dtype
         if not isinstance(src, Tensor):
-            src = Tensor(np.asarray(src, self.head.weights.dtype))
+            src = Tensor(real_numbers("UNet: input", src).astype(dtype, copy=False))
+        if src.dtype != dtype:
+            raise TypeError(
+                f"UNet: input is a tensor of {src.dtype}, the weights are {dtype}; expected one type: "
+                "perhaps it was computed with an array or Parameter like np.ones(4), which is float64"
+            )
         self._check_shape(src.shape)
         if self.config["dim"] == 3:
             return self._volume_logits(src)

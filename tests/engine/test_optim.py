@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyunet import SGD, Adam, Parameter, Tensor, UNet, losses, optim
+from tinyunet import SGD, Adam, Parameter, Tensor, UNet, losses, nn, optim
 from tinyunet.crew import Crew
 
 SHAPES = [(2, 3), (), (4,)]
@@ -217,6 +217,14 @@ class TestErrors:
         with pytest.raises(ValueError, match="item 1 is float32, the first float64"):
             Adam([a, Parameter(np.zeros(3, np.float32))])
 
+    def test_the_parameter_of_another_type_is_named_not_the_others(self):
+        class Scaled(nn.Module):
+            def __init__(self):
+                self.factor, self.conv = Parameter(np.ones(4)), nn.Conv3d(4, 4)
+
+        with pytest.raises(ValueError, match=r"item 0 is float64, the others float32; .*'factor'"):
+            Adam(Scaled().parameters())
+
     @pytest.mark.parametrize(
         ("make", "settings", "message"),
         [
@@ -227,11 +235,60 @@ class TestErrors:
             (Adam, {"epsilon": -1}, "epsilon must be 0 or more"),
             (Adam, {"weight_decay": -1}, "weight_decay must be 0 or more"),
             (SGD, {"lr": 0.1, "momentum": 1}, "momentum must be at least 0 and below 1"),
+            (
+                Adam,
+                {"epsilon": 0},
+                "epsilon must be 1e-20 or more, not 0: Adam divides by it where",
+            ),
+            (Adam, {"epsilon": 1e-46}, "epsilon must be 1e-20 or more"),
+            (Adam, {"lr": 0.5, "weight_decay": 2.5}, r"lr \* weight_decay must be 1 or less"),
         ],
     )
     def test_settings(self, make, settings, message):
         with pytest.raises(ValueError, match=message):
             make(make_parameters(), **settings)
+
+    @pytest.mark.parametrize(
+        "value", [np.nan, np.inf, -np.inf, -1e-9, 1e39, 1j, "0.1", None, [0.1]]
+    )
+    @pytest.mark.parametrize(
+        ("make", "name"),
+        [
+            *((Adam, name) for name in ("lr", "beta1", "beta2", "epsilon", "weight_decay")),
+            *(
+                (lambda p, **s: SGD(p, **{"lr": 0.1} | s), n)
+                for n in ("lr", "momentum", "weight_decay")
+            ),
+        ],
+    )
+    def test_no_setting_makes_parameters_nan(self, make, name, value):
+        """Neither at the start nor when it is set later: the step is refused, and nothing changed."""
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            make(make_parameters(), **{name: value})
+        parameters = make_parameters()
+        optimizer = make(parameters)
+        set_gradients(parameters, 0)
+        before = optimizer.flat_parameters.copy()
+        setattr(optimizer, name, value)
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            optimizer.step()
+        np.testing.assert_array_equal(optimizer.flat_parameters, before)
+        assert optimizer.steps == 0
+
+    @given(
+        lr=st.floats(0, 1e3),
+        betas=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 2),
+        epsilon=st.floats(1e-20, 1),
+        size=st.sampled_from([0.0, 1e-45, 1e-30, 1e-21, 1e-19, 1.0, 1e18]),
+    )
+    def test_what_is_accepted_keeps_parameters_finite(self, lr, betas, epsilon, size):
+        parameter = Parameter(np.ones(4, np.float32))
+        optimizer = Adam([parameter], lr, *betas, epsilon)
+        optimizer.flat_gradients[:] = np.float32([0, size, -size, size])
+        for _ in range(3):
+            optimizer.step()
+        assert np.isfinite(parameter.data).all()
+        assert parameter.data[0] == 1
 
 
 class TestState:
@@ -320,6 +377,9 @@ class TestSchedules:
         [
             (lambda: optim.constant(-1), "lr must be"),
             (lambda: optim.polynomial(0.1, 0), "steps must be 1 or more, not 0"),
+            (lambda: optim.polynomial(0.1, 5, power=-1), "power must be 0 or more"),
+            (lambda: optim.polynomial(0.1, 5, end=np.nan), "end must be 0 or more"),
+            (lambda: optim.polynomial(0.1, np.nan), "steps must be a whole number of 1 or more"),
             (lambda: optim.warm_up(optim.constant(1), 0), "steps must be 1 or more, not 0"),
         ],
     )

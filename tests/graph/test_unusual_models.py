@@ -166,6 +166,64 @@ class HalfHead(Net):
         return F.conv3d(F.relu(self.first(images)), self.head.weights * 0.5, self.head.bias)
 
 
+def in_lists(net: Any, x: Tensor) -> Tensor:
+    for block in net.blocks:
+        x = F.relu(block["norm"](block["conv"](x)))
+    return x * net.factors[0]
+
+
+def with_lists() -> Net:
+    blocks = [{"conv": conv(16, 16), "norm": BatchNorm(16)} for _ in range(2)]
+    return Net(in_lists, blocks=blocks, factors=(Parameter(np.full(16, 1.5, np.float32)),))
+
+
+def test_layers_in_lists_and_dicts_are_parts():
+    assert_agree(with_lists, SHAPE, ROUNDING)
+
+
+def test_what_changes_in_a_list_of_layers_is_compiled_anew():
+    net, images = with_lists().eval(), numbers(*INPUT)
+    predict = tinyunet.compile(net, INPUT)
+    before = predict.program(INPUT)
+    assert predict.program(INPUT) is before
+    net.train()  # a prediction is in inference whatever the model is in
+    assert predict.program(INPUT) is before
+    for change in (
+        lambda: net.blocks.append({"conv": conv(16, 16), "norm": BatchNorm(16)}),
+        lambda: net.blocks[0].update(conv=conv(16, 16, seed=7)),
+        lambda: setattr(net.blocks[1]["norm"], "epsilon", 0.5),
+    ):
+        change()
+        with no_grad(), net.mode(training=False):
+            assert_within(predict(images), net(images).data, 1e-4, "prediction")
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_loss_whose_logits_are_wrong_by_far(classes):
+    """The binary cross-entropy of several classes is one operator, with the gradient of float64."""
+    for margin in (1.0, 80.0, 300.0):
+        models = [Net(lambda net, x: x) for _ in range(3)]
+        for net in models:
+            net.head = conv(16, classes, 1)
+            net.head.bias.data[1] = margin
+        exact, eager, compiled = models
+        exact.astype(np.float64)
+        for net in models:
+            SGD(net.parameters(), 0.1)
+        loss, (images, _) = losses.dice_binary_cross_entropy, batch(SHAPE, 4, classes, 0)
+        labels = np.zeros(SHAPE, np.uint8)
+        for net in (exact, eager):
+            loss(
+                net.logits(Tensor(images.astype(net.head.bias.dtype))), labels, from_logits=True
+            ).backward()
+        step = tinyunet.compile(compiled, loss, SGD(compiled.parameters(), 0.1), INPUT)
+        step.gradients(images, labels)
+        assert "binary_cross_entropy" in {n.op for n in step.program(INPUT).graph.nodes}
+        assert abs(exact.head.bias.grad[1]) > 0.2 / classes
+        for net in (eager, compiled):
+            assert_same_gradients(exact, net, ROUNDING)
+
+
 def test_a_head_whose_weights_are_computed():
     assert_agree(lambda: HalfHead(lambda net, x: x), SHAPE, ROUNDING, steps=1)
 

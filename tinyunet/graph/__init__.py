@@ -133,6 +133,7 @@ def _check(model: object, given: dict[str, Any]) -> None:
     """Check what a user may have mixed up."""
     if not isinstance(model, Module):
         raise TypeError(f"model must be a Module, not {type(model).__name__}")
+    model.check_types()
     if not callable(given.get("loss", len)):
         raise TypeError(f"loss must be a function, not {type(given['loss']).__name__}")
     if "optimizer" in given and not isinstance(given["optimizer"], Optimizer):

@@ -79,7 +79,8 @@ def plain(value: Any, within: tuple[int, ...] = ()) -> Any:
     if isinstance(value, dict):
         return tuple((key, plain(item, here)) for key, item in value.items())
     if isinstance(value, Module) and within:
-        return type(value), plain(vars(value), here)
+        settings = {k: v for k, v in vars(value).items() if k != "training"}
+        return type(value), plain(settings, here)
     if isinstance(value, Module | Parameter | np.ndarray):
         return id(value) if within else None
     if callable(value) or isinstance(value, bool | int | float | str | np.generic):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kernels.arrays import checksum, copy
 from kernels.memory import empty
-from tinyunet.autograd import Tensor
+from tinyunet.autograd import Tensor, real_numbers
 from tinyunet.context import Listener
 from tinyunet.crew import ALONE, Crew
 from tinyunet.graph.changes import Glance, plain
@@ -182,7 +182,7 @@ class Compiled:
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Array:
         dtype = next((p.dtype for _, p in self.model.named_parameters()), np.dtype(np.float32))
-        return np.asarray(images.data if isinstance(images, Tensor) else images, dtype, order="C")
+        return np.asarray(real_numbers("images", images), dtype, order="C")
 
 
 class Inference(Compiled):
