@@ -38,7 +38,7 @@ def main() -> None:
         if step % 10 == 9:
             print(f"step {step + 1:2d}  loss {loss.item():.3f}")
 
-    # Batch norm's running statistics remember a hundred steps; after forty, the batch's are better.
+    model.eval()  # batch norm uses its running statistics
     images, labels = discs(generator, 16)
     with no_grad():
         prediction = model(images).numpy().argmax(axis=-1).astype(np.uint8)

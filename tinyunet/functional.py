@@ -283,6 +283,12 @@ class Dropout(Function):
         return (diff_src,)
 
 
+#: Share of batch norm's running statistics that stays at each step, if nothing else is said. Keras' 0.99
+#: remembers a hundred steps: after sixty, more than half is still the start, 0 and 1, and inference goes
+#: wrong; after a few hundred, the weights have become others meanwhile. This remembers ten.
+BATCH_NORM_MOMENTUM = 0.9
+
+
 # ---- what models call ------------------------------------------------------------------------
 
 
@@ -343,14 +349,15 @@ def batch_norm(
     running_mean: Array,
     running_variance: Array,
     training: bool,
-    momentum: float = 0.99,
+    momentum: float = BATCH_NORM_MOMENTUM,
     epsilon: float = 1e-3,
     combine: Combine | None = None,
 ) -> Tensor:
     """``(src - mean) / sqrt(variance + epsilon) * scale + shift``, for each channel (last axis).
 
     In training, mean and (biased) variance are the batch's, and the running ones become
-    ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones.
+    ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones. (This
+    is Keras' meaning of the word; PyTorch's ``momentum`` is one minus this.)
     With ``combine`` the batch is that of several processes (:mod:`kernels.batch_norm`).
     """
     statistics = running_mean, running_variance

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from kernels.checks import Triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor, real_numbers
-from tinyunet.checks import fraction
+from tinyunet.checks import fraction, share
+from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.nn import (
     BatchNorm,
     Conv3d,
@@ -39,11 +40,12 @@ class Block(Module):
         kernel: Triple,
         generator: Generator,
         dropout: Dropout | None = None,
+        momentum: float = BATCH_NORM_MOMENTUM,
     ) -> None:
         self.conv0 = Conv3d(in_channels, out_channels, kernel, generator=generator)
-        self.norm0 = BatchNorm(out_channels)
+        self.norm0 = BatchNorm(out_channels, momentum)
         self.conv1 = Conv3d(out_channels, out_channels, kernel, generator=generator)
-        self.norm1 = BatchNorm(out_channels)
+        self.norm1 = BatchNorm(out_channels, momentum)
         self.dropout = dropout
 
     def forward(self, src: Tensor) -> Tensor:
@@ -75,6 +77,8 @@ class UNet(Module):
         2015, section 3.1).
     seed : int
         What weights and dropout are drawn from.
+    momentum : float
+        Of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
 
     Attributes
     ----------
@@ -98,6 +102,7 @@ class UNet(Module):
         use_upsampling: bool = False,
         dropout: float = 0.0,
         seed: int = 0,
+        momentum: float = BATCH_NORM_MOMENTUM,
     ) -> None:
         sizes = {"in_channels": in_channels, "classes": classes, "filters": filters, "depth": depth}
         in_channels, classes, filters, depth = (_whole(*item) for item in sizes.items())
@@ -119,6 +124,8 @@ class UNet(Module):
             "dropout": dropout,
             "seed": seed,
         }
+        if share("UNet: momentum", momentum) != BATCH_NORM_MOMENTUM:
+            self.config["momentum"] = float(momentum)  # not always: older files have none
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
@@ -127,7 +134,7 @@ class UNet(Module):
         for level, width in enumerate(widths):
             above = widths[level - 1] if level else in_channels
             dropping = Dropout(dropout, seed + level) if dropout and level >= depth - 2 else None
-            self.encoder.append(Block(above, width, kernel, generator, dropping))
+            self.encoder.append(Block(above, width, kernel, generator, dropping, momentum))
         self.pool = MaxPool3d(two)
         self.up, self.decoder = Sequential(), Sequential()
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
@@ -137,7 +144,9 @@ class UNet(Module):
                 if use_upsampling
                 else ConvTranspose3d(below, width, two, two, generator=generator)
             )
-            self.decoder.append(Block(coming_up + width, width, kernel, generator))
+            self.decoder.append(
+                Block(coming_up + width, width, kernel, generator, momentum=momentum)
+            )
         self.head = Conv3d(filters, classes, (1, 1, 1), generator=generator)
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:

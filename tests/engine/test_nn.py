@@ -181,9 +181,9 @@ class TestInitialWeights:
         assert abs(weights.var() / (2 / fan_in) - 1) < 5 * 0.9 / np.sqrt(weights.size)
         assert not layer.bias.data.any()
 
-    def test_batch_norm_has_the_defaults_of_keras(self):
+    def test_batch_norm_has_the_defaults_of_keras_but_for_the_momentum(self):
         layer = nn.BatchNorm(2)
-        assert (layer.momentum, layer.epsilon) == (0.99, 1e-3)
+        assert (layer.momentum, layer.epsilon) == (0.9, 1e-3)
         np.testing.assert_array_equal(layer.scale.data, [1, 1])
         np.testing.assert_array_equal(layer.running_variance, [1, 1])
         np.testing.assert_array_equal(layer.shift.data, [0, 0])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import machine
-from tinyunet import Adam, Tensor, UNet, functional, losses, no_grad
+from tinyunet import Adam, Tensor, UNet, functional, losses, metrics, nn, no_grad
 from tinyunet.functional import Convolution
 
 
@@ -176,6 +176,41 @@ class TestShapes:
             UNet(in_channels=True)
         config = UNet(np.int64(3), use_upsampling=np.True_, dropout=np.float32(0.25)).config
         assert json.loads(json.dumps(config)) == config
+
+
+def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy images of a bright square each, and their labels."""
+    generator = np.random.default_rng(seed)
+    labels = np.zeros((count, 16, 16), np.uint8)
+    for image, (row, col) in zip(labels, generator.integers(0, 9, (count, 2)), strict=True):
+        image[row : row + 7, col : col + 7] = 1
+    return (labels[..., None] + 0.5 * generator.standard_normal((*labels.shape, 1))), labels
+
+
+@pytest.mark.parametrize("momentum", [None, 0.99])
+def test_a_short_training_can_be_used_in_inference(momentum):
+    """Sixty steps by the defaults; with Keras' momentum the statistics are still near their start."""
+    machine.set_threads(1)
+    given = {} if momentum is None else {"momentum": momentum}
+    model = UNet(dim=2, in_channels=1, classes=2, filters=4, depth=2, **given)
+    norms = [m for _, m in model.named_modules() if isinstance(m, nn.BatchNorm)]
+    assert {norm.momentum for norm in norms} == {momentum or 0.9}
+    assert UNet(**model.config).config == model.config
+    optimizer = Adam(model.parameters(), lr=5e-3)
+    for step in range(60):
+        images, labels = squares(4, step)
+        optimizer.zero_grad()
+        logits = model.logits(3 + 2 * images)  # statistics far from 0 and 1
+        losses.dice_cross_entropy(logits, labels, from_logits=True).backward()
+        optimizer.step()
+    images, labels = squares(8, 1000)
+    scores = []
+    for training in (True, False):
+        with model.mode(training), no_grad():
+            found = model.logits(3 + 2 * images).data.argmax(axis=-1)
+        scores.append(metrics.dice_per_class(found, labels, 2)[1])
+    assert scores[0] > 0.8
+    assert (abs(scores[1] - scores[0]) < 0.1) == (momentum is None)
 
 
 def test_float32_against_float64():

@@ -69,7 +69,7 @@ def keras_unet(config: dict, dtype: str) -> "keras.Model":
     def block(x, name, width):
         for i in (0, 1):
             x = Conv(width, 3, padding="same", name=f"{name}_conv{i}", dtype=dtype)(x)
-            x = layers.BatchNormalization(name=f"{name}_norm{i}", dtype=dtype)(x)
+            x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{i}", dtype=dtype)(x)
             x = layers.Activation("relu", dtype=dtype)(x)
         return x
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 CHANNELS = CLASSES = 4
 DEPTH = 5
 
-# As Keras has them; PyTorch's and ONNX's own differ.
+# As Keras has them, but for the momentum, as this project has it; PyTorch's and ONNX's own differ.
 LEARNING_RATE = 1e-3
 ADAM_EPSILON = 1e-7
 NORM_EPSILON = 1e-3
-NORM_MOMENTUM = 0.99
+NORM_MOMENTUM = 0.9
 DICE_SMOOTHING = 1.0
 
 
