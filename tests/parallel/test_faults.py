@@ -1,13 +1,16 @@
 """Whatever ends one rank ends all, and is told once; who stalls is named."""
 
 import os
+import platform
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,31 @@ def gone(pids: dict[int, int]) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def said_soon(capfd: pytest.CaptureFixture[str]) -> str:
+    """What a process that tests have started says on stderr within seconds."""
+    deadline, said = time.monotonic() + SECONDS, ""
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.01)
+        said = capfd.readouterr().err
+    return said
+
+
+def call(address: str, messages: list[bytes], user: int) -> None:
+    """Say something to the sentinel as a process of a user, and end."""
+    child = os.fork()
+    if not child:
+        try:
+            os.setuid(user)
+            for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM):
+                with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as line:
+                    line.connect(f"\0{address}")
+                    for message in messages:
+                        line.sendall(message)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -128,12 +156,28 @@ def test_a_rank_is_not_named_before_all_could_be(capfd):
     sentinel.start(address, "tinyunet.faults", ranks=2)
     line = sentinel.Line(address, 0)
     line._socket.close()  # as if it was killed
-    deadline = time.monotonic() + SECONDS
-    said = ""
-    while not said and time.monotonic() < deadline:
-        time.sleep(0.01)
-        said = capfd.readouterr().err
-    assert said.startswith("tinyunet.faults: a rank (process ? on ")
+    assert said_soon(capfd).startswith("tinyunet.faults: a rank (process ? on ")
+
+
+@pytest.mark.parametrize("user", [os.getuid(), 65534])
+def test_what_strangers_say_to_the_sentinel_counts_for_nothing(capfd, user):
+    if user != os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    address, said = f"tinyunet-strangers-{os.getpid()}-{user}", b"rank 1 (process 7"
+    sentinel.start(address, "tinyunet.faults", ranks=2)
+    lines = [sentinel.Line(address, 0)]
+    dice = random.Random(0)
+    calls = [[], [b""], [b"leave"], [said[:-1]], [said * 9], [b"\xff" + said], [said + b"leave"]]
+    calls += [[dice.randbytes(dice.randrange(200)), b"leave"] for _ in range(50)]
+    # Of one's own user only ranks know these words.
+    calls += [[said], [said, b"leave"]] * (user != os.getuid())
+    for messages in calls:
+        call(address, messages, user)
+    lines.append(sentinel.Line(address, 1))
+    assert capfd.readouterr().err == ""
+    lines[1]._socket.close()  # as if it was killed
+    expected = f"tinyunet.faults: rank 1 (process {os.getpid()} on {platform.node()}) was killed, "
+    assert said_soon(capfd).startswith(expected)
 
 
 def test_the_launcher_of_another_mpi_is_told():
