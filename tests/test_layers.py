@@ -32,7 +32,8 @@ KERNELS = """
     fused
 """
 TINYUNET = """
-    checks crew errors text turns verbose
+    checks crew text turns verbose
+    errors screen
     files
     context
     autograd

@@ -1,7 +1,7 @@
 """What the commands share: reading options, and leaving with one line when something is wrong.
 
 Exit codes: 0 when all is done, 2 for what the user can put right, 130 after Ctrl-C, 143 after SIGTERM,
-1 for a fault of the program (with its traceback).
+129 after SIGHUP, 1 for a fault of the program (with its traceback).
 """
 
 import argparse
@@ -12,26 +12,31 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from io import TextIOWrapper
 from types import ModuleType
 from typing import Any, NoReturn
 
 from tinyunet import verbose
 from tinyunet.errors import (
+    ENDING,
     AgreedError,
+    Interrupted,
     StoppedError,
-    Terminated,
     UserError,
     as_user_error,
     one_line,
 )
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.screen import nowhere, screen
 
 # Seconds among which the ranks' turns to speak are spread.
 _TURNS = 2.0
 # Seconds that a launcher may take to pass on what a rank has said: once told to abort, it ends at once.
 _HEARD = 0.2
+
+
+class _HelpShown(SystemExit):
+    """Every rank leaves after ``--help``."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +48,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the options; every rank reads the same ones."""
         raise AgreedError(f"{one_line(message).removeprefix('argument ')} (see --help)")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Leave, once ``--help`` is printed."""
+        raise _HelpShown(status)
 
 
 def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
@@ -166,13 +175,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     main : callable
         The command; it is given the ranks. An error that it raises on one rank only ends all.
     """
-    # Where the shell has closed them (>&-), what is said is lost.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stays open to the end
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # not one that a test has put in its place
-            # A terminal that has no letter for something shows a question mark.
-            stream.reconfigure(errors="replace")
+    sys.stdout, sys.stderr = screen(sys.stdout), screen(sys.stderr)
     communicator, signals = Communicator(), Signals()
     try:
         # MPI's start does not come back to Python: a signal ends the process meanwhile, and so the others.
@@ -181,7 +184,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         verbose.name_rank(communicator.rank, communicator.size)
         if communicator.rank > 0:
             # One rank speaks for all, also when the text is argparse's own, as that of --help.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open to the end
+            sys.stdout = nowhere()
         with watched_over(program, communicator):
             main(communicator)
     except KeyboardInterrupt as interrupt:
@@ -193,9 +196,13 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         if communicator.rank == 0:
             _say(f"{program}: {error}")
         sys.exit(error.code)
-    except Exception as error:
+    except _HelpShown:
+        raise
+    except BaseException as error:
+        if communicator.size == 1 and isinstance(error, SystemExit):
+            raise
+        signals.ignore()
         if signals.noted:  # raised where a library was called back, and made another error there
-            signals.ignore()
             _interrupted(program, communicator, signals.noted)
         _failed(program, communicator, error)
     finally:
@@ -204,7 +211,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
 
 
 class Signals:
-    """SIGINT and SIGTERM as exceptions, from `begin` to `end`; before, they end the process.
+    """The signals of ``ENDING`` as exceptions, from `begin` to `end`; before, they end the process.
 
     Attributes
     ----------
@@ -216,7 +223,7 @@ class Signals:
         self.noted: KeyboardInterrupt | None = None
         self._before = {
             number: signal.signal(number, signal.SIG_DFL)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in ENDING
             if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
         }
 
@@ -237,7 +244,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _raise(self, number: int, frame: object) -> NoReturn:
-        self.noted = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        self.noted = Interrupted(number)
         raise self.noted
 
 
@@ -259,18 +266,20 @@ def watched_over(program: str, communicator: Communicator) -> Iterator[None]:
         (line or sentinel.Line(address, communicator.rank)).leave()
 
 
-def _failed(program: str, communicator: Communicator, error: Exception) -> NoReturn:
+def _failed(program: str, communicator: Communicator, error: BaseException) -> NoReturn:
     """End all ranks for what one of them has met, and perhaps others at the same time."""
-    text = "".join(traceback.format_exception(error))
     known = as_user_error(error)
-    if not _has_turn(communicator):
-        communicator.abort(1 if known is None else 2)
-    if known is None:
-        _say(f"{program}: rank {communicator.rank} failed\n{text}")
-    else:
-        _say(f"{program}: {one_line(str(known))}")
-    _let_it_be_heard(communicator)
-    communicator.abort(1 if known is None else 2)
+    code = 1 if known is None else 2
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        code = error.code & 0xFF or 1  # without this rank nothing is done
+    try:
+        if _has_turn(communicator):
+            text = "".join(traceback.format_exception(error))
+            failed = f"rank {communicator.rank} failed\n{text}"
+            _say(f"{program}: {failed if known is None else one_line(str(known))}")
+            _let_it_be_heard(communicator)
+    finally:
+        communicator.abort(code)
 
 
 def _interrupted(
@@ -280,13 +289,14 @@ def _interrupted(
 
     No rank ends MPI in order, because that would be another wait for all.
     """
-    terminated = isinstance(interrupt, Terminated)
+    number = interrupt.signal_number if isinstance(interrupt, Interrupted) else signal.SIGINT
     note = f"; {interrupt}" if str(interrupt) else ""
     if _has_turn(communicator):
-        _say(f"{program}: {'terminated' if terminated else 'interrupted'}{note}")
+        _say(f"{program}: {ENDING[number]}{note}")
         _let_it_be_heard(communicator)
-    sys.stdout.flush()
-    code = 143 if terminated else 130
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    code = 128 + number
     if communicator.size > 1:  # or the launcher kills those who have no turn yet, and says so
         communicator.abort(code)
     os._exit(code)
@@ -308,4 +318,5 @@ def _let_it_be_heard(communicator: Communicator) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody listens any more; the program ends all the same
+        print(line, file=sys.stderr, flush=True)

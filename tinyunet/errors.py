@@ -3,9 +3,29 @@
 Anything else that is raised is a fault of the program, and shows its traceback.
 """
 
+import signal
+
+from tinyunet.text import printable
+
+#: Signals that ask the program to end, and what is said of each.
+ENDING: dict[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "hung up",
+}
+
 
 class UserError(ValueError):
-    """A file, an option or a machine is not as it must be; the message is one line that says so."""
+    """A file, an option or a machine is not as it must be; the message is one line that says so.
+
+    Parameters
+    ----------
+    message : str
+        May hold names as strangers gave them: see :func:`tinyunet.text.printable`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class AgreedError(UserError):
@@ -23,7 +43,7 @@ class StoppedError(AgreedError):
     message : str
         One line: what there is, and how to go on.
     signal_number : int
-        SIGINT or SIGTERM.
+        One of ``ENDING``.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -32,8 +52,17 @@ class StoppedError(AgreedError):
         self.code = 128 + signal_number
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+class Interrupted(KeyboardInterrupt):
+    """One of the signals of ``ENDING``, as KeyboardInterrupt is SIGINT.
+
+    Parameters
+    ----------
+    signal_number : int
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
 
 
 def as_user_error(error: BaseException) -> UserError | None:

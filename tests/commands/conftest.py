@@ -12,6 +12,7 @@ from small_runs import SMALL
 from tinyunet import evaluate, predict, train
 from tinyunet.commandline import run
 from tinyunet.data import phantom
+from tinyunet.errors import ENDING
 
 COMMANDS = {"train": train.main, "predict": predict.main, "evaluate": evaluate.main}
 
@@ -48,7 +49,7 @@ def copy(dataset, tmp_path) -> Path:
 @pytest.fixture
 def signals() -> Iterator[None]:
     """A command that was asked to end ignores what comes after; the tests after it do not."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

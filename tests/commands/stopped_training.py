@@ -22,6 +22,7 @@ ENDS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "terminated": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "interrupted": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "hung up": lambda: os.kill(os.getpid(), signal.SIGHUP),
     "terminated twice": lambda: [terminate_after(seconds) for seconds in (0.0, 1.2)],
     "fault": lambda: 1 / 0,
 }

@@ -14,6 +14,7 @@ import stopped_training
 from launcher import launch, needs_mpi
 
 from tinyunet import Adam, UNet, checkpoint
+from tinyunet.errors import ENDING
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.resume import find
@@ -337,9 +338,7 @@ def test_a_run_that_is_none_is_told(train, tmp_path, monkeypatch, where, told):
     assert told in done.error
 
 
-@pytest.mark.parametrize(
-    ("how", "code"), [("terminated", 128 + signal.SIGTERM), ("interrupted", 128 + signal.SIGINT)]
-)
+@pytest.mark.parametrize(("how", "code"), [(word, 128 + number) for number, word in ENDING.items()])
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
 def test_a_signal_to_one_rank_saves_a_checkpoint_and_ends_all(
     dataset, tmp_path, train, undisturbed, how, code, ranks

@@ -1,12 +1,15 @@
 """``python -m tinyunet.train``: what a run leaves, and what it says when it cannot run."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -296,6 +299,29 @@ def test_a_file_that_one_rank_reads_ends_all(copy, tmp_path, spoil):
     assert done.stderr.count(f"tinyunet.train: {path}: ") == 1
     assert "Traceback" not in done.stderr
     assert "Abort" not in done.stderr
+
+
+def test_a_training_whose_terminal_is_closed_leaves_a_checkpoint(dataset, tmp_path):
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments(dataset, tmp_path, "--epochs", 100_000))],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(its)
+    try:
+        shown = b""
+        while not re.search(rb"\b2  \d\.", shown):  # the second epoch has ended
+            shown += os.read(ours, 1000)
+        os.close(ours)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    (folder,) = tmp_path.iterdir()
+    assert checkpoint.load(folder / "latest.npz").state["epoch"] >= 2
 
 
 @needs_mpi

@@ -4,14 +4,17 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
 from tinyunet import commandline
 from tinyunet.commandline import run
+from tinyunet.data.decathlon import Case
 from tinyunet.errors import UserError
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.pauses import Pauses
+from tinyunet.training.samples import Loader
 from tinyunet.training.validate import score_cases
 
 
@@ -39,6 +42,41 @@ def exception_everywhere(ranks: Communicator) -> None:
     raise ZeroDivisionError("the thing that went wrong")
 
 
+class Unusual(BaseException):
+    """What ``except Exception`` does not catch."""
+
+
+def leaves(ranks: Communicator) -> None:
+    """One rank raises what is no Exception, in the middle of a training."""
+    kinds: dict[str, BaseException] = {
+        "nothing": SystemExit(),
+        "code": SystemExit(3),
+        "unusual": Unusual("the thing that went wrong"),
+        "interrupt": KeyboardInterrupt(),
+    }
+    with ranks.together():
+        if ranks.rank == 1:
+            raise kinds[sys.argv[2]]
+    ranks.barrier()
+
+
+def loader_hangs(ranks: Communicator) -> None:
+    """One rank waits for a batch that never comes, the others for that rank."""
+
+    class Hanging:
+        def __getitem__(self, case: object) -> object:
+            while ranks.rank == 1:
+                time.sleep(60)
+            return np.zeros((4, 4, 4, 1), np.float32), np.zeros((4, 4, 4), np.uint8)
+
+    case = Case("a", (Path("a"),), Path("a"), 1, (0, 1))
+    batches = Loader([case], Hanging(), (4, 4, 4), 4, 2, 0, ranks.rank, ranks.size).epoch(1)
+    with Pauses(ranks, None):
+        tell_process(ranks)
+        next(batches)
+        ranks.barrier()
+
+
 def user_error(ranks: Communicator) -> None:
     """One rank meets, outside of any agreement, what the user can put right."""
     if ranks.rank == 1:
@@ -46,10 +84,15 @@ def user_error(ranks: Communicator) -> None:
     ranks.barrier()
 
 
-def wait(ranks: Communicator) -> None:
-    """Wait for what never comes; the last rank computes."""
+def tell_process(ranks: Communicator) -> None:
+    """Print rank and process."""
     sys.__stdout__.write(f"{ranks.rank} {os.getpid()}\n")
     sys.__stdout__.flush()
+
+
+def wait(ranks: Communicator) -> None:
+    """Wait for what never comes; the last rank computes."""
+    tell_process(ranks)
     while ranks.rank == ranks.size - 1:
         np.ones(100_000).sum()
     ranks.allreduce_sum(np.ones(1_000_000))

@@ -1,5 +1,6 @@
 """Whatever ends one rank ends all, and is told once; who stalls is named."""
 
+import itertools
 import os
 import platform
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from launcher import MPIRUN, launch, needs_mpi
 
+from tinyunet.errors import ENDING
 from tinyunet.parallel import sentinel
 
 pytestmark = needs_mpi
@@ -27,9 +29,11 @@ SECONDS = 20
 
 
 @contextmanager
-def started(ranks: int) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
-    """Ranks of which one computes and the others wait for it, and their processes."""
-    command = [str(MPIRUN), "-n", str(ranks), sys.executable, str(FAULTS), "wait"]
+def started(
+    ranks: int, scenario: str = "wait"
+) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+    """Ranks of which one does not come and the others wait for it, and their processes."""
+    command = [str(MPIRUN), "-n", str(ranks), sys.executable, str(FAULTS), scenario]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -87,6 +91,28 @@ def test_an_exception_of_a_rank_ends_all_and_is_shown_once(scenario, ranks):
     assert "killed" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("how", "code", "told"),
+    [
+        ("nothing", 1, "tinyunet.faults: rank 1 failed\n"),
+        ("code", 3, "SystemExit: 3\n"),
+        ("unusual", 1, f"Unusual: {SAID}\n"),
+        ("interrupt", 130, "tinyunet.faults: interrupted\n"),
+    ],
+)
+def test_a_rank_that_leaves_in_any_way_ends_all(how, code, told):
+    done = launch([FAULTS, "leaves", how], 2, seconds=SECONDS)
+    assert done.returncode == code
+    assert done.stderr.count(told) == 1
+    assert done.stderr.count("Traceback") == (how != "interrupt")
+
+
+def test_help_is_shown_once_and_ends_well():
+    done = launch(["-m", "tinyunet.train", "--help"], 2, seconds=SECONDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage:") == 1
+
+
 def test_an_error_of_the_user_on_one_rank_is_one_line():
     done = launch([FAULTS, "user_error"], 3, seconds=60)
     assert done.returncode == 2
@@ -107,8 +133,11 @@ def test_a_rank_that_is_killed_is_named_and_ends_all(victim):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to_one_rank", [True, False])
+@pytest.mark.parametrize(
+    ("number", "to_one_rank"),
+    # MPICH's mpirun does not pass on SIGHUP.
+    [*itertools.product([signal.SIGTERM, signal.SIGINT], [True, False]), (signal.SIGHUP, True)],
+)
 def test_a_signal_to_a_rank_or_to_all_ends_all_with_one_line(number, to_one_rank):
     with started(3) as (process, pids):
         os.kill(pids[1] if to_one_rank else process.pid, number)
@@ -118,9 +147,20 @@ def test_a_signal_to_a_rank_or_to_all_ends_all_with_one_line(number, to_one_rank
     lines = [line for line in err.splitlines() if line.startswith("tinyunet")]
     assert len(lines) == 1, err
     (line,) = lines
-    word = "terminated" if number == signal.SIGTERM else "interrupted"
-    assert line == f"tinyunet.faults: {word}"
+    assert line == f"tinyunet.faults: {ENDING[number]}"
     assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_ranks_of_which_one_waits_for_its_disk():
+    with started(2, "loader_hangs") as (process, pids):
+        os.kill(pids[1], signal.SIGTERM)
+        time.sleep(1.5)
+        assert process.poll() is None
+        os.kill(pids[1], signal.SIGTERM)
+        _, err = process.communicate(timeout=SECONDS)
+        assert gone(pids)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert err.count("tinyunet.faults: terminated") == 1
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

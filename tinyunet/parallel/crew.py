@@ -18,6 +18,7 @@ from tinyunet.crew import Crew
 from tinyunet.errors import UserError
 from tinyunet.parallel import board
 from tinyunet.parallel.board import Board
+from tinyunet.text import in_bytes
 
 _NOTHING = np.zeros(0)
 _MARK = 16  # random bytes behind the memory proper, by which a rank knows that it is the same
@@ -63,7 +64,8 @@ class NodeCrew(Crew):
         nbytes = size * np.dtype(dtype).itemsize
         memory = shared_memory(self._node, nbytes)
         if memory is None:
-            raise UserError(f"no memory of {nbytes / 1e6:.0f} MB for the ranks of a node to share")
+            wanted = in_bytes(nbytes)[0]
+            raise UserError(f"no memory of {wanted} for the ranks of a node to share")
         return memory.view(dtype)
 
     def is_same(self, text: str) -> bool:

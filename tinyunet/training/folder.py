@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from tinyunet.errors import UserError
+from tinyunet.text import in_bytes
 
 # Checkpoints: the last one, the one before, the best so far, and one that was refused.
 LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "damaged.npz"
@@ -65,10 +66,8 @@ class RunFolder:
             raise UserError(f"{place}: cannot be written to; expected a folder of your own")
         free = shutil.disk_usage(place).free
         if free < needed_bytes:
-            raise UserError(
-                f"{place}: {free / 1e6:.0f} MB left on this disk; "
-                f"a run takes {needed_bytes / 1e6:.0f} MB"
-            )
+            left, taken = in_bytes(free, needed_bytes)
+            raise UserError(f"{place}: {left} left on this disk; a run takes {taken}")
 
     def hold(self) -> None:
         """Keep other processes from training in the folder, until :meth:`release` or the end.

@@ -198,7 +198,7 @@ class Trainer:
             Over all patches of the step: loss, intersection and size of Dice, and their number;
             over all ranks: reasons to pause.
         """
-        sums, ends_step = np.zeros(7), False
+        sums, ends_step = np.zeros(4 + Pauses.KINDS), False
         while not ends_step:
             with self._communicator.together():
                 self._inspector.check()

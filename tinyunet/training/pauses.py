@@ -1,6 +1,6 @@
 """When a training pauses between two steps: to write a checkpoint, or because it was asked to end.
 
-SIGTERM and Ctrl-C only leave a note; between two steps the ranks tell each other of it, so that all
+SIGTERM, SIGHUP and Ctrl-C only leave a note; between two steps the ranks tell each other of it, so that all
 end after the same one, with a checkpoint. A second signal ends the program at once.
 """
 
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.errors import Terminated
+from tinyunet.errors import ENDING, Interrupted
 from tinyunet.parallel.communicator import Communicator
 
 # Unless told otherwise, a checkpoint within an epoch is written after so many seconds.
 _SECONDS = 600.0
 # mpirun and the terminal may both deliver the same Ctrl-C.
 _SAME_SIGNAL = 1.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = tuple(ENDING)
 
 
 class Pause(NamedTuple):
@@ -32,12 +32,19 @@ class Pause(NamedTuple):
 class Pauses:
     """Collects this rank's reasons to pause, inside of its ``with`` block.
 
+    Attributes
+    ----------
+    KINDS : int
+        Of reasons: for a checkpoint, and each signal.
+
     Parameters
     ----------
     communicator : Communicator
     every : int or None
         Steps after which a checkpoint is written; None for every ten minutes.
     """
+
+    KINDS = 1 + len(_SIGNALS)
 
     def __init__(self, communicator: Communicator, every: int | None) -> None:
         self._communicator, self._every = communicator, every
@@ -71,8 +78,7 @@ class Pauses:
 
         Returns
         -------
-        reasons : ndarray, shape=(3,)
-            For a checkpoint, SIGINT, SIGTERM.
+        reasons : ndarray, shape=(KINDS,)
         """
         if self._every is not None:
             due = step % self._every == 0
@@ -89,7 +95,8 @@ class Pauses:
 
     def agree(self) -> Pause:
         """Ask all ranks whether any was asked to end, where there is nothing else to add up."""
-        reasons = self.reasons(0) * [0, 1, 1]
+        reasons = self.reasons(0)
+        reasons[0] = 0
         self._communicator.allreduce_sum(reasons)
         return self.decide(reasons)
 
@@ -103,5 +110,5 @@ class Pauses:
             # It keeps in mind what it raises: a library may make another error of it.
             if callable(before):
                 before(number, frame)
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise Interrupted(number)
         self._asked.setdefault(number, now)

@@ -1,7 +1,6 @@
 """The main job from beginning to end: data, training, validation, test, and what is kept of it."""
 
 import dataclasses
-import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import Case, load_case
-from tinyunet.errors import StoppedError
+from tinyunet.errors import ENDING, StoppedError
 from tinyunet.files import write_json
 from tinyunet.graph import measure
 from tinyunet.inference import predictor
@@ -286,8 +285,7 @@ class Run:
             raise self._stopped(pause.signal)
 
     def _stopped(self, number: int) -> StoppedError:
-        word = "terminated" if number == signal.SIGTERM else "interrupted"
-        return StoppedError(f"{word}; {self.left()}", number)
+        return StoppedError(f"{ENDING[number]}; {self.left()}", number)
 
     def _keep(self, best: bool | None = None) -> None:
         """Write the latest checkpoint; after an epoch also the history, and if it is the best, that."""

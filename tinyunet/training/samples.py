@@ -4,8 +4,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +145,7 @@ class Inspector:
     ) -> None:
         self._cases, self._volumes, self._patch_size = cases, volumes, patch_size
         self._whole = whole
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="inspector", daemon=True)
         self._thread.start()
 
@@ -173,7 +173,7 @@ class Inspector:
                 image, _ = self._volumes[case]
                 if case not in self._whole:
                     check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
-        except Exception as error:
+        except BaseException as error:  # a thread that ends tells nobody
             self._error = error
 
 
@@ -254,13 +254,28 @@ class Loader:
             As :meth:`Volumes.__getitem__`, or if a patch is larger than the volume.
         """
         parts = self._parts(epoch)[steps_done * self._accumulate :]
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            coming = pool.submit(self._batch, epoch, *parts[0])
-            for following in parts[1:]:
-                batch = coming.result()
-                coming = pool.submit(self._batch, epoch, *following)
-                yield batch
-            yield coming.result()
+        coming = self._begin_batch(epoch, *parts[0])
+        for following in parts[1:]:
+            batch = coming.result()
+            coming = self._begin_batch(epoch, *following)
+            yield batch
+        yield coming.result()
+
+    def _begin_batch(self, *arguments: Any) -> "Future[Batch]":
+        """Make a batch in the background; see :meth:`_batch`.
+
+        Not by way of an executor: while a disk keeps its thread waiting, Python could not end.
+        """
+        coming = Future[Batch]()
+
+        def make() -> None:
+            try:
+                coming.set_result(self._batch(*arguments))
+            except BaseException as error:
+                coming.set_exception(error)
+
+        threading.Thread(target=make, name="loader", daemon=True).start()
+        return coming
 
     def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool, bool]]:
         """Patches of this rank in each batch, and what else there is in a :class:`Batch`."""
