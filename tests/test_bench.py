@@ -402,8 +402,10 @@ def test_a_picture_that_fails_loses_no_figures(made_up_race, monkeypatch, comman
 
     monkeypatch.setattr(nets, "draw", full)
     files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
-    code, _, err = command("step", *SMALL, "--against", *files)
-    assert (code, err) == (2, "tinyunet.bench: No space left on device\n")
+    code, out, err = command("step", *SMALL, "--against", *files)
+    told = f"tinyunet: could not draw {files[-1]}: No space left on device\n"
+    assert (code, err) == (0, told)
+    assert "tinyunet eager" in out
     assert rows_of(tmp_path / "figures.json")[0]["system"] == "tinyunet eager"
 
 
@@ -524,7 +526,7 @@ WRONG = {
     "step --json no/such/folder/file.json": "--json: 'no/such/folder/file.json'; expected a file in",
     "step --json /proc/file.json": "--json: '/proc/file.json'; expected a file in",
     "step --plot /": "--plot: '/'; expected a file in",
-    "step --plot picture.txt": "--plot: 'picture.txt'; expected one of .png, .pdf, .svg",
+    "step --plot picture.txt": "--plot: 'picture.txt'; expected one of .png, .svg, .pdf",
 }
 
 

@@ -12,6 +12,7 @@ from tinyunet.commandline import Parser, check_threads, load_machine, number, ru
 from tinyunet.errors import AgreedError
 from tinyunet.files import can_be_written, write_json
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.viz import FORMATS, attempt
 
 _TABLES = {
     "step": "a training step of the U-Net",
@@ -24,7 +25,6 @@ _TABLES = {
 }
 # The net halves the volume four times, and not every peer can do that to an odd size.
 _MULTIPLE = 16
-_PICTURES = (".png", ".pdf", ".svg")
 
 
 class Found(NamedTuple):
@@ -146,7 +146,7 @@ def _add_files(table: Any) -> None:
         "--plot",
         type=_new_picture,
         metavar="FILE",
-        help=f"draw a picture: {', '.join(_PICTURES)} (of ranks: NAME-ranks)",
+        help=f"draw a picture: {', '.join(FORMATS)} (of ranks: NAME-ranks)",
     )
     table.add_argument(
         "--json", type=_new_file, metavar="FILE", help="write the machine and all figures"
@@ -170,8 +170,8 @@ def _new_file(text: str) -> Path:
 
 def _new_picture(text: str) -> Path:
     path = _new_file(text)
-    if path.suffix not in _PICTURES:
-        raise ArgumentTypeError(f"{text!r}; expected one of {', '.join(_PICTURES)} at its end")
+    if path.suffix not in FORMATS:
+        raise ArgumentTypeError(f"{text!r}; expected one of {', '.join(FORMATS)} at its end")
     return path
 
 
@@ -193,7 +193,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         about = here._asdict() | {"versions": found.versions}
         write_json(options.json, {"machine": about} | found.figures)
     if options.plot:
-        found.draw(options.plot)
+        with attempt(options.plot):
+            found.draw(options.plot)
 
 
 def _nets(options: Namespace, _: float) -> Found:

@@ -47,6 +47,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         use_threads(options.threads, communicator)
     # Imported here, so that a wrong option is told at once.
     from tinyunet.prediction import predict
+    from tinyunet.text import printable
 
     for found in predict(
         options.checkpoint,
@@ -57,7 +58,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         options.accuracy,
     ):
         volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in found.millilitres.items())
-        print(f"{found.output}  {volumes}")
+        print(printable(f"{found.output}  {volumes}"))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tinyunet.errors import UserError
 from tinyunet.files import can_be_written
 from tinyunet.inference import Predict, predictor, segment
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.text import printable
 from tinyunet.unet import UNet
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
@@ -131,7 +132,7 @@ def predict(
         tqdm(total=len(mine), bar_format=_BAR, disable=communicator.rank > 0) as bar,
     ):
         for job in mine:
-            bar.set_description_str(job.name)
+            bar.set_description_str(printable(job.name))
             done.append((jobs.index(job), _run(job, model, run_model, checkpoint, bar)))
     everyones = [found for rank in communicator.gather(done) for found in rank]
     return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from tinyunet.data.brats import tumour_classes
 from tinyunet.metrics import dice_per_class, region_dice
+from tinyunet.text import printable
 
 #: ``{"classes": {name: Dice}, "regions": {name: Dice}}``; regions are empty where labels are not
 #: those of brain tumours.
@@ -90,6 +91,7 @@ def table(rows: Sequence[tuple[str, Scores]]) -> str:
     text : str
         Lines without a line break at the end.
     """
+    rows = [(printable(name), scores) for name, scores in rows]
     groups = [(group, list(names)) for group, names in rows[0][1].items() if names]
     width = max(len(name) for name, _ in [*rows, ("case", {})])
     over, heads = " " * width, "case".ljust(width)
@@ -113,4 +115,4 @@ def _row(name: str, scores: Scores) -> str:
 
 
 def _column(name: str) -> str:
-    return name.rjust(_LEAST_WIDTH)
+    return printable(name).rjust(_LEAST_WIDTH)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launcher import MPIRUN, launch, needs_mpi
+from matplotlib.figure import Figure
 from small_runs import SMALL, SPOILT, brats_case, nan, strange_label
 
 from tinyunet import checkpoint, losses
@@ -299,6 +300,60 @@ def test_a_file_that_one_rank_reads_ends_all(copy, tmp_path, spoil):
     assert done.stderr.count(f"tinyunet.train: {path}: ") == 1
     assert "Traceback" not in done.stderr
     assert "Abort" not in done.stderr
+
+
+@pytest.mark.parametrize("broken", ["matplotlib", "savefig", "disk"])
+def test_a_picture_that_fails_costs_no_result(dataset, tmp_path, monkeypatch, command, broken):
+    def fail(figure, path, **_):
+        raise OSError(28, "No space left") if broken == "disk" else RuntimeError("no\nfont")
+
+    if broken == "matplotlib":
+        monkeypatch.setitem(sys.modules, "tinyunet.viz.predictions", None)
+    monkeypatch.setattr(Figure, "savefig", fail)
+    done = command("train", *arguments(dataset, tmp_path)[2:])
+    assert done.code == 0
+    (folder,) = tmp_path.iterdir()
+    assert done.out.index("Dice on ") < done.out.index(f"everything is in {folder}")
+    assert names(folder) == [
+        name for name in FILES if ".png" not in name and name != "previous.npz"
+    ]
+    reason = {"savefig": "RuntimeError: no font", "disk": "No space left"}
+    assert done.err.splitlines() == [
+        f"tinyunet: could not draw {folder}/{picture}: {reason[broken]}"
+        for picture in ("learning_curves.png", "predictions.png")
+        if broken != "matplotlib"
+    ] or done.err.startswith("tinyunet: could not draw pictures: ModuleNotFoundError: ")
+
+
+def test_names_from_strangers_are_shown_as_text(copy, tmp_path, command):
+    """Of folders, files, sequences and classes: bytes that are no UTF-8, escape sequences, line ends."""
+    hostile = [os.fsdecode(b"M\xfcller"), "a\nforged", "b\x1b[2J", "c\rforged", "d\u202e\x9b1m"]
+    folder = Path(copy.rename(copy.with_name(os.fsdecode(b"\x1b[31mlat\xecn"))))
+    description = json.loads((folder / "dataset.json").read_text())
+    for name, entry in zip(hostile, description["training"], strict=True):
+        for kind in ("image", "label"):
+            old = folder / entry[kind]
+            entry[kind] = str(old.rename(old.with_name(f"{name}.nii.gz")).relative_to(folder))
+    description["labels"] = dict(zip("0123", ["background", *hostile[1:4]], strict=True))
+    description["modality"] = dict(zip("0123", hostile[:4], strict=True))
+    (folder / "dataset.json").write_text(json.dumps(description))
+    runs = tmp_path / "runs"
+    (image,), (labels,) = (folder.glob(f"{kind}Tr/a*") for kind in ("images", "labels"))
+    done = [command("train", *arguments(folder, runs)[2:])]
+    (run,) = runs.iterdir()
+    done += [
+        command("predict", run / "best.npz", *folder.glob("imagesTr/*"), "-o", tmp_path / "found"),
+        command("evaluate", tmp_path / "found", folder / "labelsTr"),
+        command("predict", run / "best.npz", labels, "-o", tmp_path / "none"),
+        command("evaluate", image, labels),
+    ]
+    assert [one.code for one in done] == [0, 0, 0, 2, 2], done
+    assert done[0].err == ""
+    assert {"learning_curves.png", "predictions.png"} <= {*names(run)}
+    for text in (one.out + one.err for one in done):
+        assert not [c for c in text if not c.isprintable() and c not in "\n\r"]
+        assert not re.search(r"[\n\r]forged", text)
+        assert r"a\nforged" in text
 
 
 def test_a_training_whose_terminal_is_closed_leaves_a_checkpoint(dataset, tmp_path):

@@ -1,6 +1,8 @@
 """Pictures are written whole, show what they are given, and need no screen."""
 
 import errno
+import os
+import warnings
 from pathlib import Path
 
 import matplotlib.image
@@ -101,6 +103,20 @@ def test_names_are_no_formulas_and_a_plane_is_a_volume(tmp_path):
     entry = {"epoch": 1, "loss": 1.0, "dice": 0.5}
     scores = {"regions": {}, "classes": {"tu$mo$r_^": 0.5}}
     draw_learning_curves(tmp_path / "curves.png", [entry | {"validation": scores}])
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_any_name_is_drawn_into_a_file_of_any_name(tmp_path, ending):
+    name = os.fsdecode(b"M\xfcller \x1b[1m\n\x00 \xe4\xb8\xad")
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1], label=name)
+    axes.set(title=name, xlabel=name)
+    axes.legend()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a box stands for what the font lacks
+        write(figure, tmp_path / (os.fsdecode(b"M\xfcller.") + ending))
+    assert [path.suffix for path in tmp_path.iterdir()] == [f".{ending}"]
 
 
 def test_colours_are_all_different_and_come_again():

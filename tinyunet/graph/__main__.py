@@ -8,6 +8,8 @@ from tinyunet.errors import AgreedError
 from tinyunet.files import can_be_written
 from tinyunet.graph.passes import NAMES
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.text import printable
+from tinyunet.viz import FORMATS, attempt
 
 
 def parse() -> argparse.Namespace:
@@ -51,8 +53,6 @@ def _check(options: argparse.Namespace) -> None:
             f"expected at least {smallest}, or a smaller --depth"
         )
     if options.plot is not None:
-        from tinyunet.viz.graphs import FORMATS
-
         if not can_be_written(options.plot):
             raise AgreedError(
                 f"--plot: {options.plot}; expected a file in a folder that can be written to"
@@ -82,10 +82,11 @@ def main(communicator: Communicator) -> None:
     if options.nodes:
         print("\n" + nodes_table(stages[-1].graph))
     if options.plot:
-        from tinyunet.viz.graphs import draw_graph
+        with attempt(options.plot):
+            from tinyunet.viz.graphs import draw_graph
 
-        draw_graph(options.plot, stages)
-        print(f"\ndrawn in {options.plot}")
+            draw_graph(options.plot, stages)
+            print(f"\n{printable(f'drawn in {options.plot}')}")
 
 
 if __name__ == "__main__":

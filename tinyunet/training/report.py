@@ -2,7 +2,7 @@
 
 from kernels import machine
 from tinyunet.scores import Scores
-from tinyunet.text import count
+from tinyunet.text import count, printable
 from tinyunet.training.loop import EpochResult
 from tinyunet.training.settings import Settings
 from tinyunet.training.start import Data
@@ -23,8 +23,8 @@ def plan(settings: Settings, data: Data, model: UNet, ranks: int) -> str:
     patch = " x ".join(map(str, settings.patch_size))
     return "\n".join(
         [
-            f"data     {data.dataset.path}",
-            f"         {', '.join(data.dataset.modalities)}; {len(data.train)} cases to train on, "
+            printable(f"data     {data.dataset.path}"),
+            f"         {printable(', '.join(data.dataset.modalities))}; {len(data.train)} cases to train on, "
             f"{len(data.validation)} to validate on, {len(data.test)} to test on",
             f"model    U-Net of {count(settings.depth, 'level')} from "
             f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
@@ -37,8 +37,9 @@ def plan(settings: Settings, data: Data, model: UNet, ranks: int) -> str:
 
 def epoch_heads(scores: Scores) -> str:
     """Return the heads of the columns that :func:`epoch_row` fills."""
+    names = map(printable, scores["regions"] or scores["classes"])
     return "epoch   loss   Dice   validation:" + "".join(
-        f"  {name:>{_width(name)}}" for name in scores["regions"] or scores["classes"]
+        f"  {name:>{_width(name)}}" for name in names
     )
 
 
@@ -51,4 +52,4 @@ def epoch_row(epoch: int, result: EpochResult, scores: Scores, best: bool) -> st
 
 
 def _width(name: str) -> int:
-    return max(len(name), 5)
+    return max(len(printable(name)), 5)

@@ -18,7 +18,7 @@ from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.recording import recorded
 from tinyunet.scores import mean, overall, summary, table
-from tinyunet.text import count
+from tinyunet.text import count, printable
 from tinyunet.training import report
 from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
@@ -31,6 +31,7 @@ from tinyunet.training.settings import Settings
 from tinyunet.training.start import Data, find_data
 from tinyunet.training.validate import CaseResult, score_cases
 from tinyunet.unet import UNet
+from tinyunet.viz import attempt
 
 # Test cases that are pictured.
 PICTURED = 3
@@ -197,7 +198,7 @@ class Run:
             # The best one is lost, and no other epoch will be: the last is taken.
             self._best_epoch = trainer.number
             self._keep(best=True)
-        self._progress.line(f"going on with {resumed.folder} after {self._saved}")
+        self._progress.line(printable(f"going on with {resumed.folder} after {self._saved}"))
 
     def train(self) -> None:
         """Run all epochs that are left; after each, validate, and write checkpoints and history."""
@@ -237,7 +238,7 @@ class Run:
         self._progress.finish()
 
     def test(self) -> None:
-        """Score the best model on cases that it was never trained on, and draw the pictures."""
+        """Score the best model on cases that it was never trained on, and draw pictures."""
         self._model.load_state_dict(self._best_state)
         with self._progress.task("segmenting the test cases"):
             cases = self._score(self._data.test, keep=PICTURED)
@@ -245,13 +246,16 @@ class Run:
         with self._communicator.together():
             if self._communicator.rank == 0:
                 write_json(self._folder / "test.json", {"epoch": self._best_epoch} | summary(rows))
-                with self._progress.task("drawing"):
-                    self._draw(cases)
         number = count(len(rows), "test case")
         self._progress.line(
             f"\nDice on {number}, never trained on (best.npz, epoch {self._best_epoch})\n\n"
-            f"{table(rows)}\n\neverything is in {self._folder}"
+            f"{table(rows)}\n"
         )
+        with self._communicator.together():
+            if self._communicator.rank == 0:
+                with attempt("pictures"):
+                    self._draw(cases)
+        self._progress.line(f"everything is in {printable(str(self._folder))}")
 
     def left(self) -> str:
         """Say what there is of the run if it ends now."""
@@ -325,21 +329,19 @@ class Run:
         from tinyunet.viz.learning_curves import draw_learning_curves
         from tinyunet.viz.predictions import PicturedCase, draw_predictions
 
-        draw_learning_curves(self._folder / "learning_curves.png", self._history)
-        pictured = []
-        for case, (name, scores, prediction) in zip(self._data.test, cases, strict=True):
-            if prediction is not None:
-                image, labels, geometry = load_case(case)
-                note = f"mean Dice {overall(scores):.2f}"
-                pictured.append(
-                    PicturedCase(name, image, labels, prediction, note, geometry.spacing)
-                )
-        draw_predictions(
-            self._folder / "predictions.png",
-            pictured,
-            self._data.dataset.modalities,
-            self._data.dataset.labels,
-        )
+        with attempt(curves := self._folder / "learning_curves.png"):
+            draw_learning_curves(curves, self._history)
+        with attempt(predictions := self._folder / "predictions.png"):
+            pictured = []
+            for case, (name, scores, prediction) in zip(self._data.test, cases, strict=True):
+                if prediction is not None:
+                    image, labels, geometry = load_case(case)
+                    note = f"mean Dice {overall(scores):.2f}"
+                    pictured.append(
+                        PicturedCase(name, image, labels, prediction, note, geometry.spacing)
+                    )
+            dataset = self._data.dataset
+            draw_predictions(predictions, pictured, dataset.modalities, dataset.labels)
 
 
 def _place(state: Mapping[str, Any]) -> str:

@@ -1,1 +1,35 @@
 """Pictures of data, training and predictions, drawn with matplotlib and written as files."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+from tinyunet.errors import as_user_error, one_line
+from tinyunet.text import printable
+
+#: Endings of names, each of which says what is written.
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@contextlib.contextmanager
+def attempt(what: object) -> Iterator[None]:
+    """Draw in a block, the import of matplotlib included; what goes wrong is told in a line on stderr.
+
+    No picture is worth the figures that it shows, nor the exit code of what has found them.
+
+    Parameters
+    ----------
+    what : object
+        Its file, or other words for it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # As that the font lacks a letter of a name: there is a box in its place.
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        known = as_user_error(error)
+        reason = str(known or f"{type(error).__name__}: {one_line(str(error))}")
+        told = f"tinyunet: could not draw {what}: {reason.removeprefix(f'{what}: ')}"
+        print(printable(told), file=sys.stderr, flush=True)

@@ -4,12 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tinyunet.files import atomic
+from tinyunet.text import printable
 
 
 def write(figure: Figure, path: Path | str, **options: Any) -> None:
     """Write a figure atomically; without a ``format`` the ending of the name decides it.
+
+    Names in it may hold what no font has: bytes that are no text, control characters.
 
     Parameters
     ----------
@@ -21,5 +25,7 @@ def write(figure: Figure, path: Path | str, **options: Any) -> None:
     OSError
         The file cannot be written.
     """
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text(), keep="\n"))
     with atomic(path) as temporary:
         figure.savefig(temporary, **options)

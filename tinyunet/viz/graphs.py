@@ -24,9 +24,6 @@ from tinyunet.viz.figure import write
 _FAMILIES = ("convolution", "batch_norm", "pool", "concatenation", "reorder")
 _OTHER = "0.75"
 
-#: Endings of names, each of which says what is written.
-FORMATS = (".png", ".svg", ".pdf")
-
 
 def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
     """Draw the first and the last of some stages one above the other, and write them atomically.
@@ -34,7 +31,7 @@ def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
     Parameters
     ----------
     path : Path or str
-        The file to make or replace; its ending is one of ``FORMATS``.
+        The file to make or replace; its ending is one of ``tinyunet.viz.FORMATS``.
     stages : sequence of Stage
         From ``Compiled.stages``.
 
