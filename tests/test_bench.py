@@ -370,7 +370,7 @@ def test_ranks_are_really_run(monkeypatch):
     found = mpi.run(2, {"do": "allreduce", "sizes": [1000], "algorithms": ["ring"]})
     assert 0 < found["ring"][0] < 1
     with pytest.raises(AgreedError, match="the ranks ended with code 1: KeyError"):
-        mpi.run(1, {"do": "nothing"})
+        mpi.run(2, {"do": "nothing"})
 
 
 def test_default_peers(made_up_race, command, monkeypatch):

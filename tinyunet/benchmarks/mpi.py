@@ -71,8 +71,11 @@ def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
     except subprocess.TimeoutExpired:
         raise AgreedError(f"the ranks had not ended after {_LONGEST_SECONDS} s") from None
     if done.returncode:
-        last = next((t for t in reversed(done.stderr.splitlines()) if t.strip()), "no message")
-        raise AgreedError(f"the ranks ended with code {done.returncode}: {one_line(last)[:200]}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = [line for line in lines if not line.startswith("Abort(")] or ["no message"]
+        raise AgreedError(
+            f"the ranks ended with code {done.returncode}: {one_line(said[-1])[:200]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from kernels import machine
 from tinyunet.benchmarks import problem
+from tinyunet.commandline import run
 from tinyunet.crew import ALONE, Crew
 from tinyunet.graph import compile
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
 from tinyunet.parallel.buckets import GradientSum, backward_order
-from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.parallel.communicator import Communicator
 from tinyunet.unet import UNet
 
 _LEAST_SECONDS, _MOST_REPEATS = 0.2, 50
@@ -206,10 +207,9 @@ def weak(
     return {name: statistics.median(times) for name, times in found.items()} | shares
 
 
-def main() -> None:
+def main(ranks: Communicator) -> None:
     """Do the task, and print what rank 0 has found."""
     task = json.loads(sys.argv[1])
-    ranks = world()
     tasks: dict[str, Callable[..., Any]] = {"allreduce": allreduce, "steps": steps, "weak": weak}
     found = tasks[task.pop("do")](ranks, **task)
     if ranks.rank == 0:
@@ -217,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("tinyunet.benchmarks.ranks", main)

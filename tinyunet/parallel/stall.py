@@ -105,7 +105,8 @@ class StallWatch:
             names.append(f"{len(missing) - _MOST_NAMES} more")
         verb, them = ("has", "it") if len(missing) == 1 else ("have", "them")
         others = self._ranks.size - len(missing)
+        seconds = f"{waited:.0f}" if waited >= 1 else f"{waited:.1g}"
         return (
             f"tinyunet: {' and '.join([', '.join(names[:-1]), names[-1]][len(names) < 2 :])} {verb} "
-            f"not come for {waited:.0f} s; {others} of {self._ranks.size} ranks wait for {them}"
+            f"not come for {seconds} s; {others} of {self._ranks.size} ranks wait for {them}"
         )
