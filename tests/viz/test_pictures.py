@@ -1,6 +1,7 @@
 """Pictures are written whole, show what they are given, and need no screen."""
 
 import errno
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tinyunet.viz import colours
+from tinyunet.viz import attempt, colours
 from tinyunet.viz.figure import write
 from tinyunet.viz.learning_curves import draw_learning_curves
 from tinyunet.viz.predictions import PicturedCase, draw_predictions
@@ -103,6 +104,29 @@ def test_names_are_no_formulas_and_a_plane_is_a_volume(tmp_path):
     entry = {"epoch": 1, "loss": 1.0, "dice": 0.5}
     scores = {"regions": {}, "classes": {"tu$mo$r_^": 0.5}}
     draw_learning_curves(tmp_path / "curves.png", [entry | {"validation": scores}])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, ""),
+        (ModuleNotFoundError("no\nmatplotlib"), "ModuleNotFoundError: no matplotlib"),
+        (UnicodeEncodeError("utf-8", "\udcfc", 0, 1, "no"), "UnicodeEncodeError: 'utf-8' codec"),
+        (PermissionError(13, "Permission denied", "a.png"), "Permission denied\n"),
+        (MemoryError(), "out of memory"),
+        (SystemError("bad call"), "SystemError: bad call\n"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_in_a_line(capfd, error, told):
+    with attempt("a.png"):
+        warnings.warn("a glyph is missing", stacklevel=1)
+        logging.getLogger("matplotlib").warning("a font is missing")
+        if error:
+            raise error
+    err = capfd.readouterr().err
+    assert err.startswith(f"tinyunet: could not draw a.png: {told}" if error else "")
+    assert err.count("\n") == (error is not None)
+    assert logging.getLogger("matplotlib").isEnabledFor(logging.WARNING)
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

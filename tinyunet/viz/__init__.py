@@ -1,6 +1,7 @@
 """Pictures of data, training and predictions, drawn with matplotlib and written as files."""
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ def attempt(what: object) -> Iterator[None]:
     what : object
         Its file, or other words for it.
     """
+    # That a font is not there (another is taken), or lacks a letter of a name (a box is in its place).
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # As that the font lacks a letter of a name: there is a box in its place.
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
@@ -33,3 +35,5 @@ def attempt(what: object) -> Iterator[None]:
         reason = str(known or f"{type(error).__name__}: {one_line(str(error))}")
         told = f"tinyunet: could not draw {what}: {reason.removeprefix(f'{what}: ')}"
         print(printable(told), file=sys.stderr, flush=True)
+    finally:
+        logging.disable(logging.NOTSET)
