@@ -1,7 +1,7 @@
 """One case as arrays: reading image and labels, normalising, and the split into three parts."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.data.brain import find_brain, odd_sequences
 from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -55,6 +56,8 @@ class Dataset:
         Name of each class; class 0 is the background.
     label_values
         ``label_values[i]`` is the number that stands for class ``i`` in the label files.
+    source
+        What says so.
     """
 
     path: Path
@@ -62,6 +65,12 @@ class Dataset:
     modalities: tuple[str, ...]
     labels: tuple[str, ...]
     label_values: tuple[int, ...]
+    source: str = ""
+
+    @property
+    def meaning(self) -> tuple[tuple[str, ...], tuple[int, ...], str]:
+        """Name and number of each class, and what says so."""
+        return self.labels, self.label_values, self.source
 
     @property
     def in_channels(self) -> int:
@@ -74,13 +83,17 @@ class Dataset:
         return len(self.labels)
 
 
-def load_case(case: Case) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
+def load_case(
+    case: Case, notes: list[str] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
     """Read a case for training.
 
     Parameters
     ----------
     case
         From a :class:`Dataset`.
+    notes
+        As for :func:`load_image`.
 
     Returns
     -------
@@ -96,14 +109,14 @@ def load_case(case: Case) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geome
     DataError
         A file is missing, damaged, or does not fit the others or the data set.
     """
-    image, geometry = load_image(case.image_paths, case.channels)
+    image, geometry = load_image(case.image_paths, case.channels, notes)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
     labels = on_same_voxels(labels, case.label_path, label_geometry, case.image_paths[0], geometry)
     return image, labels, geometry
 
 
 def load_image(
-    paths: Sequence[str | Path], channels: int | None = None
+    paths: Sequence[str | Path], channels: int | None = None, notes: list[str] | None = None
 ) -> tuple[NDArray[np.float32], Geometry]:
     """Read and normalise an image, as the network sees it.
 
@@ -113,6 +126,8 @@ def load_image(
         One file with all sequences, or one file for each, in the order of the channels.
     channels
         How many sequences are expected; any number if not given.
+    notes
+        Lines that name a file and what is odd about it are appended.
 
     Returns
     -------
@@ -145,14 +160,28 @@ def load_image(
         image = np.stack(volumes, axis=-1)
     if channels is not None and image.shape[-1] != channels:
         raise DataError(f"{paths[0]}: {image.shape[-1]} sequences; expected {channels}")
-    return normalise(image), geometry
+    brain, odd = find_brain(image)
+    if notes is not None:
+        notes += _notes(paths, odd | odd_sequences(image, brain))
+    return normalise(image, brain), geometry
 
 
-def normalise(image: NDArray[Any]) -> NDArray[np.float32]:
-    """Bring each sequence to mean 0 and deviation 1 inside the brain; outside stays 0.
+def _notes(paths: Sequence[str | Path], odd: Mapping[int, str]) -> list[str]:
+    """Return a line for each file in which something is odd."""
+    if len(paths) > 1:
+        return [f"{paths[channel]}: {told}" for channel, told in odd.items()]
+    alike: dict[str, list[str]] = {}
+    for channel, told in odd.items():
+        alike.setdefault(told, []).append(str(channel + 1))
+    parts = [f"sequence {', '.join(channels)}: {told}" for told, channels in alike.items()]
+    return [f"{paths[0]}: {'; '.join(parts)}"] if parts else []
 
-    The brain is where any sequence is not zero, one mask for all: MRI data sets of this kind come
-    skull-stripped, and a dark voxel of one sequence (fluid in FLAIR) is brain nevertheless. A
+
+def normalise(image: NDArray[Any], brain: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Bring each sequence to mean 0 and deviation 1 inside the brain; outside is 0.
+
+    The brain is where any sequence is not background, one mask for all: MRI data sets of this kind
+    come skull-stripped, and a dark voxel of one sequence (fluid in FLAIR) is brain nevertheless. A
     sequence that is constant inside the brain becomes 0. So outside all channels are exactly 0, and
     inside (but for constant images) at least one is not: the mask can be found again.
 
@@ -160,13 +189,16 @@ def normalise(image: NDArray[Any]) -> NDArray[np.float32]:
     ----------
     image
         shape=(D, H, W, C), integers or floats; not changed.
+    brain
+        Where it is, shape=(D, H, W); left out, :func:`tinyunet.data.brain.find_brain` finds it.
 
     Returns
     -------
     normalised
         shape=(D, H, W, C), float32, C-contiguous. Mean and deviation are taken in float64.
     """
-    brain = image.any(axis=-1)
+    if brain is None:
+        brain, _ = find_brain(image)
     normalised = np.zeros(image.shape, np.float32)
     for channel in range(image.shape[-1]):
         inside = _near_one(image[..., channel][brain].astype(np.float64))
