@@ -35,6 +35,7 @@ TINYUNET = """
     checks crew text turns verbose
     errors screen
     files
+    outputs
     context
     autograd
     functional
@@ -50,7 +51,7 @@ TINYUNET = """
     checkpoint
     inference
     viz
-    scores
+    meaning scores
     evaluation prediction
     commandline
     training

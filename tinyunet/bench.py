@@ -11,6 +11,7 @@ from tinyunet.benchmarks.systems import PEERS, choose
 from tinyunet.commandline import Parser, check_threads, load_machine, number, run, whole_number
 from tinyunet.errors import AgreedError
 from tinyunet.files import can_be_written, write_json
+from tinyunet.outputs import NOT_OURS, is_replaceable, signed
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.viz import FORMATS, attempt
 
@@ -165,6 +166,8 @@ def _new_file(text: str) -> Path:
     path = Path(text)
     if not can_be_written(path):
         raise ArgumentTypeError(f"{text!r}; expected a file in a folder that can be written to")
+    if not is_replaceable(path):
+        raise ArgumentTypeError(f"{text!r} {NOT_OURS}")
     return path
 
 
@@ -172,7 +175,13 @@ def _new_picture(text: str) -> Path:
     path = _new_file(text)
     if path.suffix not in FORMATS:
         raise ArgumentTypeError(f"{text!r}; expected one of {', '.join(FORMATS)} at its end")
+    _new_file(str(_of_ranks(path)))
     return path
+
+
+def _of_ranks(path: Path) -> Path:
+    """Return the name of the second picture that a table of ranks gets."""
+    return path.with_name(f"{path.stem}-ranks{path.suffix}")
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
@@ -191,7 +200,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
         about = here._asdict() | {"versions": found.versions}
-        write_json(options.json, {"machine": about} | found.figures)
+        write_json(options.json, signed({"machine": about} | found.figures))
     if options.plot:
         with attempt(options.plot):
             found.draw(options.plot)
@@ -243,8 +252,7 @@ def _scaling(options: Namespace, peak: float) -> Found:
 
     def draw(path: Path) -> None:
         found.draw(path)
-        of_ranks = path.with_name(f"{path.stem}-ranks{path.suffix}")
-        scaling.draw(measured, options.gbits, of_ranks)
+        scaling.draw(measured, options.gbits, _of_ranks(path))
 
     ranks_rows = scaling.rows(measured, options.gbits)
     return Found(found.figures | {"ranks": ranks_rows}, found.versions, draw)

@@ -7,6 +7,7 @@ from tinyunet.commandline import Parser, run, whole_number
 from tinyunet.errors import AgreedError
 from tinyunet.files import can_be_written
 from tinyunet.graph.passes import NAMES
+from tinyunet.outputs import check_replaceable
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.text import printable
 from tinyunet.viz import FORMATS, attempt
@@ -57,6 +58,7 @@ def _check(options: argparse.Namespace) -> None:
             raise AgreedError(
                 f"--plot: {options.plot}; expected a file in a folder that can be written to"
             )
+        check_replaceable("--plot", options.plot)
         if options.plot.suffix not in FORMATS:
             raise AgreedError(f"--plot: {options.plot}; expected an ending of {', '.join(FORMATS)}")
 

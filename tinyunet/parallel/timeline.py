@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyunet.files import write_json
+from tinyunet.outputs import signed
 
 KERNELS, WAITS = "kernels", "waits"
 # Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB. The last one says so.
@@ -81,7 +82,7 @@ class Timeline:
             end = self._spans[-1]["ts"] + self._spans[-1]["dur"]
             name = f"full: {self._lost} later events are left out"
             events.append(common | {"ph": "i", "name": name, "ts": end, "s": "p"})
-        write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
+        write_json(path, signed({"traceEvents": events, "displayTimeUnit": "ms"}))
 
 
 def file_of_rank(path: Path | str, rank: int, ranks: int) -> Path:

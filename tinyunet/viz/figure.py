@@ -7,7 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinyunet.files import atomic
+from tinyunet.outputs import SIGNATURE
 from tinyunet.text import printable
+
+_WITH_METADATA = ("png", "svg", "pdf")
 
 
 def write(figure: Figure, path: Path | str, **options: Any) -> None:
@@ -27,5 +30,9 @@ def write(figure: Figure, path: Path | str, **options: Any) -> None:
     """
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text(), keep="\n"))
+    ending = options.get("format") or Path(path).suffix.removeprefix(".")
+    # So that a later run knows that it may replace the picture.
+    field = "Software" if ending == "png" else "Creator"
+    options.setdefault("metadata", {field: SIGNATURE} if ending in _WITH_METADATA else None)
     with atomic(path) as temporary:
         figure.savefig(temporary, **options)
