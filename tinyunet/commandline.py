@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from tinyunet import verbose
+from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.errors import (
     ENDING,
     AgreedError,
@@ -104,6 +105,17 @@ def add_execution(group: Any) -> None:
         help="what convolutions of the compiled graph may lose: strict is no worse than direct "
         "convolution in float32, fast errs by up to 5e-5 of the largest result "
         "(default: %(default)s)",
+    )
+
+
+def add_labels(group: Any, dest: str = "convention") -> None:
+    """Give a parser, or a group of its options, the one that says what numbers in labels mean."""
+    group.add_argument(
+        "--labels",
+        dest=dest,
+        choices=CONVENTIONS,
+        help="what the numbers in label files mean (default: what dataset.json says, or names of "
+        "files and numbers, where they leave no doubt)",
     )
 
 

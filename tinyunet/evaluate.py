@@ -1,8 +1,9 @@
 """Compare label files with the truth: ``python -m tinyunet.evaluate PREDICTIONS LABELS``."""
 
+import sys
 from collections.abc import Sequence
 
-from tinyunet.commandline import Parser, run, whole_number
+from tinyunet.commandline import Parser, add_labels, run, whole_number
 from tinyunet.parallel.communicator import Communicator
 
 
@@ -22,13 +23,13 @@ def make_parser() -> Parser:
         help="the true labels: a file, a folder of files named as the predictions are, or the "
         "folder of a Decathlon task or of BraTS cases",
     )
+    add_labels(parser)
     parser.add_argument(
         "--label-values",
         type=whole_number(0),
         nargs="+",
         metavar="N",
-        help="numbers that stand for background, edema, non-enhancing and enhancing tumour in all "
-        "files (default: as the data set of LABELS says, 0 2 1 4 for BraTS folders, else 0 1 2 3)",
+        help="or the numbers that stand for background, edema, non-enhancing and enhancing tumour",
     )
     parser.add_argument("--json", metavar="FILE", help="write the scores to this file too")
     return parser
@@ -40,17 +41,22 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     # Imported here, so that a wrong option is told at once.
     from tinyunet.evaluation import find_pairs, score_pairs
     from tinyunet.files import try_writing, write_json
+    from tinyunet.outputs import check_replaceable, signed
     from tinyunet.scores import summary, table
 
     with communicator.together():
         if communicator.rank == 0:
             if options.json is not None:
                 try_writing(options.json)
-            rows = score_pairs(
-                find_pairs(options.predictions, options.labels, options.label_values)
+                check_replaceable("--json", options.json)
+            found = find_pairs(
+                options.predictions, options.labels, options.label_values, options.convention
             )
+            for note in found.notes():
+                print(note, file=sys.stderr)
+            rows = score_pairs(found)
             if options.json is not None:  # first: the table may go to a pipe that is closed
-                write_json(options.json, summary(rows))
+                write_json(options.json, signed(summary(rows)))
             print(table(rows))
 
 

@@ -1,87 +1,118 @@
 """Dice of label files against the truth, also in files."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tinyunet.data.brats import LABEL_VALUES, LABELS, kind_of
 from tinyunet.data.cases import on_same_voxels
+from tinyunet.data.conventions import CONVENTIONS, read_as
 from tinyunet.data.decathlon import Dataset, read_dataset, read_labels
 from tinyunet.data.nifti import DataError, stem
 from tinyunet.errors import UserError
+from tinyunet.meaning import Meaning, Pair, of_prediction, of_truths
 from tinyunet.scores import Scores, score
 
 _ENDINGS = (".nii", ".nii.gz")
-
-
-class Pair(NamedTuple):
-    """Two label files of one case."""
-
-    name: str
-    prediction: Path
-    truth: Path
+# What --label-values gives the numbers of, if they are four.
+_FOUR = CONVENTIONS["decathlon"].names
 
 
 class Pairs(NamedTuple):
-    """What is to be compared, the names of the classes, and the numbers that stand for them."""
+    """What is to be compared, and the classes.
+
+    Attributes
+    ----------
+    pairs
+        Two files for each case.
+    truth
+        What the numbers in the true labels mean.
+    prediction_values
+        For each pair the number of each class in the prediction.
+    """
 
     pairs: list[Pair]
-    names: tuple[str, ...]
-    label_values: tuple[int, ...]
+    truth: Meaning
+    prediction_values: list[tuple[int, ...]]
+
+    def notes(self) -> list[str]:
+        """Return the lines that say how labels are read."""
+        names, values, _ = self.truth
+        others = {found for found in self.prediction_values if found != values}
+        lines = [read_as(names, found, "as they say") for found in sorted(others)]
+        return [read_as(*self.truth), *(f"predictions{line[6:]}" for line in lines)]
 
 
 def find_pairs(
-    predictions: Path | str, labels: Path | str, label_values: Sequence[int] | None = None
+    predictions: Path | str,
+    labels: Path | str,
+    label_values: Sequence[int] | None = None,
+    convention: str | None = None,
 ) -> Pairs:
-    """Find the truth for each prediction.
+    """Find the truth for each prediction, and what the numbers in both mean.
 
     Parameters
     ----------
     predictions : path
         A label file, or a folder of them as ``python -m tinyunet.predict`` fills it.
     labels : path
-        The label file; or a folder of files named as the predictions are; or that of a Decathlon
-        task or of BraTS cases. Labels without a prediction are not looked at.
+        The label file; or a folder of files named as the predictions are, perhaps with ``_seg`` or
+        ``-seg`` behind; or that of a Decathlon task or of BraTS cases. Labels without a prediction are
+        not looked at.
     label_values : sequence of int, optional
         Numbers that stand for background, edema, non-enhancing and enhancing tumour in all files.
-        Left out, they are those of the Decathlon task (in or above ``labels``), those of BraTS if
-        ``labels`` has its folders or is a file of its (``*_seg``), and 0, 1, 2, 3 otherwise.
+    convention : str, optional
+        Or what the numbers in all files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`.
+        Without both they mean what the Decathlon task (in or above ``labels``) says, or what
+        :mod:`tinyunet.meaning` finds.
 
     Raises
     ------
     UserError
         A file or folder is missing, there is no prediction, or no truth for one, or two; or the
-        numbers cannot be those of classes.
+        numbers cannot be those of classes, or it is not clear what they mean.
     """
     if label_values is not None:
-        _check_values(label_values)
+        _check_values(label_values, convention)
     predictions, labels = Path(predictions), Path(labels)
     for path in (predictions, labels):
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
     found, truths = _label_files(predictions), _label_files(labels)
-    dataset = _dataset(labels, truths, found, label_values is None)
-    names: tuple[str, ...] = LABELS
-    values: tuple[int, ...] = LABEL_VALUES if kind_of(labels.name) == "seg" else (0, 1, 2, 3)
-    if dataset:
-        names, values = dataset.labels, dataset.label_values
-    if label_values is not None:
-        values = tuple(label_values)
-        if len(values) != len(names):
-            names = tuple(f"label {value}" for value in values)
+    # Where the numbers are given, what a data set says of them is not asked for.
+    known = convention or ("decathlon" if label_values is not None else None)
+    dataset = _dataset(labels, truths, found, known)
     if labels.is_file() and predictions.is_file():
-        return Pairs([Pair(stem(predictions), predictions, labels)], names, values)
-    if not found:
+        pairs = [Pair(stem(predictions), predictions, labels)]
+    elif not found:
         raise UserError(f"{predictions}: no label files in it; expected .nii or .nii.gz")
-    if labels.is_dir() and dataset and not truths.keys() & found.keys():
-        truths = {case.name: case.label_path for case in dataset.cases}
-    for name, prediction in found.items():
-        if name not in truths or not truths[name].is_file():
-            raise UserError(f"{prediction}: no labels named {name} in {labels}")
-    return Pairs([Pair(name, path, truths[name]) for name, path in found.items()], names, values)
+    else:
+        if labels.is_dir() and dataset and not _cases(truths) & _cases(found):
+            truths = {case.name: case.label_path for case in dataset.cases}
+        pairs = [_pair(name, path, truths, labels) for name, path in found.items()]
+    given = _given(label_values, convention, dataset)
+    if given:
+        return Pairs(pairs, given, [given.values] * len(pairs))
+    truth = Meaning(*dataset.meaning) if dataset else of_truths(pairs, str(labels))
+    return Pairs(pairs, truth, [of_prediction(pair.prediction, truth) for pair in pairs])
+
+
+def _given(
+    label_values: Sequence[int] | None, convention: str | None, dataset: Dataset | None
+) -> Meaning | None:
+    """Return the meaning that the user has given."""
+    if convention:
+        given = CONVENTIONS[convention]
+        return Meaning(given.names, given.values, f"--labels {convention}")
+    if label_values is None:
+        return None
+    names = dataset.labels if dataset else _FOUR
+    if len(label_values) != len(names):
+        names = ("background", *(f"label {value}" for value in label_values[1:]))
+    return Meaning(names, tuple(label_values), "--label-values")
 
 
 def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
@@ -93,23 +124,24 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
         A file is damaged, holds other labels, or the two of a pair do not lie on the same voxels.
     """
     rows = []
-    for name, prediction_path, truth_path in tqdm(found.pairs, unit="case", leave=False):
-        prediction, geometry = read_labels(prediction_path, found.label_values)
-        truth, true_geometry = read_labels(truth_path, found.label_values)
+    cases = list(zip(found.pairs, found.prediction_values, strict=True))
+    for (name, prediction_path, truth_path), values in tqdm(cases, unit="case", leave=False):
+        prediction, geometry = read_labels(prediction_path, values)
+        truth, true_geometry = read_labels(truth_path, found.truth.values)
         prediction = on_same_voxels(
             prediction, prediction_path, geometry, truth_path, true_geometry
         )
-        rows.append((name, score(prediction, truth, found.names)))
+        rows.append((name, score(prediction, truth, found.truth.names)))
     return rows
 
 
 def _dataset(
-    labels: Path, files: Mapping[str, Path], predictions: Mapping[str, Path], needed: bool
+    labels: Path, files: Mapping[str, Path], predictions: Mapping[str, Path], known: str | None
 ) -> Dataset | None:
     """Return the data set that a path of labels, with files in it, belongs to, if it belongs to one.
 
-    A folder in which nothing is named as a prediction may be one of BraTS cases. If its numbers are not
-    ``needed``, the ``dataset.json`` of another program is passed over.
+    A folder in which nothing is named as a prediction may be one of BraTS cases. If it is ``known`` what its
+    numbers mean, the ``dataset.json`` of another program is passed over.
     """
     here = Path(os.path.abspath(labels))  # "." has no parent
     folder = here if here.is_dir() else here.parent
@@ -119,12 +151,12 @@ def _dataset(
             try:
                 return read_dataset(place, files_are_there=False)
             except DataError:
-                if needed:
+                if known is None:
                     raise
-    if labels.is_file() or files.keys() & predictions.keys():
+    if labels.is_file() or _cases(files) & _cases(predictions):
         return None
     try:
-        return read_dataset(labels)
+        return read_dataset(labels, labels=known)
     except DataError:
         if files:
             return None
@@ -143,10 +175,37 @@ def _label_files(path: Path) -> dict[str, Path]:
     return found
 
 
-def _check_values(values: Sequence[int]) -> None:
+def _pair(name: str, prediction: Path, truths: Mapping[str, Path], labels: Path) -> Pair:
+    """Find the truth for a prediction."""
+    found = [path for other, path in truths.items() if _case(other) == _case(name)]
+    truth = truths.get(name, found[0] if len(found) == 1 else None)
+    if truth is None or not truth.is_file():
+        raise UserError(f"{prediction}: no labels named {name} in {labels}")
+    return Pair(name, prediction, truth)
+
+
+def _case(name: str) -> str:
+    """Return the name of a file without what BraTS adds to that of the case."""
+    return re.sub(r"([_-]seg|_segm|_gtv)$", "", name, flags=re.IGNORECASE)
+
+
+def _cases(files: Mapping[str, Path]) -> set[str]:
+    return {_case(name) for name in files}
+
+
+def _check_values(values: Sequence[int], convention: str | None) -> None:
     """Check numbers that are to stand for classes, which are kept as one byte each."""
+    if convention:
+        raise UserError("--label-values: given beside --labels; expected one of them")
     if not 2 <= len(values) <= 256:
         raise UserError(f"--label-values: {len(values)} of them; expected 2 to 256")
     for value in values:
         if values.count(value) > 1:
             raise UserError(f"--label-values: {value} is there twice; expected different numbers")
+    brats = CONVENTIONS["brats2018"]
+    if {*values} == {*brats.values} and tuple(values) != brats.values:
+        raise UserError(
+            f"--label-values: {' '.join(map(str, values))} are the numbers of background, edema, "
+            f"non-enhancing and enhancing tumour; BraTS has {' '.join(map(str, brats.values))}: "
+            f"--labels {brats.key}"
+        )

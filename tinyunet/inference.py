@@ -8,6 +8,7 @@ Source: Isensee et al., "nnU-Net" (2021): Gaussian weights, deviation of an eigh
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -64,10 +65,23 @@ def patch_for(model: UNet, shape: Sequence[int]) -> tuple[int, int, int]:
     -------
     patch_size : (D, H, W)
     """
-    step = 2 ** (int(model.config["depth"]) - 1)
+    return _patch(int(model.config["depth"]), shape)
+
+
+def _patch(depth: int, shape: Sequence[int]) -> tuple[int, int, int]:
+    step = 2 ** (depth - 1)
     most = max(step, LARGEST_PATCH // step * step)
     d, h, w = (min(-(-size // step) * step, most) for size in shape)
     return d, h, w
+
+
+def count_patches(depth: int, shape: Sequence[int], overlap: float = 0.5) -> int:
+    """Return how many patches :func:`segment` will take for a volume, shape=(D, H, W)."""
+    patch_size = _patch(depth, shape)
+    return math.prod(
+        len(patch_starts(max(size, patch), patch, overlap))
+        for size, patch in zip(shape, patch_size, strict=True)
+    )
 
 
 def predict_volume(

@@ -1,5 +1,6 @@
 """Segment images with a trained model: ``python -m tinyunet.predict CHECKPOINT IMAGE... -o DIR``."""
 
+import sys
 from collections.abc import Sequence
 
 from tinyunet.commandline import Parser, add_execution, run, use_threads, whole_number
@@ -27,8 +28,8 @@ def make_parser() -> Parser:
         "--output",
         required=True,
         metavar="DIR",
-        help="folder for the labels, named as the images are; older files of these names are "
-        "replaced",
+        help="folder for the labels, named as the images are; files of these names are replaced if "
+        "this program has written them",
     )
     add_execution(parser)
     parser.add_argument(
@@ -49,14 +50,18 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     from tinyunet.prediction import predict
     from tinyunet.text import printable
 
-    for found in predict(
+    everything = predict(
         options.checkpoint,
         options.images,
         options.output,
         communicator,
         options.eager,
         options.accuracy,
-    ):
+    )
+    notes = [f"warning: {note}" for found in everything for note in found.notes]
+    for line in [*dict.fromkeys(found.written_as for found in everything), *notes]:
+        print(line, file=sys.stderr)
+    for found in everything:
         volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in found.millilitres.items())
         print(printable(f"{found.output}  {volumes}"))
 

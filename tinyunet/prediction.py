@@ -10,12 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyunet.checkpoint import Checkpoint, CheckpointError, load
-from tinyunet.data import brats
-from tinyunet.data.decathlon import case_files, load_image, save_labels
-from tinyunet.data.nifti import stem
+from tinyunet.data import brats, mark
+from tinyunet.data.conventions import read_as
+from tinyunet.data.decathlon import DataError, case_files, load_image, save_labels
+from tinyunet.data.nifti import read_shape, read_volume, stem
+from tinyunet.data.spacing import in_mm, is_far
 from tinyunet.errors import UserError
 from tinyunet.files import can_be_written
-from tinyunet.inference import Predict, predictor, segment
+from tinyunet.inference import Predict, count_patches, predictor, segment
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.text import printable
 from tinyunet.unet import UNet
@@ -30,13 +32,28 @@ class Job(NamedTuple):
     image_paths: tuple[Path, ...]
     label_values: tuple[int, ...]
     output: Path
+    patches: int
 
 
 class Segmented(NamedTuple):
-    """What was found: the file written, and the millilitres of each class but the background."""
+    """What was found.
+
+    Attributes
+    ----------
+    output
+        The file written.
+    millilitres
+        Of each class but the background.
+    written_as
+        The line that says what the numbers in the file mean.
+    notes
+        Lines that name a file and what is odd about it.
+    """
 
     output: Path
     millilitres: dict[str, float]
+    written_as: str
+    notes: list[str]
 
 
 def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoint) -> list[Job]:
@@ -56,8 +73,9 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
     Raises
     ------
     UserError
-        An image is missing or would be overwritten, or two of them have the same name; or the
-        names of the model's sequences are not those of a BraTS case.
+        An image, or a file that this program did not write, would be overwritten; an image is missing,
+        or two of them have the same name; or the names of the model's sequences are not those of a
+        BraTS case.
     """
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
@@ -68,7 +86,7 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         values = own_values
         if image.is_dir():
             paths = _brats_files(image, checkpoint)
-            values = brats.label_values(checkpoint.state["labels"]) or own_values
+            values = brats.numbers_for(image, checkpoint.state["labels"]) or own_values
         elif not image.exists():
             raise UserError(f"{image}: no such file; expected a NIfTI file or a BraTS case folder")
         target = Path(output) / f"{name}.nii.gz"
@@ -80,7 +98,9 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
             )
         if name in jobs:
             raise UserError(f"{image}: there is another image named {name}; expected it once")
-        jobs[name] = Job(name, paths, values, target)
+        _check_ours(target)
+        patches = count_patches(checkpoint.config["depth"], read_shape(paths[0])[:3])
+        jobs[name] = Job(name, paths, values, target, patches)
     return list(jobs.values())
 
 
@@ -129,13 +149,32 @@ def predict(
             load_image(job.image_paths, model.config["in_channels"])
     with (
         communicator.together(),
-        tqdm(total=len(mine), bar_format=_BAR, disable=communicator.rank > 0) as bar,
+        tqdm(
+            total=sum(job.patches for job in mine), bar_format=_BAR, disable=communicator.rank > 0
+        ) as bar,
     ):
         for job in mine:
             bar.set_description_str(printable(job.name))
             done.append((jobs.index(job), _run(job, model, run_model, checkpoint, bar)))
     everyones = [found for rank in communicator.gather(done) for found in rank]
     return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]
+
+
+def _check_ours(target: Path) -> None:
+    """Check that a file which labels would replace is one that was written here, and not changed since."""
+    if not target.is_file():
+        return
+    try:
+        voxels, geometry = read_volume(target)
+        stored = geometry.from_canonical(voxels)
+        ours = voxels.ndim == 3 and mark.is_untouched(geometry.header.extensions, stored)
+    except DataError:
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{target}: is there already, and this program did not write it, or it was changed since; "
+            "expected another folder with -o"
+        )
 
 
 def _check_output(output: Path | str, jobs: Sequence[Job]) -> None:
@@ -155,19 +194,35 @@ def _check_output(output: Path | str, jobs: Sequence[Job]) -> None:
 
 def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar: tqdm) -> Segmented:
     """Read an image, segment it, and write labels that lie exactly over it."""
-
-    def progress(patch: int, patches: int) -> None:
-        bar.update(1 / patches)
-
-    image, geometry = load_image(job.image_paths, model.config["in_channels"])
-    labels = segment(model, image, progress=progress, predict=run_model)
+    notes: list[str] = []
+    image, geometry = load_image(job.image_paths, model.config["in_channels"], notes)
+    learnt = _spacing(checkpoint)
+    if learnt and is_far(geometry.spacing, learnt):
+        notes.append(
+            f"{job.image_paths[0]}: voxels of {in_mm(geometry.spacing)}, but the model has learnt from "
+            f"{in_mm(learnt)}, and nothing is resampled: it will find less"
+        )
+    labels = segment(model, image, progress=lambda *_: bar.update(), predict=run_model)
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    save_labels(job.output, labels, geometry, job.label_values)
-    millilitres = math.prod(geometry.spacing) / 1000
     names = checkpoint.state["labels"]
+    save_labels(job.output, labels, geometry, job.label_values, names)
+    millilitres = math.prod(geometry.spacing) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
     volumes = {n: c * millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
-    return Segmented(job.output, volumes)
+    written_as = read_as(names, job.label_values, "").replace("read", "written", 1)
+    return Segmented(job.output, volumes, written_as, notes)
+
+
+def _spacing(checkpoint: Checkpoint) -> tuple[float, ...] | None:
+    """Return the usual size of a voxel in the training; None if the checkpoint does not say it."""
+    match checkpoint.state.get("spacing"):
+        case None:
+            return None
+        case [float() | int(), float() | int(), float() | int()] as sizes if all(
+            0 < size < math.inf for size in sizes
+        ):
+            return tuple(sizes)
+    raise CheckpointError(f"{checkpoint.path}: its spacing is not three sizes in millimetres")
 
 
 def _brats_files(folder: Path, checkpoint: Checkpoint) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.brats import tumour_classes
+from tinyunet.data.conventions import tumour_parts
 from tinyunet.metrics import dice_per_class, region_dice
 from tinyunet.text import printable
 
@@ -14,7 +14,6 @@ from tinyunet.text import printable
 #: those of brain tumours.
 Scores = dict[str, dict[str, float]]
 
-_BRAIN_TUMOUR_CLASSES = 4
 # Of a column: as the heading " classes " of a group, which may have one column only.
 _LEAST_WIDTH = 9
 
@@ -27,9 +26,8 @@ def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Seque
     prediction, labels : ndarray, shape=(D, H, W), uint8
         Class of each voxel.
     names : sequence of str
-        Name of each class; class 0 is the background and is not scored. Four classes are taken
-        for background, edema, non-enhancing and enhancing tumour, in this order if their names do
-        not tell another, and have regions.
+        Name of each class; class 0 is the background and is not scored. There are regions where the
+        names say unmistakably which class is which part of a tumour.
 
     Returns
     -------
@@ -38,11 +36,9 @@ def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Seque
         :mod:`tinyunet.metrics`.
     """
     classes = dice_per_class(prediction, labels, len(names))
-    regions = {}
-    if len(names) == _BRAIN_TUMOUR_CLASSES:
-        as_counted = np.zeros(_BRAIN_TUMOUR_CLASSES, np.uint8)
-        as_counted[list(tumour_classes(names))] = 1, 2, 3
-        regions = region_dice(as_counted[prediction], as_counted[labels])
+    parts = tumour_parts(names)
+    as_parts = np.array(parts or (), np.uint8)
+    regions = region_dice(as_parts[prediction], as_parts[labels]) if parts else {}
     return {
         "classes": {name: float(dice) for name, dice in zip(names[1:], classes[1:], strict=True)},
         "regions": {name: float(dice) for name, dice in regions.items()},

@@ -12,6 +12,8 @@ import pytest
 from launcher import launch, needs_mpi
 from small_runs import labels_of, other_shape, rewrite, strange_label
 
+from tinyunet.data.nifti import read_volume, save_labels
+
 
 def write(path, voxels, affine=None):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +31,7 @@ def row(out, name):
 def test_dice_of_known_labels(command, tmp_path):
     prediction = write(tmp_path / "p.nii.gz", [0, 0, 1, 1, 2, 3, 3, 0])
     truth = write(tmp_path / "t.nii.gz", [0, 1, 1, 0, 2, 2, 3, 0])
-    done = command("evaluate", prediction, truth)
+    done = command("evaluate", prediction, truth, "--labels", "decathlon")
     assert done.code == 0
     # Classes: 2 * 1 / 4, 2 * 1 / 3, 2 * 1 / 3; whole tumour 2 * 4 / 10, core 2 * 3 / 6.
     assert row(done.out, "p") == [0.5, 0.667, 0.667, 0.8, 1.0, 0.667]
@@ -38,7 +40,7 @@ def test_dice_of_known_labels(command, tmp_path):
 def test_endings_in_capitals(command, tmp_path):
     write(tmp_path / "p" / "one.nii.gz", [1, 2]).rename(tmp_path / "p" / "one.NII.GZ")
     write(tmp_path / "t" / "one.nii", [1, 2]).rename(tmp_path / "t" / "one.NII")
-    done = command("evaluate", tmp_path / "p", tmp_path / "t")
+    done = command("evaluate", tmp_path / "p", tmp_path / "t", "--labels", "decathlon")
     assert row(done.out, "one") == [1] * 6
 
 
@@ -48,7 +50,8 @@ def test_folders_are_paired_by_name_and_averaged(command, tmp_path):
     write(tmp_path / "t" / "one.nii", [1, 1, 2, 3])
     write(tmp_path / "t" / "two.nii.gz", [1, 1, 2, 0])
     write(tmp_path / "t" / "three.nii.gz", [1, 1, 2, 3])
-    done = command("evaluate", tmp_path / "p", tmp_path / "t", "--json", tmp_path / "scores.json")
+    options = ("--json", tmp_path / "scores.json", "--labels", "decathlon")
+    done = command("evaluate", tmp_path / "p", tmp_path / "t", *options)
     assert done.code == 0
     assert row(done.out, "one") == [1, 1, 1, 1, 1, 1]
     assert row(done.out, "two") == [0.667, 1, 0, 0.667, 0.667, 0]
@@ -64,7 +67,7 @@ def test_folders_are_paired_by_name_and_averaged(command, tmp_path):
 def test_the_table_is_aligned(command, tmp_path):
     for name in ("a", "a_long_name"):
         write(tmp_path / "p" / f"{name}.nii", [1, 2, 3, 0])
-    out = command("evaluate", tmp_path / "p", tmp_path / "p").out
+    out = command("evaluate", tmp_path / "p", tmp_path / "p", "--labels", "decathlon").out
     lines = out.splitlines()
     assert len({len(line) for line in lines}) == 1
     ends = [
@@ -146,7 +149,7 @@ def test_brats_numbers_its_labels_differently(command, tmp_path):
     assert row(command("evaluate", tmp_path / "found", tmp_path / "data").out, "BraTS") == expected
     told = ("--label-values", 0, 2, 1, 4)
     assert row(command("evaluate", prediction, prediction, *told).out, "BraTS") == [1] * 6
-    done = command("evaluate", prediction, prediction)
+    done = command("evaluate", prediction, prediction, "--labels", "decathlon")
     assert done.code == 2
     assert "holds label 4; expected labels 0, 1, 2, 3" in done.error
 
@@ -229,7 +232,7 @@ def test_one_rank_speaks(tmp_path):
     assert done.returncode == 0
     assert done.stdout.count("one ") == 1
     rewrite(label, lambda labels: labels * 9)
-    done = launch(["-m", "tinyunet.evaluate", label, label], 2)
+    done = launch(["-m", "tinyunet.evaluate", label, label, "--labels", "decathlon"], 2)
     assert (done.returncode, done.stderr.count("holds label")) == (2, 1)
 
 
@@ -247,8 +250,140 @@ def test_another_programs_description_is_passed_over_where_numbers_are_given(com
 
 def test_a_shell_may_close_the_screen(tmp_path):
     write(tmp_path / "a.nii", [0, 1, 2, 3])
-    files = f"{tmp_path}/a.nii {tmp_path}/a.nii --json {tmp_path}/scores.json"
+    files = f"{tmp_path}/a.nii {tmp_path}/a.nii --labels decathlon --json {tmp_path}/scores.json"
     program = f"{sys.executable} -m tinyunet.evaluate {files} >&- 2>&-"
     done = subprocess.run(["sh", "-c", program], capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert json.loads((tmp_path / "scores.json").read_text())["classes"]["edema"] == 1
+
+
+# Each number once, and of which 1, 2, 3 and 4 the prediction has one more voxel than the truth: which
+# columns that spoils says how the numbers were read.
+TRUTH = [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 4]
+
+
+def labels_of_numbers(numbers, more=None):
+    """Voxels of these numbers; one voxel of background counts for ``more``."""
+    found = [number if number in numbers else 0 for number in TRUTH]
+    return [more or 0, *found[1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "told", "core", "edema"),
+    [
+        ("A_seg", (1, 2, 4), "1 necrotic and non-enhancing core, 2 edema, 4 enhancing", 1, 2),
+        ("BraTS2021_00000_seg", (1, 2), "4 enhancing tumour (BraTS 2017 to 2021)", 1, 2),
+        ("A", (1, 2, 4), "(BraTS 2017 to 2021, by the numbers)", 1, 2),
+        ("A-seg", (1, 2, 3), "1 necrotic core, 2 edema, 3 enhancing tumour (BraTS 2023)", 1, 2),
+        ("BraTS-GLI-00000-000-seg", (1, 2, 3), "(BraTS 2023)", 1, 2),
+        ("BraTS-GLI-00000-000", (1, 2, 3, 4), "4 resection cavity", 1, 2),
+        ("BraTS-MET-00000-000-seg", (1, 2, 3, 4), "4 resection cavity (BraTS metastases)", 1, 2),
+        ("BraTS-PED-00000-000-seg", (1, 2, 3, 4), "1 enhancing tumour, 2 non-enhancing", 2, 4),
+    ],
+)
+@pytest.mark.parametrize("folders", [True, False])
+def test_flat_files_are_read_as_names_and_numbers_say(
+    command, tmp_path, name, numbers, told, core, edema, folders
+):
+    case = name.removesuffix("_seg").removesuffix("-seg")
+    truth = write(tmp_path / "t" / f"{name}.nii.gz", labels_of_numbers(numbers))
+    for wrong, spoilt in ((core, {"whole tumour", "tumour core"}), (edema, {"whole tumour"})):
+        prediction = write(tmp_path / "p" / f"{case}.nii", labels_of_numbers(numbers, wrong))
+        paths = (prediction.parent, truth.parent) if folders else (prediction, truth)
+        done = command("evaluate", *paths, "--json", tmp_path / "scores.json")
+        assert done.code == 0, done.err
+        assert done.err.count("labels read as: ") == 1
+        assert told in done.err
+        regions = json.loads((tmp_path / "scores.json").read_text())["regions"]
+        assert {name for name, dice in regions.items() if dice < 1} == spoilt
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (1, 2), (1,), (1, 4), (1, 2, 3, 4), (9,)])
+def test_numbers_that_nothing_explains_are_classes_without_regions(command, tmp_path, numbers):
+    label = write(tmp_path / "a.nii", [0, *numbers])
+    done = command("evaluate", label, label)
+    assert (done.code, row(done.out, "a")) == (0, [1] * len(numbers))
+    assert f"labels read as: {', '.join(map(str, numbers))} (nothing says what" in done.err
+    assert "regions" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("truths", "predictions"),
+    [
+        ({"A_seg": [1, 2, 3]}, {"A": [1, 2]}),  # numbers of another year under old names
+        ({"A_seg": [1, 2, 3, 4]}, {"A": [1, 2]}),
+        ({"A-seg": [1, 2, 4]}, {"A": [1, 2]}),
+        ({"BraTS-PED-1-0-seg": [1, 2, 3]}, {"BraTS-PED-1-0": [1]}),  # 2023's or 2024's
+        ({"BraTS-PED-1-0_seg": [1, 2, 4]}, {"BraTS-PED-1-0": [1]}),
+        ({"BraTS-GLI-1-0_seg": [1, 2, 4]}, {"BraTS-GLI-1-0": [1]}),
+        ({"A_seg": [1, 2, 4], "B-seg": [1, 2, 3]}, {"A": [1, 2, 4], "B": [1, 2, 3]}),
+        ({"A": [1, 2, 4], "B": [1, 2, 3]}, {"A": [1, 2], "B": [1, 2]}),
+        ({"A": [1, 2, 3]}, {"A": [1, 2, 4]}),
+        ({"A": [1, 2, 4]}, {"A": [1, 2, 3]}),
+        ({"A-seg": [1, 2, 3]}, {"A": [1, 2, 4]}),
+        ({"A-seg": [1, 2, 3]}, {"A_seg": [1, 2]}),
+        ({"A-seg": [1, 2, 3], "B": [1, 2]}, {"A": [1], "B": [1]}),
+    ],
+)
+def test_labels_that_can_be_read_in_two_ways_are_asked_about(
+    command, tmp_path, truths, predictions
+):
+    for folder, files in (("t", truths), ("p", predictions)):
+        for name, numbers in files.items():
+            write(tmp_path / folder / f"{name}.nii.gz", [*numbers, 0, 0, 0][:4])
+    done = command("evaluate", tmp_path / "p", tmp_path / "t")
+    assert (done.code, done.out) == (2, "")
+    assert "--labels" in done.error
+    numbers = {
+        number for files in (truths, predictions) for each in files.values() for number in each
+    }
+    convention = "brats-ped" if 4 in numbers else "brats2023"
+    told = command("evaluate", tmp_path / "p", tmp_path / "t", "--labels", convention)
+    assert told.code == 0, told.err
+    assert f"(--labels {convention})" in told.err
+
+
+def test_predictions_that_count_otherwise_say_so_themselves(command, tmp_path):
+    """A model of the Decathlon's numbers beside the truth of BraTS: our files carry what they mean."""
+    truth = write(tmp_path / "t" / "A-seg.nii.gz", [0, 1, 2, 3, 1])
+    geometry = read_volume(truth)[1]
+    classes = np.array([0, 2, 1, 3, 2], np.uint8).reshape(1, 1, -1)
+    names = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+    prediction = tmp_path / "p" / "A.nii.gz"
+    save_labels(prediction, classes, geometry, names=names)
+    done = command("evaluate", prediction.parent, truth.parent)
+    assert row(done.out, "A") == [1] * 6, done.err
+    assert "predictions read as: 1 edema, 2 necrotic core, 3 enhancing tumour" in done.err
+    # Where nothing else says it, the predictions do.
+    plain = write(tmp_path / "u" / "A.nii.gz", [0, 2, 1, 3, 2])
+    done = command("evaluate", prediction, plain)
+    assert row(done.out, "A") == [1] * 6, done.err
+    assert "1 edema, 2 non-enhancing tumor, 3 enhancing tumour (as the predictions say)" in done.err
+    save_labels(prediction, classes, geometry, names=("background", "liver", "vessel", "gall"))
+    done = command("evaluate", prediction, truth)
+    assert "says of itself 1 liver, 2 vessel, 3 gall, but labels read as: 1 necrotic" in done.err
+    assert done.code == 2
+
+
+def test_numbers_in_the_order_of_brats_are_no_label_values(command, tmp_path):
+    label = write(tmp_path / "a.nii", [0, 1, 2, 4])
+    done = command("evaluate", label, label, "--label-values", 0, 1, 2, 4)
+    assert "BraTS has 0 2 1 4: --labels brats2018" in done.error
+    done = command("evaluate", label, label, "--label-values", 0, 2, 1, 4, "--labels", "brats2018")
+    assert "--label-values: given beside --labels" in done.error
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"scores": "of my thesis"}'])
+def test_the_file_of_someone_else_is_not_replaced(command, tmp_path, content):
+    label, file = write(tmp_path / "a.nii", [0, 1]), tmp_path / "scores.json"
+    file.write_text(content)
+    done = command("evaluate", label, label, "--json", file)
+    assert (done.code, done.out) == (2, "")
+    assert (
+        done.error == f"tinyunet.evaluate: --json: {file} is there already, and this program did "
+        "not write it; expected another name"
+    )
+    assert file.read_text() == content
+    file.unlink()
+    for _ in range(2):
+        assert command("evaluate", label, label, "--json", file).code == 0

@@ -22,8 +22,10 @@ from small_runs import (
 from tinyunet import checkpoint
 from tinyunet.data.decathlon import load_image
 from tinyunet.errors import UserError
-from tinyunet.inference import segment
+from tinyunet.inference import count_patches, segment
+from tinyunet.optim import Adam
 from tinyunet.prediction import plan
+from tinyunet.unet import UNet
 
 
 @pytest.fixture
@@ -213,3 +215,156 @@ def test_a_bad_image_of_one_rank_ends_all(model, dataset, tmp_path):
         assert done.returncode == 2
         assert done.stderr.count(f"tinyunet.predict: {bad}: 2 sequences; expected 4") == 1
         assert not (tmp_path / "found").exists()
+
+
+def test_a_brats_folder_from_2023_on(command, model, dataset, tmp_path):
+    image = image_of(dataset)
+    names = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w"}
+    case = brats_case(dataset, 2, tmp_path / "BraTS-GLI-00001-000")
+    for old, new in names.items():
+        (case / f"{case.name}_{old}.nii.gz").rename(case / f"{case.name}-{new}.nii.gz")
+    (case / f"{case.name}_seg.nii.gz").unlink()
+    done = command("predict", model, image, case, "-o", tmp_path / "found")
+    assert done.code == 0, done.err
+    of_image = np.asarray(nibabel.load(tmp_path / "found" / image.name).dataobj)
+    of_case = np.asarray(nibabel.load(tmp_path / "found" / f"{case.name}.nii.gz").dataobj)
+    np.testing.assert_array_equal(of_case, np.array([0, 2, 1, 3])[of_image])
+    for numbers in ("1 edema, 2 non-enhancing tumor, 3", "1 non-enhancing tumor, 2 edema, 3"):
+        assert f"labels written as: {numbers} enhancing tumour" in done.err
+
+
+def stranger(path):
+    path.write_bytes(b"anything")
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def corrected(path):
+    """By hand, in a program that keeps the header."""
+    old = nibabel.load(path)
+    voxels = np.asarray(old.dataobj).copy()
+    voxels[0, 0, 0] ^= 1
+    nibabel.save(nibabel.Nifti1Image(voxels, old.affine, old.header), path)
+
+
+def copied(path):
+    """By a program that drops comments."""
+    old = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(old.dataobj), old.affine), path)
+
+
+@pytest.mark.parametrize("spoil", [stranger, damaged, corrected, copied])
+def test_only_files_of_its_own_are_replaced(command, model, dataset, tmp_path, spoil):
+    images = [image_of(dataset, number) for number in (0, 1)]
+    found = tmp_path / "found"
+    for _ in range(2):
+        assert command("predict", model, images[1], "-o", found).code == 0
+    spoil(found / images[1].name)
+    before = (found / images[1].name).read_bytes()
+    done = command("predict", model, *images, "-o", found)
+    assert (done.code, done.out) == (2, "")
+    assert done.error.startswith(
+        f"tinyunet.predict: {found / images[1].name}: is there already, and this program did not"
+    )
+    assert [path.read_bytes() for path in found.iterdir()] == [before]
+
+
+def test_the_truth_is_not_replaced(command, model, copy):
+    truth = labels_of(copy).read_bytes()
+    done = command("predict", model, image_of(copy), "-o", copy / "labelsTr")
+    assert done.code == 2
+    assert f"{labels_of(copy)}: is there already" in done.error
+    assert labels_of(copy).read_bytes() == truth
+
+
+def test_predictions_say_what_their_numbers_mean(command, model, dataset, tmp_path):
+    command("predict", model, image_of(dataset), "-o", tmp_path / "found")
+    (tmp_path / "truth").mkdir()
+    shutil.copy(labels_of(dataset), tmp_path / "truth")
+    done = command("evaluate", tmp_path / "found", tmp_path / "truth")
+    assert "whole tumour" in done.out
+    assert "3 enhancing tumour (as the predictions say)" in done.err
+
+
+def odd_background(image):
+    return np.where(image.any(-1, keepdims=True), image, -1)
+
+
+def absent_sequence(image):
+    return image * np.array([1, 0, 1, 1], image.dtype)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (odd_background, "sequence 1, 2, 3, 4: background is -1, not 0"),
+        (absent_sequence, "sequence 2: is 0 everywhere"),
+    ],
+)
+def test_what_is_odd_about_an_image_is_told(command, model, copy, tmp_path, change, told):
+    image = image_of(copy)
+    as_it_was = command("predict", model, image, "-o", tmp_path / "before")
+    assert "warning" not in as_it_was.err
+    rewrite(image, change)
+    done = command("predict", model, image, "-o", tmp_path / "after")
+    assert done.code == 0, done.err
+    assert f"warning: {image}: {told}" in done.err
+    if change is odd_background:  # nothing else is other than it was
+        before, after = (
+            np.asarray(nibabel.load(tmp_path / each / image.name).dataobj)
+            for each in ("before", "after")
+        )
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (1.1, False), (0.5, True), (2, True)])
+def test_another_spacing_than_that_of_the_training_is_told(
+    command, model, copy, tmp_path, scale, warned
+):
+    image = image_of(copy)
+    old = nibabel.load(image)
+    affine = old.affine @ np.diag([scale, scale, 1, 1])
+    nibabel.save(nibabel.Nifti1Image(np.asarray(old.dataobj), affine), image)
+    done = command("predict", model, image, "-o", tmp_path / "found")
+    assert done.code == 0, done.err
+    assert (f"warning: {image}: voxels of " in done.err) == warned
+    assert ("nothing is resampled" in done.err) == warned
+
+
+@pytest.mark.parametrize("spacing", [None, "1 mm", [1, 1], [0, 1, 1], [1, 1, "1"]])
+def test_spacings_of_other_checkpoints(command, model, dataset, tmp_path, spacing):
+    found = checkpoint.load(model)
+    state = {name: value for name, value in found.state.items() if name != "spacing"}
+    if spacing is not None:
+        state["spacing"] = spacing
+    network = found.make_model()
+    checkpoint.save(tmp_path / "other.npz", network, Adam(network.parameters()), state)
+    done = command("predict", tmp_path / "other.npz", image_of(dataset), "-o", tmp_path / "found")
+    assert done.code == (0 if spacing is None else 2)
+    if spacing is not None:
+        assert "other.npz: its spacing is not three sizes" in done.error
+
+
+def test_the_bar_counts_patches_and_ends_with_the_last(command, model, tmp_path):
+    images = [write_image(tmp_path / f"{n}.nii", (140, 5 + n, 18)) for n in (1, 2)]
+    done = command("predict", model, *images, "-o", tmp_path / "found")
+    assert done.code == 0, done.err
+    assert "Warning" not in done.err
+    assert "<-" not in done.err
+    last = done.err.replace("\r", "\n").split("labels written as")[0].strip().splitlines()[-1]
+    assert re.fullmatch(r"2 100%\|.*\| [\d:]+<00:00", last)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (129, 5, 17), (16, 200, 3)])
+def test_patches_are_counted_before_they_are_cut(depth, shape):
+    model, calls = UNet(filters=1, depth=depth, in_channels=1, classes=2), []
+    segment(
+        model,
+        np.zeros((*shape, 1), np.float32),
+        progress=lambda *call: calls.append(call),
+        predict=lambda images: np.zeros((*images.shape[:4], 2), np.float32),
+    )
+    assert calls[-1] == (len(calls), count_patches(depth, shape))

@@ -4,14 +4,18 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from volumes import head, tumour, write
 
-from tinyunet.data.brats import LABELS, case_files, choose_files, label_values, tumour_classes
+from tinyunet.data.brats import case_files, choose_files, numbers_for
 from tinyunet.data.decathlon import DataError, load_case, normalise, read_dataset
+from tinyunet.errors import UserError
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
+NEW = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
+TUMOUR = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
 
 def write_case(
@@ -27,6 +31,14 @@ def write_case(
         else:
             voxels = head()[..., SEQUENCES.index(kind)]
         write(folder / f"{folder.name}_{rename(kind)}{suffix}", voxels)
+    return folder
+
+
+def write_new_case(folder: Path, numbers: Sequence[int] = (0, 2, 1, 3)) -> Path:
+    """Write a case as BraTS does from 2023 on; ``numbers`` stand for 0, edema, core, enhancing."""
+    for index, (kind, name) in enumerate(NEW.items()):
+        voxels = head()[..., index] if kind != "seg" else np.array(numbers, np.int16)[tumour()]
+        write(folder / f"{folder.name}-{name}.nii.gz", voxels)
     return folder
 
 
@@ -130,46 +142,14 @@ def test_no_such_case_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "classes"),
-    [
-        (LABELS, (1, 2, 3)),
-        (("background", "necrosis", "edema", "enhancing tumour"), (2, 1, 3)),
-        (("bg", "Enhancing tumor", "Non-enhancing tumor", "Peritumoral oedema"), (3, 2, 1)),
-        (("background", "edema", "core", "enhancing"), (1, 2, 3)),
-        (("a", "b", "c", "d"), (1, 2, 3)),
-        (("background", "edema", "edema", "edema"), (1, 2, 3)),
-    ],
-)
-def test_which_class_is_which_part_of_a_tumour(
-    names: Sequence[str], classes: tuple[int, int, int]
-) -> None:
-    assert tumour_classes(names) == classes
-
-
-@pytest.mark.parametrize(
-    ("names", "values"),
-    [
-        (LABELS, (0, 2, 1, 4)),
-        (("background", "NCR", "ED", "ET"), (0, 1, 2, 4)),
-        (("background", "NETC", "SNFH", "ET"), (0, 1, 2, 4)),
-        (("non-tumour", "necrotic core", "edema", "enhancing tumour"), (0, 1, 2, 4)),
-        (("background", "CSF", "grey matter", "white matter"), None),
-        (("background", "edema"), None),
-    ],
-)
-def test_numbers_by_the_names_of_classes(
-    names: Sequence[str], values: tuple[int, ...] | None
-) -> None:
-    assert label_values(names) == values
-
-
-@pytest.mark.parametrize(
     ("modalities", "kinds"),
     [
         (("FLAIR", "T1w", "t1gd", "T2w"), SEQUENCES),
         (("T1w", "t1gd", "T2w", "FLAIR"), ("t1", "t1ce", "t2", "flair")),
         (("t1n", "t1c", "t2w", "t2f"), ("t1", "t1ce", "t2", "flair")),
         (("T2-FLAIR", "T1_contrast"), ("flair", "t1ce")),
+        (("T1 pre-contrast", "contrast-enhanced T1"), ("t1", "t1ce")),
+        (("non-contrast T1", "T1 post"), ("t1", "t1ce")),
         (("CT",), None),
         (("T1w", "T1"), None),
     ],
@@ -199,3 +179,93 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match=r"B: cannot be listed \(Permission denied\)"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "values", "source"),
+    [
+        ("BraTS-GLI-00000-000", (0, 2, 1, 3), (0, 2, 1, 3), "BraTS 2023"),
+        ("anything", (0, 2, 1, 3), (0, 2, 1, 3), "BraTS 2023"),
+        ("BraTS-SSA-00001-000", (0, 2, 1, 3), (0, 2, 1, 3), "BraTS 2023"),
+        ("BraTS-GLI-02063-100", (4, 2, 1, 3), (0, 2, 1, 3, 4), "BraTS 2024 post-treatment glioma"),
+        ("BraTS-MET-00001-000", (4, 2, 1, 3), (0, 2, 1, 3, 4), "BraTS metastases"),
+        ("BraTS-PED-00001-000", (3, 4, 2, 1), (0, 4, 2, 1, 3), "BraTS paediatric from 2024 on"),
+    ],
+)
+def test_cases_from_2023_on(
+    name: str, numbers: Sequence[int], values: Sequence[int], source: str, tmp_path: Path
+) -> None:
+    write_new_case(tmp_path / name, numbers)
+    dataset = read_dataset(tmp_path)
+    assert (dataset.label_values, dataset.source) == (tuple(values), source)
+    image, labels, _ = load_case(dataset.cases[0])
+    assert np.array_equal(image, normalise(head()))
+    for kind in (1, 2, 3):  # where the number is, is the class
+        assert np.array_equal(labels == kind, tumour() == kind)
+
+
+@pytest.mark.parametrize(
+    ("cases", "told"),
+    [
+        ({"BraTS-PED-00001-000": (0, 2, 1, 3)}, "brats2023 .*brats-ped"),
+        ({"BraTS-MEN-00001-000": (0, 2, 1, 4)}, None),
+        ({"BraTS2021_00001": (0, 2, 1, 3)}, "BraTS2021_00001-seg.nii.gz is named"),
+        ({"BraTS-GLI-00001-000": (0, 2, 1, 3), "BraTS-PED-00001-000": (0, 2, 1, 4)}, None),
+    ],
+)
+def test_what_names_and_numbers_do_not_tell_is_asked(
+    cases: dict[str, Sequence[int]], told: str | None, tmp_path: Path
+) -> None:
+    for name, numbers in cases.items():
+        write_new_case(tmp_path / name, numbers)
+    with pytest.raises(UserError, match=told or "--labels"):
+        [load_case(case) for case in read_dataset(tmp_path).cases]
+    assert read_dataset(tmp_path, labels="brats-ped").label_values == (0, 4, 2, 1, 3)
+
+
+def test_old_and_new_names_together_are_asked_about(tmp_path: Path) -> None:
+    write_case(tmp_path / "A")
+    write_new_case(tmp_path / "B")
+    with pytest.raises(UserError, match=r"A_seg\.nii\.gz and B-seg\.nii\.gz is named: .* --labels"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "values"),
+    [
+        ("BraTS2021_00001", (0, 2, 1, 4)),
+        ("HEAD_A", (0, 2, 1, 4)),
+        ("BraTS-GLI-00001-000", (0, 2, 1, 3)),
+        ("head-a", (0, 2, 1, 3)),
+        ("BraTS-PED-00001-000", None),
+    ],
+)
+def test_numbers_for_a_case_folder(
+    folder: str, values: Sequence[int] | None, tmp_path: Path
+) -> None:
+    is_old = "2021" in folder or "HEAD" in folder
+    case = (write_case if is_old else write_new_case)(tmp_path / folder)
+    assert numbers_for(case, TUMOUR) == values
+    assert numbers_for(case, ("background", "a", "b", "c")) is None
+
+
+def test_hints_of_a_folder_with_other_files(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "T1.nii.gz", tumour())
+    with pytest.raises(DataError, match=r"\*-t1n.*; found T1\.nii\.gz: rename them, or put all"):
+        case_files(tmp_path / "a")
+    nibabel.save(nibabel.Nifti1Pair(tumour(), np.eye(4)), tmp_path / "b.hdr")
+    with pytest.raises(DataError, match=r"b\.hdr belongs to a pair of files: nib-convert"):
+        case_files(tmp_path)
+    with pytest.raises(
+        DataError, match=r"neither .*\*-t2w.* and \*_seg \(or \*-seg\) .*nib-convert"
+    ):
+        read_dataset(tmp_path)
+    write_case(tmp_path / "c", kinds=SEQUENCES)
+    with pytest.raises(DataError, match=r"in it \(but 1 case without labels\); expected"):
+        read_dataset(tmp_path / "c")
+    for name in ("A", "B"):
+        write(tmp_path / "d" / f"{name}_t1.nii.gz", tumour())
+    with pytest.raises(
+        DataError, match=r"both A_t1.* and B_t1.*; expected one t1 file, a folder for"
+    ):
+        case_files(tmp_path / "d")

@@ -2,69 +2,48 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from tinyunet.data.cases import Case, Dataset
-from tinyunet.data.nifti import DataError
+from tinyunet.data.conventions import (
+    CONVENTIONS,
+    Convention,
+    ask,
+    common,
+    decide,
+    numbers_of,
+    told_by_name,
+)
+from tinyunet.data.nifti import CONVERT_PAIR, DataError, label_numbers
+from tinyunet.text import count
 
 # Channels and classes come in the order of the Decathlon's brain-tumour task, so that a model
 # trained on one can be used on the other.
 MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
-LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
-# In the files 1 is necrotic and non-enhancing tumour, 2 edema, 4 enhancing tumour; nothing is 3.
-LABEL_VALUES = (0, 2, 1, 4)
 
-_SEQUENCES = ("flair", "t1", "t1ce", "t2")
-# One case of BraTS 2020 (Training_355) was released with "_Segm".
-_FILE = re.compile(r".+_(flair|t1ce|t1|t2|seg|segm)\.nii(\.gz)?", re.IGNORECASE)
-
-# What the name of a class tells, and that of a sequence, the first that is met: "non-enhancing" is no
-# enhancing tumour. Short forms stand alone: ED, NCR, ET are BraTS', SNFH and NETC those of its later years.
-_CLASSES = {
-    "edema": r"edema|hyperintens|\b(ed|snfh)\b",
-    "core": r"non|necro|core|\b(ncr|net|netc)\b",
-    "enhancing": r"enhanc|\bet\b",
+# Endings of file names: with "_" until 2021, with "-" from 2023 on, but for those of radiotherapy.
+_ENDINGS = {
+    **{"_flair": "flair", "_t1": "t1", "_t1ce": "t1ce", "_t2": "t2", "_seg": "seg"},
+    **{"-t2f": "flair", "-t1n": "t1", "-t1c": "t1ce", "-t2w": "t2", "-seg": "seg"},
+    **{"_t1c": "t1ce", "_gtv": "seg"},
+    "_segm": "seg",  # of one case of BraTS 2020, Training_355
 }
+_SEQUENCES = ("flair", "t1", "t1ce", "t2")
+_FILE = re.compile(rf"(.+)({'|'.join(_ENDINGS)})\.nii(\.gz)?", re.IGNORECASE)
+_NAMES = "*_flair, *_t1, *_t1ce and *_t2 (or *-t2f, *-t1n, *-t1c and *-t2w)"
+# Names that a message shows.
+_SHOWN = 4
+
+# What the name of a sequence tells, the first that is met.
 _MODALITIES = {
     "flair": r"flair|t2f\b",
-    "t1ce": r"t1.*(gd|gad|ce|contrast|post)|t1c\b",
+    "t1ce": r"t1.*(gd|gad|ce|contrast|post)|t1c\b|(gd|gad|contrast|post).*t1",
     "t1": r"t1",
     "t2": r"t2",
 }
-
-
-def tumour_classes(names: Sequence[str]) -> tuple[int, int, int]:
-    """Which of four classes are edema, non-enhancing and enhancing tumour.
-
-    Parameters
-    ----------
-    names
-        Of all classes, the background first. BraTS from 2023 on counts 1 necrosis, 2 edema, 3 enhancing.
-
-    Returns
-    -------
-    classes
-        By the names, where those tell all three; otherwise 1, 2, 3.
-    """
-    return _told_classes(names) or (1, 2, 3)
-
-
-def _told_classes(names: Sequence[str]) -> tuple[int, int, int] | None:
-    kinds = [_told(name, _CLASSES) for name in names[1:]]
-    if set(kinds) != set(_CLASSES) or len(kinds) != len(_CLASSES):
-        return None
-    edema, core, enhancing = (kinds.index(kind) + 1 for kind in _CLASSES)
-    return edema, core, enhancing
-
-
-def label_values(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the number of each class in BraTS' files; None if the names are not those of its classes."""
-    classes = _told_classes(names)
-    if classes is None:
-        return None
-    return tuple(value for _, value in sorted(zip((0, *classes), LABEL_VALUES, strict=True)))
+_NO_CONTRAST = r"\b(non|no|pre|without|un)[- ]*(contrast|gad|gd|ce|enhanced)\w*"
 
 
 def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...] | None:
@@ -82,27 +61,32 @@ def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tupl
     paths
         One for each channel. None if a name tells none of the four sequences, or two the same.
     """
-    kinds = [_told(name, _MODALITIES) for name in modalities]
+    kinds = [_told(name) for name in modalities]
     if None in kinds or len(set(kinds)) < len(kinds):
         return None
     by_kind = dict(zip(_SEQUENCES, image_paths, strict=True))
     return tuple(by_kind[kind] for kind in kinds if kind)
 
 
-def _told(name: str, kinds: Mapping[str, str]) -> str | None:
-    """Return the first kind whose pattern is in a name; "_" stands between words."""
-    words = name.lower().replace("_", " ")
-    return next((kind for kind, pattern in kinds.items() if re.search(pattern, words)), None)
+def _told(name: str) -> str | None:
+    """Return the sequence that a name tells; "_" stands between words."""
+    words = re.sub(_NO_CONTRAST, "", name.lower().replace("_", " "))
+    told = (kind for kind, pattern in _MODALITIES.items() if re.search(pattern, words))
+    return next(told, None)
 
 
-def read_brats(path: str | Path) -> Dataset:
+def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
     """Find the labelled cases under a folder, however deep (``HGG/``, ``LGG/``, ...).
 
     Parameters
     ----------
     path
         Folder with a folder for each case. Files ``*_flair``, ``*_t1``, ``*_t1ce``, ``*_t2`` and
-        ``*_seg`` with ``.nii`` or ``.nii.gz``, in upper or lower case; others are not looked at.
+        ``*_seg``, or ``*-t2f``, ``*-t1n``, ``*-t1c``, ``*-t2w`` and ``*-seg``, with ``.nii`` or
+        ``.nii.gz``, in upper or lower case; others are not looked at.
+    labels
+        What the numbers in the label files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`;
+        left out, names of files and numbers say it.
 
     Returns
     -------
@@ -113,9 +97,37 @@ def read_brats(path: str | Path) -> Dataset:
     ------
     DataError
         No such case, a case with a sequence missing or twice, or two cases of one name.
+    UserError
+        Names and numbers do not say what the labels mean.
     """
     path = Path(path)
-    found: dict[str, Case] = {}
+    found: dict[str, tuple[tuple[Path, ...], Path]] = {}
+    unlabelled = 0
+    for folder in _case_folders(path):
+        image_paths, label_path = case_files(folder)
+        if label_path is None:
+            unlabelled += 1
+            continue
+        name = Path(os.path.abspath(folder)).name  # "." has none
+        if name in found:
+            other = found[name][1].parent
+            raise DataError(f"{folder}: a case of this name is also in {other}; expected one")
+        found[name] = image_paths, label_path
+    if not found:
+        without = f" (but {count(unlabelled, 'case')} without labels)" if unlabelled else ""
+        raise DataError(
+            f"{path}: neither a dataset.json nor a labelled BraTS case in it{without}; expected "
+            f"folders with {_NAMES} and *_seg (or *-seg) as .nii or .nii.gz{_others(path)}"
+        )
+    names = sorted(found)
+    convention = _convention(path, [found[name][1] for name in names], labels)
+    cases = tuple(Case(name, *found[name], len(MODALITIES), convention.values) for name in names)
+    source = f"--labels {labels}" if labels else convention.title
+    return Dataset(path, cases, MODALITIES, convention.names, convention.values, source)
+
+
+def _case_folders(path: Path) -> Iterator[Path]:
+    """Find the folders under a path that hold files of a case, each once."""
     walked: set[str] = set()
     for folder, subfolders, names in os.walk(path, onerror=_not_listed, followlinks=True):
         # A link may lead back to where it lies, or to a case that is there already.
@@ -125,23 +137,21 @@ def read_brats(path: str | Path) -> Dataset:
             continue
         walked.add(real)
         subfolders.sort()
-        if not any(kind_of(name) for name in names):
-            continue
-        image_paths, label_path = case_files(folder)
-        if label_path is None:
-            continue
-        name = Path(os.path.abspath(folder)).name  # "." has none
-        if name in found:
-            other = found[name].label_path.parent
-            raise DataError(f"{folder}: a case of this name is also in {other}; expected one")
-        found[name] = Case(name, image_paths, label_path, len(MODALITIES), LABEL_VALUES)
-    if not found:
-        raise DataError(
-            f"{path}: neither a dataset.json nor a labelled BraTS case in it; "
-            "expected folders with *_flair, *_t1, *_t1ce, *_t2 and *_seg as .nii or .nii.gz"
-        )
-    cases = tuple(found[name] for name in sorted(found))
-    return Dataset(path, cases, MODALITIES, LABELS, LABEL_VALUES)
+        if any(kind_of(name) for name in names):
+            yield Path(folder)
+
+
+def _convention(path: Path, label_paths: Sequence[Path], labels: str | None) -> Convention:
+    """Return what the numbers in all label files of a data set mean."""
+    if labels:
+        return CONVENTIONS[labels]
+    told = [told_by_name(label_path) or () for label_path in label_paths]
+    for label_path, keys in zip(label_paths, told, strict=True):
+        if not common([told[0], keys]):
+            names = label_path.name if not keys else f"{label_paths[0].name} and {label_path.name}"
+            raise ask(f"{path}: as {names} is named", set())
+    keys = common(told)
+    return decide(str(path), keys, map(label_numbers, label_paths))
 
 
 def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
@@ -175,18 +185,34 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
         if kind is None:
             continue
         if kind in files:
-            raise DataError(
-                f"{folder}: both {files[kind].name} and {name}; expected one {kind} file"
-            )
+            other = files[kind].name
+            of_cases = {match[1] for match in map(_FILE.fullmatch, (other, name)) if match}
+            each = ", a folder for each case" if len(of_cases) > 1 else ""
+            raise DataError(f"{folder}: both {other} and {name}; expected one {kind} file{each}")
         files[kind] = folder / name
     missing = [kind for kind in _SEQUENCES if kind not in files]
     if missing:
-        others = "" if files else " (images of other names are given as files)"
         raise DataError(
             f"{folder}: {len(_SEQUENCES) - len(missing)} sequences, no {', '.join(missing)}; "
-            f"expected {len(_SEQUENCES)}: *_flair, *_t1, *_t1ce and *_t2{others}"
+            f"expected {len(_SEQUENCES)}: {_NAMES} as .nii or .nii.gz{_others(folder)}"
         )
     return tuple(files[kind] for kind in _SEQUENCES), files.get("seg")
+
+
+def _others(folder: Path) -> str:
+    """Say what to do with images of other names, or other formats, that are in a folder."""
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    pairs = [name for name in names if re.search(r"\.(hdr|img)(\.gz)?$", name.lower())]
+    if pairs:
+        return f"; {pairs[0]} belongs to a pair of files: {CONVERT_PAIR}"
+    images = [n for n in names if re.search(r"\.nii(\.gz)?$", n.lower()) and not kind_of(n)]
+    if not images:
+        return ""
+    shown = ", ".join(images[:_SHOWN]) + (", ..." if len(images) > _SHOWN else "")
+    return (
+        f"; found {shown}: rename them, or put all sequences into one file "
+        "and give that in place of the folder"
+    )
 
 
 def _not_listed(error: OSError) -> NoReturn:
@@ -205,5 +231,28 @@ def kind_of(name: str) -> str | None:
     # Archives packed on a Mac hold a "._name" beside each file.
     if match is None or name.startswith("._"):
         return None
-    kind = match[1].lower()
-    return "seg" if kind == "segm" else kind
+    return _ENDINGS[match[2].lower()]
+
+
+def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the number of each class in the BraTS release that a case folder is named after.
+
+    Parameters
+    ----------
+    folder
+        Of a case, with or without labels.
+    label_names
+        Names of the classes, the background first.
+
+    Returns
+    -------
+    values
+        None if the names of the classes are not those of its parts, or the folder may be of several
+        releases that number them differently.
+    """
+    match = _FILE.fullmatch(case_files(folder)[0][0].name)
+    assert match
+    labels = f"{match[1]}{match[2][0]}seg.nii"  # as its labels would be named
+    keys = told_by_name(Path(os.path.abspath(folder)) / labels) or ()
+    numbers = {numbers_of(label_names, CONVENTIONS[key]) for key in keys} - {None}
+    return numbers.pop() if len(numbers) == 1 else None

@@ -4,6 +4,7 @@ Everything a program needs to go from a folder to arrays can be imported from he
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tinyunet.data.cases import (
     normalise,
     split,
 )
+from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
 from tinyunet.errors import one_line
 
@@ -39,7 +41,9 @@ __all__ = [
 ]
 
 
-def read_dataset(path: str | Path, files_are_there: bool = True) -> Dataset:
+def read_dataset(
+    path: str | Path, files_are_there: bool = True, labels: str | None = None
+) -> Dataset:
     """Find the labelled cases of a folder.
 
     Parameters
@@ -50,6 +54,9 @@ def read_dataset(path: str | Path, files_are_there: bool = True) -> Dataset:
         folder as :func:`tinyunet.data.brats.read_brats` takes it.
     files_are_there
         Whether to check that every file named in ``dataset.json`` is there.
+    labels
+        What the numbers in the label files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`;
+        left out, ``dataset.json`` says it, or the names of BraTS' files.
 
     Returns
     -------
@@ -65,7 +72,19 @@ def read_dataset(path: str | Path, files_are_there: bool = True) -> Dataset:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; expected a Decathlon task or a BraTS folder")
     file = path / "dataset.json"
-    return _read_decathlon(file, files_are_there) if file.exists() else read_brats(path)
+    if not file.exists():
+        return read_brats(path, labels)
+    dataset = _read_decathlon(file, files_are_there)
+    if labels is None:
+        return dataset
+    convention = CONVENTIONS[labels]
+    return replace(
+        dataset,
+        cases=tuple(replace(case, label_values=convention.values) for case in dataset.cases),
+        labels=convention.names,
+        label_values=convention.values,
+        source=f"--labels {labels}",
+    )
 
 
 def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
@@ -105,6 +124,7 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
         modalities=tuple(modalities.values()),
         labels=tuple(labels.values()),
         label_values=values,
+        source=file.name,
     )
 
 

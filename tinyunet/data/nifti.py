@@ -16,6 +16,7 @@ import numpy as np
 from nibabel.imageglobals import logger as nibabel_logger
 from numpy.typing import NDArray
 
+from tinyunet.data import mark
 from tinyunet.errors import UserError, one_line
 from tinyunet.files import atomic
 
@@ -29,9 +30,18 @@ _POSITION_FIELDS = (
     "sform_code", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 
+#: What to do with a volume that is kept in two files.
+CONVERT_PAIR = "nib-convert FILE.hdr FILE.nii.gz makes one file of the two"
+
 _GZIP_MAGIC = b"\x1f\x8b"
+# Files of voxels without a header, and the format before NIfTI: its header begins with its size.
+_IMG = re.compile(r"\.img(\.gz)?$", re.IGNORECASE)
+_ANALYZE_BYTES = 348
+_ANALYZE = {_ANALYZE_BYTES.to_bytes(4, "little"), _ANALYZE_BYTES.to_bytes(4, "big")}
 # Enough of a file, also of a compressed one, for its header; version 2 has one of 540 bytes.
 _HEADER_BYTES = 4096
+# And for a comment in it.
+_EXTENDED_BYTES = 65536
 
 
 class DataError(UserError):
@@ -209,6 +219,11 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
     DataError
         The file is missing, is not NIfTI, or has no three-dimensional volume in it.
     """
+    return read_header(path)[0]
+
+
+def read_header(path: str | Path) -> tuple[tuple[int, ...], Geometry]:
+    """Return what :func:`read_shape` does, and the file's position and orientation."""
     path = Path(path)
     raw = _read_bytes(path, _HEADER_BYTES)
     header_class = _image_class(path, raw).header_class
@@ -220,11 +235,27 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
             shape = _check_shape(path, header.get_data_shape())
             affine = np.asarray(header.get_best_affine(), np.float64)
             geometry = Geometry(affine, (shape[0], shape[1], shape[2]), header)
-            return (*geometry.canonical_shape, *shape[3:])
+            return (*geometry.canonical_shape, *shape[3:]), geometry
     except DataError:
         raise
     except Exception as error:  # nibabel raises nearly any type on damaged bytes
         raise DataError(f"{path}: damaged NIfTI file ({_said(error)})") from error
+
+
+def read_extensions(path: str | Path) -> list[Any]:
+    """Return what a file's header has been extended by, if that is short; nothing if it is damaged.
+
+    Raises
+    ------
+    DataError
+        The file is missing or is not NIfTI.
+    """
+    path = Path(path)
+    raw = _read_bytes(path, _EXTENDED_BYTES)
+    header_class = _image_class(path, raw).header_class
+    with _quiet_nibabel(), contextlib.suppress(Exception):  # nibabel raises nearly any type
+        return list(header_class.from_fileobj(io.BytesIO(raw)).extensions)
+    return []
 
 
 def read_labels(
@@ -269,8 +300,22 @@ def read_labels(
         known |= here
     if not known.all():
         strangers = ", ".join(f"{value:.0f}" for value in np.unique(integers[~known])[:5])
-        raise DataError(f"{path}: holds label {strangers}; expected {allowed}")
+        raise DataError(
+            f"{path}: holds label {strangers}; expected {allowed} "
+            "(where they mean something else: --labels)"
+        )
     return labels, geometry
+
+
+def label_numbers(path: str | Path) -> set[int]:
+    """Return the numbers that a label file holds, each rounded to an integer.
+
+    Raises
+    ------
+    DataError
+        As :func:`read_volume`.
+    """
+    return {round(number) for number in np.unique(read_volume(path)[0]).tolist()}
 
 
 def save_labels(
@@ -278,6 +323,7 @@ def save_labels(
     labels: NDArray[np.integer[Any]],
     geometry: Geometry,
     label_values: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write labels as uint8 NIfTI that lies exactly over the file the geometry came from.
 
@@ -293,6 +339,9 @@ def save_labels(
         Of the image that was segmented.
     label_values
         ``label_values[i]`` is written for class ``i``; the class itself if not given.
+    names
+        Of the classes, the background first: the file is then marked with what its numbers mean,
+        see :mod:`tinyunet.data.mark`.
 
     Raises
     ------
@@ -320,6 +369,9 @@ def save_labels(
     for field in _POSITION_FIELDS:
         image.header[field] = geometry.header[field]
     image.header["pixdim"][:4] = geometry.header["pixdim"][:4]
+    if names is not None:
+        meaning = dict(zip(values.tolist(), names, strict=False))
+        image.header.extensions.append(mark.extension(stored, meaning))
     content = image.to_bytes()
     # No time stamp: equal labels give equal files.
     raw = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
@@ -343,6 +395,12 @@ def _image_class(path: Path, raw: bytes) -> Any:
         return nibabel.Nifti2Image
     if raw[344:348] == b"n+1\0":
         return nibabel.Nifti1Image
+    analyze = raw[:4] in _ANALYZE and len(raw) == _ANALYZE_BYTES
+    if raw[344:348] == b"ni1\0" or raw[4:8] == b"ni2\0" or analyze or _IMG.search(path.name):
+        raise DataError(
+            f"{path}: one of a pair of files (.hdr, .img); expected a .nii or .nii.gz file "
+            f"({CONVERT_PAIR})"
+        )
     raise DataError(f"{path}: not a NIfTI file; expected a .nii or .nii.gz file")
 
 
