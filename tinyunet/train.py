@@ -4,7 +4,16 @@ from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from tinyunet.commandline import Parser, add_execution, number, run, size, use_threads, whole_number
+from tinyunet.commandline import (
+    Parser,
+    add_execution,
+    add_labels,
+    number,
+    run,
+    size,
+    use_threads,
+    whole_number,
+)
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.options import ALLREDUCES, COMPRESSIONS, FEW_PATCHES
 from tinyunet.training.settings import Settings
@@ -41,6 +50,7 @@ def _add_data(group: Any) -> None:
         help="folder of a Medical Segmentation Decathlon task (with dataset.json) or of BraTS "
         "cases; left out, phantoms are made in data/, or found there",
     )
+    add_labels(group, "labels")
     _option(
         group,
         "--train-test-split",

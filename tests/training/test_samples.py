@@ -27,9 +27,9 @@ def loads(monkeypatch):
     """The names of the cases that have been read from files, in order."""
     names, load = [], samples.load_case
 
-    def counting(case):
+    def counting(case, notes):
         names.append(case.name)
-        return load(case)
+        return load(case, notes)
 
     monkeypatch.setattr(samples, "load_case", counting)
     return names

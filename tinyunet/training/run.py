@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tinyunet import checkpoint
+from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import Case, load_case
-from tinyunet.errors import ENDING, StoppedError
+from tinyunet.errors import ENDING, StoppedError, UserError
 from tinyunet.files import write_json
 from tinyunet.graph import measure
 from tinyunet.inference import predictor
@@ -28,7 +29,7 @@ from tinyunet.training.progress import Progress
 from tinyunet.training.resume import Resumed, begin, check_cases
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings
-from tinyunet.training.start import Data, find_data
+from tinyunet.training.start import Data, find_data, warn_of_images
 from tinyunet.training.validate import CaseResult, score_cases
 from tinyunet.unet import UNet
 from tinyunet.viz import attempt
@@ -68,6 +69,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
         with communicator.together():
             if resumed:
                 check_cases(resumed.latest.state, case_names(data))
+                check_labels(resumed.latest.state, data)
             model = make_model(settings, data, resumed)
             loader = make_loader(settings, data, communicator)
         shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
@@ -79,6 +81,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
                 # Three checkpoints of parameters and two averages, and one while it is written.
                 folder.check(4 * 3 * optimizer.flat_parameters.nbytes)
                 folder.tidy()
+        warn_of_images(data, communicator, progress)
         progress.line(report.plan(settings, data, model, communicator.size))
         shapes = loader.batch_shapes()
         with communicator.patient():
@@ -136,6 +139,22 @@ def case_names(data: Data) -> dict[str, list[str]]:
     """Return the names of the cases of each part, in their order, which the order of patches follows."""
     parts = {"training": data.train, "validation": data.validation, "test": data.test}
     return {part: [case.name for case in cases] for part, cases in parts.items()}
+
+
+def check_labels(state: Mapping[str, Any], data: Data) -> None:
+    """Check that a run is resumed with labels that are read as they were.
+
+    Raises
+    ------
+    UserError
+        If their numbers stand for other classes.
+    """
+    before, now = list(state.get("label_values", ())), list(data.dataset.label_values)
+    if before != now:
+        raise UserError(
+            f"--resume: {read_as(*data.dataset.meaning)}, but the run has the classes "
+            f"{', '.join(map(str, before))} in this order; expected --labels to say the same"
+        )
 
 
 def schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
@@ -232,6 +251,7 @@ class Run:
             )
             self._seconds = 0.0
             self._keep(best)
+            warn_of_images(self._data, self._communicator, self._progress)
             if epoch == first:
                 self._progress.line(report.epoch_heads(validation))
             self._progress.line(report.epoch_row(epoch, result, validation, best))
@@ -319,6 +339,8 @@ class Run:
             "modalities": self._data.dataset.modalities,
             "labels": self._data.dataset.labels,
             "label_values": self._data.dataset.label_values,
+            "labels_source": self._data.dataset.source,
+            "spacing": self._data.spacing,
             "cases": case_names(self._data),
             "algorithms": measure.remembered(),
             "settings": dataclasses.asdict(self._settings),

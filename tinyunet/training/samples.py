@@ -57,10 +57,16 @@ class Volumes:
     ----------
     most_bytes : int
         The last one read is kept even if it is larger.
+
+    Attributes
+    ----------
+    notes : dict of list of str
+        What is odd about the images read so far, by the name of the case.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
+        self.notes: dict[str, list[str]] = {}
         self._kept: OrderedDict[str, Volume] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,8 +82,10 @@ class Volumes:
             if case.name in self._kept:
                 self._kept.move_to_end(case.name)
                 return self._kept[case.name]
-        image, labels, _ = load_case(case)
+        notes: list[str] = []
+        image, labels, _ = load_case(case, notes)
         with self._lock:
+            self.notes[case.name] = notes
             self._kept[case.name] = image, labels
             used = sum(i.nbytes + k.nbytes for i, k in self._kept.values())
             while used > self._most_bytes and len(self._kept) > 1:
@@ -145,6 +153,7 @@ class Inspector:
     ) -> None:
         self._cases, self._volumes, self._patch_size = cases, volumes, patch_size
         self._whole = whole
+        self._notes: list[str] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="inspector", daemon=True)
         self._thread.start()
@@ -167,10 +176,16 @@ class Inspector:
         if self._error is not None:
             raise self._error
 
+    def take_notes(self) -> list[str]:
+        """Return what was found odd since the last call: a line for each file."""
+        notes, self._notes = self._notes, []
+        return notes
+
     def _read(self) -> None:
         try:
             for case in self._cases:
                 image, _ = self._volumes[case]
+                self._notes = self._notes + self._volumes.notes[case.name]
                 if case not in self._whole:
                     check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
         except BaseException as error:  # a thread that ends tells nobody

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.errors import UserError
 from tinyunet.files import can_be_written
+from tinyunet.outputs import check_replaceable
 from tinyunet.parallel.options import FEW_PATCHES, Exchange
+from tinyunet.parallel.timeline import file_of_rank
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class Settings:
     ----------
     data_path : str or None
         Folder of a Decathlon task or of BraTS cases; None for the built-in phantoms.
+    labels : str or None
+        What the numbers in label files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`; None for
+        what the data set says of itself.
     output : str
         Folder in which each run gets a folder of its own.
     epochs : int
@@ -66,6 +72,7 @@ class Settings:
     """
 
     data_path: str | None = None
+    labels: str | None = None
     output: str = "runs"
     epochs: int = 8
     patches_per_case: int = 6
@@ -104,10 +111,14 @@ class Settings:
         self.exchange.check()
         if self.data_path == "":  # what a variable of the shell that is not set leaves
             raise UserError("--data-path: ''; expected a folder, or no --data-path for phantoms")
+        if self.labels is not None and self.labels not in CONVENTIONS:
+            raise UserError(f"--labels: {self.labels}; expected one of {', '.join(CONVENTIONS)}")
         if self.timeline is not None and not can_be_written(self.timeline):
             raise UserError(
                 f"--timeline: {self.timeline}; expected a file in a folder that can be written to"
             )
+        for rank in range(self.ranks if self.timeline is not None else 0):
+            check_replaceable("--timeline", file_of_rank(self.timeline or "", rank, self.ranks))
         smallest = 2 ** (self.depth - 1)
         if min(self.patch_size) < smallest:
             raise UserError(

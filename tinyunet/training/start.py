@@ -1,12 +1,17 @@
 """What has to be there before the first step: data."""
 
+from collections import ChainMap
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyunet.data import phantom
+from tinyunet.data import phantom, spacing
 from tinyunet.data.decathlon import Case, Dataset, check_patch_fits_all, read_dataset, split
+from tinyunet.data.nifti import read_header
+from tinyunet.data.spacing import Spacing
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.text import count
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
@@ -14,6 +19,8 @@ from tinyunet.training.settings import Settings
 # The built-in data set: 27 heads to train on, 2 to validate on, 3 to test on.
 PHANTOMS = Path("data")
 PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED = 32, (64, 72, 56), 0
+# Files that are named at once.
+_WARNINGS = 5
 # Seconds to wait for the inspection of all files, which is enough for the phantoms. What it takes
 # longer for is inspected during the training.
 _PATIENCE = 2.0
@@ -31,6 +38,8 @@ class Data(NamedTuple):
         Keeps what this rank has read.
     inspector : Inspector
         Reads this rank's share of all cases in the background.
+    spacing : (float, float, float)
+        Usual size of a voxel, in millimetres.
     """
 
     dataset: Dataset
@@ -39,6 +48,7 @@ class Data(NamedTuple):
     test: list[Case]
     volumes: Volumes
     inspector: Inspector
+    spacing: Spacing
 
 
 def find_data(settings: Settings, communicator: Communicator, progress: Progress) -> Data:
@@ -65,7 +75,7 @@ def find_data(settings: Settings, communicator: Communicator, progress: Progress
             with nullcontext() if there else progress.task(f"making {PHANTOM_CASES} phantoms"):
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
-        dataset = read_dataset(path)
+        dataset = read_dataset(path, labels=settings.labels)
         train, validation, test = split(
             dataset.cases,
             settings.train_test_split,
@@ -76,6 +86,27 @@ def find_data(settings: Settings, communicator: Communicator, progress: Progress
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
         # All headers at once, for they are short; the voxels in the background.
         check_patch_fits_all(train[share], settings.patch_size)
+        spacings = {
+            str(case.image_paths[0]): read_header(case.image_paths[0])[1].spacing
+            for case in [*train, *whole][share]
+        }
         inspector = Inspector([*whole, *train][share], volumes, settings.patch_size, whole)
         inspector.check(wait=_PATIENCE)
-    return Data(dataset, train, validation, test, volumes, inspector)
+    everyones = dict(ChainMap(*communicator.broadcast_object(communicator.gather(spacings))))
+    warn(spacing.notes(everyones), progress)
+    usual = spacing.usual(list(everyones.values()))
+    return Data(dataset, train, validation, test, volumes, inspector, usual)
+
+
+def warn_of_images(data: Data, communicator: Communicator, progress: Progress) -> None:
+    """Say what any rank has found odd in an image since the last call; every rank calls this."""
+    everyones = communicator.gather(data.inspector.take_notes())
+    warn([note for notes in everyones for note in notes], progress)
+
+
+def warn(notes: Sequence[str], progress: Progress) -> None:
+    """Print some warnings, and how many more there are."""
+    for note in notes[:_WARNINGS]:
+        progress.line(f"warning: {note}")
+    if len(notes) > _WARNINGS:
+        progress.line(f"warning: and {count(len(notes) - _WARNINGS, 'file')} more of this kind")
