@@ -540,6 +540,16 @@ def test_wrong_options_are_told_in_a_line(arguments, command):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--json", "figures.png"), ("--plot", "figures.png"), ("--plot", "figures-ranks.png")],
+)
+def test_the_file_of_someone_else_is_not_replaced(command, tmp_path, option, name):
+    (tmp_path / name).write_text("a letter to the editor")
+    code, _, err = command("step", option, tmp_path / "figures.png")
+    assert (code, err.count("is there already, and this program did not write it")) == (2, 1)
+
+
 def test_ranks_are_refused(command, monkeypatch):
     from tinyunet.parallel.communicator import Communicator
 

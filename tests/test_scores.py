@@ -38,6 +38,33 @@ def test_other_labels_have_no_regions():
     assert overall(scores) == 1
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("label_1", "label_2", "label_3"),
+        ("edema", "non-enhancing core", "enhancing core"),
+        ("necrosis", "edema", "something"),
+    ],
+)
+def test_names_that_tell_nothing_have_no_regions(names):
+    truth = np.array([0, 1, 2, 3], np.uint8).reshape(1, 1, 4)
+    scores = score(np.array([0, 1, 3, 0], np.uint8).reshape(1, 1, 4), truth, ("background", *names))
+    assert scores["regions"] == {}
+    assert overall(scores) == pytest.approx(1 / 3)
+
+
+def test_regions_of_five_classes():
+    """Of the paediatric BraTS, and of BraTS 2024, whose cavity is no tumour."""
+    truth = np.array([0, 1, 2, 3, 4], np.uint8).reshape(1, 1, 5)
+    wrong = np.array([0, 1, 2, 3, 0], np.uint8).reshape(1, 1, 5)
+    children = ("background", "edema", "non-enhancing", "enhancing", "cystic component")
+    assert score(wrong, truth, children)["regions"] == pytest.approx(
+        {"whole tumour": 6 / 7, "tumour core": 4 / 5, "enhancing": 1}
+    )
+    treated = (*children[:4], "resection cavity")
+    assert set(score(wrong, truth, treated)["regions"].values()) == {1}
+
+
 def case(dice):
     return {"classes": {"edema": dice}, "regions": {"whole tumour": dice / 2}}
 

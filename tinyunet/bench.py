@@ -200,7 +200,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
         about = here._asdict() | {"versions": found.versions}
-        write_json(options.json, signed({"machine": about} | found.figures))
+        write_json(options.json, {"machine": signed(about)} | found.figures)
     if options.plot:
         with attempt(options.plot):
             found.draw(options.plot)

@@ -10,13 +10,13 @@ from tinyunet.errors import UserError
 SIGNATURE = "written by tinyunet"
 #: What is said of the files of others.
 NOT_OURS = "is there already, and this program did not write it; expected another name"
-# How ours begin: JSON with its signature first; pictures have it somewhere.
-_BEGINNINGS = (f'{{\n  "program": "{SIGNATURE}"'.encode(), b"\x89PNG", b"<?xml", b"%PDF")
+# How JSON and pictures begin; the signature of ours is somewhere in them.
+_BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")
 _MOST_BYTES = 2**26
 
 
 def signed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is to be written as JSON, with our signature first."""
+    """Return what is to be written as JSON, with our signature."""
     return {"program": SIGNATURE, **content}
 
 

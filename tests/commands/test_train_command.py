@@ -13,15 +13,27 @@ import termios
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from launcher import MPIRUN, launch, needs_mpi
 from matplotlib.figure import Figure
-from small_runs import SMALL, SPOILT, brats_case, nan, strange_label
+from small_runs import (
+    SMALL,
+    SPOILT,
+    brats_case,
+    image_of,
+    labels_of,
+    nan,
+    rewrite,
+    strange_label,
+)
 
 from tinyunet import checkpoint, losses
 from tinyunet.data.decathlon import read_dataset, split
+from tinyunet.optim import Adam
 from tinyunet.scores import overall
+from tinyunet.training import start
 
 FILES = [
     "best.npz",
@@ -432,3 +444,93 @@ def test_ctrl_c_ends_with_one_line_that_tells_what_is_left(dataset, tmp_path, ra
     # What is there is whole.
     assert checkpoint.load(folder / "latest.npz").state["epoch"] >= 2
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+LABELS_OF_PHANTOMS = "1 edema, 2 non-enhancing tumor, 3 enhancing tumour (dataset.json)"
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
+def test_what_is_odd_about_the_data_is_told_once(copy, tmp_path, ranks):
+    around = rewrite(
+        image_of(copy, 0), lambda image: np.where(image.any(-1, keepdims=True), image, -1)
+    )
+    absent = rewrite(image_of(copy, 1), lambda image: image * np.array([1, 1, 0, 1], image.dtype))
+    for of in (image_of, labels_of):
+        old = nibabel.load(of(copy, 4))
+        affine = old.affine @ np.diag([1, 1, 2, 1])
+        nibabel.save(nibabel.Nifti1Image(np.asarray(old.dataobj), affine), of(copy, 4))
+    done = launch(arguments(copy, tmp_path / "runs"), ranks)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    size = " x ".join(["9.06"] * 2)
+    assert sorted(warnings) == [
+        f"warning: {around}: sequence 1, 2, 3, 4: background is -1, not 0; it is left out",
+        f"warning: {absent}: sequence 3: is 0 everywhere, as if it was absent",
+        f"warning: {image_of(copy, 4)}: voxels of {size} x 18.1 mm; usual are {size} x 9.06 mm, "
+        "and nothing is resampled",
+    ]
+    assert done.stdout.count(f"labels read as: {LABELS_OF_PHANTOMS}") == 1
+    (folder,) = (tmp_path / "runs").iterdir()
+    state = checkpoint.load(folder / "best.npz").state
+    assert state["spacing"] == pytest.approx([9.06] * 3, abs=0.01)
+    assert state["labels_source"] == "dataset.json"
+
+
+def test_nothing_is_odd_about_phantoms(command, dataset, tmp_path):
+    done = command("train", "--data-path", dataset, "--output", tmp_path, *SMALL)
+    assert "warning" not in done.out
+    assert f"labels read as: {LABELS_OF_PHANTOMS}" in done.out
+
+
+def test_many_odd_files_are_not_all_named(copy, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "_WARNINGS", 3)
+    for number in range(5):
+        rewrite(image_of(copy, number), lambda image: image + image.dtype.type(9))
+    done = command("train", "--data-path", copy, "--output", tmp_path, *SMALL)
+    assert done.out.count("background is 9, not 0") == 3
+    assert "warning: and 2 files more of this kind" in done.out
+
+
+def test_classes_without_a_meaning_have_no_regions(copy, command, tmp_path):
+    description = json.loads((copy / "dataset.json").read_text())
+    names = ["background", "label_1", "label_2", "label_3"]
+    description["labels"] = dict(enumerate(names))
+    (copy / "dataset.json").write_text(json.dumps(description))
+    done = command(
+        "train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL, "--epochs", 2
+    )
+    assert done.code == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    test = json.loads((folder / "test.json").read_text())
+    assert (list(test["classes"]), test["regions"]) == (names[1:], {})
+    history = json.loads((folder / "history.json").read_text())
+    scores = [np.mean(list(entry["validation"]["classes"].values())) for entry in history]
+    assert test["epoch"] == 1 + int(np.argmax(scores))
+    # The user may say what they are.
+    told = ("--labels", "brats2023")
+    done = command("train", "--data-path", copy, "--output", tmp_path / "told", *SMALL, *told)
+    assert "1 necrotic core, 2 edema, 3 enhancing tumour (--labels brats2023)" in done.out
+    (folder,) = (tmp_path / "told").iterdir()
+    assert list(json.loads((folder / "test.json").read_text())["regions"]) == REGIONS
+    # The numbers stand for other classes than in the run: it is not gone on with.
+    again = checkpoint.load(folder / "latest.npz")
+    state = again.state | {"label_values": [0, 1, 2, 3]}
+    model = again.make_model()
+    optimizer = Adam(model.parameters())
+    again.load_optimizer(model, optimizer)
+    checkpoint.save(folder / "latest.npz", model, optimizer, state, again.arrays)
+    done = command("train", "--resume", folder)
+    assert done.code == 2
+    assert "--resume: labels read as: 1 necrotic core" in done.error
+
+
+def test_a_timeline_does_not_replace_the_file_of_someone_else(command, dataset, tmp_path):
+    file = tmp_path / "trace.json"
+    file.write_text("{}")
+    options = ("--output", tmp_path / "runs", *SMALL, "--timeline", file)
+    done = command("train", "--data-path", dataset, *options)
+    assert done.code == 2
+    assert f"--timeline: {file} is there already, and this program did not write it" in done.error
+    file.unlink()
+    for _ in range(2):
+        assert command("train", "--data-path", dataset, *options).code == 0

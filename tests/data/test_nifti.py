@@ -416,3 +416,14 @@ class TestSave:
             save_labels(tmp_path / "a.nii", tumour().astype(np.int8) - 1, geometry)
         with pytest.raises(ValueError, match=r"^path: .*expected \*\.nii or \*\.nii\.gz"):
             save_labels(tmp_path / "a.png", tumour(), geometry)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Pair, nibabel.Nifti2Pair, nibabel.AnalyzeImage])
+@pytest.mark.parametrize("suffix", [".hdr", ".img", ".HDR"])
+def test_a_pair_of_files_is_named_as_such(kind: Any, suffix: str, tmp_path: Path) -> None:
+    nibabel.save(kind(tumour().astype(np.int16), np.eye(4)), tmp_path / "a.img")
+    path = tmp_path / f"a{suffix}"
+    if not path.exists():
+        (tmp_path / "a.hdr").rename(path)
+    with pytest.raises(DataError, match=r"one of a pair of files \(\.hdr, \.img\).*nib-convert"):
+        read_volume(path)
