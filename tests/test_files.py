@@ -2,21 +2,23 @@
 
 import json
 import os
+import secrets
+import socket
 from pathlib import Path
 
 import pytest
 
+from tinyunet import files
 from tinyunet.errors import AgreedError, UserError, as_user_error
-from tinyunet.files import atomic, can_be_written, write_json
+from tinyunet.files import atomic, can_be_written, open_file, read_json, write_json
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path):
     path = tmp_path / "some.json"
-    with atomic(path) as temporary:
-        temporary.write_text("new")
+    with atomic(path) as file:
+        file.write(b"new")
         assert not path.exists()
-        assert temporary.suffix == path.suffix
-        assert temporary.parent == path.parent
+        assert Path(file.name).parent == path.parent
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -26,20 +28,20 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path, error):
     path = tmp_path / "some.json"
     path.write_text("old")
 
-    def fail(at):
-        at.write_text("ne")
+    def fail(file):
+        file.write(b"ne")
         raise error
 
-    with pytest.raises(error), atomic(path) as temporary:
-        fail(temporary)
+    with pytest.raises(error), atomic(path) as file:
+        fail(file)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_error_names_the_file_that_was_wanted(tmp_path):
     path = tmp_path / "absent" / "some.json"
-    with pytest.raises(FileNotFoundError) as raised, atomic(path) as temporary:
-        temporary.write_text("new")
+    with pytest.raises(FileNotFoundError) as raised, atomic(path) as file:
+        file.write(b"new")
     assert raised.value.filename == str(path)
 
 
@@ -47,7 +49,7 @@ def test_where_nothing_can_be_removed_the_first_error_is_told(tmp_path, monkeypa
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_text", read_only)
+    monkeypatch.setattr(os, "replace", read_only)
     monkeypatch.setattr(Path, "unlink", read_only)
     with pytest.raises(OSError, match="Read-only") as raised:
         write_json(tmp_path / "some.json", {})
@@ -94,13 +96,88 @@ def test_faults_of_the_program_are_none_of_the_users():
         assert as_user_error(fault) is None
 
 
-def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+def test_a_link_is_replaced_or_where_the_user_names_it_what_it_leads_to(tmp_path):
     real, link = tmp_path / "real.json", tmp_path / "link.json"
     real.write_text("old")
     link.symlink_to(real)
-    write_json(link, {"a": 1})
+    write_json(link, {"a": 1}, follow_links=True)
     assert link.is_symlink()
     assert json.loads(real.read_text()) == {"a": 1}
+    write_json(link, {"a": 2})
+    assert not link.is_symlink()
+    assert json.loads(link.read_text()) == {"a": 2}
+    assert json.loads(real.read_text()) == {"a": 1}
+
+
+def test_a_link_does_not_get_the_name_of_the_file_replaced(tmp_path):
+    real, link, previous = (tmp_path / name for name in ("real", "latest", "previous"))
+    real.write_text("old")
+    link.symlink_to(real)
+    with atomic(link, previous) as file:
+        file.write(b"new")
+    assert (real.read_text(), link.read_text(), previous.exists()) == ("old", "new", False)
+
+
+def test_a_temporary_name_cannot_be_foreseen_and_follows_no_link(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / f".{os.getpid()}-a.json").symlink_to(victim)  # as names were before
+    names = set()
+    for _ in range(2):
+        with atomic(folder / "a.json") as file:
+            names.add(file.name)
+    assert len(names) == 2
+    # Even one that was: it is not opened, and not removed.
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "known")
+    (folder / f".{os.getpid()}-known.json").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_json(folder / "a.json", {})
+    assert not can_be_written(folder / "a.json")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_mode_of_any_new_one(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    pipe, place = tmp_path / "pipe", tmp_path / "socket"
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place))
+        for path in (pipe, place, tmp_path, "/dev/zero", "/dev/null"):
+            with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+                open_file(path)
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="not a regular file"):
+        read_json(tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[" * 100_000, b"NaN", b'{"a": -Infinity}', b"9" * 5000, b"\xff", b"\0" * 9, b""],
+)
+def test_what_is_not_json_is_an_error_of_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_that_never_ends_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_JSON", 10)
+    (tmp_path / "a.json").write_text('"12345678"')
+    assert read_json(tmp_path / "a.json") == "12345678"
+    (tmp_path / "a.json").write_text('"123456789"')
+    with pytest.raises(ValueError, match="longer than 10 bytes"):
+        read_json(tmp_path / "a.json")
 
 
 def test_what_is_no_file_is_left_alone(tmp_path):

@@ -164,7 +164,7 @@ def _size(text: str) -> int:
 def _new_file(text: str) -> Path:
     """Tell now, not after half an hour, that a file cannot be written there."""
     path = Path(text)
-    if not can_be_written(path):
+    if not can_be_written(path, follow_links=True):
         raise ArgumentTypeError(f"{text!r}; expected a file in a folder that can be written to")
     if not is_replaceable(path):
         raise ArgumentTypeError(f"{text!r} {NOT_OURS}")
@@ -200,7 +200,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
         about = here._asdict() | {"versions": found.versions}
-        write_json(options.json, {"machine": signed(about)} | found.figures)
+        shown = {"machine": signed(about)} | found.figures
+        write_json(options.json, shown, follow_links=True)
     if options.plot:
         with attempt(options.plot):
             found.draw(options.plot)

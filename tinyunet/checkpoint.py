@@ -172,22 +172,25 @@ def save(
     for name, array in members.items():
         if array.dtype.hasobject:
             raise ValueError(f"{name}: an array of objects, which a checkpoint does not hold")
-    with atomic(path, previous) as temporary:
-        with temporary.open("wb") as file:
-            np.savez(file, **members)
-        seal(temporary)
+    with atomic(path, previous) as file:
+        np.savez(file, **members)
+        _seal(file)
 
 
 def seal(path: Path) -> None:
     """Append to an archive the SHA-256 of all its bytes, as its comment."""
     with path.open("r+b") as file:
-        # An archive ends in the length of its comment, which is 0 so far.
-        file.seek(-2, io.SEEK_END)
-        file.write(_SEAL.to_bytes(2, "little"))
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0, io.SEEK_END)
-        file.write(digest.encode())
+        _seal(file)
+
+
+def _seal(file: io.BufferedRandom) -> None:
+    # An archive ends in the length of its comment, which is 0 so far.
+    file.seek(-2, io.SEEK_END)
+    file.write(_SEAL.to_bytes(2, "little"))
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0, io.SEEK_END)
+    file.write(digest.encode())
 
 
 def _order(model: Module, optimizer: Optimizer) -> list[str]:

@@ -47,7 +47,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     with communicator.together():
         if communicator.rank == 0:
             if options.json is not None:
-                try_writing(options.json)
+                try_writing(options.json, follow_links=True)
                 check_replaceable("--json", options.json)
             found = find_pairs(
                 options.predictions, options.labels, options.label_values, options.convention
@@ -56,7 +56,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
                 print(note, file=sys.stderr)
             rows = score_pairs(found)
             if options.json is not None:  # first: the table may go to a pipe that is closed
-                write_json(options.json, signed(summary(rows)))
+                write_json(options.json, signed(summary(rows)), follow_links=True)
             print(table(rows))
 
 

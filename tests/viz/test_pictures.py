@@ -160,8 +160,8 @@ def test_lines_of_one_colour_differ_in_their_dashes():
 
 
 def test_of_a_picture_that_fails_nothing_is_left(tmp_path, monkeypatch):
-    def fills_the_disk(figure, path, **options):
-        Path(path).write_bytes(b"half of it")
+    def fills_the_disk(figure, file, **options):
+        file.write(b"half of it")
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(Figure, "savefig", fills_the_disk)

@@ -22,6 +22,7 @@ from tinyunet.data.cases import (
 from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
 from tinyunet.errors import one_line
+from tinyunet.files import read_json
 
 __all__ = [
     "Case",
@@ -89,11 +90,13 @@ def read_dataset(
 
 def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
     try:
-        description = json.loads(file.read_text(encoding="utf-8-sig"))
+        description = read_json(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # not JSON, or not even text
-        raise DataError(f"{file}: not JSON ({error}); expected a Decathlon description") from error
+    except ValueError as error:  # not JSON, or not even text
+        raise DataError(
+            f"{file}: not JSON ({one_line(str(error))}); expected a Decathlon description"
+        ) from error
     if not isinstance(description, dict):
         raise DataError(f"{file}: holds no object; expected modality, labels and training")
     modalities = _numbered(file, description, "modality")

@@ -377,8 +377,8 @@ def save_labels(
     raw = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_bytes(raw)
+        with atomic(path) as file:
+            file.write(raw)
     except OSError as error:
         reason = one_line(error.strerror or str(error))
         raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error

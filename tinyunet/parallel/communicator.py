@@ -118,7 +118,7 @@ class Communicator:
         # A launcher may bind each rank to cores of its own; only those of equal sets share.
         self._sharing = sum(other == mine for other in node.allgather(mine))
         self.node_token = node.bcast(self.node_token)
-        self._spoken = _shared_byte(node, self.node_token)
+        self._spoken = _shared_byte(node)
         if node.rank == 0:
             _unname_shared_memory()
         can_share = shared_memory(node, 1) is not None
@@ -348,23 +348,24 @@ def world() -> Communicator:
     return Communicator(MPI.COMM_WORLD)
 
 
-def _shared_byte(node: Any, token: str) -> mmap.mmap | bytearray:
+def _shared_byte(node: Any) -> mmap.mmap | bytearray:
     """Return a byte, 0 so far, that the ranks of a node share; one of this rank's own if that fails.
 
     By way of a file: a single byte costs nothing on disk, and it works also where ranks have no
     :func:`shared_memory`.
     """
-    path = Path(tempfile.gettempdir()) / f"tinyunet-{token}"
-    shared: mmap.mmap | bytearray = bytearray(1)
+    name, shared = "", bytearray(1)  # type: str, mmap.mmap | bytearray
     with contextlib.suppress(OSError):
         if node.rank == 0:
-            path.write_bytes(bytes(1))
-    node.Barrier()
-    with contextlib.suppress(OSError), path.open("r+b") as file:
+            descriptor, name = tempfile.mkstemp(prefix="tinyunet-")
+            os.write(descriptor, bytes(1))
+            os.close(descriptor)
+    name = node.bcast(name)
+    with contextlib.suppress(OSError), open(name, "r+b") as file:
         shared = mmap.mmap(file.fileno(), 1)
     node.Barrier()
-    if node.rank == 0:  # it stays where it is mapped
-        path.unlink(missing_ok=True)
+    if node.rank == 0 and name:  # it stays where it is mapped
+        Path(name).unlink(missing_ok=True)
     return shared
 
 

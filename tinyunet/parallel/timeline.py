@@ -82,7 +82,8 @@ class Timeline:
             end = self._spans[-1]["ts"] + self._spans[-1]["dur"]
             name = f"full: {self._lost} later events are left out"
             events.append(common | {"ph": "i", "name": name, "ts": end, "s": "p"})
-        write_json(path, signed({"traceEvents": events, "displayTimeUnit": "ms"}))
+        trace = signed({"traceEvents": events, "displayTimeUnit": "ms"})
+        write_json(path, trace, follow_links=True)
 
 
 def file_of_rank(path: Path | str, rank: int, ranks: int) -> Path:

@@ -1,5 +1,6 @@
 """The folder of a run: made when there is something to put in it, and never an old one."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -100,7 +101,8 @@ class RunFolder:
         """Remove what a run that was killed left half written, and the folder if it is empty."""
         if self._path is not None and self._path.is_dir():
             for unfinished in self._path.glob(".[0-9]*-*"):
-                unfinished.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a folder, which is not ours
+                    unfinished.unlink()
             if not any(self._path.iterdir()):
                 self._path.rmdir()
 

@@ -113,7 +113,7 @@ class Settings:
             raise UserError("--data-path: ''; expected a folder, or no --data-path for phantoms")
         if self.labels is not None and self.labels not in CONVENTIONS:
             raise UserError(f"--labels: {self.labels}; expected one of {', '.join(CONVENTIONS)}")
-        if self.timeline is not None and not can_be_written(self.timeline):
+        if self.timeline is not None and not can_be_written(self.timeline, True):
             raise UserError(
                 f"--timeline: {self.timeline}; expected a file in a folder that can be written to"
             )

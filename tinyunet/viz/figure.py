@@ -30,9 +30,10 @@ def write(figure: Figure, path: Path | str, **options: Any) -> None:
     """
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text(), keep="\n"))
-    ending = options.get("format") or Path(path).suffix.removeprefix(".")
+    options.setdefault("format", Path(path).suffix.removeprefix(".") or None)
     # So that a later run knows that it may replace the picture.
-    field = "Software" if ending == "png" else "Creator"
-    options.setdefault("metadata", {field: SIGNATURE} if ending in _WITH_METADATA else None)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, **options)
+    field = "Software" if options["format"] == "png" else "Creator"
+    signs = options["format"] in _WITH_METADATA
+    options.setdefault("metadata", {field: SIGNATURE} if signs else None)
+    with atomic(path) as file:
+        figure.savefig(file, **options)

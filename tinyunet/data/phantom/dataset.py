@@ -17,6 +17,7 @@ from tinyunet.data.phantom.anatomy import WHITE, fold, outline, tissues
 from tinyunet.data.phantom.fields import Array, Grid, RandomFields
 from tinyunet.data.phantom.scanner import MODALITIES, scan
 from tinyunet.data.phantom.tumour import draw_tumour, grow
+from tinyunet.files import read_json
 
 LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
@@ -176,7 +177,7 @@ def _is_there(directory: Path, made_of: dict[str, Any]) -> bool:
     try:
         if directory.is_dir() and not any(directory.iterdir()):
             return False
-        description = json.loads((directory / "dataset.json").read_text(encoding="utf-8"))
+        description = read_json(directory / "dataset.json")
         found = description["phantom"]
         names = [name for entry in description["training"] for name in entry.values()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
