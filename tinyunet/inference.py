@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.autograd import no_grad, real_numbers
+from tinyunet.errors import UserError
 from tinyunet.graph import Inference
 from tinyunet.graph.passes import NAMES
 from tinyunet.turns import one_at_a_time
@@ -179,11 +180,18 @@ def segment(
     ------
     ValueError
         As :func:`predict_volume`, or if the model has more than 256 classes.
+    UserError
+        If the probability of a voxel is no number: it has no class then.
     """
     if int(model.config["classes"]) > 256:
         raise ValueError(f"labels are uint8: of 256 classes at most, not {model.config['classes']}")
     patch_size = patch_for(model, image.shape[:3])
     probabilities = predict_volume(model, image, patch_size, overlap, progress, predict)
+    bad = probabilities.size - np.count_nonzero(np.isfinite(probabilities))
+    if bad:
+        raise UserError(
+            f"{bad} probabilities are NaN or infinite; expected a model and an image of usual size"
+        )
     if probabilities.shape[3] == 1:
         return (probabilities[..., 0] > 0.5).astype(np.uint8)
     return probabilities.argmax(axis=3).astype(np.uint8)

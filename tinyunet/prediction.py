@@ -1,6 +1,5 @@
 """From a checkpoint and image files to label files."""
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ from tqdm import tqdm
 from tinyunet.checkpoint import Checkpoint, CheckpointError, load
 from tinyunet.data import brats, mark
 from tinyunet.data.conventions import read_as
-from tinyunet.data.decathlon import DataError, case_files, load_image, save_labels
-from tinyunet.data.nifti import read_shape, read_volume, stem
+from tinyunet.data.decathlon import case_files, load_image, save_labels
+from tinyunet.data.nifti import DataError, check_label_values, read_shape, read_volume, stem
 from tinyunet.data.spacing import in_mm, is_far
+from tinyunet.data.stream import memory_for
 from tinyunet.errors import UserError
 from tinyunet.files import can_be_written
 from tinyunet.inference import Predict, count_patches, predictor, segment
@@ -202,13 +202,18 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
             f"{job.image_paths[0]}: voxels of {in_mm(geometry.spacing)}, but the model has learnt from "
             f"{in_mm(learnt)}, and nothing is resampled: it will find less"
         )
-    labels = segment(model, image, progress=lambda *_: bar.update(), predict=run_model)
+    try:
+        with memory_for(job.image_paths[0]):
+            labels = segment(model, image, progress=lambda *_: bar.update(), predict=run_model)
+    except DataError:
+        raise
+    except UserError as error:
+        raise UserError(f"{job.image_paths[0]}: with {checkpoint.path}, {error}") from error
     job.output.parent.mkdir(parents=True, exist_ok=True)
     names = checkpoint.state["labels"]
     save_labels(job.output, labels, geometry, job.label_values, names)
-    millilitres = math.prod(geometry.spacing) / 1000
     counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
-    volumes = {n: c * millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
+    volumes = {n: c * geometry.millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
     written_as = read_as(names, job.label_values, "").replace("read", "written", 1)
     return Segmented(job.output, volumes, written_as, notes)
 
@@ -242,9 +247,15 @@ def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Return the numbers of the classes, after checking that the model segments volumes."""
     values = checkpoint.state.get("label_values", ())
     names = checkpoint.state.get("labels", ())
-    if checkpoint.config.get("dim", 3) != 3 or not values or len(values) != len(names):
+    # A model of one class tells it from the background.
+    classes = {max(checkpoint.config.get("classes", 0), 2), len(values), len(names)}
+    if checkpoint.config.get("dim", 3) != 3 or not values or len(classes) > 1:
         raise CheckpointError(
             f"{checkpoint.path}: not a model of volumes with named labels; "
             "expected a checkpoint of python -m tinyunet.train"
         )
+    try:
+        check_label_values(values)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     return tuple(values)

@@ -2,8 +2,10 @@
 
 import contextlib
 import gzip
+import os
 import resource
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,14 @@ VALUES = (0, 1, 2, 3)
 def file_bytes(voxels: NDArray[Any]) -> bytes:
     content: bytes = nibabel.Nifti1Image(voxels, np.eye(4)).to_bytes()
     return content
+
+
+def changed(content: bytes, field: str, value: object) -> bytes:
+    """Return a file of version 1 with another number in its header."""
+    header = nibabel.Nifti1Header(content[:348], check=False)
+    header[field] = value
+    changed: bytes = header.binaryblock + content[348:]
+    return changed
 
 
 def refused(path: Path, *words: str, values: tuple[int, ...] | None = None) -> str:
@@ -246,6 +256,75 @@ class TestRefuse:
             found = refused(tmp_path / "a.nii")
             assert "-" not in found.partition("a.nii: ")[2]
 
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    @pytest.mark.parametrize("left", [1, 16, 1000])
+    def test_bytes_behind_the_voxels(self, suffix: str, left: int, tmp_path: Path) -> None:
+        content = file_bytes(tumour((3, 2, 2))) + bytes(left)
+        packed = gzip.compress(content) if suffix == ".nii.gz" else content
+        (tmp_path / f"a{suffix}").write_bytes(packed)
+        refused(tmp_path / f"a{suffix}", f"{left} bytes behind the 12 of its voxels")
+        assert read_shape(tmp_path / f"a{suffix}") == (3, 2, 2)
+
+    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+    def test_a_header_that_tells_another_size_or_type(self, suffix: str, tmp_path: Path) -> None:
+        """A byte less an axis, int16 read as uint8: else the voxels were garbled without a word."""
+        fields = {"dim": (3, 5, 7, 5, 1, 1, 1, 1), "datatype": 2, "vox_offset": 400}
+        for field, value in fields.items():
+            content = changed(file_bytes(head()[..., 0]), field, value)
+            packed = gzip.compress(content) if suffix == ".nii.gz" else content
+            (tmp_path / f"a{suffix}").write_bytes(packed)
+            refused(
+                tmp_path / f"a{suffix}", "truncated" if field == "vox_offset" else " bytes behind"
+            )
+
+    def test_padding_behind_gzip_is_none_of_the_file(self, tmp_path: Path) -> None:
+        packed = gzip.compress(file_bytes(head()))
+        (tmp_path / "a.nii.gz").write_bytes(packed + bytes(1000))
+        assert np.array_equal(read_volume(tmp_path / "a.nii.gz")[0], head())
+        (tmp_path / "a.nii.gz").write_bytes(packed + b"garbage")
+        refused(tmp_path / "a.nii.gz", "truncated or damaged")
+
+    @pytest.mark.parametrize("what", ["zeros", "no magic", "far offset", "promise", "padding"])
+    def test_a_small_file_takes_little_memory(self, what: str, tmp_path: Path) -> None:
+        """256 MB of zeros in 250 KB; what the header promises is 840 bytes, or more than there is."""
+        content = file_bytes(head())
+        if what == "promise":
+            content = changed(content, "dim", (4, 30000, 30000, 30000, 4, 1, 1, 1))
+        if what == "no magic":
+            content = changed(content, "magic", b"")
+        if what == "far offset":
+            content = changed(content, "vox_offset", 2.0**40)
+        zeros = bytes(2**22)
+        packed = gzip.compress(content) + (
+            zeros if what == "padding" else gzip.compress(zeros, 1) * 64
+        )
+        (tmp_path / "a.nii.gz").write_bytes(packed)
+        tracemalloc.start()
+        try:
+            refused(tmp_path / "a.nii.gz")
+            assert tracemalloc.get_traced_memory()[1] < 16e6
+        finally:
+            tracemalloc.stop()
+
+    def test_memory_that_runs_out_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "a.nii.gz", head())
+
+        def too_large(*_: object) -> None:
+            raise MemoryError("Unable to allocate 6 GiB")
+
+        monkeypatch.setattr(nifti.np, "isfinite", too_large)
+        refused(path, "not enough memory (Unable to allocate 6 GiB)")
+
+    def test_what_never_ends(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.nii.gz")
+        (tmp_path / "link.nii").symlink_to("/dev/zero")
+        for name in ("pipe.nii.gz", "link.nii"):
+            refused(tmp_path / name, "not a regular file")
+            with pytest.raises(DataError, match="not a regular file"):
+                read_shape(tmp_path / name)
+
     @given(where=st.integers(0, 351), byte=st.integers(0, 255))
     def test_any_damage_to_the_header_is_a_data_error(
         self, where: int, byte: int, tmp_path_factory: pytest.TempPathFactory
@@ -278,6 +357,67 @@ class TestRefuse:
         image.set_sform(np.diag([1.0, 1, 0, 1]), code=1)
         nibabel.save(image, tmp_path / "a.nii")
         refused(tmp_path / "a.nii", "singular")
+
+    @given(seed=st.integers(0, 1000), side=st.floats(0.02, 50))
+    def test_any_singular_affine(
+        self, seed: int, side: float, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Axes in one plane, in single precision, as if they were a scanner's."""
+        generator = np.random.default_rng(seed)
+        affine = np.eye(4)
+        affine[:3, :3] = generator.standard_normal((3, 2)) @ generator.standard_normal((2, 3))
+        affine[:3, :3] *= side / np.linalg.norm(affine[:3, :3], axis=0)
+        image = nibabel.Nifti1Image(tumour(), None)
+        image.set_sform(affine, code=1)
+        path = tmp_path_factory.mktemp("singular") / "a.nii"
+        nibabel.save(image, path)
+        refused(path, "singular")
+        with pytest.raises(DataError, match="singular"):
+            read_shape(path)
+
+    @pytest.mark.parametrize("side", [1e-45, 1e-20, 0.009, 101.0, 1e10, 3e38])
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_voxels_of_no_size_that_a_scanner_has(
+        self, side: float, axis: int, tmp_path: Path
+    ) -> None:
+        affine = np.eye(4)
+        affine[axis, axis] = side
+        image = nibabel.Nifti1Image(tumour(), None)
+        image.set_sform(affine, code=1)
+        nibabel.save(image, tmp_path / "a.nii")
+        refused(tmp_path / "a.nii", "expected sides of 0.01 to 100 mm")
+        refused(tmp_path / "a.nii", "expected sides of 0.01 to 100 mm", values=VALUES)
+
+    @pytest.mark.parametrize("side", [0.01, 0.05, 10, 100])
+    def test_voxels_that_a_scanner_has(self, side: float, tmp_path: Path) -> None:
+        _, geometry = read_volume(write(tmp_path / "a.nii", head(), np.diag([side, 1, 1, 1])))
+        assert geometry.spacing == pytest.approx((side, 1, 1))
+
+    @pytest.mark.parametrize(("unit", "side"), [("mm", 2), ("micron", 2000), ("meter", 0.002)])
+    def test_units_of_length(self, unit: str, side: float, tmp_path: Path) -> None:
+        image = nibabel.Nifti1Image(tumour(), np.diag([side, side, side, 1]))
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / "a.nii")
+        labels, geometry = read_labels(tmp_path / "a.nii", VALUES)
+        assert geometry.spacing == pytest.approx((2, 2, 2))
+        assert geometry.millilitres == pytest.approx(0.008)
+        save_labels(tmp_path / "b.nii", labels, geometry)
+        back = nibabel.load(tmp_path / "b.nii")
+        assert np.array_equal(back.affine, nibabel.load(tmp_path / "a.nii").affine)
+        assert back.header.get_xyzt_units()[0] == unit
+
+    def test_a_tilted_voxel_holds_less(self, tmp_path: Path) -> None:
+        affine = np.eye(4)
+        affine[:2, 2] = np.sin(np.radians(30)), 0
+        affine[2, 2] = np.cos(np.radians(30))
+        _, geometry = read_volume(write(tmp_path / "a.nii", head(), affine))
+        assert geometry.spacing == pytest.approx((1, 1, 1))
+        assert geometry.millilitres == pytest.approx(np.sqrt(0.75) / 1000)
+
+    def test_a_volume_that_lies_nowhere_near(self, tmp_path: Path) -> None:
+        affine = np.eye(4)
+        affine[0, 3] = 1e30
+        refused(write(tmp_path / "a.nii", head(), affine), "from the origin")
 
     @pytest.mark.parametrize("place", [np.nan, np.inf])
     def test_an_affine_that_leads_nowhere(self, place: float, tmp_path: Path) -> None:
@@ -414,6 +554,19 @@ class TestSave:
             save_labels(tmp_path / "a.nii", tumour(), geometry, label_values=(0, 4))
         with pytest.raises(ValueError, match=r"^labels: -1 to"):
             save_labels(tmp_path / "a.nii", tumour().astype(np.int8) - 1, geometry)
+        for bad in (
+            [0, 999, -5, 3],
+            [0, 256],
+            [0, 1, 1, 2],
+            [0, 1.5],
+            [1, 2],
+            [0, "1"],
+            [],
+            [True],
+        ):
+            with pytest.raises(ValueError, match=r"^label_values: [^\n]*expected"):
+                save_labels(tmp_path / "a.nii", tumour(classes=2), geometry, label_values=bad)
+        assert not (tmp_path / "a.nii").exists()
         with pytest.raises(ValueError, match=r"^path: .*expected \*\.nii or \*\.nii\.gz"):
             save_labels(tmp_path / "a.png", tumour(), geometry)
 

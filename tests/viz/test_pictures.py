@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import warnings
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tinyunet.data.brain import find_brain, odd_sequences
 from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume
+from tinyunet.data.stream import memory_for
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -157,13 +158,15 @@ def load_image(
                     f"{path}: {volume.shape[3]} sequences in one of {len(volumes)} files; "
                     "expected one sequence a file"
                 )
-        image = np.stack(volumes, axis=-1)
+        with memory_for(paths[0]):
+            image = np.stack(volumes, axis=-1)
     if channels is not None and image.shape[-1] != channels:
         raise DataError(f"{paths[0]}: {image.shape[-1]} sequences; expected {channels}")
     brain, odd = find_brain(image)
     if notes is not None:
         notes += _notes(paths, odd | odd_sequences(image, brain))
-    return normalise(image, brain), geometry
+    with memory_for(paths[0]):
+        return normalise(image, brain), geometry
 
 
 def _notes(paths: Sequence[str | Path], odd: Mapping[int, str]) -> list[str]:

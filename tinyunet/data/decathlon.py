@@ -75,7 +75,10 @@ def read_dataset(
     file = path / "dataset.json"
     if not file.exists():
         return read_brats(path, labels)
-    dataset = _read_decathlon(file, files_are_there)
+    try:
+        dataset = _read_decathlon(file, files_are_there)
+    except RecursionError as error:
+        raise DataError(f"{file}: nested too deeply; expected a Decathlon description") from error
     if labels is None:
         return dataset
     convention = CONVENTIONS[labels]
@@ -138,9 +141,13 @@ def _numbered(file: Path, description: dict[str, Any], key: str) -> dict[int, st
         raise DataError(f'{file}: no "{key}"; expected names by number, as {{"0": ...}}')
     try:
         # A line break in a name would break tables.
-        return {int(number): one_line(str(entry[number])) for number in sorted(entry, key=int)}
+        named = {int(number): one_line(str(entry[number])) for number in sorted(entry, key=int)}
     except ValueError as error:
-        raise DataError(f'{file}: "{key}" has a key that is no integer ({error})') from error
+        said = one_line(str(error))
+        raise DataError(f'{file}: "{key}" has a key that is no integer ({said})') from error
+    if len(named) < len(entry):
+        raise DataError(f'{file}: "{key}" has one number twice; expected each once')
+    return named
 
 
 def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path, Path]]:
@@ -154,7 +161,7 @@ def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path,
             case {"image": str(image_name), "label": str(label_name)}:
                 image, label = file.parent / image_name, file.parent / label_name
             case _:
-                shown = json.dumps(entry)
+                shown = json.dumps(entry)[:200]
                 raise DataError(
                     f'{file}: training case {shown}; expected {{"image": ..., "label": ...}}'
                 )

@@ -5,20 +5,37 @@ import gzip
 import io
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
 from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from tinyunet.data import mark
-from tinyunet.errors import UserError, one_line
+from tinyunet.data.affine import affine_of
+from tinyunet.data.stream import DataError, Stream, memory_for, said
+from tinyunet.errors import one_line
 from tinyunet.files import atomic
+
+__all__ = [
+    "CONVERT_PAIR",
+    "DataError",
+    "Geometry",
+    "check_label_values",
+    "label_numbers",
+    "read_extensions",
+    "read_header",
+    "read_labels",
+    "read_shape",
+    "read_volume",
+    "save_labels",
+    "stem",
+]
 
 # nibabel has type hints in some places only; what is without is named here once.
 _orientations: Any = nibabel.orientations
@@ -33,19 +50,18 @@ _POSITION_FIELDS = (
 #: What to do with a volume that is kept in two files.
 CONVERT_PAIR = "nib-convert FILE.hdr FILE.nii.gz makes one file of the two"
 
-_GZIP_MAGIC = b"\x1f\x8b"
 # Files of voxels without a header, and the format before NIfTI: its header begins with its size.
 _IMG = re.compile(r"\.img(\.gz)?$", re.IGNORECASE)
 _ANALYZE_BYTES = 348
 _ANALYZE = {_ANALYZE_BYTES.to_bytes(4, "little"), _ANALYZE_BYTES.to_bytes(4, "big")}
-# Enough of a file, also of a compressed one, for its header; version 2 has one of 540 bytes.
-_HEADER_BYTES = 4096
-# And for a comment in it.
+# Enough of a file for a comment in its header.
 _EXTENDED_BYTES = 65536
-
-
-class DataError(UserError):
-    """Data of the user's that cannot be used. The message is one line and names the file."""
+# Behind so many bytes of extensions no file has its voxels.
+_LAST_BEGIN = 2**28
+# Bytes behind the voxels that are counted before they are told.
+_COUNTED = 2**20
+_EXPECTED = "a .nii or .nii.gz file"
+_WHOLE = "expected a whole NIfTI file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +107,11 @@ class Geometry:
         return d, h, w
 
     @property
+    def millilitres(self) -> float:
+        """What a voxel holds; also where its axes are not at right angles."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Size of a voxel in millimetres along the axes of the common frame."""
         d, h, w = np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist()
@@ -114,6 +135,16 @@ class Geometry:
     def stored_distance(self, other: "Geometry") -> float:
         """Return the same for the volumes as they are stored in their files."""
         return _farthest(self.affine, other.affine, self.shape)
+
+
+class _Header(NamedTuple):
+    """What a header says, checked: nibabel's fields, the size without axes of one, and the rest."""
+
+    fields: Any
+    shape: tuple[int, ...]
+    geometry: Geometry
+    dtype: np.dtype[Any]
+    offset: int
 
 
 def _farthest(
@@ -149,46 +180,61 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
         file is verified), has no three-dimensional volume in it, or holds NaN or infinity.
     """
     path = Path(path)
-    raw = _read_bytes(path)
-    image_class = _image_class(path, raw)
-    try:
-        with _quiet_nibabel():
-            image = image_class.from_bytes(raw)
-            shape = _check_shape(path, image.shape)
-            # Looked at first, so that a damaged size is never allocated.
-            promised = math.prod(image.shape) * image.get_data_dtype().itemsize
-            offset = int(image.dataobj.offset)
-            if offset < image.header["sizeof_hdr"]:
-                raise DataError(
-                    f"{path}: its voxels begin at byte {offset}, inside the header; "
-                    "expected a whole NIfTI file"
-                )
-            stored = max(len(raw) - offset, 0)
-            if stored < promised:
-                raise DataError(
-                    f"{path}: truncated, {stored} of {promised} bytes of voxels; "
-                    "expected a whole NIfTI file"
-                )
-            affine = image.affine.astype(np.float64)
-            if not np.isfinite(affine).all():
-                raise DataError(f"{path}: the affine holds NaN or infinity; expected millimetres")
-            geometry = Geometry(affine, (shape[0], shape[1], shape[2]), image.header)
-            if not np.isfinite(geometry.orientation).all():
-                raise DataError(f"{path}: the affine is singular; expected three spatial axes")
-            voxels = np.asanyarray(image.dataobj).reshape(shape)
-            # Without an offset 0 is a number of the file's own.
-            if image.get_data_dtype().kind in "iu" and image.dataobj.inter != 0:
-                voxels = _exact_zeros(voxels, image.dataobj.slope)
-    except DataError:
-        raise
-    except Exception as error:  # nibabel raises nearly any type on damaged bytes
-        raise DataError(f"{path}: damaged NIfTI file ({_said(error)})") from error
-    if voxels.dtype.kind not in "iuf":
-        raise DataError(f"{path}: voxels of type {voxels.dtype}; expected real numbers")
-    bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
+    with Stream(path, _EXPECTED) as stream, memory_for(path):
+        header = _read_header(path, stream)
+        stored = _read_stored(path, stream, header)
+        with _damage_named(path):
+            voxels = _scaled(stored, header.fields)
+        bad = voxels.size - np.count_nonzero(np.isfinite(voxels))
     if bad:
         raise DataError(f"{path}: {bad} voxels are NaN or infinite; expected finite numbers")
-    return geometry.to_canonical(voxels), geometry
+    return header.geometry.to_canonical(voxels), header.geometry
+
+
+def _read_stored(path: Path, stream: Stream, header: _Header) -> NDArray[Any]:
+    """Return the numbers that the file holds: as many as the header promises, and none may be left."""
+    nbytes = math.prod(header.shape) * header.dtype.itemsize
+    before, whole = header.offset, header.offset + nbytes
+    # The size of the file first: what it cannot hold is not even asked for.
+    if whole > stream.most:
+        held = max(stream.most - before, 0)
+        most = "at most " if stream.compressed else ""
+        raise DataError(f"{path}: truncated, {most}{held} of {nbytes} bytes of voxels; {_WHOLE}")
+    if whole < stream.least:
+        raise _left_over(
+            path, stream.least - whole, "or more " if stream.compressed else "", nbytes
+        )
+    stream.skip(before - stream.position)
+    content = np.empty(nbytes, np.uint8)
+    found = stream.fill(content)
+    if found < nbytes:
+        raise DataError(f"{path}: truncated, {found} of {nbytes} bytes of voxels; {_WHOLE}")
+    # Behind the last byte a compressed file has its checksum, which is verified here.
+    left = stream.skip(_COUNTED)
+    if left:
+        raise _left_over(path, left, "or more " if left == _COUNTED else "", nbytes)
+    return content.view(header.dtype).reshape(header.shape, order="F")
+
+
+def _left_over(path: Path, left: int, more: str, nbytes: int) -> DataError:
+    return DataError(
+        f"{path}: {left} bytes {more}behind the {nbytes} of its voxels; "
+        "expected a file whose header tells its size and type"
+    )
+
+
+def _scaled(stored: NDArray[Any], fields: Any) -> NDArray[Any]:
+    """Return what the numbers of a file mean."""
+    slope, inter = fields.get_slope_inter()
+    slope, inter = 1.0 if slope is None else slope, 0.0 if inter is None else inter
+    with np.errstate(all="ignore"):  # what becomes infinite is told
+        voxels = apply_read_scaling(stored, slope, inter)
+        if voxels.dtype.itemsize > 8:  # of 16 bytes: computed with in 8
+            voxels = voxels.astype(np.float64)
+        # Without an offset 0 is a number of the file's own.
+        if stored.dtype.kind in "iu" and inter != 0:
+            voxels = _exact_zeros(voxels, slope)
+    return voxels
 
 
 def _exact_zeros(voxels: NDArray[Any], slope: float) -> NDArray[Any]:
@@ -225,21 +271,9 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
 def read_header(path: str | Path) -> tuple[tuple[int, ...], Geometry]:
     """Return what :func:`read_shape` does, and the file's position and orientation."""
     path = Path(path)
-    raw = _read_bytes(path, _HEADER_BYTES)
-    header_class = _image_class(path, raw).header_class
-    try:
-        with _quiet_nibabel():
-            # Without extensions, which may be longer than what was read.
-            fixed = raw[: header_class.template_dtype.itemsize]
-            header = header_class.from_fileobj(io.BytesIO(fixed))
-            shape = _check_shape(path, header.get_data_shape())
-            affine = np.asarray(header.get_best_affine(), np.float64)
-            geometry = Geometry(affine, (shape[0], shape[1], shape[2]), header)
-            return (*geometry.canonical_shape, *shape[3:]), geometry
-    except DataError:
-        raise
-    except Exception as error:  # nibabel raises nearly any type on damaged bytes
-        raise DataError(f"{path}: damaged NIfTI file ({_said(error)})") from error
+    with Stream(path, _EXPECTED) as stream:
+        header = _read_header(path, stream)
+    return (*header.geometry.canonical_shape, *header.shape[3:]), header.geometry
 
 
 def read_extensions(path: str | Path) -> list[Any]:
@@ -251,8 +285,9 @@ def read_extensions(path: str | Path) -> list[Any]:
         The file is missing or is not NIfTI.
     """
     path = Path(path)
-    raw = _read_bytes(path, _EXTENDED_BYTES)
-    header_class = _image_class(path, raw).header_class
+    with Stream(path, _EXPECTED) as stream:
+        raw = stream.read(_EXTENDED_BYTES)
+        header_class = _image_class(path, raw, stream).header_class
     with _quiet_nibabel(), contextlib.suppress(Exception):  # nibabel raises nearly any type
         return list(header_class.from_fileobj(io.BytesIO(raw)).extensions)
     return []
@@ -286,6 +321,14 @@ def read_labels(
     voxels, geometry = read_volume(path)
     if voxels.ndim != 3:
         raise DataError(f"{path}: {voxels.shape[3]} label volumes; expected one")
+    with memory_for(path):
+        return _classes(path, voxels, label_values), geometry
+
+
+def _classes(
+    path: str | Path, voxels: NDArray[Any], label_values: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Return the class of each voxel."""
     allowed = "labels " + ", ".join(map(str, sorted(label_values)))
     integers = np.rint(voxels)
     between = np.abs(voxels - integers) > 0.01
@@ -304,7 +347,7 @@ def read_labels(
             f"{path}: holds label {strangers}; expected {allowed} "
             "(where they mean something else: --labels)"
         )
-    return labels, geometry
+    return labels
 
 
 def label_numbers(path: str | Path) -> set[int]:
@@ -346,7 +389,7 @@ def save_labels(
     Raises
     ------
     ValueError
-        The shape is not the geometry's, or a label does not fit.
+        The shape is not the geometry's, a label does not fit, or ``label_values`` are none of uint8.
     DataError
         The file cannot be written: full disk, no permission, ...
     """
@@ -357,7 +400,10 @@ def save_labels(
         raise ValueError(
             f"labels: shape {labels.shape}; expected the image's own, {geometry.canonical_shape}"
         )
-    values = np.arange(256) if label_values is None else np.asarray(label_values)
+    values = np.arange(256)
+    if label_values is not None:
+        check_label_values(label_values)
+        values = np.asarray(label_values)
     if labels.min() < 0 or labels.max() >= len(values):
         raise ValueError(
             f"labels: {labels.min()} to {labels.max()}; expected 0 to {len(values) - 1}"
@@ -384,55 +430,65 @@ def save_labels(
         raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error
 
 
+def check_label_values(values: Sequence[Any]) -> None:
+    """Check the numbers that stand for classes in a file that is written.
+
+    Raises
+    ------
+    ValueError
+        They are not different whole numbers from 0 to 255, of which the first is 0, the background.
+    """
+    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
+    if not (whole and len({*values}) == len(values) and all(0 <= value <= 255 for value in values)):
+        said = one_line(str(list(values)[:10]))
+        raise ValueError(f"label_values: {said}; expected different whole numbers from 0 to 255")
+    if not len(values) or values[0] != 0:
+        raise ValueError(f"label_values: {list(values)[:10]}; expected 0 first, for the background")
+
+
 def stem(path: Path) -> str:
     """Return the name of a file without ``.nii`` or ``.nii.gz``."""
     return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
-def _image_class(path: Path, raw: bytes) -> Any:
+def _image_class(path: Path, raw: bytes, stream: Stream) -> Any:
     """Return nibabel's class for the version of the format, after checking that it is one."""
     if raw[4:8] == b"n+2\0":
         return nibabel.Nifti2Image
     if raw[344:348] == b"n+1\0":
         return nibabel.Nifti1Image
-    analyze = raw[:4] in _ANALYZE and len(raw) == _ANALYZE_BYTES
+    analyze = raw[:4] in _ANALYZE and stream.most == _ANALYZE_BYTES
     if raw[344:348] == b"ni1\0" or raw[4:8] == b"ni2\0" or analyze or _IMG.search(path.name):
         raise DataError(
-            f"{path}: one of a pair of files (.hdr, .img); expected a .nii or .nii.gz file "
-            f"({CONVERT_PAIR})"
+            f"{path}: one of a pair of files (.hdr, .img); expected {_EXPECTED} ({CONVERT_PAIR})"
         )
-    raise DataError(f"{path}: not a NIfTI file; expected a .nii or .nii.gz file")
+    raise DataError(f"{path}: not a NIfTI file; expected {_EXPECTED}")
 
 
-def _read_bytes(path: Path, most: int | None = None) -> bytes:
-    """Return the first bytes of a file, or all, uncompressed; or say why that is not possible."""
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; expected a .nii or .nii.gz file")
-    try:
-        with path.open("rb") as file:
-            compressed = file.peek(2).startswith(_GZIP_MAGIC)
-            stream = gzip.GzipFile(fileobj=file) if compressed else file
-            raw = _first_bytes(stream, most) if most else stream.read()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; expected a .nii or .nii.gz file") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+def _read_header(path: Path, stream: Stream) -> _Header:
+    """Read the fixed part of a header, and check all that it says."""
+    raw = stream.read(nibabel.Nifti1Header.template_dtype.itemsize)
+    if not raw and not stream.compressed:
+        raise DataError(f"{path}: empty file; expected {_EXPECTED}")
+    header_class = _image_class(path, raw, stream).header_class
+    # Without extensions, which nothing here needs.
+    fixed = raw + stream.read(header_class.template_dtype.itemsize - len(raw))
+    with _damage_named(path):
+        fields = header_class.from_fileobj(io.BytesIO(fixed))
+        shape = _check_shape(path, fields.get_data_shape())
+        dtype = fields.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise DataError(f"{path}: voxels of type {dtype}; expected real numbers")
+        offset = int(fields.get_data_offset())
+        affine = affine_of(path, fields)
+    if not len(fixed) <= offset <= _LAST_BEGIN:
         raise DataError(
-            f"{path}: truncated or damaged ({_said(error)}); expected a whole .nii.gz file"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if not raw and not compressed:
-        raise DataError(f"{path}: empty file; expected a .nii or .nii.gz file")
-    return raw
-
-
-def _first_bytes(stream: gzip.GzipFile | io.BufferedReader, most: int) -> bytes:
-    """Return as many bytes as there are, up to a number: the file may be cut off behind them."""
-    found = b""
-    with contextlib.suppress(EOFError):
-        while len(found) < most and (part := stream.read1(most - len(found))):
-            found += part
-    return found
+            f"{path}: its voxels begin at byte {offset}; expected them behind the header of "
+            f"{len(fixed)} bytes, and not after {_LAST_BEGIN}"
+        )
+    return _Header(
+        fields, shape, Geometry(affine, (shape[0], shape[1], shape[2]), fields), dtype, offset
+    )
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -455,6 +511,13 @@ def _quiet_nibabel() -> Iterator[None]:
         nibabel_logger.disabled = before
 
 
-def _said(error: BaseException) -> str:
-    """Return what an exception says, or its name if it says nothing."""
-    return one_line(str(error)) or type(error).__name__
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Keep nibabel silent, and name the file in what it raises: nearly any type, on damaged bytes."""
+    try:
+        with _quiet_nibabel():
+            yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: damaged NIfTI file ({said(error)})") from error

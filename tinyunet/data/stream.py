@@ -1,0 +1,132 @@
+"""The bytes of a file, plain or compressed, and no more of them than were asked for.
+
+A compressed file of 6 MB can hold 6 GB of zeros. So nothing is read whole before a header has said how
+much there is, and what it says is compared with the size of the file before memory is taken.
+"""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyunet.errors import UserError, one_line
+from tinyunet.files import open_file
+
+_GZIP_MAGIC = b"\x1f\x8b"
+# Deflate makes at most so many bytes of one (https://zlib.net/zlib_tech.html).
+_HIGHEST_RATIO = 1032
+# Bytes that are decompressed at once.
+_PART = 2**20
+
+
+class DataError(UserError):
+    """Data of the user's that cannot be used. The message is one line and names the file."""
+
+
+class Stream:
+    """The bytes of a regular file, from the first on; decompressed, if it is gzip's by its content.
+
+    What is wrong with the file is raised as a :class:`DataError`.
+
+    Parameters
+    ----------
+    path : Path
+    expected : str
+        What the file should be, for messages.
+
+    Attributes
+    ----------
+    compressed : bool
+    position : int
+        How many bytes have been read.
+    least, most : int
+        How many bytes it holds, by the size of the file: exactly, if it is not compressed. A compressed
+        one is longer than half of what it holds, but for a MB, unless it is padded.
+    """
+
+    def __init__(self, path: Path, expected: str) -> None:
+        self._path, self._expected = path, expected
+        with self._named():
+            self._file = open_file(path)
+        self.compressed = self._file.peek(2).startswith(_GZIP_MAGIC)
+        self.position = 0
+        self._bytes = gzip.GzipFile(fileobj=self._file) if self.compressed else self._file
+        size = self._file.seek(0, 2)
+        self._file.seek(0)
+        self.least = self.most = size
+        if self.compressed:
+            self.least, self.most = (size - _PART) // 2, size * _HIGHEST_RATIO
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raise what goes wrong with the name of the file."""
+        path, expected = self._path, self._expected
+        try:
+            yield
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; expected {expected}") from None
+        except IsADirectoryError:
+            raise DataError(f"{path}: is a folder; expected {expected}") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: truncated or damaged ({said(error)}); expected a whole .nii.gz file"
+            ) from error
+        except OSError as error:
+            reason = error.strerror or said(error)
+            raise DataError(f"{path}: cannot be read ({reason}); expected {expected}") from error
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes, up to a number; the file may be cut off behind them."""
+        found = b""
+        with self._named(), contextlib.suppress(EOFError):
+            while len(found) < count and (part := self._bytes.read1(count - len(found))):
+                found += part
+        self.position += len(found)
+        return found
+
+    def fill(self, array: NDArray[np.uint8]) -> int:
+        """Read into an array of bytes, and return how many there were."""
+        done, view = 0, array.data
+        with self._named():
+            while done < len(view) and (count := self._bytes.readinto(view[done : done + _PART])):
+                done += count
+        self.position += done
+        return done
+
+    def skip(self, count: int) -> int:
+        """Pass over bytes, and return how many there were."""
+        passed, part = 0, np.empty(min(count, _PART), np.uint8)
+        while passed < count and (some := self.fill(part[: count - passed])):
+            passed += some
+        return passed
+
+
+def said(error: BaseException) -> str:
+    """Return what an exception says, or its name if it says nothing."""
+    return one_line(str(error)) or type(error).__name__
+
+
+@contextlib.contextmanager
+def memory_for(path: Path | str) -> Iterator[None]:
+    """Name the file if what is done with it in the block takes more memory than there is."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DataError(f"{path}: not enough memory ({said(error)})") from error
