@@ -1,7 +1,10 @@
 """Checkpoints: what comes back, and what is said of a file that is none."""
 
 import json
+import os
 import resource
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -275,3 +278,156 @@ def test_parameters_of_another_model_are_refused(trained):
         with pytest.raises(CheckpointError, match="holds another model") as error:
             found.make_model()
         assert "\n" not in str(error.value)
+
+
+def with_header(change):
+    """A change of the members of a checkpoint, by one of its header."""
+
+    def apply(members):
+        header = json.loads(str(members["header"]))
+        change(header)
+        members["header"] = np.array(json.dumps(header))
+
+    return apply
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["head.bias", "encoder.0.norm0.running_mean", "head.weights"])
+def test_a_weight_that_is_no_number_is_refused_by_its_name(trained, name, value):
+    def spoil(members):
+        members[f"model/{name}"].flat[0] = value
+
+    told = rf"'model/{name}': 1 of \d+ values are NaN or infinite"
+    with pytest.raises(CheckpointError, match=told):
+        load(rewritten(trained[0], spoil))
+    path, model, optimizer = trained
+    before = path.read_bytes()
+    dict(model._named_arrays())[name].flat[0] = value
+    with pytest.raises(CheckpointError, match=rf"some.npz: not written \({told}"):
+        save(path, model, optimizer, STATE)
+    assert path.read_bytes() == before
+
+
+def test_a_variance_below_zero_is_refused(trained):
+    def spoil(members):
+        members["model/encoder.0.norm0.running_variance"][0] = -1
+
+    with pytest.raises(CheckpointError, match=r"running_variance': holds -1; expected squares"):
+        load(rewritten(trained[0], spoil))
+
+
+WRONG = [
+    ("config", "depth", 10**6),
+    ("config", "depth", 0),
+    ("config", "depth", True),
+    ("config", "dim", 3.0),
+    ("config", "filters", "2"),
+    ("config", "use_upsampling", None),
+    ("config", "dropout", [0]),
+    ("config", "seed", -1),
+    ("state", "labels", "background"),
+    ("state", "labels", [1, 2]),
+    ("state", "modalities", {"0": "FLAIR"}),
+    ("state", "label_values", [0, 999, -5, 3]),
+    ("state", "label_values", [0, 1, 1]),
+    ("state", "label_values", [1, 2]),
+    ("state", "label_values", [0, 1.0]),
+    (None, "config", []),
+    (None, "order", [["a"]]),
+    (None, "random", {"encoder": 3}),
+    (None, "state", 7),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "value"), WRONG)
+def test_each_entry_of_a_wrong_kind_is_told_in_one_line(trained, part, name, value):
+    change = with_header(lambda header: (header[part] if part else header).update({name: value}))
+    with pytest.raises(CheckpointError, match=r"^[^\n]+; expected [^\n]+$") as error:
+        load(rewritten(trained[0], change))
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("depth", 30), ("filters", 10**6), ("in_channels", 10**9), ("classes", 10**9)],
+)
+def test_a_model_larger_than_its_file_is_not_even_made(trained, name, value):
+    found = load(rewritten(trained[0], with_header(lambda h: h["config"].update({name: value}))))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="holds another model than its configuration"):
+            found.make_model()
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "header", ["[" * 10**5, '{"a":' * 10**5, "NaN", "{", "", "1" * 5000, "[1, 2]", '"x"']
+)
+def test_a_header_that_is_no_object_is_refused(trained, header):
+    def change(members):
+        members["header"] = np.array(header)
+
+    with pytest.raises(CheckpointError, match=r"^[^\n]+$"):
+        load(rewritten(trained[0], change))
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("deflated", "is compressed"),
+        ("overlapping", "its arrays are larger than the file"),
+        ("promise", r"bytes, not those of shape \(268435456,\)"),
+    ],
+)
+def test_a_small_archive_takes_little_memory(tmp_path, kind, told):
+    path = tmp_path / "bomb.npz"
+    size = 2**28
+    content = b"\x93NUMPY\x01\x00" + (64).to_bytes(2, "little")
+    content += f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},)}}".encode().ljust(64)
+    with zipfile.ZipFile(path, "w") as archive:
+        if kind == "deflated":
+            with archive.open(zipfile.ZipInfo("model/a.npy"), "w") as member:
+                member._compressor = zipfile._get_compressor(zipfile.ZIP_DEFLATED)
+                member._zinfo.compress_type = zipfile.ZIP_DEFLATED
+                member.write(content)
+                for _ in range(64):
+                    member.write(bytes(size // 64))
+        else:
+            archive.writestr("model/a.npy", content + bytes(2**20))
+        if kind == "overlapping":  # 300 names of one MB
+            for number in range(300):
+                other = zipfile.ZipInfo(f"model/{number}.npy")
+                first = archive.filelist[0]
+                for name in ("CRC", "compress_size", "file_size", "header_offset"):
+                    setattr(other, name, getattr(first, name))
+                archive.filelist.append(other)
+    seal(path)
+    assert path.stat().st_size < 2**21
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=told):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_never_ends_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in (tmp_path / "pipe.npz", "/dev/zero"):
+        with pytest.raises(CheckpointError, match="not a regular file; expected a checkpoint"):
+            load(path)
+
+
+def test_nothing_is_ever_unpickled(monkeypatch, trained):
+    """In whatever group: numpy would call this to read objects."""
+    monkeypatch.setattr("pickle.load", None)
+    for name in ("header", "model/head.bias", "optimizer/m", "training/x"):
+
+        def spoil(members, name=name):
+            members[name] = np.array([print], dtype=object)
+
+        with pytest.raises(CheckpointError, match=r"not a checkpoint|not of numbers"):
+            load(rewritten(trained[0], spoil))

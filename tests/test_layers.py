@@ -33,9 +33,9 @@ KERNELS = """
 """
 TINYUNET = """
     checks crew text turns verbose
-    errors screen
+    errors schema screen
     files
-    outputs
+    archive outputs
     context
     autograd
     functional

@@ -13,8 +13,6 @@ The file ends in the SHA-256 of all that comes before, as the archive's comment.
 cut off, or in which a byte has changed, is refused before anything of it is believed.
 """
 
-import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,17 +22,80 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.errors import UserError, one_line
-from tinyunet.files import atomic
+from tinyunet import archive
+from tinyunet.archive import Arrays
+from tinyunet.data.nifti import check_label_values
+from tinyunet.errors import UserError, one_line, said
+from tinyunet.files import atomic, parse_json
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
+from tinyunet.schema import (
+    anything,
+    boolean,
+    by_name,
+    each,
+    number,
+    one_of,
+    record,
+    shown,
+    text,
+    whole,
+)
 from tinyunet.unet import UNet
 
 FORMAT = "tinyunet checkpoint 2"
-# Hexadecimal digits of the SHA-256 that a file ends in.
-_SEAL = 64
+_PARTS = ("config", "order", "random", "state")
+# Characters of the header: the history of 30,000 epochs.
+_LONGEST_HEADER = 2**24
 
-Arrays = dict[str, NDArray[Any]]
+_RANDOM = by_name(
+    record(
+        {
+            "bit_generator": text,
+            "state": record({"state": whole(0, 2**128 - 1), "inc": whole(0, 2**128 - 1)}),
+            "has_uint32": whole(0, 1),
+            "uinteger": whole(0, 2**32 - 1),
+        }
+    )
+)
+# How large a model may be, its arrays say.
+_CONFIG = record(
+    {
+        "dim": one_of(2, 3),
+        "in_channels": whole(1),
+        "classes": whole(1),
+        "filters": whole(1),
+        "depth": whole(1, 64),
+        "use_upsampling": boolean,
+        "dropout": number(0, 1),
+        "seed": whole(0, 2**128),
+    },
+    {"momentum": number(0, 1)},
+)
+
+
+def _label_values(value: Any, where: str) -> None:
+    each(anything)(value, where)
+    check_label_values(value)
+
+
+#: What the header says. A training has more in its state: see :mod:`tinyunet.training.resume`.
+_HEADER = record(
+    {
+        "config": _CONFIG,
+        "order": each(text),
+        "random": _RANDOM,
+        "state": record(
+            {},
+            {
+                "labels": each(text),
+                "modalities": each(text),
+                "label_values": _label_values,
+                "spacing": each(number(1e-3, 1e3), 3, 3),
+            },
+        ),
+    }
+)
 
 
 class CheckpointError(UserError):
@@ -83,11 +144,14 @@ class Checkpoint:
             If they do not belong to such a model.
         """
         try:
+            _check_promise(self.config, self.model)
             model = UNet(**self.config)
             if any(array.dtype == np.float64 for array in self.model.values()):
                 model.astype(np.float64)
             model.load_state_dict(self.model)
             model.load_random_state(self.random)
+        except MemoryError as error:
+            raise CheckpointError(f"{self.path}: not enough memory ({said(error)})") from error
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{self.path}: holds another model than its configuration says "
@@ -114,7 +178,7 @@ class Checkpoint:
                 parts = dict(zip(self.order, np.split(state[name], ends[:-1]), strict=True))
                 state[name] = np.concatenate([parts[parameter] for parameter in order])
             optimizer.load_state_dict(state)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise CheckpointError(
                 f"{self.path}: its optimizer is of another kind or another model "
                 f"({one_line(str(error))})"
@@ -151,8 +215,8 @@ def save(
     OSError
         If the file cannot be written; what was there before still is.
     ValueError
-        If the optimizer holds a parameter that is not the model's, or an array holds objects, which
-        :func:`load` would refuse.
+        If the optimizer holds a parameter that is not the model's, or an array holds objects or what is
+        no number, which :func:`load` would refuse.
     """
     header = {
         "format": FORMAT,
@@ -172,25 +236,19 @@ def save(
     for name, array in members.items():
         if array.dtype.hasobject:
             raise ValueError(f"{name}: an array of objects, which a checkpoint does not hold")
+    try:
+        _check_arrays({name: array for name, array in members.items() if name != "header"})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not written ({error})") from error
     with atomic(path, previous) as file:
         np.savez(file, **members)
-        _seal(file)
+        archive.seal(file)
 
 
 def seal(path: Path) -> None:
     """Append to an archive the SHA-256 of all its bytes, as its comment."""
     with path.open("r+b") as file:
-        _seal(file)
-
-
-def _seal(file: io.BufferedRandom) -> None:
-    # An archive ends in the length of its comment, which is 0 so far.
-    file.seek(-2, io.SEEK_END)
-    file.write(_SEAL.to_bytes(2, "little"))
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    file.seek(0, io.SEEK_END)
-    file.write(digest.encode())
+        archive.seal(file)
 
 
 def _order(model: Module, optimizer: Optimizer) -> list[str]:
@@ -220,19 +278,17 @@ def load(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        members = archive.read(path)
+        header = _header(members)
+        _check_arrays(members)
     except OSError as error:
         raise CheckpointError(
             f"{path}: {one_line(error.strerror or str(error))}; expected a checkpoint (.npz)"
         ) from error
-    if hashlib.sha256(content[:-_SEAL]).hexdigest().encode() != content[-_SEAL:]:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint (its checksum is wrong)")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            members = {name: archive[name] for name in archive.files}
-    except ValueError as error:  # whole, but with pickled objects
-        raise CheckpointError(f"{path}: not a checkpoint ({one_line(str(error))})") from error
-    header = _header(path, members)
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: not enough memory ({said(error)})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {one_line(str(error))}") from error
     return Checkpoint(
         path,
         header["config"],
@@ -245,18 +301,53 @@ def load(path: Path | str) -> Checkpoint:
     )
 
 
-def _header(path: Path, members: Arrays) -> dict[str, Any]:
+def _header(members: Arrays) -> dict[str, Any]:
     """Return the header, after checking that it is one of this format."""
+    header = members.pop("header", np.empty(0))
+    if header.dtype.kind != "U" or header.ndim:
+        raise ValueError("an archive of arrays, but not a checkpoint of tinyunet")
+    if header.itemsize > 4 * _LONGEST_HEADER:
+        raise ValueError(f"a header of more than {_LONGEST_HEADER} characters")
     try:
-        header = json.loads(str(members["header"]))
-        found = header["format"]
-        if found != FORMAT:
-            raise CheckpointError(f'{path}: format "{found}"; this program reads "{FORMAT}"')
-        return {name: header[name] for name in ("config", "order", "random", "state")}
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise CheckpointError(
-            f"{path}: an archive of arrays, but not a checkpoint of tinyunet"
-        ) from None
+        content = parse_json(str(header))
+    except ValueError as error:
+        raise ValueError(f"its header is not JSON ({said(error)})") from error
+    if not isinstance(content, dict) or not {"format", *_PARTS} <= content.keys():
+        raise ValueError("an archive of arrays, but not a checkpoint of tinyunet")
+    found = content["format"]
+    if found != FORMAT:
+        named = f'"{found[:40]}"' if isinstance(found, str) else shown(found)
+        raise ValueError(f'format {named}; this program reads "{FORMAT}"')
+    _HEADER(content, "header")
+    return content
+
+
+def _check_arrays(members: Arrays) -> None:
+    """Check that arrays are of the groups they should be of, and hold finite numbers of 8 bytes at most."""
+    for name, array in members.items():
+        if not name.startswith(("model/", "optimizer/", "training/")):
+            raise ValueError(f"{name!a}: an array that no checkpoint has")
+        kinds = "f" if name.startswith("model/") else "fiu"
+        if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
+            raise ValueError(f"{name!a}: of type {array.dtype}; expected float32 or float64")
+        bad = array.size - np.count_nonzero(np.isfinite(array))
+        if bad:
+            raise ValueError(
+                f"{name!a}: {bad} of {array.size} values are NaN or infinite; expected numbers"
+            )
+        if name.endswith((".running_variance", "optimizer/v")) and array.min(initial=0) < 0:
+            raise ValueError(f"{name!a}: holds {array.min():.6g}; expected squares")
+
+
+def _check_promise(config: Mapping[str, Any], arrays: Arrays) -> None:
+    """Check that the arrays could be those of the model, before one of its size is made."""
+    taps = 3 ** config["dim"]
+    lowest = config["filters"] * 2 ** (config["depth"] - 1)
+    least = taps * (config["filters"] * config["in_channels"] + lowest**2)
+    least += config["filters"] * config["classes"]
+    stored = sum(array.size for array in arrays.values())
+    if least > stored:
+        raise ValueError(f"{stored} numbers; expected at least {least}")
 
 
 def _under(prefix: str, members: Arrays) -> Arrays:

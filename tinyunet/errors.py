@@ -91,6 +91,11 @@ def as_user_error(error: BaseException) -> UserError | None:
     return None
 
 
+def said(error: BaseException) -> str:
+    """Return what an exception says in one line, or its name if it says nothing."""
+    return one_line(str(error)) or type(error).__name__
+
+
 def one_line(text: str) -> str:
     """Return ``text`` with its line breaks and runs of spaces made single spaces."""
     return " ".join(text.split())

@@ -12,7 +12,7 @@ from tinyunet.checkpoint import Checkpoint, CheckpointError, load
 from tinyunet.data import brats, mark
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import case_files, load_image, save_labels
-from tinyunet.data.nifti import DataError, check_label_values, read_shape, read_volume, stem
+from tinyunet.data.nifti import DataError, read_shape, read_volume, stem
 from tinyunet.data.spacing import in_mm, is_far
 from tinyunet.data.stream import memory_for
 from tinyunet.errors import UserError
@@ -196,7 +196,7 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     """Read an image, segment it, and write labels that lie exactly over it."""
     notes: list[str] = []
     image, geometry = load_image(job.image_paths, model.config["in_channels"], notes)
-    learnt = _spacing(checkpoint)
+    learnt = checkpoint.state.get("spacing")  # of three sides; older checkpoints have none
     if learnt and is_far(geometry.spacing, learnt):
         notes.append(
             f"{job.image_paths[0]}: voxels of {in_mm(geometry.spacing)}, but the model has learnt from "
@@ -216,18 +216,6 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     volumes = {n: c * geometry.millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
     written_as = read_as(names, job.label_values, "").replace("read", "written", 1)
     return Segmented(job.output, volumes, written_as, notes)
-
-
-def _spacing(checkpoint: Checkpoint) -> tuple[float, ...] | None:
-    """Return the usual size of a voxel in the training; None if the checkpoint does not say it."""
-    match checkpoint.state.get("spacing"):
-        case None:
-            return None
-        case [float() | int(), float() | int(), float() | int()] as sizes if all(
-            0 < size < math.inf for size in sizes
-        ):
-            return tuple(sizes)
-    raise CheckpointError(f"{checkpoint.path}: its spacing is not three sizes in millimetres")
 
 
 def _brats_files(folder: Path, checkpoint: Checkpoint) -> tuple[Path, ...]:
@@ -254,8 +242,4 @@ def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
             f"{checkpoint.path}: not a model of volumes with named labels; "
             "expected a checkpoint of python -m tinyunet.train"
         )
-    try:
-        check_label_values(values)
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     return tuple(values)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from launcher import launch, needs_mpi
 
 from tinyunet import Adam, UNet, checkpoint
 from tinyunet.errors import ENDING
+from tinyunet.graph import measure
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.resume import find
@@ -201,6 +203,116 @@ def test_a_whole_checkpoint_that_cannot_be_used_is_refused_too(run_copy, change,
     assert f"{run_copy}/latest.npz: {told}" in resumed.notes[0]
     assert resumed.notes[0].endswith("; using previous.npz instead")
     assert (run_copy / "damaged.npz").exists()
+
+
+WRONG = [
+    ("epoch", -1),
+    ("epoch", 2.0),
+    ("epoch", 7),
+    ("step", None),
+    ("step", 10**30),
+    ("sums", [1, 2, 3]),
+    ("sums", [1, 2, 0, 0]),
+    ("sums", [1, 2, "3", 4]),
+    ("seconds", -1),
+    ("seconds", [[]]),
+    ("history", {}),
+    ("history", []),
+    ("history", [{"epoch": 1}]),
+    ("validation", {"classes": {}}),
+    ("validation", None),
+    ("modalities", ["FLAIR"]),
+    ("labels", ["a", "b", "c", "d"]),
+    ("label_values", [0, 999, -5, 3]),
+    ("label_values", [0, 1]),
+    ("cases", {"training": [1]}),
+    ("cases", []),
+    ("algorithms", {"a": [1, 2]}),
+    ("algorithms", [6, 6, 6]),
+    ("algorithms", {"a": [10**6] * 3}),
+    ("settings", None),
+    ("settings", {"patch_size": 16}),
+    ("settings", {"patch_size": [16, 16]}),
+    ("settings", {"depth": 10**6}),
+    ("settings", {"lr": "high"}),
+    ("settings", {"lr": True}),
+    ("settings", {"epochs": 1e9}),
+    ("settings", {"allreduce": "x"}),
+    ("settings", {"train_test_split": 1}),
+    ("settings", {"data_path": ["a"]}),
+    ("settings", {"filters": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_each_entry_of_a_wrong_kind_is_refused_in_one_line(run_copy, name, value):
+    def change(found):
+        changed = {**found.state["settings"], **value} if name == "settings" and value else value
+        found.state[name] = changed
+
+    rewrite(run_copy / "latest.npz", change)
+    with RunFolder(run_copy.parent) as folder:
+        resumed = find(str(run_copy), run_copy.parent, folder)
+    assert resumed.latest.path.name == "previous.npz"
+    (note,) = resumed.notes
+    assert note.startswith(f"{run_copy}/latest.npz: ")
+    assert "\n" not in note
+    assert next(iter(value), name) in note if name == "settings" and value else name in note
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (0, 32), (32,), ()])
+def test_statistics_of_another_model_are_refused(run_copy, shape):
+    change = {"statistics": np.zeros(shape, np.float32)}
+    rewrite(run_copy / "latest.npz", lambda found: found.arrays.update(change))
+    with RunFolder(run_copy.parent) as folder:
+        (note,) = find(str(run_copy), run_copy.parent, folder).notes
+    assert "training/statistics: shape" in note
+
+
+def test_a_strangers_run_writes_in_its_folder_only(train, run_copy, tmp_path):
+    """Neither where its settings say, nor through links in the folder."""
+    mine = [tmp_path / name for name in ("timeline", "history", "best", "previous", "test", "png")]
+    for path in mine:
+        path.write_text("mine")
+    rewrite(
+        run_copy / "latest.npz",
+        lambda found: found.state["settings"].update(timeline=str(mine[0]), output="/elsewhere"),
+    )
+    links = ["history.json", "best.npz", "previous.npz", "test.json", "learning_curves.png"]
+    for name, target in zip(links, mine[1:], strict=True):
+        (run_copy / name).unlink(missing_ok=True)
+        (run_copy / name).symlink_to(target)
+    done = train("--resume", run_copy)
+    assert done.code == 0, done.err
+    assert f"names a timeline, '{mine[0]}'; give --timeline for one" in done.out
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+    assert not any((run_copy / name).is_symlink() for name in links)
+    assert checkpoint.load(run_copy / "latest.npz").state["settings"]["timeline"] is None
+
+
+def test_a_strangers_algorithms_are_taken_where_they_are_candidates_and_for_this_run_only(
+    train, run_copy, undisturbed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path / "cache"))
+    # The package has the function under the module's name.
+    chooser = sys.modules["tinyunet.graph.passes.choose_algorithm"]
+    monkeypatch.setattr(chooser, "_FACTOR", np.inf)  # so that there is something to measure
+    monkeypatch.setattr("tinyunet.graph.algorithms._SMALL", 0)
+    measure.remembered.cache_clear()
+    assert train(*SMALL, "--epochs", "1", "--output", tmp_path / "own").code == 0
+    (cache,) = (tmp_path / "cache").iterdir()
+    keys, before = [*json.loads(cache.read_text())], cache.read_text()
+    assert keys
+    rewrite(
+        run_copy / "latest.npz",
+        lambda found: found.state["algorithms"].update({key: [6, 6, 6] for key in keys}),
+    )
+    done = train("--resume", run_copy)
+    assert done.code == 0, done.err
+    assert cache.read_text() == before
+    assert [6, 6, 6] not in measure.remembered().values()
+    measure.use({})
+    measure.remembered.cache_clear()
 
 
 def test_a_best_checkpoint_of_another_model_is_left_out(run_copy):

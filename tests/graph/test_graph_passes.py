@@ -241,10 +241,49 @@ class TestAlgorithms:
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
         measure.remembered.cache_clear()
         monkeypatch.setattr(measure, "_key", lambda node, *_: node)
+        candidates = [None, (2, 2, 2), (4, 4, 4)]
         measure.remembered().update(resumed=[2, 2, 2])
         measure._save({"resumed": None, "other": [4, 4, 4]})
-        assert measure.fastest("other", None, [None]) == (4, 4, 4)
-        assert measure.fastest("resumed", None, [None]) == (2, 2, 2)
+        assert measure.fastest("other", None, candidates) == (4, 4, 4)
+        assert measure.fastest("resumed", None, candidates) == (2, 2, 2)
+        measure.remembered.cache_clear()
+
+    def test_a_run_that_goes_on_keeps_its_own_but_leaves_no_trace(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        measure.remembered.cache_clear()
+        monkeypatch.setattr(measure, "_key", lambda node, *_: node)
+        monkeypatch.setattr(measure, "_seconds", None)  # measuring would fail
+        node, candidates = "a convolution", [None, (2, 2, 2), (4, 4, 4)]
+        measure.remembered()[node] = [2, 2, 2]
+        measure.use({node: [4, 4, 4]})
+        assert measure.fastest(node, None, candidates) == (4, 4, 4)
+        assert measure.known()[node] == [4, 4, 4]
+        assert measure.remembered()[node] == [2, 2, 2]
+        measure.use({})
+        assert measure.fastest(node, None, candidates) == (2, 2, 2)
+        measure.remembered.cache_clear()
+
+    @pytest.mark.parametrize(
+        "strange",
+        [[6, 6, 6], [1], [2, 2, 2.5], "222", {}, True, 6, [[2], 2, 2], [True] * 3, [2] * 9],
+    )
+    def test_only_candidates_are_taken(self, monkeypatch, tmp_path, strange):
+        """From the file, and from a checkpoint; what else is there is measured and put right."""
+        monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
+        monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
+        measure.remembered.cache_clear()
+        first = compiled(training=False)
+        found = json.loads(measure._path().read_text())
+        measure._path().write_text(json.dumps(dict.fromkeys(found, strange)))
+        measure.remembered.cache_clear()
+        if measure._is_tile(strange):
+            measure.use(dict.fromkeys(found, strange))
+        again = compiled(training=False)
+        measure.use({})
+        assert [n.op for n in again.nodes] == [n.op for n in first.nodes]
+        mended = json.loads(measure._path().read_text())
+        assert mended.keys() == found.keys()
+        assert strange not in mended.values()
         measure.remembered.cache_clear()
 
     def test_each_version_of_the_kernels_has_its_own_memory(self, monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from tinyunet.data.cases import (
 )
 from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
-from tinyunet.errors import one_line
+from tinyunet.errors import one_line, said
 from tinyunet.files import read_json
 
 __all__ = [
@@ -98,7 +98,7 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not JSON, or not even text
         raise DataError(
-            f"{file}: not JSON ({one_line(str(error))}); expected a Decathlon description"
+            f"{file}: not JSON ({said(error)}); expected a Decathlon description"
         ) from error
     if not isinstance(description, dict):
         raise DataError(f"{file}: holds no object; expected modality, labels and training")
@@ -143,8 +143,7 @@ def _numbered(file: Path, description: dict[str, Any], key: str) -> dict[int, st
         # A line break in a name would break tables.
         named = {int(number): one_line(str(entry[number])) for number in sorted(entry, key=int)}
     except ValueError as error:
-        said = one_line(str(error))
-        raise DataError(f'{file}: "{key}" has a key that is no integer ({said})') from error
+        raise DataError(f'{file}: "{key}" has a key that is no integer ({said(error)})') from error
     if len(named) < len(entry):
         raise DataError(f'{file}: "{key}" has one number twice; expected each once')
     return named

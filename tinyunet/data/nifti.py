@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tinyunet.data import mark
 from tinyunet.data.affine import affine_of
-from tinyunet.data.stream import DataError, Stream, memory_for, said
-from tinyunet.errors import one_line
+from tinyunet.data.stream import DataError, Stream, memory_for
+from tinyunet.errors import one_line, said
 from tinyunet.files import atomic
 
 __all__ = [
@@ -440,8 +440,9 @@ def check_label_values(values: Sequence[Any]) -> None:
     """
     whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
     if not (whole and len({*values}) == len(values) and all(0 <= value <= 255 for value in values)):
-        said = one_line(str(list(values)[:10]))
-        raise ValueError(f"label_values: {said}; expected different whole numbers from 0 to 255")
+        raise ValueError(
+            f"label_values: {list(values)[:10]}; expected different whole numbers from 0 to 255"
+        )
     if not len(values) or values[0] != 0:
         raise ValueError(f"label_values: {list(values)[:10]}; expected 0 first, for the background")
 

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.errors import UserError, one_line
+from tinyunet.errors import UserError, said
 from tinyunet.files import open_file
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -116,11 +116,6 @@ class Stream:
         while passed < count and (some := self.fill(part[: count - passed])):
             passed += some
         return passed
-
-
-def said(error: BaseException) -> str:
-    """Return what an exception says, or its name if it says nothing."""
-    return one_line(str(error)) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -7,9 +7,8 @@ measured again in each process.
 
 import functools
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from kernels.fused import conv3d
 from kernels.layout import blocks
 from kernels.memory import empty
 from kernels.simd import LANES
-from tinyunet.files import write_json
+from tinyunet.files import read_json, write_json
 from tinyunet.graph import convolutions, fused
 from tinyunet.graph.algorithms import Tile
 from tinyunet.graph.binder import Binder, Call
@@ -31,6 +30,8 @@ from tinyunet.graph.ir import Graph, Node
 Direction = Literal["forwards", "backwards"]
 _RUNS = 3
 _compiling: Direction | None = None
+# What a run that goes on has had.
+_of_run: dict[str, list[int] | None] = {}
 
 
 @contextmanager
@@ -67,16 +68,35 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
         for tile in candidates:
             _bound(node.with_attributes(tile=tile), graph)()
         return candidates[0]
-    memory = remembered()
-    key = _key(node, graph, candidates)
-    if key not in memory:  # here: another process may have measured it meanwhile
-        memory.update(_read() | memory)  # what is known stays: a resumed run has brought it
-    if key not in memory:
+    memory, key = remembered(), _key(node, graph, candidates)
+    for tiles in (_of_run, memory):
+        if key in tiles and _tile(tiles[key]) in candidates:
+            return _tile(tiles[key])
+    memory.update(_read() | memory)  # another process may have measured it meanwhile
+    # What is no candidate (a file may come from anywhere) is measured, too.
+    if key not in memory or _tile(memory[key]) not in candidates:
         times = [_seconds(node.with_attributes(tile=tile), graph) for tile in candidates]
         best = candidates[int(np.argmin(times))]
         memory[key] = None if best is None else list(best)
-        _save(memory | _read())
-    found = memory[key]
+        _save(memory | _read() | {key: memory[key]})
+    return _tile(memory[key])
+
+
+def use(algorithms: Mapping[str, list[int] | None]) -> None:
+    """Take what a run that goes on has had, where it is a candidate, before what is known here.
+
+    It may be a stranger's: it is not saved with what was measured on this machine.
+    """
+    _of_run.clear()
+    _of_run.update(algorithms)
+
+
+def known() -> dict[str, list[int] | None]:
+    """Return what is known so far, and what the run that goes on has had."""
+    return remembered() | _of_run
+
+
+def _tile(found: list[int] | None) -> Tile:
     return None if found is None else (found[0], found[1], found[2])
 
 
@@ -154,9 +174,17 @@ def _version() -> str:
 
 def _read() -> dict[str, list[int] | None]:
     try:
-        return dict(json.loads(_path().read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = read_json(_path())
+    except (OSError, ValueError):
         return {}
+    return {k: v for k, v in found.items() if _is_tile(v)} if isinstance(found, dict) else {}
+
+
+def _is_tile(value: Any) -> bool:
+    """Whether a value from a file can be one of an algorithm."""
+    return value is None or (
+        isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
+    )
 
 
 def _save(memory: dict[str, list[int] | None]) -> None:

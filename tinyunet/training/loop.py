@@ -164,8 +164,10 @@ class Trainer:
 
     def _check_parameters(self) -> None:
         """Check what the next loss would tell, before a checkpoint is written."""
-        if not np.isfinite(self.optimizer.flat_parameters).all():
-            raise self._diverged("a parameter is no number any more", self.step)
+        averages = [getattr(self.optimizer, name) for name in self.optimizer.averages]
+        for array in (self.optimizer.flat_parameters, *averages):
+            if not np.isfinite(array).all():
+                raise self._diverged("a parameter is no number any more", self.step)
 
     def _diverged(self, what: str, step: int) -> AgreedError:
         return AgreedError(f"{what} in epoch {self.number}, step {step}; try a smaller --lr")
@@ -181,8 +183,8 @@ class Trainer:
         """Go on from what ranks had of their own; residuals are dropped if their number changes."""
         take_row(arrays["statistics"], self.model.buffers(), self._communicator)
         residuals = arrays.get("residuals")
-        same = residuals is not None and len(residuals) == self._communicator.size
-        if same and self._sums.residuals:
+        size = self._communicator.size, sum(array.size for array in self._sums.residuals)
+        if size[1] and residuals is not None and residuals.shape == size:
             take_row(arrays["residuals"], self._sums.residuals, self._communicator)
 
     def _result(self) -> EpochResult:

@@ -5,13 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tinyunet import checkpoint
 from tinyunet.checkpoint import Checkpoint, CheckpointError
-from tinyunet.errors import UserError
+from tinyunet.data.decathlon import Dataset
+from tinyunet.errors import UserError, said
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.schema import by_name, each, number, optional, record, text, whole
 from tinyunet.training.folder import BEST, DAMAGED, LATEST, PREVIOUS, RunFolder
-from tinyunet.training.settings import Settings
+from tinyunet.training.settings import RULES, Settings
+from tinyunet.unet import UNet
 
 # What may be other than in the run that is resumed: where things are, and what changes no result.
 _FREE = {
@@ -23,10 +29,32 @@ _FREE = {
     "checkpoint_every",
     "stall_warning",
 }
-# What a training takes of a checkpoint's state and arrays to go on.
-_NEEDED = {
-    *("epoch", "step", "sums", "seconds", "history", "validation"),
-    *("cases", "algorithms", "settings", "statistics"),
+_DICE = by_name(number(0, 1))
+_SCORES = record({"classes": _DICE, "regions": _DICE})
+_EPOCH = record(
+    {
+        "epoch": whole(1),
+        "loss": number(),
+        "dice": number(),
+        "validation": _SCORES,
+        "lr": number(0),
+        "seconds": number(0),
+    }
+)
+# What a training takes of a checkpoint's state to go on.
+_STATE = {
+    "epoch": whole(),
+    "step": whole(),
+    "sums": each(number(-1e15, 1e15), 4, 4),
+    "seconds": number(0),
+    "history": each(_EPOCH),
+    "validation": optional(_SCORES),
+    "modalities": each(text),
+    "labels": each(text),
+    "label_values": each(whole(0, 255)),
+    "cases": record(dict.fromkeys(("training", "validation", "test"), each(text))),
+    "algorithms": by_name(optional(each(whole(1, 16), 3, 3))),
+    "settings": record({}, RULES),
 }
 
 
@@ -122,6 +150,7 @@ def begin(
     with communicator.together():
         if resumed:
             settings = settings_of(resumed, given)
+            resumed.notes.extend(_not_written(resumed, settings))
         settings.check()
     return communicator.broadcast_object(settings), resumed
 
@@ -144,7 +173,34 @@ def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
                 f"{option}: {value}; the run that is resumed has {getattr(settings, name)}, "
                 "and keeps it"
             )
+    # A checkpoint may be a stranger's: what is written outside its folder is what was given now.
+    settings = dataclasses.replace(settings, timeline=None, output=str(resumed.folder.parent))
     return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in free})
+
+
+def _not_written(resumed: Resumed, settings: Settings) -> list[str]:
+    """Say that a file which the run has written until now will not be, if it is so."""
+    before = _saved_settings(resumed.latest).timeline
+    if before is None or settings.timeline is not None:
+        return []
+    return [f"{resumed.latest.path}: names a timeline, {before!a}; give --timeline for one"]
+
+
+def check_data(state: Mapping[str, Any], dataset: Dataset) -> None:
+    """Check that a run is resumed on data of the sequences and classes that it was begun on.
+
+    Raises
+    ------
+    UserError
+        If they are others.
+    """
+    for name in ("modalities", "labels", "label_values"):
+        found, before = list(getattr(dataset, name)), list(state[name])
+        if found != before:
+            raise UserError(
+                f"--resume: other {name} than the run has ({found}, not {before}); "
+                "expected the same data"
+            )
 
 
 def check_cases(state: Mapping[str, Any], cases: Mapping[str, list[str]]) -> None:
@@ -174,11 +230,14 @@ def _newest(output: Path) -> Path | None:
 def _saved_settings(found: Checkpoint) -> Settings:
     """Return the settings of the run that a checkpoint is of."""
     try:
+        _STATE["settings"](found.state.get("settings"), "settings")
         saved = dict(found.state["settings"])
         saved["patch_size"] = tuple(saved["patch_size"])
         return Settings(**saved)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{found.path}: not a checkpoint of a training") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{found.path}: not a checkpoint of a training ({said(error)})"
+        ) from error
 
 
 def _check(found: Checkpoint) -> None:
@@ -189,14 +248,74 @@ def _check(found: Checkpoint) -> None:
     CheckpointError
         If something is missing in it, or does not belong together.
     """
-    _saved_settings(found)
-    missing = _NEEDED - {*found.state, *found.arrays}
+    settings = _saved_settings(found)
+    missing = {*_STATE, "statistics"} - {*found.state, *found.arrays}
     if missing:
         raise CheckpointError(
             f"{found.path}: not a checkpoint of a training, without {', '.join(sorted(missing))}"
         )
-    model = found.make_model()
-    found.load_optimizer(model, Adam(model.parameters()))
+    try:
+        record(_STATE)(found.state, "state")
+        model = found.make_model()
+        found.load_optimizer(model, Adam(model.parameters()))
+        _check_statistics(found.arrays["statistics"], model)
+        _check_together(found, settings)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{found.path}: {error}") from error
+
+
+def _check_together(found: Checkpoint, settings: Settings) -> None:
+    """Check that what is said twice is said alike, and that the numbers of epochs follow each other."""
+    state, config = found.state, found.config
+    history, labels = state["history"], state["labels"]
+    scores = [entry["validation"] for entry in history]
+    if state["validation"] is not None:
+        scores.append(state["validation"])
+    expected = [
+        ("dim", config["dim"], 3),
+        ("filters", config["filters"], settings.filters),
+        ("depth", config["depth"], settings.depth),
+        ("use_upsampling", config["use_upsampling"], settings.use_upsampling),
+        ("modalities", len(state["modalities"]), config["in_channels"]),
+        ("labels", len(labels), config["classes"]),
+        ("label_values", len(state["label_values"]), config["classes"]),
+        ("epochs of history", [e["epoch"] for e in history], [*range(1, len(history) + 1)]),
+        ("epoch and history", len(history) <= state["epoch"] <= len(history) + 1, True),
+        ("epoch and epochs in all", state["epoch"] <= settings.epochs, True),
+        ("labels and scores", [[*s["classes"]] for s in scores], [[*labels[1:]]] * len(scores)),
+        (
+            "regions of scores",
+            [[*s["regions"]] for s in scores],
+            [[*s["regions"]] for s in scores[:1] * len(scores)],
+        ),
+        ("validation and history", state["validation"] is None, not history),
+    ]
+    if state["epoch"] > len(history):  # in the middle of an epoch
+        expected.append(("sums", min(state["sums"][2:]) > 0, True))
+    for name, one, other in expected:
+        if one != other:
+            raise ValueError(f"does not belong together: {name}")
+    if len(labels) < 2:
+        raise ValueError("a model of one class, which no training makes")
+    if found.path.name == BEST and not history:
+        raise ValueError("the best of no epoch")
+
+
+def _check_statistics(rows: NDArray[Any], model: UNet) -> None:
+    """Check that each row holds numbers for all of batch norm's running statistics."""
+    size = sum(buffer.size for buffer in model.buffers())
+    if rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) < 1 or rows.shape[1] != size:
+        raise ValueError(
+            f"training/statistics: shape {rows.shape} of {rows.dtype}; expected rows of {size}"
+        )
+    ends = np.cumsum([buffer.size for buffer in model.buffers()])
+    for (name, _), part in zip(model.named_buffers(), np.split(rows, ends[:-1], 1), strict=True):
+        if name.endswith("running_variance") and part.min() < 0:
+            raise ValueError(
+                f"training/statistics: {name} holds {part.min():.6g}; expected variances"
+            )
 
 
 def _first_whole(
@@ -210,9 +329,9 @@ def _first_whole(
     for path in paths:
         try:
             found = checkpoint.load(path)
-            _check(found)
             if otherwise and found.config != otherwise.config:
                 raise CheckpointError(f"{path}: of another model than {LATEST}")
+            _check(found)
         except CheckpointError as error:
             errors.append(str(error))
         else:

@@ -26,7 +26,7 @@ from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Progress
-from tinyunet.training.resume import Resumed, begin, check_cases
+from tinyunet.training.resume import Resumed, begin, check_cases, check_data
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings
 from tinyunet.training.start import Data, find_data, warn_of_images
@@ -68,6 +68,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
         data = find_data(settings, communicator, progress)
         with communicator.together():
             if resumed:
+                check_data(resumed.latest.state, data.dataset)
                 check_cases(resumed.latest.state, case_names(data))
                 check_labels(resumed.latest.state, data)
             model = make_model(settings, data, resumed)
@@ -106,9 +107,9 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
 
 def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
     """Return a new model, or that of a run which goes on."""
+    # What was fastest then: another algorithm would round in another way.
+    measure.use(resumed.latest.state["algorithms"] if resumed else {})
     if resumed:
-        # What was fastest then: another algorithm would round in another way.
-        measure.remembered().update(resumed.latest.state["algorithms"])
         return resumed.latest.make_model()
     return UNet(
         in_channels=data.dataset.in_channels,
@@ -342,7 +343,7 @@ class Run:
             "labels_source": self._data.dataset.source,
             "spacing": self._data.spacing,
             "cases": case_names(self._data),
-            "algorithms": measure.remembered(),
+            "algorithms": measure.known(),
             "settings": dataclasses.asdict(self._settings),
         }
 

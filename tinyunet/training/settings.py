@@ -6,8 +6,42 @@ from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.errors import UserError
 from tinyunet.files import can_be_written
 from tinyunet.outputs import check_replaceable
-from tinyunet.parallel.options import FEW_PATCHES, Exchange
+from tinyunet.parallel.options import ALLREDUCES, COMPRESSIONS, FEW_PATCHES, Exchange
 from tinyunet.parallel.timeline import file_of_rank
+from tinyunet.schema import Rule, boolean, each, number, one_of, optional, text, whole
+
+_ABOVE_ZERO = number(1e-12)
+_SHARE = number(1e-12, 1 - 1e-12)
+#: What each setting may be that comes from a file: what the options of the command allow.
+RULES: dict[str, Rule] = {
+    "data_path": optional(text),
+    "labels": optional(one_of(*CONVENTIONS)),
+    "output": text,
+    "epochs": whole(1),
+    "patches_per_case": whole(1),
+    "batch_size": optional(whole(1)),
+    "patch_size": each(whole(1), 3, 3),
+    "filters": whole(1),
+    "depth": whole(1, 20),
+    "use_upsampling": boolean,
+    "lr": _ABOVE_ZERO,
+    "train_test_split": _SHARE,
+    "validate_test_split": _SHARE,
+    "random_seed": whole(0, 2**63 - 1),
+    "eager": boolean,
+    "accuracy": one_of("fast", "strict"),
+    "accumulate": whole(1),
+    "scale_lr": boolean,
+    "warmup_epochs": optional(_ABOVE_ZERO),
+    "sync_batch_norm": optional(boolean),
+    "bucket_mb": _ABOVE_ZERO,
+    "allreduce": one_of(*ALLREDUCES),
+    "compression": one_of(*COMPRESSIONS),
+    "timeline": optional(text),
+    "checkpoint_every": optional(whole(1)),
+    "stall_warning": _ABOVE_ZERO,
+    "ranks": whole(1),
+}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The picture of a training: loss and Dice over the epochs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
         entry["validation"]["regions"] or entry["validation"]["classes"] for entry in history
     ]
     for index, name in enumerate(validation[0]):
-        dice = [scores[name] for scores in validation]
+        dice = [scores.get(name, math.nan) for scores in validation]
         label = f"{name}, validation ({dice[-1]:.2f})"
         right.plot(epochs, dice, label=label, **line_style(index), **style)
     patches = [entry["dice"] for entry in history]
