@@ -259,7 +259,7 @@ def test_a_disk_too_small_is_told_before_the_training(command, dataset, tmp_path
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     done = command("train", "--data-path", dataset, "--output", tmp_path / "runs", *SMALL)
     assert done.code == 2
-    assert re.search(r"runs: 0 MB left on this disk; a run takes \d+ MB", done.error)
+    assert re.search(r"runs: 1.0 kB left on this disk; a run takes [0-9.]+ kB", done.error)
 
 
 def test_an_output_that_is_a_file_is_told(command, dataset, tmp_path):
