@@ -368,7 +368,7 @@ def test_names_from_strangers_are_shown_as_text(copy, tmp_path, command):
         assert r"a\nforged" in text
 
 
-@pytest.mark.parametrize(("told", "epochs"), [(True, 100_000), (False, 20)])
+@pytest.mark.parametrize(("told", "epochs"), [(True, 100_000), (False, 8)])
 def test_a_training_whose_terminal_is_closed_leaves_a_checkpoint_or_goes_on(
     dataset, tmp_path, told, epochs
 ):
