@@ -5,8 +5,9 @@
     Numba keys it on the source file and on the integers a factory closes over; `compiled_files` adds
     the modules that the file imports.
 ``nogil=True``
-    Kernels may run in Python threads beside each other, but on the threading layer "workqueue". (A process
-    that is forked after a kernel has run cannot run any: GNU OpenMP ends it. "spawn" starts one that can.)
+    Kernels may run in Python threads beside each other; on the threading layer "workqueue" they take turns.
+    (A process that is forked after a kernel has run cannot run any: GNU OpenMP ends it. "spawn" starts one
+    that can.)
 ``error_model="numpy"``
     Division by zero gives inf or nan, as in NumPy, and costs no branch in the loop.
 ``fastmath={"contract"}``
@@ -34,6 +35,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy
 from numba.core import types
+from numba.core.registry import CPUDispatcher
 from numba.extending import intrinsic, overload
 
 from kernels.compiled_files import patch_numba
@@ -70,7 +72,30 @@ def kernel(function: Function) -> Function:
 
 def parallel_kernel(function: Function) -> Function:
     """Compile a function whose ``prange`` loops are shared among the threads, on its first call."""
-    return _compiled(function, **_FLAGS, parallel=True)
+    compiled: Any = _compiled(function, **_FLAGS, parallel=True)
+    if isinstance(compiled, CPUDispatcher):  # not with NUMBA_DISABLE_JIT
+        compiled.__class__ = _ParallelKernel
+    return cast(Function, compiled)
+
+
+_one_loop = threading.RLock()
+
+
+class _ParallelKernel(CPUDispatcher):  # type: ignore[misc]
+    """A kernel with loops. "workqueue" ends the process where two Python threads start one at once."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        if _threads_may_meet():
+            return super().__call__(*arguments)
+        with _one_loop:
+            return super().__call__(*arguments)
+
+
+def _threads_may_meet() -> bool:
+    try:
+        return bool(numba.threading_layer() != "workqueue")
+    except ValueError:  # none has been chosen before the first loop
+        return False
 
 
 def worker_kernel(function: Function) -> Function:

@@ -53,6 +53,32 @@ def test_two_processes_share_a_cache(tmp_path):
     assert process.wait() == 0, process.stderr.read()
 
 
+THREADS = """
+import threading, numba, numpy as np
+from kernels import activation, arrays
+src, right, together = np.arange(-4096, 4096, dtype=np.float32), [], threading.Barrier(4)
+
+def run():
+    together.wait()
+    for _ in range(200):
+        copied = np.empty_like(src)
+        arrays.copy(src, copied)
+        right.append((activation.relu_forward(copied) == np.maximum(src, 0)).all())
+
+threads = [threading.Thread(target=run) for _ in range(4)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(numba.threading_layer(), sum(right))
+"""
+
+
+def test_threads_may_run_kernels_at_once_also_on_workqueue():
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue"}
+    command = [sys.executable, "-c", THREADS]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.stdout == "workqueue 800\n", run.stderr
+
+
 def test_where_no_cache_can_be_written_one_line_says_so(monkeypatch):
     def no_cache(**flags):
         def decorate(function):
