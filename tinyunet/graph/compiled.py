@@ -280,7 +280,8 @@ class TrainingStep(Compiled):
         weight : float
             The gradients are those of ``weight`` times the loss.
         listener : callable, optional
-            Called after each node with its name, and the parameters whose ``grad`` is complete.
+            Called after each node with its name, and the parameters whose ``grad`` is complete. It must
+            not wait for another thread that runs a model: that one waits for the end of this call.
 
         Returns
         -------
