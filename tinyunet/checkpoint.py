@@ -326,17 +326,17 @@ def _check_arrays(members: Arrays) -> None:
     """Check that arrays are of the groups they should be of, and hold finite numbers of 8 bytes at most."""
     for name, array in members.items():
         if not name.startswith(("model/", "optimizer/", "training/")):
-            raise ValueError(f"{name!a}: an array that no checkpoint has")
+            raise ValueError(f"{name[:60]!a}: an array that no checkpoint has")
         kinds = "f" if name.startswith("model/") else "fiu"
         if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
-            raise ValueError(f"{name!a}: of type {array.dtype}; expected float32 or float64")
+            raise ValueError(f"{name[:60]!a}: of type {array.dtype}; expected float32 or float64")
         bad = array.size - np.count_nonzero(np.isfinite(array))
         if bad:
             raise ValueError(
-                f"{name!a}: {bad} of {array.size} values are NaN or infinite; expected numbers"
+                f"{name[:60]!a}: {bad} of {array.size} values are NaN or infinite; expected numbers"
             )
         if name.endswith((".running_variance", "optimizer/v")) and array.min(initial=0) < 0:
-            raise ValueError(f"{name!a}: holds {array.min():.6g}; expected squares")
+            raise ValueError(f"{name[:60]!a}: holds {array.min():.6g}; expected squares")
 
 
 def _check_promise(config: Mapping[str, Any], arrays: Arrays) -> None:

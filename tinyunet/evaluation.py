@@ -85,7 +85,7 @@ def find_pairs(
     # Where the numbers are given, what a data set says of them is not asked for.
     known = convention or ("decathlon" if label_values is not None else None)
     dataset = _dataset(labels, truths, found, known)
-    if labels.is_file() and predictions.is_file():
+    if not labels.is_dir() and not predictions.is_dir():
         pairs = [Pair(stem(predictions), predictions, labels)]
     elif not found:
         raise UserError(f"{predictions}: no label files in it; expected .nii or .nii.gz")

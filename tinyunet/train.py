@@ -214,7 +214,8 @@ def _add_ranks(group: Any) -> None:
         metavar="FILE",
         help="write when each kernel ran and each bucket was on its way, a JSON file for each rank "
         "(of several, trace.json becomes trace.rank0.json, ...) that https://ui.perfetto.dev opens; the "
-        "first 20 000 events, some hundred steps, are kept",
+        "first 20 000 events, some hundred steps, are kept; a run that goes on "
+        "writes one if this is given again",
     )
 
 

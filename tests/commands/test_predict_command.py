@@ -1,6 +1,8 @@
 """``python -m tinyunet.predict``: labels that lie over their image, or one line and nothing."""
 
 import dataclasses
+import gzip
+import os
 import re
 import shutil
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from launcher import launch, needs_mpi
 from small_runs import (
+    SMALL,
     brats_case,
     image_of,
     labels_of,
@@ -173,6 +176,107 @@ def test_a_checkpoint_of_another_model_is_told(command, model, dataset, tmp_path
     done = command("predict", tmp_path / "other.npz", image_of(dataset), "-o", tmp_path)
     assert done.code == 2
     assert f"{tmp_path}/other.npz: holds another model than its configuration says" in done.error
+
+
+def left_over(folder):
+    path = image_of(folder)
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(1234)))
+    return path
+
+
+def pipe(folder):
+    path = image_of(folder)
+    path.unlink()
+    os.mkfifo(path)
+    return path
+
+
+def flat(folder):
+    path = image_of(folder)
+    image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), None)
+    image.set_sform(np.array([[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 2, 0], [0, 0, 0, 1.0]]), code=1)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (left_over, "1234 bytes behind the [0-9]+ of its voxels"),
+        (pipe, "not a regular file"),
+        (flat, "the affine is singular"),
+    ],
+)
+def test_a_strangers_image_is_refused_by_every_command(command, model, copy, tmp_path, spoil, told):
+    bad = spoil(copy)
+    line = rf"tinyunet\.\w+: {re.escape(str(bad))}: .*{told}.*"
+    commands = {
+        "predict": (model, bad, "-o", tmp_path / "found"),
+        "train": ("--data-path", copy, "--output", tmp_path / "runs", *SMALL),
+        "evaluate": (labels_of(copy), bad),
+    }
+    for name, arguments in commands.items():
+        done = command(name, *arguments)
+        assert done.code == 2
+        assert re.fullmatch(line, done.error), name
+    assert not (tmp_path / "found").exists()
+
+
+def test_what_is_no_file_is_not_waited_for(command, model, copy, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    done = command("predict", tmp_path / "pipe.npz", image_of(copy), "-o", tmp_path / "found")
+    assert done.code == 2
+    assert "pipe.npz: not a regular file; expected a checkpoint" in done.error
+    (copy / "dataset.json").unlink()
+    os.mkfifo(copy / "dataset.json")
+    done = command("train", "--data-path", copy, "--output", tmp_path / "runs")
+    assert done.code == 2
+    assert "dataset.json: cannot be read (not a regular file)" in done.error
+
+
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "1 of 2 values are NaN"), (3e38, "scan.nii")])
+def test_a_model_that_gives_no_numbers_gives_no_labels(command, model, tmp_path, value, told):
+    image = write_image(tmp_path / "scan.nii", (8, 8, 8))
+    with np.load(model) as archive:
+        members = {name: archive[name] for name in archive.files}
+    name = "encoder.0.conv0.bias" if np.isnan(value) else "head.weights"
+    members[f"model/{name}"].flat[0] = value
+    if not np.isnan(value):
+        members["model/head.weights"][:] = value
+        members["model/head.bias"][0] = -value
+    np.savez(tmp_path / "other.npz", **members)
+    checkpoint.seal(tmp_path / "other.npz")
+    done = command("predict", tmp_path / "other.npz", image, "-o", tmp_path / "found")
+    assert done.code == 2
+    assert told in done.error
+    assert "NaN or infinite" in done.error
+    assert not list(tmp_path.glob("found/*"))
+
+
+def test_labels_replace_a_link_that_someone_has_put_there(command, model, tmp_path):
+    image = write_image(tmp_path / "scan.nii", (8, 8, 8))
+    victim = tmp_path / "victim"
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "scan.nii.gz").symlink_to(victim)
+    victim.write_text("mine")
+    assert command("predict", model, image, "-o", tmp_path / "found").code == 2
+    assert victim.read_text() == "mine"
+    victim.unlink()
+    assert command("predict", model, image, "-o", tmp_path / "found").code == 0
+    assert not victim.exists()
+    assert nibabel.load(tmp_path / "found" / "scan.nii.gz").shape == (8, 8, 8)
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["scan.nii.gz"]
+
+
+def test_memory_that_runs_out_is_told_with_the_image(command, model, tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        raise MemoryError("Unable to allocate 7 GiB")
+
+    monkeypatch.setattr("tinyunet.prediction.segment", too_large)
+    image = write_image(tmp_path / "scan.nii", (8, 8, 8))
+    done = command("predict", model, image, "-o", tmp_path / "found")
+    assert done.code == 2
+    assert f"{image}: not enough memory (Unable to allocate 7 GiB)" in done.error
 
 
 def test_the_file_of_one_sequence_only_is_told(command, model, dataset, tmp_path):

@@ -119,7 +119,9 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
     for image, label in _training_files(file, description):
         for path in (image, label) if files_are_there else ():
             if not path.is_file():
-                raise DataError(f"{path}: no such file, though {file} names it")
+                special = path.exists() and not path.is_dir()
+                what = "not a regular file" if special else "no such file"
+                raise DataError(f"{path}: {what}, though {file} names it")
         name = stem(image)
         if name in cases:
             raise DataError(f"{file}: {image.name} is named twice; expected each case once")
