@@ -12,7 +12,7 @@ from tinyunet.checkpoint import Checkpoint, CheckpointError, load
 from tinyunet.data import brats, mark
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import case_files, load_image, save_labels
-from tinyunet.data.nifti import DataError, read_shape, read_volume, stem
+from tinyunet.data.nifti import DataError, read_extensions, read_shape, read_volume, stem
 from tinyunet.data.spacing import in_mm, is_far
 from tinyunet.data.stream import memory_for
 from tinyunet.errors import UserError
@@ -167,7 +167,7 @@ def _check_ours(target: Path) -> None:
     try:
         voxels, geometry = read_volume(target)
         stored = geometry.from_canonical(voxels)
-        ours = voxels.ndim == 3 and mark.is_untouched(geometry.header.extensions, stored)
+        ours = voxels.ndim == 3 and mark.is_untouched(read_extensions(target), stored)
     except DataError:
         ours = False
     if not ours:
