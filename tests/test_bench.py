@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ FAKE = System("fake", "Fake", "numpy", "fake_peer", ("step", "infer", "conv"))
 ROW = ["system", "case", "size", "threads", "median_ms", "min_ms", "max_ms", "peak_gb"]
 SMALL = ("--size", 16, "--threads", 1)
 SMALL_NET = (*SMALL, "--filters", 4)
+
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS=1, tf.function"
 
 needs_tensorflow = pytest.mark.skipif(not TENSORFLOW.installed, reason="no TensorFlow here")
 
@@ -152,6 +155,7 @@ def test_a_race_times_everybody_in_every_round(problem):
     for job, result in zip(jobs, outcome.results, strict=True):
         assert result.job == job
         assert result.version == "1.5"
+        assert result.settings == "as good as can be for step"
         assert [len(turn) for turn in result.rounds] == [2, 2, 2]
         assert all(ms > 0 for ms in result.ms)
         assert 0.005 < result.built_gb <= result.peak_gb < 0.5
@@ -417,6 +421,15 @@ def test_conv_without_threadpoolctl_says_what_to_install(monkeypatch, command):
     assert err.endswith("threadpoolctl is not installed; pip install 'tinyunet[bench]'\n")
 
 
+def test_a_ratio_is_never_shown_as_nothing():
+    layer = conv.Layer(4, 16, 6, 3)
+    for many, shown in ((0.5, " 2.0"), (1.0, " 1.0"), (25.0, "0.04")):
+        one = conv.Measurement(layer, "Fake", "forward", [1.0], [many], 1e6, 10.0, 0, settings="s")
+        table = conv.table([one._replace(direction=name) for name in conv.DIRECTIONS], 2)
+        assert table.splitlines()[3].endswith(shown)
+        assert table.endswith("\nFake: s")
+
+
 def test_ranks_that_do_not_end_are_told(monkeypatch):
     monkeypatch.setattr(mpi, "_LONGEST_SECONDS", 0.01)
     with pytest.raises(AgreedError, match=r"^the ranks had not ended after 0\.01 s$"):
@@ -457,9 +470,27 @@ def test_this_project_against_tensorflow(table, command, tmp_path):
     assert code == 0, err
     names = ["tinyunet eager", "tinyunet compiled", *(["TensorFlow"] if peers else [])]
     assert [row["system"] for row in rows_of(tmp_path / "figures.json")] == names, out
+    settings = json.loads((tmp_path / "figures.json").read_text())["machine"]["settings"]
+    assert settings == dict.fromkeys(names[2:], ONEDNN)
+    assert out.count(f"  {ONEDNN}\n") == len(peers)
     for row in rows_of(tmp_path / "figures.json"):
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
         assert 0.05 < row["peak_gb"] < 5
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("variable", [None, "0"])
+def test_tensorflow_runs_onednn_whatever_it_would_choose(variable):
+    """Of itself it does so on some processors only."""
+    program = """
+from tinyunet.benchmarks.peers import tensorflow
+from tensorflow.python.util import _pywrap_util_port
+print(_pywrap_util_port.IsMklEnabled())
+"""
+    environment = os.environ | ({"TF_ENABLE_ONEDNN_OPTS": variable} if variable else {})
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.stdout == "True\n", run.stderr
 
 
 OTHERS = [peer for peer in PEERS if peer != TENSORFLOW]

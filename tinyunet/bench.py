@@ -35,7 +35,7 @@ class Found(NamedTuple):
     ----------
     figures : dict of list of dict
         "rows" of systems, and by table "ranks" and "peaks" of a core.
-    versions : dict of str
+    versions, settings : dict of str
         Of the systems, by their names.
     draw : function of a path
         Draws the picture.
@@ -43,6 +43,7 @@ class Found(NamedTuple):
 
     figures: dict[str, list[dict[str, Any]]]
     versions: dict[str, str]
+    settings: dict[str, str]
     draw: Callable[[Path], None]
 
 
@@ -199,7 +200,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     found = tables.get(options.table, _nets)(options, here.peak_gflops)
     # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
-        about = here._asdict() | {"versions": found.versions}
+        about = here._asdict() | {"versions": found.versions, "settings": found.settings}
         shown = {"machine": signed(about)} | found.figures
         write_json(options.json, shown, follow_links=True)
     if options.plot:
@@ -231,6 +232,7 @@ def _nets(options: Namespace, _: float) -> Found:
     return Found(
         {"rows": nets.rows(settings, results)},
         {r.job.system.name: r.version for r in results},
+        {r.job.system.name: r.settings for r in results if r.settings},
         partial(nets.draw, settings, results),
     )
 
@@ -256,7 +258,7 @@ def _scaling(options: Namespace, peak: float) -> Found:
         scaling.draw(measured, options.gbits, _of_ranks(path))
 
     ranks_rows = scaling.rows(measured, options.gbits)
-    return Found(found.figures | {"ranks": ranks_rows}, found.versions, draw)
+    return Found(found.figures | {"ranks": ranks_rows}, found.versions, found.settings, draw)
 
 
 def _allreduce(options: Namespace, _: float) -> Found:
@@ -265,7 +267,7 @@ def _allreduce(options: Namespace, _: float) -> Found:
     measured = allreduce.measure(options.ranks or max(2, options.threads))
     print(f"\n{allreduce.table(measured)}")
     figures = {"rows": [], "ranks": allreduce.rows(measured)}
-    return Found(figures, {}, partial(allreduce.draw, measured))
+    return Found(figures, {}, {}, partial(allreduce.draw, measured))
 
 
 def _convolutions(options: Namespace, _: float) -> Found:
@@ -281,7 +283,8 @@ def _convolutions(options: Namespace, _: float) -> Found:
     if failures:
         print("", *failures, sep="\n")
     figures = {"rows": conv.rows(measurements, options.threads), "peaks": conv.peaks(measurements)}
-    return Found(figures, {}, partial(conv.draw, measurements))
+    settings = {m.name: m.settings for m in measurements if m.settings}
+    return Found(figures, {}, settings, partial(conv.draw, measurements))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ class Measurement(NamedTuple):
         GFLOP/s of one core's multiply-adds, measured before and after.
     scaled_up : bool
         Whether the times are from a few planes.
+    settings : str
+        What a peer chose for speed.
     """
 
     layer: Layer
@@ -96,6 +98,7 @@ class Measurement(NamedTuple):
     peak: float
     error: float
     scaled_up: bool = False
+    settings: str = ""
 
     @property
     def gflops(self) -> float:
@@ -105,6 +108,8 @@ class Measurement(NamedTuple):
 
 class Rung:
     """A rung of our ladder: one module of kernels."""
+
+    settings = ""
 
     def __init__(self, name: str, module: ModuleType) -> None:
         self.name, self._module = name, module
@@ -153,7 +158,7 @@ class Peer:
     is_slow = False
 
     def __init__(self, system: System, folder: Path) -> None:
-        self.name = system.name
+        self.name, self.settings = system.name, ""
         self._system, self._output = system, folder / "output.npz"
         self._processes: dict[int, Process] = {}
 
@@ -174,9 +179,10 @@ class Peer:
     def _ask(self, threads: int, do: str, sizes: Geometry, **arguments: Any) -> dict[str, Any]:
         if threads not in self._processes:
             self._processes[threads] = Process(threads)
-            self._processes[threads].ask(
+            started = self._processes[threads].ask(
                 "start", peer=self._system.peer, case="conv", threads=threads, options={}
             )
+            self.settings = started["settings"]
         layer = [sizes.src_shape, sizes.weights_shape]
         return self._processes[threads].ask(do, layer=layer, **arguments)
 
@@ -254,6 +260,7 @@ def _measure(
             peak,
             errors[direction],
             up > 1,
+            runner.settings,
         )
 
 
@@ -333,6 +340,8 @@ def table(measurements: list[Measurement], threads: int) -> str:
     )
     if threads > 1:
         lines.append(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
+    chosen = {m.name: m.settings for m in measurements if m.settings}
+    lines += [f"{name}: {settings}" for name, settings in chosen.items()]
     return "\n".join(lines)
 
 
@@ -340,7 +349,8 @@ def _cells(m: Measurement, threads: int) -> str:
     fastest = min(m.one)
     ms = f"{'~' if m.scaled_up else ''}{fastest:.{1 if fastest < 1e4 else 0}f}"
     cells = f" | {ms:>8s} {m.gflops:5.0f} {m.gflops / m.peak:5.0%} {m.error:8.1e}"
-    return cells + (f" {fastest / min(m.many):4.1f}" if threads > 1 else "")
+    times = fastest / min(m.many)
+    return cells + (f" {times:4.{1 if times >= 1 else 2}f}" if threads > 1 else "")
 
 
 def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:

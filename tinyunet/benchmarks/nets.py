@@ -159,7 +159,7 @@ def table(settings: Settings, results: list[Result]) -> str:
 
 def _times(results: list[Result]) -> str:
     base = _base(results)
-    head = ("", "version", "median ms", "min", "max", "faster", "GB", "difference")
+    head = ("", "version", "median ms", "min", "max", "faster", "GB", "difference", "settings")
     body = [
         (
             result.job.name,
@@ -168,6 +168,7 @@ def _times(results: list[Result]) -> str:
             _faster(result, results),
             gigabytes(result.peak_gb),
             f"{result.error:.0e}",
+            result.settings,
         )
         for result in results
     ]
@@ -180,7 +181,7 @@ def _times(results: list[Result]) -> str:
 
 def _memory(results: list[Result]) -> str:
     base = _base(results)
-    head = ("", "version", "peak GB", "of them before", "share", "step ms")
+    head = ("", "version", "peak GB", "of them before", "share", "step ms", "settings")
     body = [
         (
             result.job.name,
@@ -189,6 +190,7 @@ def _memory(results: list[Result]) -> str:
             gigabytes(result.built_gb),
             f"{result.peak_gb / base.peak_gb:.0%}" if result.peak_gb and base.peak_gb else "-",
             milliseconds(result.median),
+            result.settings,
         )
         for result in results
     ]
@@ -233,7 +235,14 @@ def _scaling(results: list[Result]) -> str:
             if threads != counts[0]:
                 line.append(f"{result.speedup(one):.2f}" if result and one else "-")
         body.append(line)
-    return f"{aligned(head, body)}\nx: times faster than on one thread, median over the rounds"
+    chosen = {r.job.name: r.settings for r in results if r.settings}
+    return "\n".join(
+        [
+            aligned(head, body),
+            "x: times faster than on one thread, median over the rounds",
+            *(f"{name}: {settings}" for name, settings in chosen.items()),
+        ]
+    )
 
 
 def _faster(result: Result, results: list[Result]) -> str:

@@ -40,6 +40,8 @@ class Result(NamedTuple):
         Memory of the process before the first run, and at most.
     error : float
         Largest difference from the first system's losses or probabilities.
+    settings : str
+        What its peer chose for speed.
     """
 
     job: Job
@@ -48,6 +50,7 @@ class Result(NamedTuple):
     built_gb: float | None
     peak_gb: float | None
     error: float
+    settings: str = ""
 
     @property
     def ms(self) -> list[float]:
@@ -126,7 +129,7 @@ class Contestant:
         self.peak_gb = 0.0
         self._folder = folder
         self._process: Process | None = None
-        self._version, self._error = "", 0.0
+        self._version, self._settings, self._error = "", "", 0.0
         self._built_gb: float | None = None
         self._rounds: list[list[float]] = []
 
@@ -159,7 +162,7 @@ class Contestant:
             options=system.options | self.job.options,
             problem_file=str(self._folder / "problem.npz"),
         )
-        self._version = started["version"]
+        self._version, self._settings = started["version"], started["settings"]
         self._built_gb = process.ask("memory")["now_gb"]
         output = self._folder / "output.npy"
         answer = process.ask("check", output=str(output))
@@ -176,6 +179,7 @@ class Contestant:
             self._built_gb,
             self.peak_gb or None,
             self._error,
+            self._settings,
         )
 
     def end(self) -> None:

@@ -59,6 +59,9 @@ PEERS = (
     PYTORCH._replace(
         key="torch-compiled", name="PyTorch compiled", cases=_NET, options={"compiled": True}
     ),
+    PYTORCH._replace(
+        key="torch-frozen", name="PyTorch frozen", cases=("infer",), options={"frozen": True}
+    ),
     System("openvino", "OpenVINO", "openvino", f"{_PEERS}.openvino", ("infer",)),
     System(
         "openvino-bf16",

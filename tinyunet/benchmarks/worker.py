@@ -1,7 +1,7 @@
 """A system in a process of its own: reads requests, a line of JSON each, and answers each with one.
 
     {"do": "start", "peer": module, "case": "step", "problem_file": file, "threads": 2, "options": {}}
-                                     -> {"version": "2.21.0"}
+                                     -> {"version": "2.21.0", "settings": ""}
     {"do": "check", "output": file}  -> {"losses": [...]} or, for infer, {} and the file is written
     {"do": "turn", "seconds": 1.5}   -> {"ms": [...]}, after one run that does not count
     {"do": "memory"}                 -> {"now_gb": 0.5, "peak_gb": 1.2}
@@ -44,7 +44,8 @@ class Worker:
         self.peer.use_threads(threads)
         if case != "conv":
             self.run = getattr(self.peer, case)(problem.load(problem_file), **options)
-        return {"version": self.peer.VERSION}
+        settings = self.peer.settings(case, **options) if hasattr(self.peer, "settings") else ""
+        return {"version": self.peer.VERSION, "settings": settings}
 
     def check(self, output: str) -> dict[str, Any]:
         """Run for the first time, for others to compare."""

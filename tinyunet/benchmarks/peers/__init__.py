@@ -3,6 +3,7 @@
 Each is written as a careful user of that system would, to be read beside the others, and has
 
     VERSION                  of the system
+    settings(case, ...)      what was chosen for speed, as the table shows it; ours has none
     use_threads(threads)     called first
     step(problem, ...)       returns a function that does one training step and returns the loss
     infer(problem, ...)      returns a function that returns probabilities, as the system has them

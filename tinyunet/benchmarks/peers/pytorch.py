@@ -1,10 +1,14 @@
-"""PyTorch, eager and compiled by ``torch.compile``.
+"""PyTorch: eager, compiled by ``torch.compile``, and for predictions frozen as TorchScript.
 
 Tensors are NCDHW by shape and channels last in memory, which was a fifth faster than NCDHW in memory
 too (96^3, one thread: step 4.7 s against 6.0, prediction 1.8 against 2.2). A convolution of one volume
 goes to oneDNN only where IC * D * H of its input is above 20,480; the others, which are the deeper
 levels of this net, run PyTorch's own im2col (``slow_conv3d``, as its profiler shows). ``torch.compile``
 fuses what lies between convolutions.
+
+Frozen and optimized for inference, batch norm is folded into the convolutions, and all of them go to oneDNN
+with blocked tensors. One thread at 48^3, ms of the processor's time for a prediction: 321 eager, 312 with
+NCDHW in memory, 315 with channels last for weights, too, 304 frozen only, 117 frozen and optimized.
 """
 
 from collections.abc import Callable
@@ -32,6 +36,13 @@ _NAMES = {
     "running_mean": "running_mean",
     "running_variance": "running_var",
 }
+
+
+def settings(case: str, compiled: bool = False, frozen: bool = False) -> str:
+    """Return what was chosen for speed."""
+    if frozen:
+        return "torch.jit.freeze, optimize_for_inference"
+    return "torch.compile, channels last" if compiled else "channels last"
 
 
 def use_threads(threads: int) -> None:
@@ -130,11 +141,14 @@ def step(problem: Problem, compiled: bool = False) -> Callable[[], float]:
     return train
 
 
-def infer(problem: Problem, compiled: bool = False) -> Callable[[], Any]:
+def infer(problem: Problem, compiled: bool = False, frozen: bool = False) -> Callable[[], Any]:
     """Return a prediction."""
     model = unet(problem).eval()
-    forward = torch.compile(model) if compiled else model
     image = _channels_last(problem.image)
+    forward = torch.compile(model) if compiled else model
+    if frozen:
+        script = torch.jit.freeze(torch.jit.trace(model, image))
+        forward = torch.jit.optimize_for_inference(script)
 
     def predict() -> Any:
         with torch.inference_mode():
