@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from tinyunet import checkpoint
-from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import Case, load_case
-from tinyunet.errors import ENDING, StoppedError, UserError
+from tinyunet.errors import ENDING, StoppedError
 from tinyunet.files import write_json
 from tinyunet.graph import measure
 from tinyunet.inference import predictor
@@ -70,7 +69,6 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             if resumed:
                 check_data(resumed.latest.state, data.dataset)
                 check_cases(resumed.latest.state, case_names(data))
-                check_labels(resumed.latest.state, data)
             model = make_model(settings, data, resumed)
             loader = make_loader(settings, data, communicator)
         shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
@@ -140,22 +138,6 @@ def case_names(data: Data) -> dict[str, list[str]]:
     """Return the names of the cases of each part, in their order, which the order of patches follows."""
     parts = {"training": data.train, "validation": data.validation, "test": data.test}
     return {part: [case.name for case in cases] for part, cases in parts.items()}
-
-
-def check_labels(state: Mapping[str, Any], data: Data) -> None:
-    """Check that a run is resumed with labels that are read as they were.
-
-    Raises
-    ------
-    UserError
-        If their numbers stand for other classes.
-    """
-    before, now = list(state.get("label_values", ())), list(data.dataset.label_values)
-    if before != now:
-        raise UserError(
-            f"--resume: {read_as(*data.dataset.meaning)}, but the run has the classes "
-            f"{', '.join(map(str, before))} in this order; expected --labels to say the same"
-        )
 
 
 def schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
