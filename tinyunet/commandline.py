@@ -106,6 +106,13 @@ def add_execution(group: Any) -> None:
         "convolution in float32, fast errs by up to 5e-5 of the largest result "
         "(default: %(default)s)",
     )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="choose the algorithms of convolutions by a model of their work alone, not by the clock: "
+        "the same command then gives the same bits on another machine of this kind, too, with as many "
+        "threads",
+    )
 
 
 def add_labels(group: Any, dest: str = "convention") -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tinyunet.autograd import no_grad, real_numbers
 from tinyunet.errors import UserError
 from tinyunet.graph import Inference
-from tinyunet.graph.passes import NAMES
+from tinyunet.graph.passes import NAMES, Options
 from tinyunet.turns import one_at_a_time
 from tinyunet.unet import UNet
 
@@ -29,7 +29,9 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 LARGEST_PATCH = 128
 
 
-def predictor(model: UNet, eager: bool = False, accuracy: str = "fast") -> Predict:
+def predictor(
+    model: UNet, eager: bool = False, accuracy: str = "fast", deterministic: bool = False
+) -> Predict:
     """Return what runs a model on patches: compiled for each size that comes, or eager.
 
     Parameters
@@ -38,9 +40,12 @@ def predictor(model: UNet, eager: bool = False, accuracy: str = "fast") -> Predi
         May be trained on meanwhile: what is predicted is always that of its present parameters.
     eager : bool
     accuracy : {"fast", "strict"}
+    deterministic : bool
         Of the compiled model: see :func:`tinyunet.compile`.
     """
-    return partial(_eager, model) if eager else Inference(model, NAMES, accuracy, debug=False)
+    if eager:
+        return partial(_eager, model)
+    return Inference(model, Options(NAMES, accuracy, deterministic))
 
 
 def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -57,6 +57,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         communicator,
         options.eager,
         options.accuracy,
+        options.deterministic,
     )
     notes = [f"warning: {note}" for found in everything for note in found.notes]
     for line in [*dict.fromkeys(found.written_as for found in everything), *notes]:

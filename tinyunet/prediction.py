@@ -111,6 +111,7 @@ def predict(
     communicator: Communicator,
     eager: bool = False,
     accuracy: str = "fast",
+    deterministic: bool = False,
 ) -> list[Segmented]:
     """Segment images, shared among the ranks, behind a progress bar.
 
@@ -122,7 +123,7 @@ def predict(
     checkpoint_path, images, output
         See :func:`plan`.
     communicator : Communicator
-    eager, accuracy
+    eager, accuracy, deterministic
         See :func:`tinyunet.inference.predictor`.
 
     Returns
@@ -140,7 +141,7 @@ def predict(
     with communicator.together():
         checkpoint = load(checkpoint_path)
         model = checkpoint.make_model()
-        run_model = predictor(model, eager, accuracy)
+        run_model = predictor(model, eager, accuracy, deterministic)
         jobs = plan(images, output, checkpoint)
         _check_output(output, jobs)
         mine = jobs[communicator.rank :: communicator.size]

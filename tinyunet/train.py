@@ -126,7 +126,8 @@ def _add_training(group: Any) -> None:
     _option(
         group,
         "--random-seed",
-        "decides the first weights, the split, the patches and their augmentation",
+        "decides the first weights, the split, the patches and their augmentation; the same seed gives "
+        "the same bits with --deterministic, on as many ranks and threads",
         type=whole_number(0, 2**63 - 1),
         metavar="N",
     )

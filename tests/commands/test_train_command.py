@@ -1,6 +1,7 @@
 """``python -m tinyunet.train``: what a run leaves, and what it says when it cannot run."""
 
 import fcntl
+import importlib
 import json
 import os
 import pty
@@ -537,3 +538,34 @@ def test_a_timeline_does_not_replace_the_file_of_someone_else(command, dataset, 
     file.unlink()
     for _ in range(2):
         assert command("train", "--data-path", dataset, *options).code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--deterministic",)])
+def test_deterministic_reaches_all_that_is_compiled(
+    command, dataset, tmp_path, monkeypatch, options
+):
+    """Training, validation, test and prediction choose algorithms without the clock, or with it."""
+    passes = importlib.import_module("tinyunet.graph.passes.choose_algorithm")
+    choose, seen = passes._choose, set()
+
+    def watched(node, graph, given):
+        seen.add((bool(graph.gradients), given.deterministic))
+        return choose(node, graph, given)
+
+    monkeypatch.setattr(passes, "_choose", watched)
+    output = tmp_path / "runs"
+    done = command("train", "--data-path", dataset, "--output", output, *SMALL, *options)
+    assert done.code == 0, done.err
+    wanted = bool(options)
+    assert seen == {(True, wanted), (False, wanted)}
+    (folder,) = output.iterdir()
+    saved = checkpoint.load(folder / "best.npz")
+    assert saved.state["settings"]["deterministic"] is wanted
+    done = command("train", "--resume", folder)
+    assert done.code == 0, done.err
+    assert {deterministic for _, deterministic in seen} == {wanted}
+    seen.clear()
+    image = next((dataset / "imagesTr").iterdir())
+    done = command("predict", folder / "best.npz", image, "-o", tmp_path / "out", *options)
+    assert done.code == 0, done.err
+    assert seen == {(False, wanted)}

@@ -1,5 +1,6 @@
 """Kernels are compiled from both ends of the graph, and a helper that fails costs only its help."""
 
+import importlib
 import io
 import json
 import subprocess
@@ -38,6 +39,32 @@ def test_either_end_leaves_nothing_to_compile():
         compile_task(task, "forwards")
     assert not compiled.buffer
     assert not measure.remembered(), "nothing can be timed meanwhile"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_helper_compiles_what_will_be_chosen(monkeypatch, deterministic):
+    passes = importlib.import_module("tinyunet.graph.passes.choose_algorithm")
+    choose, seen = passes._choose, set()
+    monkeypatch.setattr(
+        passes, "_choose", lambda *given: seen.add(given[2].deterministic) or choose(*given)
+    )
+    commands = []
+    monkeypatch.setattr(compilation, "_compile_from_both_ends", commands.append)
+    monkeypatch.setattr(compilation, "_has_room_for_two", lambda task: True)
+    steps = iter((compilation._MissingKernelError, None))
+    monkeypatch.setattr(compilation, "_steps", lambda *_: raised(next(steps)))
+    monkeypatch.setattr(compilation, "segment", lambda *_, **__: None)
+    settings = Settings(patch_size=(8, 8, 8), deterministic=deterministic)
+    with redirect_stdout(io.StringIO()), Progress(shown=False) as progress:
+        compile_kernels(CONFIG, settings, [(1, 8, 8, 8)], Communicator(), progress)
+    (task,) = commands
+    compile_task(Task(*json.loads(json.dumps(task))), "forwards")
+    assert seen == {deterministic}
+
+
+def raised(error):
+    if error:
+        raise error
 
 
 def test_a_helper_needs_memory():

@@ -89,7 +89,7 @@ def thread_counts(most: int) -> list[int]:
 
 
 def variants() -> list[tuple[str, dict[str, Any]]]:
-    """Ways to compile: without each pass, without all, and with accuracy alone in mind."""
+    """Ways to compile: without each pass, without all, with accuracy alone in mind, without the clock."""
     from tinyunet.graph.passes import NAMES
 
     single = [(f"without {name}", {"disable": [name]}) for name in NAMES]
@@ -97,6 +97,7 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
         *single,
         ("without any pass", {"enable": []}),
         ("strict", {"accuracy": "strict"}),
+        ("deterministic", {"deterministic": True}),
     ]
 
 

@@ -11,8 +11,8 @@ def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """Return the random generator of one training sample.
 
     Every sample of every epoch has its own stream, which depends on these three numbers only: not on
-    which rank draws it, nor on what was drawn before. A run thus repeats bit for bit, and goes on
-    from a checkpoint as if it had not stopped.
+    which rank draws it, nor on what was drawn before. The patches of a run thus repeat bit for bit,
+    also of one that goes on from a checkpoint.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ from typing import Any, overload
 import numpy as np
 
 from tinyunet.graph.compiled import Inference, TrainingStep
-from tinyunet.graph.passes import chosen
+from tinyunet.graph.passes import Options, chosen
 from tinyunet.graph.trace import Loss
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
@@ -49,6 +49,7 @@ def compile(
     enable: Collection[str] | None = None,
     disable: Collection[str] = (),
     accuracy: str = "fast",
+    deterministic: bool = False,
     debug: bool = False,
 ) -> TrainingStep: ...
 
@@ -62,6 +63,7 @@ def compile(
     enable: Collection[str] | None = None,
     disable: Collection[str] = (),
     accuracy: str = "fast",
+    deterministic: bool = False,
     debug: bool = False,
 ) -> Inference: ...
 
@@ -72,6 +74,7 @@ def compile(
     enable: Collection[str] | None = None,
     disable: Collection[str] = (),
     accuracy: str = "fast",
+    deterministic: bool = False,
     debug: bool = False,
     **named: Any,
 ) -> TrainingStep | Inference:
@@ -94,6 +97,10 @@ def compile(
     accuracy : {"fast", "strict"}
         What convolutions may lose: "strict" is no worse than direct convolution in float32, "fast"
         allows an error of 5e-5 of the largest output.
+    deterministic : bool
+        Choose the algorithms of convolutions by a model of their work alone. Else those that it finds
+        nearly as good are timed, once on a machine, and what was fastest is kept in a file: with
+        another file a run may round otherwise.
     debug : bool
         Fill memory with NaN while nothing lives there.
 
@@ -108,7 +115,7 @@ def compile(
     """
     if accuracy not in ("fast", "strict"):
         raise ValueError(f'accuracy must be "fast" or "strict", not {accuracy!r}')
-    passes = chosen(enable, disable)
+    options = Options(chosen(enable, disable), accuracy, bool(deterministic))
     roles = (
         ("input_shape",)
         if len(arguments) + len(named) == 1
@@ -122,9 +129,9 @@ def compile(
     _check(model, given)
     compiled: TrainingStep | Inference
     if "loss" in given:
-        compiled = TrainingStep(model, given["loss"], given["optimizer"], passes, accuracy, debug)
+        compiled = TrainingStep(model, given["loss"], given["optimizer"], options, debug)
     else:
-        compiled = Inference(model, passes, accuracy, debug)
+        compiled = Inference(model, options, debug)
     compiled.program(tuple(given["input_shape"]))
     return compiled
 

@@ -67,18 +67,18 @@ def main(communicator: Communicator) -> None:
     """Compile, and show the stages."""
     options = parse()
     from tinyunet.graph.compiled import Inference, TrainingStep
-    from tinyunet.graph.passes import chosen
+    from tinyunet.graph.passes import Options, chosen
     from tinyunet.graph.show import nodes_table, summary
     from tinyunet.losses import dice_cross_entropy
     from tinyunet.optim import Adam
     from tinyunet.unet import UNet
 
     model = UNet(filters=options.filters, depth=options.depth)
-    passes = chosen(None, options.disable)
-    compiled: Inference | TrainingStep = Inference(model, passes, "fast", debug=False)
+    how = Options(chosen(None, options.disable), "fast")
+    compiled: Inference | TrainingStep = Inference(model, how)
     if options.mode == "train":
         optimizer = Adam(model.parameters())
-        compiled = TrainingStep(model, dice_cross_entropy, optimizer, passes, "fast", debug=False)
+        compiled = TrainingStep(model, dice_cross_entropy, optimizer, how)
     stages = compiled.stages((options.batch, *[options.size] * 3, model.config["in_channels"]))
     print(summary(stages))
     if options.nodes:

@@ -50,15 +50,14 @@ class Compiled:
     def __init__(
         self,
         model: Module,
-        passes: tuple[str, ...],
-        accuracy: str,
-        debug: bool,
+        options: Options,
+        debug: bool = False,
         crew: Crew = ALONE,
     ) -> None:
-        self.model, self.passes = model, passes
+        self.model, self.passes, self._options = model, options.passes, options
         # Whose the first program is: that is made by all at the same time, others whenever.
         self._first_crew = crew
-        self._accuracy, self._debug = accuracy, debug
+        self._debug = debug
         self._begin()
 
     def _begin(self) -> None:
@@ -73,7 +72,7 @@ class Compiled:
 
     def __getstate__(self) -> dict[str, Any]:
         """What :meth:`__init__` was given. Programs are bound to the arrays of this model."""
-        given = ("model", "loss", "optimizer", "passes", "_accuracy", "_debug", "_first_crew")
+        given = ("model", "loss", "optimizer", "passes", "_options", "_debug", "_first_crew")
         return {name: value for name, value in vars(self).items() if name in given}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,10 +100,9 @@ class Compiled:
         with one_at_a_time:
             graph = self._trace(tuple(input_shape))
         found = [Stage("traced", graph, reuse=False)]
-        options = Options(self.passes, self._accuracy)
         for name, run in PASSES.items():
             if name in self.passes:
-                graph = run(graph, options).check()
+                graph = run(graph, self._options).check()
                 found.append(Stage(name, graph, reuse=False))
         found.append(Stage("finish", finish(graph), reuse=False))
         return [*found, replace(found[-1], name="plan_memory", reuse=True)] if reuse else found
@@ -232,11 +230,10 @@ class TrainingStep(Compiled):
         model: Module,
         loss: Loss,
         optimizer: Optimizer,
-        passes: tuple[str, ...],
-        accuracy: str,
-        debug: bool,
+        options: Options,
+        debug: bool = False,
     ) -> None:
-        super().__init__(model, passes, accuracy, debug, optimizer.crew)
+        super().__init__(model, options, debug, optimizer.crew)
         self.loss, self.optimizer = loss, optimizer
 
     def _begin(self) -> None:

@@ -1,5 +1,8 @@
 """Which algorithm a convolution runs fastest with on this machine: timed once, remembered on disk.
 
+Another measurement may find another algorithm, which rounds otherwise. Whoever needs the same bits compiles
+with ``deterministic``, and nothing here is used.
+
 The file is in ``$TINYUNET_CACHE``, or in the user's cache folder, and is named by a digest of the kernels'
 source: other versions of the project keep what they have measured. What can neither be read nor written is
 measured again in each process.

@@ -54,6 +54,8 @@ class Task(NamedTuple):
     patch_size : [D, H, W]
         Of a volume to predict.
     threads : int
+    deterministic : bool
+        Whether only the algorithms that a model of the work finds best are wanted.
     """
 
     config: Mapping[str, Any]
@@ -61,6 +63,7 @@ class Task(NamedTuple):
     batch_shapes: Sequence[Sequence[int]]
     patch_size: Sequence[int]
     threads: int
+    deterministic: bool = False
 
 
 def compile_kernels(
@@ -93,7 +96,8 @@ def compile_kernels(
     with progress.kernels(what) as compiled, communicator.together():
         if communicator.local_rank == 0:
             shapes, patch = [*batch_shapes], settings.patch_size
-            task = Task(config, settings.accuracy, shapes, patch, machine.threads())
+            how = settings.accuracy, settings.deterministic
+            task = Task(config, how[0], shapes, patch, machine.threads(), how[1])
             model, is_helped = UNet(**config), not settings.eager and _has_room_for_two(task)
             try:
                 with _nothing_compiled() if is_helped else nullcontext():
@@ -103,7 +107,7 @@ def compile_kernels(
                 _steps(model, settings, batch_shapes)
             if compiled():  # else inference finds its kernels on disk, too, when it comes
                 image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
-                segment(model, image, predict=predictor(model, settings.eager, settings.accuracy))
+                segment(model, image, predict=predictor(model, settings.eager, *how))
     # By way of a message: the folder of the cache may be read-only, or another one on each node.
     measured = measure.remembered()
     measured.update(communicator.broadcast_object(measured))
@@ -119,7 +123,8 @@ def _steps(
         if settings.eager:
             gradients = eager_gradients(model, optimizer)
         else:
-            gradients = compiled_gradients(model, optimizer, images.shape, settings.accuracy)
+            how = settings.accuracy, settings.deterministic
+            gradients = compiled_gradients(model, optimizer, images.shape, *how)
         gradients(batch, None)
     optimizer.step()
 
@@ -168,15 +173,16 @@ def compile_task(task: Task, direction: measure.Direction) -> None:
     model = UNet(**task.config)
     optimizer = Adam(model.parameters())
     channels = model.config["in_channels"]
+    how: dict[str, Any] = {"accuracy": task.accuracy, "deterministic": task.deterministic}
 
     def train(shape: tuple[int, ...]) -> None:
-        step = compile(model, dice_cross_entropy, optimizer, shape, accuracy=task.accuracy)
+        step = compile(model, dice_cross_entropy, optimizer, shape, **how)
         step.program(shape).compile(direction)
 
     def predict(shape: tuple[int, ...]) -> None:
         # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
         untrained = UNet(**task.config)
-        compile(untrained, shape, accuracy=task.accuracy).program(shape).compile(direction)
+        compile(untrained, shape, **how).program(shape).compile(direction)
 
     work = [(train, (*shape, channels)) for shape in task.batch_shapes]
     work.append((predict, (1, *patch_for(model, task.patch_size), channels)))

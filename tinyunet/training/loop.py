@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.errors import AgreedError
+from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam
 from tinyunet.parallel.batch_norm import Synchronized
@@ -34,10 +35,6 @@ from tinyunet.training.step import (
     foreground,
 )
 from tinyunet.unet import UNet
-
-# Share of batch norm's running statistics that stays at each step. Keras' 0.99 remembers a hundred
-# steps, by when the weights of a short training have become others; this remembers ten.
-BATCH_NORM_MOMENTUM = 0.9
 
 _USUAL = Exchange()
 
@@ -76,6 +73,7 @@ class Trainer:
     eager : bool
         Run the eager model instead of the compiled step.
     accuracy : {"fast", "strict"}
+    deterministic : bool
         Of the compiled step: see :func:`tinyunet.compile`.
     exchange : Exchange
     pauses : Pauses, optional
@@ -102,6 +100,7 @@ class Trainer:
         accuracy: str = "fast",
         exchange: Exchange = _USUAL,
         pauses: Pauses | None = None,
+        deterministic: bool = False,
     ) -> None:
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self._inspector = inspector
@@ -121,7 +120,8 @@ class Trainer:
         if eager:
             self._gradients = eager_gradients(model, optimizer)
         else:
-            self._gradients = compiled_gradients(model, optimizer, shape, accuracy)
+            how = accuracy, deterministic
+            self._gradients = compiled_gradients(model, optimizer, shape, *how)
 
     def epoch(
         self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None

@@ -176,8 +176,10 @@ class Run:
             settings.accuracy,
             settings.exchange,
             pauses,
+            settings.deterministic,
         )
-        self._predict = predictor(model, settings.eager, settings.accuracy)
+        how = settings.accuracy, settings.deterministic
+        self._predict = predictor(model, settings.eager, *how)
         self._history: list[dict[str, Any]] = []
         self._saved, self._where, self._seconds = "", str(folder), 0.0
         self._best_epoch, self._best_score = 0, -1.0

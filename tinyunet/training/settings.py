@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "random_seed": whole(0, 2**63 - 1),
     "eager": boolean,
     "accuracy": one_of("fast", "strict"),
+    "deterministic": boolean,
     "accumulate": whole(1),
     "scale_lr": boolean,
     "warmup_epochs": optional(_ABOVE_ZERO),
@@ -78,11 +79,14 @@ class Settings:
     train_test_split, validate_test_split : float
         Share of the cases to train on, and share of the rest to validate on.
     random_seed : int
-        Decides weights, split, patches and augmentation.
+        Decides weights, split, patches and augmentation; with ``deterministic``, or ``eager``, and as
+        many ranks and threads, all bits of the result.
     eager : bool
         Run the eager model instead of the compiled graph.
     accuracy : str
         What convolutions of the compiled graph may lose: "fast" or "strict".
+    deterministic : bool
+        Choose algorithms of the compiled graph by a model of their work alone, not by the clock.
     accumulate : int
         Batches whose gradients are added up for a step of the optimizer.
     scale_lr : bool
@@ -121,6 +125,7 @@ class Settings:
     random_seed: int = 0
     eager: bool = False
     accuracy: str = "fast"
+    deterministic: bool = False
     accumulate: int = 1
     scale_lr: bool = False
     warmup_epochs: float | None = None

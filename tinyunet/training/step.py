@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,15 @@ Gradients = Callable[[Batch, Listener | None], Result]
 
 
 def compiled_gradients(
-    model: UNet, optimizer: Optimizer, batch_shape: tuple[int, ...], accuracy: str = "fast"
+    model: UNet,
+    optimizer: Optimizer,
+    batch_shape: tuple[int, ...],
+    accuracy: str = "fast",
+    deterministic: bool = False,
 ) -> Gradients:
     """Compile the step for batches of a shape, (MB, D, H, W, C); see :func:`tinyunet.compile`."""
-    step = compile(model, dice_cross_entropy, optimizer, batch_shape, accuracy=accuracy)
+    how: dict[str, Any] = {"accuracy": accuracy, "deterministic": deterministic}
+    step = compile(model, dice_cross_entropy, optimizer, batch_shape, **how)
 
     def gradients(batch: Batch, listener: Listener | None = None) -> Result:
         loss = step.gradients(batch.images, batch.labels, batch.weight, listener)

@@ -18,7 +18,7 @@ from deferred import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kernels import machine, softmax_dice
+from kernels import activation, machine, softmax_dice
 from kernels.fused import head
 
 # One class is a sigmoid, four are the brain's, sixteen the most.
@@ -175,6 +175,10 @@ def test_logits_that_are_wrong_by_far_or_infinite(classes):
             head.backward(*problem.layer, 0 * problem.diff_dice, 1.0, dst, *diffs)
             exact = softmax_dice.cross_entropy_backward(logits, problem.labels)
             np.testing.assert_allclose(diffs[1], exact.sum(axis=(0, 1, 2, 3)), atol=1e-6)
+            found = poisoned(*logits.shape)
+            head.infer(*problem.layer[:3], found)
+            wanted = activation.sigmoid_forward if classes == 1 else softmax_dice.softmax_forward
+            np.testing.assert_allclose(found, wanted(logits), rtol=1e-6, atol=1e-37)
 
 
 def test_repeats_bit_for_bit_whatever_the_threads():

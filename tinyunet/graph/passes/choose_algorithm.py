@@ -4,7 +4,8 @@
     after     conv(src, tile) where tiles take less time: the larger, the fewer multiplications
 
 A model counts what each costs (``algorithms``). Those that it finds within a factor of the best are timed
-(``measure``), unless the convolution is too small to matter.
+(``measure``), unless the convolution is too small to matter. If the choice is to be deterministic, the best
+of the model is taken: what a clock says differs from run to run, and each algorithm rounds in another way.
 """
 
 from tinyunet.graph.algorithms import Tile, costs
@@ -22,13 +23,15 @@ def choose_algorithm(graph: Graph, options: Options) -> Graph:
     convolutions = [node for node in graph.nodes if node.op in _OPS and node.runs_fused]
     changes = {}
     for node in in_order(convolutions):
-        tile = _choose(node, graph, options.accuracy)
+        tile = _choose(node, graph, options)
         changes[node.name] = [node.with_attributes(tile=tile)]
     return graph.rewrite(changes)
 
 
-def _choose(node: Node, graph: Graph, accuracy: str) -> Tile:
-    found = costs(node, graph, accuracy)
+def _choose(node: Node, graph: Graph, options: Options) -> Tile:
+    found = costs(node, graph, options.accuracy)
     best = min(found.values())
+    if options.deterministic:
+        return min(found, key=found.__getitem__)
     candidates = [tile for tile, cost in found.items() if cost <= _FACTOR * best]
     return fastest(node, graph, candidates) if len(candidates) > 1 else candidates[0]
