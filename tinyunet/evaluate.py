@@ -43,6 +43,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     from tinyunet.files import try_writing, write_json
     from tinyunet.outputs import check_replaceable, signed
     from tinyunet.scores import summary, table
+    from tinyunet.text import printable
 
     with communicator.together():
         if communicator.rank == 0:
@@ -53,7 +54,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
                 options.predictions, options.labels, options.label_values, options.convention
             )
             for note in found.notes():
-                print(note, file=sys.stderr)
+                print(printable(note), file=sys.stderr)
             rows = score_pairs(found)
             if options.json is not None:  # first: the table may go to a pipe that is closed
                 write_json(options.json, signed(summary(rows)), follow_links=True)

@@ -61,7 +61,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     )
     notes = [f"warning: {note}" for found in everything for note in found.notes]
     for line in [*dict.fromkeys(found.written_as for found in everything), *notes]:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     for found in everything:
         volumes = ", ".join(f"{name} {ml:.1f} ml" for name, ml in found.millilitres.items())
         print(printable(f"{found.output}  {volumes}"))

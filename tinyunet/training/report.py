@@ -27,7 +27,7 @@ def plan(settings: Settings, data: Data, model: UNet, ranks: int) -> str:
             printable(f"data     {data.dataset.path}"),
             f"         {printable(', '.join(data.dataset.modalities))}; {len(data.train)} cases to train on, "
             f"{len(data.validation)} to validate on, {len(data.test)} to test on",
-            f"         {read_as(*data.dataset.meaning)}",
+            printable(f"         {read_as(*data.dataset.meaning)}"),
             f"model    U-Net of {count(settings.depth, 'level')} from "
             f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
             f"steps    {count(settings.epochs, 'epoch')}, "

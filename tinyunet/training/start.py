@@ -11,7 +11,7 @@ from tinyunet.data.decathlon import Case, Dataset, check_patch_fits_all, read_da
 from tinyunet.data.nifti import read_header
 from tinyunet.data.spacing import Spacing
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.text import count
+from tinyunet.text import count, printable
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
@@ -107,6 +107,6 @@ def warn_of_images(data: Data, communicator: Communicator, progress: Progress) -
 def warn(notes: Sequence[str], progress: Progress) -> None:
     """Print some warnings, and how many more there are."""
     for note in notes[:_WARNINGS]:
-        progress.line(f"warning: {note}")
+        progress.line(printable(f"warning: {note}"))
     if len(notes) > _WARNINGS:
         progress.line(f"warning: and {count(len(notes) - _WARNINGS, 'file')} more of this kind")
