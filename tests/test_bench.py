@@ -451,7 +451,8 @@ def test_every_pass_is_switched_off_in_turn():
     assert [job.options for job in jobs[:2]] == [{}, {}]
     options = [job.options for job in jobs]
     assert all({"disable": [name]} in options for name in NAMES)
-    assert len(jobs) == 2 + len(NAMES) + 2
+    assert {"deterministic": True} in options
+    assert len(jobs) == 2 + len(NAMES) + 3
 
 
 # ---- end to end ------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """A small data set, a model trained on it, and the commands run in this process."""
 
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from small_runs import SMALL
 from tinyunet import evaluate, predict, train
 from tinyunet.commandline import run
 from tinyunet.data import phantom
-from tinyunet.errors import ENDING
 
 COMMANDS = {"train": train.main, "predict": predict.main, "evaluate": evaluate.main}
 
@@ -47,16 +45,7 @@ def copy(dataset, tmp_path) -> Path:
 
 
 @pytest.fixture
-def signals() -> Iterator[None]:
-    """A command that was asked to end ignores what comes after; the tests after it do not."""
-    before = {number: signal.getsignal(number) for number in ENDING}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def command(capsys, signals) -> Callable[..., Done]:
+def command(capsys) -> Callable[..., Done]:
     """Run a command of this name with these arguments, as ``python -m`` would."""
 
     def call(name: str, *arguments: object) -> Done:

@@ -36,6 +36,7 @@ ARGUMENTS = {
     functional.Dropout: (VOLUME, 0.3, np.random.default_rng(0)),
     losses.DiceSums: (VOLUME, LABELS),
     losses.CrossEntropy: (VOLUME, LABELS),
+    losses.BinaryCrossEntropy: (VOLUME, LABELS),
     Reshape: (VOLUME, (2, -1, 3)),
 }
 
