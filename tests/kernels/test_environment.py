@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numba
 import pytest
 from launcher import launch, needs_mpi
 
@@ -27,8 +28,9 @@ WRONG = {
     "NUMBA_CPU_NAME=i1186": "what LLVM knows; it has no processor 'i1186'",
     "NUMBA_CPU_FEATURES=avx2": "features with + or - before each, as +avx2,-fma",
     "NUMBA_CPU_FEATURES=+avx2,+foo": "what LLVM knows; it has no feature '+foo'",
-    "NUMBA_CACHE_LOCATOR_CLASSES=foo": "names of Numba's cache locators",
 }
+if hasattr(numba.config, "CACHE_LOCATOR_CLASSES"):  # from Numba 0.62 on
+    WRONG["NUMBA_CACHE_LOCATOR_CLASSES=foo"] = "names of Numba's cache locators"
 
 
 def python(program: str, *variables: str) -> subprocess.CompletedProcess[str]:
