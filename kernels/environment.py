@@ -6,13 +6,14 @@ find the same threads.
 How threads wait
     After a parallel loop a thread of GNU OpenMP spins for 3 ms or more before it sleeps, because another
     loop may follow. When other programs want the cores, the spinning thread keeps the thread that it waits
-    for from running. So here threads spin for some tenths of a millisecond, which is longer than most pauses
-    between two kernels, unless the environment says something about it. A step of 16^3 on two threads of
-    an Intel Xeon, nearly alone (the best of 200 runs) and beside a dozen other programs (the median)::
+    for from running. So here threads spin for about a tenth of a millisecond, unless the environment says
+    something about it. A step on two cores of an Intel Xeon, in ms, median (one thread takes 40 and 273)::
 
-        GOMP_SPINCOUNT          1,000   10,000   300,000, OpenMP's own
-        nearly alone            30 ms    23 ms     23 ms
-        beside other programs  361 ms   981 ms  7,455 ms
+        GOMP_SPINCOUNT                          1,000   3,000   10,000   300,000, OpenMP's own
+        16^3, no other program                     35      30       26        25
+        16^3, another program computes             55      76      132       141
+        16^3, a dozen programs compute            361               981     7,455
+        64^3, no other program                    158     156      150       151
 
     OpenMP reads the environment once, when it is loaded. So it is loaded here with the variable set, and
     the variable is then removed: programs that this one starts do not inherit it, and neither does the
@@ -37,7 +38,7 @@ from typing import Any
 
 from kernels import limits
 
-_SPINS = "10000"
+_SPINS = "3000"
 _LAYERS = ("default", "omp", "tbb", "workqueue", "safe", "threadsafe", "forksafe")
 _VALUES = {"NUMBA_OPT": "0, 1, 2, 3 or max"}
 _NEED_TBB = ("tbb", "safe")

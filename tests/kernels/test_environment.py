@@ -152,7 +152,7 @@ def spins(run: subprocess.CompletedProcess[str]) -> list[str]:
 @pytest.mark.parametrize("way", WAYS_IN)
 def test_every_way_in_has_threads_that_sleep(way):
     run = python(WAYS_IN[way] + LOOP, "OMP_DISPLAY_ENV=verbose")
-    assert spins(run) == ["10000"]
+    assert spins(run) == ["3000"]
 
 
 @needs_openmp
@@ -177,7 +177,7 @@ def test_openmp_that_is_loaded_already_is_told():
         run = python(program, *variables)
         if "OSError" in run.stderr:
             pytest.skip("no libgomp.so.1 where the system looks")
-        assert run.stderr.count("import tinyunet first, or set GOMP_SPINCOUNT=10000") == warned
+        assert run.stderr.count("import tinyunet first, or set GOMP_SPINCOUNT=3000") == warned
 
 
 # 60 loops on two threads, each followed by a pause in which spinning threads do not sleep.
