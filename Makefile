@@ -12,11 +12,11 @@ BIN := .venv/bin
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m tinyunet.train
 
-# Most tests are one process that compiles kernels: two at a time. Those of commands and ranks start
-# processes of their own, and some watch the clock: one at a time.
+# Two tests at a time. Those of commands and ranks come after the others, which have compiled the kernels:
+# some of them watch the clock.
 test: setup
 	$(BIN)/python -m pytest -n 2 --ignore=tests/commands --ignore=tests/parallel
-	$(BIN)/python -m pytest tests/commands tests/parallel
+	$(BIN)/python -m pytest -n 2 tests/commands tests/parallel
 
 check: lint test
 
