@@ -66,6 +66,11 @@ def forked(net: Any, x: Tensor) -> Tensor:
     return net.third(F.relu(net.a(y))) + F.relu(net.b(y))
 
 
+def read_twice(net: Any, x: Tensor) -> Tensor:
+    y = net.second(x)
+    return net.third(F.concatenate(net.up(F.max_pool3d(F.relu(y))), y))
+
+
 UNUSUAL: dict[str, Callable[[], Net]] = {
     "weights that are computed": lambda: Net(standardised, second=conv(16, 16)),
     "weights of another shape": lambda: Net(
@@ -125,6 +130,9 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
         norm=BatchNorm(16),
     ),
     "quotients": lambda: Net(lambda net, x: x / net.part + 1 / (x * x + 2.0), part=learned(16)),
+    "a convolution read before its ReLU and after it": lambda: Net(
+        read_twice, second=conv(16, 16), up=ConvTranspose3d(16, 16), third=conv(32, 16, 1)
+    ),
     "a layer twice": lambda: (
         lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer)
     )(conv(16, 16)),

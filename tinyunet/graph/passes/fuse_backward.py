@@ -55,6 +55,8 @@ def _fuse_accumulate(graph: Graph, node: Node) -> Graph:
         if found is None:
             continue
         made, role = found
+        if f"mask{suffix(role)}.x" in made.inputs:  # it would mask the other gradient, too
+            continue
         accumulate = f"accumulate{suffix(role)}"
         earlier = [n.name for n in graph.nodes[: graph.nodes.index(made)]]
         before = graph.producer(node.inputs[other])
