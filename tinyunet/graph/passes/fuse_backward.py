@@ -55,9 +55,9 @@ def _fuse_accumulate(graph: Graph, node: Node) -> Graph:
         if found is None:
             continue
         made, role = found
-        if f"mask{suffix(role)}.x" in made.inputs:  # it would mask the other gradient, too
-            continue
         accumulate = f"accumulate{suffix(role)}"
+        if {f"mask{suffix(role)}.x", accumulate} & {*made.inputs}:
+            continue  # it would mask the other gradient, too, or forget one
         earlier = [n.name for n in graph.nodes[: graph.nodes.index(made)]]
         before = graph.producer(node.inputs[other])
         if before is None or before.name not in earlier or made.op not in ADDS:
