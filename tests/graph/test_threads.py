@@ -108,7 +108,8 @@ class TestPrediction:
         assert_same(at_once(threads, calls), expected * 6)
 
     def test_of_other_shapes_and_thread_counts(self):
-        predict = predictor(small())
+        # What is fastest, and so rounding, may depend on the number of threads.
+        predict = predictor(small(), deterministic=True)
         batches = [images(1, (1, side, 12, 8, 4))[0] for side in (6, 8, 10, 12)]  # one is dropped
         expected = [predict(each) for each in batches]
 
