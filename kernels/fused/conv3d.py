@@ -37,6 +37,7 @@ from kernels.conv3d.winograd import (
     weight_gradient,
 )
 from kernels.conv3d.winograd.sums import brick_chunks
+from kernels.fused.statistics import mend_moments
 from kernels.fused.tensors import NO_MASK, Gradient, Mask, Source
 from kernels.layout import blocks, pack_weights, weights_order
 from kernels.simd import LANES
@@ -209,6 +210,7 @@ def forward(
     """
     epilogue = plain_epilogue(dst, bias)._replace(moments=moments)
     _convolve(p, _prologue(p, a, b), packed, epilogue, adjoint=False)
+    mend_moments(dst, moments)
 
 
 def backward_data(

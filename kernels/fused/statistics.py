@@ -215,6 +215,7 @@ def gather_moments(x: Floats, moments: Doubles) -> None:
         Filled with count, mean and M2 of each band (`kernels.fused.epilogue`).
     """
     _gather_moments(x.reshape(-1), x.shape, moments.reshape(-1))
+    mend_moments(x, moments)
 
 
 @parallel_kernel

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kernels.conv3d.bricks import NO_MOMENTS
 from kernels.fused import conv3d, conv_transpose3d
-from kernels.fused.statistics import mend_moments
 from kernels.fused.tensors import NO_MASK, NO_SOURCE, Mask
 from kernels.layout import blocks
 from kernels.memory import empty
@@ -130,15 +130,8 @@ def _forward(b: Binder) -> Call:
     packed, dst = b.array("weights").reshape(conv3d.packed_shape(plan)), b.array("dst")
     no_bias = np.zeros(blocks(b.value("dst").shape[-1]) * LANES, np.float32)
     bias = b.array("bias") if b.has("bias") else no_bias
-    if not b.has("moments"):
-        return lambda: conv3d.forward(plan, a, other, packed, bias, dst)
-    moments = b.array("moments")
-
-    def run() -> None:
-        conv3d.forward(plan, a, other, packed, bias, dst, moments)
-        mend_moments(dst, moments)
-
-    return run
+    moments = b.array("moments") if b.has("moments") else NO_MOMENTS
+    return lambda: conv3d.forward(plan, a, other, packed, bias, dst, moments)
 
 
 def _backward_data(b: Binder) -> Call:
