@@ -12,7 +12,7 @@ from PIL import Image
 from tinyunet.data import phantom
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.training.start import PHANTOM_SEED, PHANTOM_SHAPE
-from tinyunet.viz.cases import plot_cases
+from tinyunet.viz.volumes import plot_cases
 
 # Tumours of three sizes and places.
 SHOWN = (1, 3, 8)
@@ -22,9 +22,7 @@ def main() -> None:
     """Make the first phantoms of the training's data set, and draw three of them."""
     path = sys.argv[1] if len(sys.argv) > 1 else "phantom.png"
     with tempfile.TemporaryDirectory() as folder:
-        made = phantom.make_dataset(
-            Path(folder) / "phantoms", max(SHOWN) + 1, PHANTOM_SHAPE, PHANTOM_SEED
-        )
+        made = phantom.make_dataset(Path(folder) / "phantoms", max(SHOWN) + 1, PHANTOM_SHAPE, PHANTOM_SEED)
         dataset = read_dataset(made)
         cases = [dataset.cases[number] for number in SHOWN]
         plot_cases(cases, path, dataset.modalities, dataset.labels[1:])

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from kernels import machine
-from kernels.conv3d import direct, naive
+from kernels.base import machine
+from kernels.ladder import direct, naive
 
 
 def main() -> None:
@@ -32,9 +32,7 @@ def main() -> None:
         gflops = 2 * 27 * 16 * 16 * 32**3 / min(seconds) / 1e9
         print(f"{rung.__name__:24s} {gflops:7.1f} GFLOP/s")
     print(f"largest difference {np.abs(results[naive] - results[direct]).max():.1e}")
-    print(
-        f"noise before {volume[0, :4].std():.3f}, after {results[direct][0, 1:3, 2:-2, 2:-2].std():.3f}"
-    )
+    print(f"noise before {volume[0, :4].std():.3f}, after {results[direct][0, 1:3, 2:-2, 2:-2].std():.3f}")
 
 
 if __name__ == "__main__":

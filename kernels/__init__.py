@@ -8,4 +8,4 @@ weights are ``OIdhw``. Nothing here knows of tensors, tapes or models: a kernel 
 nothing but arrays.
 """
 
-from kernels import environment as environment
+from kernels.base import environment as environment

@@ -36,9 +36,7 @@ def assert_close(actual: Array, expected: Array, bound: float, name: str = "") -
     largest = np.abs(expected).max()
     error = np.abs(actual.astype(np.float64) - expected).max()
     # Written so that NaN fails.
-    assert error <= bound * largest, (
-        f"{name}: error {error:.3g} of {largest:.3g}, bound {bound:.3g}"
-    )
+    assert error <= bound * largest, f"{name}: error {error:.3g} of {largest:.3g}, bound {bound:.3g}"
 
 
 @contextmanager

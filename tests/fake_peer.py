@@ -64,6 +64,5 @@ def convolution(src, weights, diff_dst):
     """Zeros: wrong."""
     zeros = {"forward": diff_dst, "backward_data": src, "backward_weights": weights}
     return {
-        name: (lambda array=array: np.zeros_like(array), lambda array: array)
-        for name, array in zeros.items()
+        name: (lambda array=array: np.zeros_like(array), lambda array: array) for name, array in zeros.items()
     }

@@ -30,13 +30,13 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from tinyunet import checkpoint, prediction
+from tinyunet.common.errors import UserError
 from tinyunet.data.nifti import DataError, read_labels, read_shape, read_volume
-from tinyunet.errors import UserError
-from tinyunet.inference import segment
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.scores import overall
+from tinyunet.segmentation import checkpoint, prediction
+from tinyunet.segmentation.scores import overall
+from tinyunet.segmentation.sliding_window import segment
 from tinyunet.training import resume
 from tinyunet.training.run import schedule
 from tinyunet.training.settings import Settings
@@ -194,9 +194,7 @@ STATE: dict[str, Any] = {
     "steps": 3,
     "sums": [1.5, 2.0, 3.0, 4.0],
     "seconds": 0.5,
-    "history": [
-        {"epoch": 1, "loss": 0.5, "dice": 0.25, "validation": SCORES, "lr": 0.01, "seconds": 1.0}
-    ],
+    "history": [{"epoch": 1, "loss": 0.5, "dice": 0.25, "validation": SCORES, "lr": 0.01, "seconds": 1.0}],
     "validation": SCORES,
     "modalities": ["FLAIR", "T1w"],
     "labels": ["background", "edema", "core"],
@@ -282,9 +280,9 @@ def change_array(found: dict[str, Any], generator: Generator) -> None:
         numbers = [n for n in NUMBERS if np.isfinite(n) or array.dtype.kind == "f"]
         with np.errstate(all="ignore"):
             found[name] = array = array.copy()
-            array.flat[generator.integers(array.size)] = np.asarray(
-                one_of(generator, numbers)
-            ).astype(array.dtype)
+            array.flat[generator.integers(array.size)] = np.asarray(one_of(generator, numbers)).astype(
+                array.dtype
+            )
     elif kind in ("delete", "rename"):
         del found[name]
     if kind in ("rename", "add"):

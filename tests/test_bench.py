@@ -14,7 +14,7 @@ import pytest
 from launcher import needs_mpi
 from PIL import Image
 
-from kernels import machine
+from kernels.base import machine
 from tinyunet import bench
 from tinyunet.benchmarks import conv, mpi, nets, race, systems
 from tinyunet.benchmarks.peers import ours
@@ -23,7 +23,7 @@ from tinyunet.benchmarks.process import Process, WorkerError
 from tinyunet.benchmarks.race import Outcome, Result
 from tinyunet.benchmarks.systems import EAGER, PEERS, TENSORFLOW, Job, System
 from tinyunet.commandline import run
-from tinyunet.errors import AgreedError
+from tinyunet.common.errors import AgreedError
 from tinyunet.parallel.options import ALLREDUCES
 
 FAKE = System("fake", "Fake", "numpy", "fake_peer", ("step", "infer", "conv"))
@@ -118,10 +118,7 @@ MISTAKES = {
     "a turned kernel": ("step", turn_kernel),
     "concatenation": ("step", concatenate_the_other_way),
     "no bias": ("step", forget_bias_of_head),
-    "statistics": (
-        "infer",
-        swap("encoder.0.norm1.running_mean", "encoder.0.norm1.running_variance"),
-    ),
+    "statistics": ("infer", swap("encoder.0.norm1.running_mean", "encoder.0.norm1.running_variance")),
     "no statistics": ("infer", forget_statistics),
 }
 
@@ -330,14 +327,7 @@ def test_tables_and_files(table, made_up_race, command, tmp_path, monkeypatch):
     label = "infer" if table == "infer" else "memory" if table == "memory" else "step"
     threads = 1 if table == "scaling" else 2
     ms = (800.0 / threads, 400.0 / threads, 2000.0 / threads)
-    assert tuple(first.values()) == (
-        "tinyunet eager",
-        f"{label}, batch 2, 4 filters",
-        16,
-        threads,
-        *ms,
-        1.0,
-    )
+    assert tuple(first.values()) == ("tinyunet eager", f"{label}, batch 2, 4 filters", 16, threads, *ms, 1.0)
     with Image.open(tmp_path / "picture.png") as picture:
         assert min(picture.size) > 100
         assert len(picture.getcolors(1 << 20)) > 10
@@ -348,9 +338,7 @@ def test_allreduce_table_and_files(command, tmp_path, monkeypatch):
     files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
     code, out, err = command("allreduce", "--ranks", 4, *files)
     assert code == 0, err
-    assert re.search(
-        r"^bytes +mpi us +ring us +recursive-halving us +bound us +mpi GB/s", out, re.M
-    )
+    assert re.search(r"^bytes +mpi us +ring us +recursive-halving us +bound us +mpi GB/s", out, re.M)
     # 2 x 3 / 4 exchanges of 20 us + 1.024 us.
     assert re.search(r"^1,024 +42\.0 +42\.0 +42\.0 +31\.5 +0\.02", out, re.MULTILINE)
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -444,7 +432,7 @@ def test_thread_counts():
 
 
 def test_every_pass_is_switched_off_in_turn():
-    from tinyunet.graph.passes import NAMES
+    from tinyunet.compiler.passes import NAMES
 
     settings = nets.Settings("passes", 16, 1, 4, 1, 1, [])
     jobs, _ = nets.entrants(settings)
@@ -536,9 +524,7 @@ def test_conv_names_a_wrong_peer():
     names = [{m.name for m in measurements if m.layer == layer} for layer in layers]
     # There is no Winograd of a kernel of 1.
     assert names == [{*conv.RUNGS, conv.FUSED}, {*conv.RUNGS, conv.FUSED} - {"winograd"}]
-    assert failures == [
-        "Fake:   4 ->  16    6^3 k3: forward is wrong by 1.0e+00 of the largest value"
-    ]
+    assert failures == ["Fake:   4 ->  16    6^3 k3: forward is wrong by 1.0e+00 of the largest value"]
 
 
 # ---- wrong options ---------------------------------------------------------------------------------

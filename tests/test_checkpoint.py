@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tinyunet.autograd import no_grad
-from tinyunet.checkpoint import CheckpointError, load, save, seal
 from tinyunet.nn import Parameter
 from tinyunet.optim import SGD, Adam
+from tinyunet.segmentation.checkpoint import CheckpointError, load, save, seal
 from tinyunet.unet import UNet
 
 STATE = {"epoch": 3, "labels": ["background", "edema"], "validation": {"regions": {}}}
@@ -59,9 +59,7 @@ def test_everything_comes_back_bit_for_bit(trained):
 def test_a_model_of_float64_stays_one(tmp_path):
     model = make_model().astype(np.float64)
     optimizer = Adam(model.parameters(), lr=0.01)
-    optimizer.flat_gradients[:] = np.random.default_rng(0).standard_normal(
-        optimizer.flat_gradients.size
-    )
+    optimizer.flat_gradients[:] = np.random.default_rng(0).standard_normal(optimizer.flat_gradients.size)
     optimizer.step()
     save(tmp_path / "a.npz", model, optimizer, STATE)
     found = load(tmp_path / "a.npz")
@@ -80,9 +78,7 @@ def test_what_could_not_be_loaded_is_not_saved(trained):
         save(path, model, optimizer, STATE, {"z": np.array([None])})
     own = model.parameters()
     foreign = Adam([*own, Parameter(np.zeros(3, np.float32))])
-    with pytest.raises(
-        ValueError, match=rf"parameter {len(own)} of shape \(3,\) is not the model's"
-    ):
+    with pytest.raises(ValueError, match=rf"parameter {len(own)} of shape \(3,\) is not the model's"):
         save(path, model, foreign, STATE)
     assert path.read_bytes() == before
 
@@ -348,8 +344,7 @@ def test_each_entry_of_a_wrong_kind_is_told_in_one_line(trained, part, name, val
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("depth", 30), ("filters", 10**6), ("in_channels", 10**9), ("classes", 10**9)],
+    ("name", "value"), [("depth", 30), ("filters", 10**6), ("in_channels", 10**9), ("classes", 10**9)]
 )
 def test_a_model_larger_than_its_file_is_not_even_made(trained, name, value):
     found = load(rewritten(trained[0], with_header(lambda h: h["config"].update({name: value}))))

@@ -65,6 +65,4 @@ DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("http") or (ROOT / document).parent.joinpath(target).exists(), (
-            target
-        )
+        assert target.startswith("http") or (ROOT / document).parent.joinpath(target).exists(), target

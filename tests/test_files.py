@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tinyunet import files
-from tinyunet.errors import AgreedError, UserError, as_user_error
-from tinyunet.files import atomic, can_be_written, open_file, read_json, write_json
+from tinyunet.common import files
+from tinyunet.common.errors import AgreedError, UserError, as_user_error
+from tinyunet.common.files import atomic, can_be_written, open_file, read_json, write_json
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path):
@@ -80,9 +80,7 @@ def test_json_is_readable_and_has_no_nan(tmp_path):
 
 
 def test_errors_that_the_user_can_put_right_are_one_line():
-    assert (
-        str(as_user_error(FileNotFoundError(2, "No such file", "a.nii"))) == "a.nii: No such file"
-    )
+    assert str(as_user_error(FileNotFoundError(2, "No such file", "a.nii"))) == "a.nii: No such file"
     assert str(as_user_error(OSError(28, "No space left on device"))) == "No space left on device"
     assert str(as_user_error(MemoryError("8 GiB\nwanted"))) == "out of memory: 8 GiB wanted"
     agreed = AgreedError("as it is")
@@ -162,8 +160,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"{", b"[" * 100_000, b"NaN", b'{"a": -Infinity}', b"9" * 5000, b"\xff", b"\0" * 9, b""],
+    "content", [b"{", b"[" * 100_000, b"NaN", b'{"a": -Infinity}', b"9" * 5000, b"\xff", b"\0" * 9, b""]
 )
 def test_what_is_not_json_is_an_error_of_one_line(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)

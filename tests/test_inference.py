@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet.autograd import Tensor
-from tinyunet.inference import (
+from tinyunet.nn import Module
+from tinyunet.segmentation.sliding_window import (
     gaussian_weights,
     patch_for,
     patch_starts,
     predict_volume,
     segment,
 )
-from tinyunet.nn import Module
 from tinyunet.unet import UNet
 
 sizes = st.tuples(*[st.integers(1, 11)] * 3)

@@ -8,55 +8,39 @@ from pathlib import Path
 
 import pytest
 
-from kernels import compiled_files
+from kernels.base import compiled_files
 
 ROOT = Path(__file__).parents[1]
 
 # A line may import what stands above it, and parts of its own package; not what stands beside it.
 # The name of a package alone is its __init__.
 KERNELS = """
-    limits
-    environment
+    base
     kernels
-    compiled_files linking
-    compiler
-    checks memory
-    chunks exponential
-    simd
-    arrays streaming
-    machine
-    layout
+    ladder
+    deferred
     conv3d
-    activation
-    batch_norm bfloat16 concat conv_transpose3d optimizers pooling softmax_dice upsample
-    fused
+    ops
 """
 TINYUNET = """
-    checks crew text turns verbose
-    errors schema screen
-    files
-    archive outputs
-    context
+    common
+    engine
     autograd
     functional
     nn
     unet
     losses
-    metrics
     optim
-    graph
+    compiler
     tinyunet
     data
     parallel
-    checkpoint
-    inference
+    segmentation
     viz
-    meaning scores
-    evaluation prediction
     commandline
     training
     benchmarks
-    bench evaluate predict train
+    bench evaluate graph predict train
 """
 LAYERS = {"kernels": KERNELS, "tinyunet": TINYUNET}
 
@@ -176,15 +160,15 @@ def test_nothing_is_executed_from_text():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("kernels.layout", "from tinyunet.nn import Module"),
-        ("kernels.simd", "from kernels.conv3d import direct"),
-        ("kernels.pooling", "import kernels.concat"),
+        ("kernels.base.layout", "from tinyunet.nn import Module"),
+        ("kernels.base.simd", "from kernels.conv3d import direct"),
+        ("kernels.conv3d.slab", "import kernels.ops.concat"),
         ("tinyunet.autograd", "def late():\n    from tinyunet import functional"),
         ("tinyunet.nn", "import tinyunet.unet"),
         ("tinyunet.losses", "from tinyunet import UNet"),
         ("tinyunet.train", "from tinyunet.bench import main"),
         ("tinyunet.training.loop", "from tinyunet.train import main"),
-        ("tinyunet.graph.ir", "from tinyunet.graph.__main__ import main"),
+        ("tinyunet.compiler.ir", "from tinyunet.graph import main"),
     ],
 )
 def test_the_check_finds_an_arrow_up(module, source):
@@ -194,7 +178,7 @@ def test_the_check_finds_an_arrow_up(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("kernels.conv3d.plan", "from kernels.conv3d import direct"),
+        ("kernels.conv3d.dispatch", "from kernels.conv3d import direct"),
         ("tinyunet.unet", "import kernels.conv3d\nfrom tinyunet.nn import Module"),
         ("tinyunet.train", "from tinyunet.training.run import train\nimport numpy.typing as npt"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyunet.scores import mean, overall, score, summary, table
+from tinyunet.segmentation.scores import mean, overall, score, summary, table
 
 BRAIN = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
@@ -15,9 +15,7 @@ def test_classes_and_regions_have_their_own_dice():
     assert scores["classes"] == pytest.approx(
         {"edema": 2 / 3, "non-enhancing tumor": 1 / 2, "enhancing tumour": 2 / 3}
     )
-    assert scores["regions"] == pytest.approx(
-        {"whole tumour": 1.0, "tumour core": 6 / 7, "enhancing": 2 / 3}
-    )
+    assert scores["regions"] == pytest.approx({"whole tumour": 1.0, "tumour core": 6 / 7, "enhancing": 2 / 3})
     assert overall(scores) == pytest.approx((1 + 6 / 7 + 2 / 3) / 3)
 
 

@@ -9,22 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyunet.errors import UserError
-from tinyunet.scores import table
-from tinyunet.screen import nowhere, screen
-from tinyunet.text import aligned, in_bytes, printable
+from tinyunet.common.errors import UserError
+from tinyunet.common.screen import nowhere, screen
+from tinyunet.common.text import aligned, in_bytes, printable
+from tinyunet.segmentation.scores import table
 
 # Beginning with what strangers would write: escape sequences, line ends, directions, bytes that are no text.
 NAMES = st.sampled_from(
-    [
-        "\x1b[2J",
-        "a\nTraceback",
-        "x\ry",
-        "\x9b31m",
-        "r\u202eight",
-        "\u2028",
-        os.fsdecode(b"M\xfcller"),
-    ]
+    ["\x1b[2J", "a\nTraceback", "x\ry", "\x9b31m", "r\u202eight", "\u2028", os.fsdecode(b"M\xfcller")]
 ) | st.text(st.characters(categories=("C", "Z", "L")))
 
 

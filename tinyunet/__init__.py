@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyunet.autograd import Function, Tensor, no_grad
-    from tinyunet.graph import compile
+    from tinyunet.compiler import compile
     from tinyunet.nn import Module, Parameter
     from tinyunet.optim import SGD, Adam
     from tinyunet.unet import UNet
@@ -24,20 +24,10 @@ _HOMES = {
     "SGD": "tinyunet.optim",
     "Tensor": "tinyunet.autograd",
     "UNet": "tinyunet.unet",
-    "compile": "tinyunet.graph",
+    "compile": "tinyunet.compiler",
     "no_grad": "tinyunet.autograd",
 }
-__all__ = [
-    "SGD",
-    "Adam",
-    "Function",
-    "Module",
-    "Parameter",
-    "Tensor",
-    "UNet",
-    "compile",
-    "no_grad",
-]
+__all__ = ["SGD", "Adam", "Function", "Module", "Parameter", "Tensor", "UNet", "compile", "no_grad"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from tinyunet.context import Array, Context, Gradients, Leaf, Listener
-from tinyunet.turns import one_at_a_time
+from tinyunet.common.turns import one_at_a_time
+from tinyunet.engine.context import Array, Context, Gradients, Leaf, Listener
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = int | slice | EllipsisType | None
@@ -55,9 +55,7 @@ def is_recording() -> bool:
 
 
 @contextmanager
-def intercept(
-    tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None",
-) -> Iterator[None]:
+def intercept(tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None") -> Iterator[None]:
     """Inside, no operator runs: each call of ``Function.apply`` is handed to ``tracer`` instead.
 
     None: inside they run again.
@@ -152,10 +150,7 @@ class Tensor:
 
     def __init__(self, data: ArrayLike, requires_grad: bool = False) -> None:
         array = _numbers(data)
-        is_float = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in (
-            "f4",
-            "f8",
-        )
+        is_float = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in ("f4", "f8")
         self.data: Array = array if is_float else array.astype(np.float32)
         self.grad: Array | None = None
         self.requires_grad = requires_grad

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from tinyunet.benchmarks.systems import PEERS, choose
 from tinyunet.commandline import Parser, check_threads, load_machine, number, run, whole_number
-from tinyunet.errors import AgreedError
-from tinyunet.files import can_be_written, write_json
-from tinyunet.outputs import NOT_OURS, is_replaceable, signed
+from tinyunet.common.errors import AgreedError
+from tinyunet.common.files import can_be_written, write_json
+from tinyunet.common.outputs import NOT_OURS, is_replaceable, signed
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.viz import FORMATS, attempt
 
@@ -82,9 +82,7 @@ def _add_options(table: Any, name: str) -> None:
         + {"scaling": "; the most of them", "conv": ", compared with one"}.get(name, "")
         + " (default: all cores)",
     )
-    peers = [
-        s.key for s in PEERS if {"infer": "infer", "conv": "conv"}.get(name, "step") in s.cases
-    ]
+    peers = [s.key for s in PEERS if {"infer": "infer", "conv": "conv"}.get(name, "step") in s.cases]
     alone = name in ("passes", "scaling")
     table.add_argument(
         "--against",
@@ -92,8 +90,7 @@ def _add_options(table: Any, name: str) -> None:
         choices=peers,
         default=[] if alone else peers,
         metavar="PEER",
-        help=f"of {', '.join(peers)} "
-        f"(default: {'none' if alone else 'all; none if nothing follows'})",
+        help=f"of {', '.join(peers)} (default: {'none' if alone else 'all; none if nothing follows'})",
     )
     if name != "conv":
         table.add_argument(
@@ -150,9 +147,7 @@ def _add_files(table: Any) -> None:
         metavar="FILE",
         help=f"draw a picture: {', '.join(FORMATS)} (of ranks: NAME-ranks)",
     )
-    table.add_argument(
-        "--json", type=_new_file, metavar="FILE", help="write the machine and all figures"
-    )
+    table.add_argument("--json", type=_new_file, metavar="FILE", help="write the machine and all figures")
 
 
 def _size(text: str) -> int:
@@ -238,7 +233,8 @@ def _nets(options: Namespace, _: float) -> Found:
 
 
 def _scaling(options: Namespace, peak: float) -> Found:
-    from tinyunet.benchmarks import mpi, scaling
+    from tinyunet.benchmarks import mpi
+    from tinyunet.benchmarks import rank_scaling as scaling
 
     found = _nets(options, peak)
     if options.ranks is None and mpi.mpirun() is None:

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NoReturn
 
-from tinyunet import verbose
-from tinyunet.data.conventions import CONVENTIONS
-from tinyunet.errors import (
+from tinyunet.common import verbose
+from tinyunet.common.errors import (
     ENDING,
     AgreedError,
     Interrupted,
@@ -26,9 +25,10 @@ from tinyunet.errors import (
     as_user_error,
     one_line,
 )
+from tinyunet.common.screen import nowhere, screen
+from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
-from tinyunet.screen import nowhere, screen
 
 # Seconds among which the ranks' turns to speak are spread.
 _TURNS = 2.0
@@ -95,8 +95,7 @@ def add_execution(group: Any) -> None:
     group.add_argument(
         "--eager",
         action="store_true",
-        help="run the model's operators one after the other, not the compiled graph: slower, for "
-        "comparison",
+        help="run the model's operators one after the other, not the compiled graph: slower, for comparison",
     )
     group.add_argument(
         "--accuracy",
@@ -158,14 +157,14 @@ def use_threads(asked: int | None, communicator: Communicator) -> int:
 
 
 def load_machine() -> ModuleType:
-    """Return :mod:`kernels.machine`, late: so a wrong option is told before Numba is loaded.
+    """Return :mod:`kernels.base.machine`, late: so a wrong option is told before Numba is loaded.
 
     Raises
     ------
     OSError
         If the environment has a variable that kernels cannot run with.
     """
-    from kernels import environment, machine
+    from kernels.base import environment, machine
 
     if machine.is_interpreted():
         raise environment.refusal("NUMBA_DISABLE_JIT", "0: most kernels run only compiled")
@@ -301,9 +300,7 @@ def _failed(program: str, communicator: Communicator, error: BaseException) -> N
         communicator.abort(code)
 
 
-def _interrupted(
-    program: str, communicator: Communicator, interrupt: KeyboardInterrupt
-) -> NoReturn:
+def _interrupted(program: str, communicator: Communicator, interrupt: KeyboardInterrupt) -> NoReturn:
     """Leave at once after a signal, without waiting for other ranks, which may be anywhere.
 
     No rank ends MPI in order, because that would be another wait for all.

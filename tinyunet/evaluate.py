@@ -14,9 +14,7 @@ def make_parser() -> Parser:
         description="Print Dice of each case, class and tumour region, and their means.",
         epilog="Dice of what is absent from both prediction and truth is 1, from one of them 0.",
     )
-    parser.add_argument(
-        "predictions", metavar="PREDICTIONS", help="a label file, or a folder of them"
-    )
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="a label file, or a folder of them")
     parser.add_argument(
         "labels",
         metavar="LABELS",
@@ -39,20 +37,18 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     """Read the options, compare, and print the table."""
     options = make_parser().parse_args(arguments)
     # Imported here, so that a wrong option is told at once.
-    from tinyunet.evaluation import find_pairs, score_pairs
-    from tinyunet.files import try_writing, write_json
-    from tinyunet.outputs import check_replaceable, signed
-    from tinyunet.scores import summary, table
-    from tinyunet.text import printable
+    from tinyunet.common.files import try_writing, write_json
+    from tinyunet.common.outputs import check_replaceable, signed
+    from tinyunet.common.text import printable
+    from tinyunet.segmentation.evaluation import find_pairs, score_pairs
+    from tinyunet.segmentation.scores import summary, table
 
     with communicator.together():
         if communicator.rank == 0:
             if options.json is not None:
                 try_writing(options.json, follow_links=True)
                 check_replaceable("--json", options.json)
-            found = find_pairs(
-                options.predictions, options.labels, options.label_values, options.convention
-            )
+            found = find_pairs(options.predictions, options.labels, options.label_values, options.convention)
             for note in found.notes():
                 print(printable(note), file=sys.stderr)
             rows = score_pairs(found)

@@ -12,20 +12,19 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-import kernels.activation
-import kernels.batch_norm
-import kernels.concat
 import kernels.conv3d
-import kernels.conv_transpose3d
-import kernels.pooling
-import kernels.softmax_dice
-import kernels.upsample
-from kernels.batch_norm import Combine
-from kernels.checks import Triple, tensor, triple
+import kernels.ops.activation
+import kernels.ops.batch_norm
+import kernels.ops.concat
+import kernels.ops.conv_transpose3d
+import kernels.ops.pooling
+import kernels.ops.softmax_dice
+import kernels.ops.upsample
+from kernels.base.arguments import Combine, Triple, tensor, triple
 from tinyunet.autograd import Function, Tensor
-from tinyunet.checks import fraction
-from tinyunet.context import Array, Context, Gradients
-from tinyunet.turns import one_at_a_time
+from tinyunet.common.checks import fraction
+from tinyunet.common.turns import one_at_a_time
+from tinyunet.engine.context import Array, Context, Gradients
 
 
 class Convolution(Function):
@@ -66,7 +65,7 @@ class Convolution(Function):
 class TransposedConvolution(Convolution):
     """A convolution's gradient by its source, as an operator; weights are (IC, OC, KD, KH, KW)."""
 
-    module = kernels.conv_transpose3d
+    module = kernels.ops.conv_transpose3d
 
 
 class MaxPooling(Function):
@@ -74,7 +73,7 @@ class MaxPooling(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array, size: Triple) -> Array:
-        dst, argmax = kernels.pooling.max_pool_forward(src, size)
+        dst, argmax = kernels.ops.pooling.max_pool_forward(src, size)
         ctx.save(argmax)
         ctx.src_shape, ctx.size = src.shape, size
         return dst
@@ -82,7 +81,7 @@ class MaxPooling(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (argmax,) = ctx.saved
-        return (kernels.pooling.max_pool_backward(gradient, argmax, ctx.src_shape, ctx.size),)
+        return (kernels.ops.pooling.max_pool_backward(gradient, argmax, ctx.src_shape, ctx.size),)
 
 
 class Upsampling(Function):
@@ -91,11 +90,11 @@ class Upsampling(Function):
     @staticmethod
     def forward(ctx: Context, src: Array, factor: Triple) -> Array:
         ctx.factor = factor
-        return kernels.upsample.forward(src, factor)
+        return kernels.ops.upsample.forward(src, factor)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        return (kernels.upsample.backward(gradient, ctx.factor),)
+        return (kernels.ops.upsample.backward(gradient, ctx.factor),)
 
 
 class BatchNormTraining(Function):
@@ -118,9 +117,7 @@ class BatchNormTraining(Function):
     ) -> Array:
         for name, running in (("mean", running_mean), ("variance", running_variance)):
             tensor(f"running_{name}", running, shape=scale.shape, dtype=scale.dtype)
-        dst, mean, variance = kernels.batch_norm.forward_training(
-            src, scale, shift, epsilon, combine
-        )
+        dst, mean, variance = kernels.ops.batch_norm.forward_training(src, scale, shift, epsilon, combine)
         with one_at_a_time:  # another thread may train, too, or predict with them
             for running, batch in ((running_mean, mean), (running_variance, variance)):
                 running *= momentum
@@ -132,9 +129,7 @@ class BatchNormTraining(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         src, scale, mean, variance = ctx.saved
-        return kernels.batch_norm.backward(
-            gradient, src, scale, mean, variance, ctx.epsilon, ctx.combine
-        )
+        return kernels.ops.batch_norm.backward(gradient, src, scale, mean, variance, ctx.epsilon, ctx.combine)
 
 
 class BatchNormInference(Function):
@@ -142,17 +137,11 @@ class BatchNormInference(Function):
 
     @staticmethod
     def forward(
-        ctx: Context,
-        src: Array,
-        scale: Array,
-        shift: Array,
-        mean: Array,
-        variance: Array,
-        epsilon: float,
+        ctx: Context, src: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float
     ) -> Array:
         ctx.save(src, scale, mean, variance)
         ctx.epsilon = epsilon
-        return kernels.batch_norm.forward_inference(src, scale, shift, mean, variance, epsilon)
+        return kernels.ops.batch_norm.forward_inference(src, scale, shift, mean, variance, epsilon)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
@@ -169,14 +158,14 @@ class Relu(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array) -> Array:
-        dst = kernels.activation.relu_forward(src)
+        dst = kernels.ops.activation.relu_forward(src)
         ctx.save(dst)
         return dst
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (dst,) = ctx.saved
-        return (kernels.activation.relu_backward(gradient, dst),)
+        return (kernels.ops.activation.relu_backward(gradient, dst),)
 
 
 class LeakyRelu(Function):
@@ -184,7 +173,7 @@ class LeakyRelu(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array, slope: float) -> Array:
-        dst = kernels.activation.leaky_relu_forward(src, slope)
+        dst = kernels.ops.activation.leaky_relu_forward(src, slope)
         ctx.save(dst)
         ctx.slope = slope
         return dst
@@ -192,7 +181,7 @@ class LeakyRelu(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (dst,) = ctx.saved
-        return (kernels.activation.leaky_relu_backward(gradient, dst, ctx.slope),)
+        return (kernels.ops.activation.leaky_relu_backward(gradient, dst, ctx.slope),)
 
 
 class Sigmoid(Function):
@@ -200,14 +189,14 @@ class Sigmoid(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array) -> Array:
-        dst = kernels.activation.sigmoid_forward(src)
+        dst = kernels.ops.activation.sigmoid_forward(src)
         ctx.save(dst)
         return dst
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (dst,) = ctx.saved
-        return (kernels.activation.sigmoid_backward(gradient, dst),)
+        return (kernels.ops.activation.sigmoid_backward(gradient, dst),)
 
 
 class Softmax(Function):
@@ -215,14 +204,14 @@ class Softmax(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array) -> Array:
-        dst = kernels.softmax_dice.softmax_forward(src)
+        dst = kernels.ops.softmax_dice.softmax_forward(src)
         ctx.save(dst)
         return dst
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (dst,) = ctx.saved
-        return (kernels.softmax_dice.softmax_backward(gradient, dst),)
+        return (kernels.ops.softmax_dice.softmax_backward(gradient, dst),)
 
 
 class Concatenation(Function):
@@ -236,11 +225,11 @@ class Concatenation(Function):
     @staticmethod
     def forward(ctx: Context, a: Array, b: Array) -> Array:
         ctx.split = a.shape[-1]
-        return kernels.concat.forward(a, b)
+        return kernels.ops.concat.forward(a, b)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        return kernels.concat.backward(gradient, ctx.split)
+        return kernels.ops.concat.backward(gradient, ctx.split)
 
 
 class ZeroPadding(Function):
@@ -265,9 +254,7 @@ class Dropout(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array, rate: float, generator: np.random.Generator) -> Array:
-        with (
-            one_at_a_time
-        ):  # while another thread traces, to draw looks as if the model did beside this
+        with one_at_a_time:  # while another thread traces, to draw looks as if the model did beside this
             kept: NDArray[np.bool_] = generator.random(src.shape, dtype=np.float32) >= rate
         ctx.save(kept)
         ctx.factor = 1 / (1 - rate)
@@ -358,7 +345,7 @@ def batch_norm(
     In training, mean and (biased) variance are the batch's, and the running ones become
     ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones. (This
     is Keras' meaning of the word; PyTorch's ``momentum`` is one minus this.)
-    With ``combine`` the batch is that of several processes (:mod:`kernels.batch_norm`).
+    With ``combine`` the batch is that of several processes (:mod:`kernels.ops.batch_norm`).
     """
     statistics = running_mean, running_variance
     _check_types("batch_norm", src, scale=scale, shift=shift)

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-import kernels.softmax_dice
+import kernels.ops.softmax_dice
 from tinyunet.autograd import Function, Tensor
-from tinyunet.checks import at_least_zero
-from tinyunet.context import Array, Context, Gradients
+from tinyunet.common.checks import at_least_zero
+from tinyunet.engine.context import Array, Context, Gradients
 
 # Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else. Its inverse times
 # a gradient must not overflow.
@@ -41,12 +41,12 @@ class DiceSums(Function):
         labels: NDArray[np.uint8],  # (MB, ...)
     ) -> Array:  # (3, MB, C), float64
         ctx.save(logits, labels)
-        return np.stack(kernels.softmax_dice.dice_forward(logits, labels))
+        return np.stack(kernels.ops.softmax_dice.dice_forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
-        return (kernels.softmax_dice.dice_backward(logits, labels, gradient[0], gradient[1]),)
+        return (kernels.ops.softmax_dice.dice_backward(logits, labels, gradient[0], gradient[1]),)
 
 
 class CrossEntropy(Function):
@@ -59,13 +59,13 @@ class CrossEntropy(Function):
         labels: NDArray[np.uint8],  # (MB, ...)
     ) -> Array:  # (), float64
         ctx.save(logits, labels)
-        return np.asarray(kernels.softmax_dice.cross_entropy_forward(logits, labels))
+        return np.asarray(kernels.ops.softmax_dice.cross_entropy_forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
         diff = float(gradient)
-        return (kernels.softmax_dice.cross_entropy_backward(logits, labels, diff),)
+        return (kernels.ops.softmax_dice.cross_entropy_backward(logits, labels, diff),)
 
 
 class BinaryCrossEntropy(Function):
@@ -78,13 +78,13 @@ class BinaryCrossEntropy(Function):
         labels: NDArray[np.uint8],  # (MB, ...)
     ) -> Array:  # (), float64
         ctx.save(logits, labels)
-        return np.asarray(kernels.softmax_dice.binary_cross_entropy_forward(logits, labels))
+        return np.asarray(kernels.ops.softmax_dice.binary_cross_entropy_forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
         diff = float(gradient)
-        return (kernels.softmax_dice.binary_cross_entropy_backward(logits, labels, diff),)
+        return (kernels.ops.softmax_dice.binary_cross_entropy_backward(logits, labels, diff),)
 
 
 def soft_dice(
@@ -238,9 +238,7 @@ def _labels_of(prediction: Tensor, labels: npt.ArrayLike) -> NDArray[np.uint8]:
     return checked_labels(labels, prediction.shape[:-1], max(prediction.shape[-1], 2))
 
 
-def checked_labels(
-    labels: npt.ArrayLike, shape: tuple[int, ...], classes: int
-) -> NDArray[np.uint8]:
+def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
     """Return labels as uint8, if they are what a loss takes.
 
     Parameters
@@ -258,20 +256,15 @@ def checked_labels(
     """
     array, highest = np.asarray(labels), classes - 1
     if highest > 255:
-        raise ValueError(
-            f"prediction has {classes} classes; labels are bytes, so expected at most 256"
-        )
+        raise ValueError(f"prediction has {classes} classes; labels are bytes, so expected at most 256")
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, not {array.dtype}")
     if array.shape != shape:
         raise ValueError(
-            f"labels must have the shape {shape} of the prediction without its classes,"
-            f" not {array.shape}"
+            f"labels must have the shape {shape} of the prediction without its classes, not {array.shape}"
         )
     if not array.size:
         raise ValueError("labels are empty; expected a batch of one at least")
     if array.min() < 0 or array.max() > highest:
-        raise ValueError(
-            f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}"
-        )
+        raise ValueError(f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}")
     return array.astype(np.uint8, copy=False)

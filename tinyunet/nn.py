@@ -21,15 +21,14 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from kernels.activation import checked_slope
-from kernels.batch_norm import Combine
-from kernels.checks import triple
+from kernels.base.arguments import Combine, triple
+from kernels.ops.activation import checked_slope
 from tinyunet import functional
 from tinyunet.autograd import Tensor
-from tinyunet.checks import at_least_zero, fraction, positive, share
-from tinyunet.context import Array
+from tinyunet.common.checks import at_least_zero, fraction, positive, share
+from tinyunet.common.turns import one_at_a_time
+from tinyunet.engine.context import Array
 from tinyunet.functional import BATCH_NORM_MOMENTUM
-from tinyunet.turns import one_at_a_time
 
 Generator = np.random.Generator
 
@@ -305,9 +304,7 @@ class Module:
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 
 
-def _parts_in(
-    name: str, container: Iterable[Any], within: tuple[int, ...] = ()
-) -> Iterator[tuple[str, Any]]:
+def _parts_in(name: str, container: Iterable[Any], within: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Yield dotted name and part: modules and parameters in lists, tuples and dicts."""
     if id(container) in within:  # a list that is an item of itself
         return
@@ -398,10 +395,7 @@ class Conv3d(Module):
         padding: str = "same",
         generator: Generator | None = None,
     ) -> None:
-        inputs, outputs = (
-            positive("in_channels", in_channels),
-            positive("out_channels", out_channels),
-        )
+        inputs, outputs = (positive("in_channels", in_channels), positive("out_channels", out_channels))
         shape = (outputs, inputs, *triple("kernel", kernel))
         self.weights = Parameter(he_uniform(shape, generator or _generator()))
         self.bias = Parameter(np.zeros(outputs, np.float32))
@@ -427,10 +421,7 @@ class ConvTranspose3d(Module):
         padding: str = "same",
         generator: Generator | None = None,
     ) -> None:
-        inputs, outputs = (
-            positive("in_channels", in_channels),
-            positive("out_channels", out_channels),
-        )
+        inputs, outputs = (positive("in_channels", in_channels), positive("out_channels", out_channels))
         shape = (inputs, outputs, *triple("kernel", kernel))
         self.weights = Parameter(he_uniform(shape, generator or _generator()))
         self.bias = Parameter(np.zeros(outputs, np.float32))
@@ -458,12 +449,10 @@ class BatchNorm(Module):
     Attributes
     ----------
     combine : callable or None
-        Makes the statistics those of several processes (:mod:`kernels.batch_norm`).
+        Makes the statistics those of several processes (:mod:`kernels.ops.batch_norm`).
     """
 
-    def __init__(
-        self, channels: int, momentum: float = BATCH_NORM_MOMENTUM, epsilon: float = 1e-3
-    ) -> None:
+    def __init__(self, channels: int, momentum: float = BATCH_NORM_MOMENTUM, epsilon: float = 1e-3) -> None:
         self.scale = Parameter(np.ones(channels, np.float32))
         self.shift = Parameter(np.zeros(channels, np.float32))
         self.running_mean: Array = np.zeros(channels, np.float32)

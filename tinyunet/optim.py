@@ -15,13 +15,13 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-import kernels.optimizers
-from tinyunet import verbose
-from tinyunet.checks import at_least_zero, fraction, is_real, positive
-from tinyunet.context import Array
-from tinyunet.crew import ALONE, Crew
+import kernels.ops.optimizers
+from tinyunet.common import verbose
+from tinyunet.common.checks import at_least_zero, fraction, is_real, positive
+from tinyunet.common.turns import one_at_a_time
+from tinyunet.engine.context import Array
+from tinyunet.engine.together import ALONE, Crew
 from tinyunet.nn import Parameter, usual_type
-from tinyunet.turns import one_at_a_time
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -59,9 +59,7 @@ class Optimizer:
     #: Floating-point operations of a step on each parameter, without weight decay.
     operations: ClassVar[int]
 
-    def __init__(
-        self, parameters: Iterable[Parameter], lr: float, weight_decay: float, crew: Crew
-    ) -> None:
+    def __init__(self, parameters: Iterable[Parameter], lr: float, weight_decay: float, crew: Crew) -> None:
         self.parameters = list(parameters)
         _check_parameters(self.parameters)
         self.lr, self.weight_decay = lr, weight_decay
@@ -157,9 +155,7 @@ class Optimizer:
                 " call the compiled step as a whole, step(images, labels)"
             )
         self._filled_by = None
-        for index, (parameter, (data, grad)) in enumerate(
-            zip(self.parameters, self._views, strict=True)
-        ):
+        for index, (parameter, (data, grad)) in enumerate(zip(self.parameters, self._views, strict=True)):
             if parameter.data is not data or parameter.grad is not grad:
                 raise RuntimeError(
                     f"parameter {index} of shape {parameter.shape} has got other arrays than this"
@@ -283,7 +279,7 @@ class Adam(Optimizer):
             )
 
     def _update(self, part: slice) -> None:
-        kernels.optimizers.adam_step(
+        kernels.ops.optimizers.adam_step(
             self.flat_parameters[part],
             self.flat_gradients[part],
             self.m[part],
@@ -335,7 +331,7 @@ class SGD(Optimizer):
         fraction("momentum", self.momentum)
 
     def _update(self, part: slice) -> None:
-        kernels.optimizers.sgd_step(
+        kernels.ops.optimizers.sgd_step(
             self.flat_parameters[part],
             self.flat_gradients[part],
             self.velocity[part],
@@ -432,19 +428,14 @@ def _check_parameters(parameters: list[Parameter]) -> None:
             kind = type(parameter).__name__
             raise TypeError(f"parameters: item {index} is a {kind}; expected a Parameter")
         if parameter.dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"parameters: item {index} is {parameter.dtype}, not float32 or float64"
-            )
+            raise TypeError(f"parameters: item {index} is {parameter.dtype}, not float32 or float64")
         if id(parameter) in seen:
             raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
         seen.add(id(parameter))
     usual = usual_type(parameters)
     for index, odd in enumerate(parameters):
         if odd.dtype != usual:
-            others, name = (
-                "the first" if index else "the others",
-                f" {odd.name!r}" if odd.name else "",
-            )
+            others, name = ("the first" if index else "the others", f" {odd.name!r}" if odd.name else "")
             raise ValueError(
                 f"parameters: item {index} is {odd.dtype}, {others} {usual}; expected one type: make"
                 f"{name} of shape {odd.shape} from an array of {usual} (np.ones(4) is float64), or "

@@ -20,8 +20,7 @@ def make_parser() -> Parser:
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="a NIfTI file with all sequences of the training in their order, or the folder of a "
-        "BraTS case",
+        help="a NIfTI file with all sequences of the training in their order, or the folder of a BraTS case",
     )
     parser.add_argument(
         "-o",
@@ -47,8 +46,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         options = make_parser().parse_args(arguments)
         use_threads(options.threads, communicator)
     # Imported here, so that a wrong option is told at once.
-    from tinyunet.prediction import predict
-    from tinyunet.text import printable
+    from tinyunet.common.text import printable
+    from tinyunet.segmentation.prediction import predict
 
     everything = predict(
         options.checkpoint,

@@ -61,8 +61,7 @@ def _add_data(group: Any) -> None:
     _option(
         group,
         "--validate-test-split",
-        "share of those others to validate on after each epoch; what is left is the test at "
-        "the end",
+        "share of those others to validate on after each epoch; what is left is the test at the end",
         type=number(0, 1),
         metavar="SHARE",
     )
@@ -85,13 +84,7 @@ def _add_model(group: Any) -> None:
 
 
 def _add_training(group: Any) -> None:
-    _option(
-        group,
-        "--epochs",
-        "how often every training case is visited",
-        type=whole_number(1),
-        metavar="N",
-    )
+    _option(group, "--epochs", "how often every training case is visited", type=whole_number(1), metavar="N")
     _option(
         group,
         "--patches-per-case",
@@ -112,8 +105,7 @@ def _add_training(group: Any) -> None:
         "--batch-size",
         type=whole_number(1),
         metavar="N",
-        help="patches in a step, shared equally by all ranks (default: 4, or the next multiple of "
-        "the ranks)",
+        help="patches in a step, shared equally by all ranks (default: 4, or the next multiple of the ranks)",
     )
     _option(
         group,

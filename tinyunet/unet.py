@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels.checks import Triple
+from kernels.base.arguments import Triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor, real_numbers
-from tinyunet.checks import fraction, share
+from tinyunet.common.checks import fraction, share
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.nn import (
     BatchNorm,
@@ -144,9 +144,7 @@ class UNet(Module):
                 if use_upsampling
                 else ConvTranspose3d(below, width, two, two, generator=generator)
             )
-            self.decoder.append(
-                Block(coming_up + width, width, kernel, generator, momentum=momentum)
-            )
+            self.decoder.append(Block(coming_up + width, width, kernel, generator, momentum=momentum))
         self.head = Conv3d(filters, classes, (1, 1, 1), generator=generator)
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:

@@ -14,6 +14,6 @@ What the rungs are made of:
 ``cook_toom``       Winograd's matrices; ``transform`` compiles them
 """
 
-from kernels.conv3d.plan import backward_data, backward_weights, forward
+from kernels.conv3d.dispatch import backward_data, backward_weights, forward
 
 __all__ = ["backward_data", "backward_weights", "forward"]

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import call_worker, kernel, parallel_kernel, prange, signed, specialised
-from kernels.conv3d.ahead import Region, Tensors, tensors
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.jit import call_worker, kernel, parallel_kernel, prange, signed, specialised
+from kernels.base.prefetch import Region, Tensors, tensors
+from kernels.base.simd import LANES
+from kernels.base.streaming import past_caches
 from kernels.conv3d.cook_toom import DIFF_DST
 from kernels.conv3d.epilogue import Staged, finish_backward, finish_forward
 from kernels.conv3d.slab import Block, fill_zero, pack_block, pack_channels
-from kernels.simd import LANES
-from kernels.streaming import past_caches
 
 EMPTY = np.zeros(0, np.float32)
 NO_SUMS = np.zeros((2, 0, 0))
@@ -120,9 +120,7 @@ def convolve_bricks(
     """Driver of all convolutions: each worker its share, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
         worker = signed(index)
-        call_worker(
-            address, worker, prologue, src_size, before, weights, kernel, epilogue, cut, scratch
-        )
+        call_worker(address, worker, prologue, src_size, before, weights, kernel, epilogue, cut, scratch)
 
 
 @kernel
@@ -156,9 +154,7 @@ def source_tensors(prologue: Prologue) -> Tensors:
 
 
 @kernel
-def next_brick(
-    cut: Cut, brick: int, before: Triple, size: Triple, halo_d: int, halo_h: int
-) -> Region:
+def next_brick(cut: Cut, brick: int, before: Triple, size: Triple, halo_d: int, halo_h: int) -> Region:
     """What the brick after this one reads of a volume of ``size``, but for rows that both read.
 
     The kernel adds 2 ``halo_d`` planes and 2 ``halo_h`` rows to a brick.
@@ -240,20 +236,7 @@ def pack_brick(
             at = to + block * extent[0] * extent[1] * extent[2] * LANES
             own_sums = sums + block * LANES
             pack_channel_block(
-                prologue,
-                block,
-                n,
-                size,
-                slab,
-                at,
-                apart,
-                buffer,
-                own_sums,
-                start,
-                extent,
-                K,
-                MD,
-                MH,
+                prologue, block, n, size, slab, at, apart, buffer, own_sums, start, extent, K, MD, MH
             )
 
     return implementation
@@ -299,9 +282,7 @@ def finish_block(
         staged = Staged(at, apart, extent, first, size, start, stop, epilogue.streams)
         if x.size > 0:
             gathered = sums[:, brick, local * LANES : (local + 1) * LANES]
-            finish_backward(
-                own, staged, dst, x, mask, local * LANES, slope, gathered, scratch, MD, MH
-            )
+            finish_backward(own, staged, dst, x, mask, local * LANES, slope, gathered, scratch, MD, MH)
         else:
             moments = epilogue.moments[brick : brick + 1, :, block * LANES : (block + 1) * LANES]
             finish_forward(own, staged, dst, epilogue.bias, block * LANES, moments, scratch, MD, MH)

@@ -15,17 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import (
-    kernel,
-    parallel_kernel,
-    prange,
-    run_workers,
-    signed,
-    specialised,
-    worker_kernel,
-)
-from kernels.conv3d.bias import add_voxels
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import kernel, parallel_kernel, prange, run_workers, signed, specialised, worker_kernel
+from kernels.base.layout import unpack_weights
+from kernels.base.machine import threads
+from kernels.base.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
@@ -38,12 +33,9 @@ from kernels.conv3d.bricks import (
     share,
 )
 from kernels.conv3d.cook_toom import INPUT
-from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import finish_size
-from kernels.layout import unpack_weights
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.ladder.bias import add_voxels
+from kernels.ladder.direct import TileShape, tile_shape, weight_tile
 
 # Bytes of one thread's slab: half of a second-level cache, the rest is for weights.
 _CACHED = 512 * 1024
@@ -66,9 +58,7 @@ def cut_output(dst_size: tuple[int, int, int, int], kernel: Triple, blocks: int)
     return Cut(MB, OD, OH, OW, *best)
 
 
-def packed_shape(
-    cut: Cut, kernel: Triple, ICB: int, OCB: int, width: int
-) -> tuple[int, int, int, int, int]:
+def packed_shape(cut: Cut, kernel: Triple, ICB: int, OCB: int, width: int) -> tuple[int, int, int, int, int]:
     """Shape of the packed weights: ``(groups, ICB, KD * KH * KW, width, cols * 16)``."""
     cols = register_tile(cut, OCB).cols
     return OCB // cols, ICB, math.prod(kernel), width, cols * LANES
@@ -245,9 +235,7 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
             pack_brick(prologue, n, src_size, own, 0, 0, 0, 0, origin, extent, INPUT, 1, 1)
             rows = (stop[0] - start[0], cut.lines, cut.OW)
             for ocb in range(first, end, cols):
-                convolve_slab(
-                    own, extent, ICB, weights, kernel, ocb, staged, rows, wide, cols, width
-                )
+                convolve_slab(own, extent, ICB, weights, kernel, ocb, staged, rows, wide, cols, width)
                 for c in range(cols):
                     at = staged + c * rows[0] * rows[1] * rows[2] * LANES
                     finish_block(epilogue, cut, brick, ocb + c, own, at, 0, rows, last, 1, 1)
@@ -294,9 +282,7 @@ def accumulate_slab(
                         x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + ic
                         y = G + ((ocb * cut.planes + d) * cut.lines + h) * cut.OW * LANES
                         for w in range(cut.OW):
-                            tile = tile_rank1(
-                                tile, own, x + w * I, I, 1, own, y + w * LANES, W, R, 1
-                            )
+                            tile = tile_rank1(tile, own, x + w * I, I, 1, own, y + w * LANES, W, R, 1)
                     tile_store(tile, sums, at, I * LANES, LANES, 0, W, R, 1)
 
     return implementation
@@ -349,19 +335,7 @@ def _make_accumulate(KW: int, inputs: int, width: int) -> Callable[..., None]:
                         add_voxels(own, G, voxels, voxels, 1, diff_bias[chunk], own[S:])
                     rows = (stop[0] - start[0], stop[1] - start[1])
                     accumulate_slab(
-                        own,
-                        extent,
-                        ICB,
-                        G,
-                        kernel,
-                        cut,
-                        rows,
-                        first,
-                        end,
-                        own_sums,
-                        KW,
-                        inputs,
-                        width,
+                        own, extent, ICB, G, kernel, cut, rows, first, end, own_sums, KW, inputs, width
                     )
 
     return run

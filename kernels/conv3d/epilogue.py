@@ -3,7 +3,7 @@
 Forward: the bias is added, and the moments that batch norm needs are gathered. Each brick gives, for
 each channel, its count, mean and sum of squared deviations, M2. Sums are taken of deviations from the
 brick's first voxel, so nothing large cancels: data of mean 1000 and deviation 1 come out as accurate as
-with two passes. `kernels.fused.statistics` combines the bricks, in order.
+with two passes. `kernels.deferred.statistics` combines the bricks, in order.
 
 Backward: a gradient dy of y = act(scale * x + shift) becomes dz = dy * act'(scale * x + shift), and
 the sums that the gradient of batch norm needs are gathered: sum of dz, and sum of dz * (x - mean).
@@ -26,11 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import kernel, specialised
-from kernels.conv3d.cook_toom import OUTPUT, sizes
-from kernels.conv3d.transform import transform_axis, transform_columns
-from kernels.simd import (
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.jit import kernel, specialised
+from kernels.base.simd import (
     LANES,
     broadcast,
     load,
@@ -43,7 +41,9 @@ from kernels.simd import (
     tile_mask,
     tile_sum,
 )
-from kernels.streaming import put_tile
+from kernels.base.streaming import put_tile
+from kernels.conv3d.cook_toom import OUTPUT, sizes
+from kernels.conv3d.transform import transform_axis, transform_columns
 
 # Columns that are transformed at a time.
 _STRIP = 4
@@ -264,9 +264,7 @@ def first_voxel(own: Any, brick: Any, md: int, mh: int) -> Any:
 
 
 @specialised("md", "mh")
-def transform_along_h(
-    own: Any, at: int, apart: int, buffer: Any, columns: int, md: int, mh: int
-) -> Any:
+def transform_along_h(own: Any, at: int, apart: int, buffer: Any, columns: int, md: int, mh: int) -> Any:
     """Transform a strip of columns of a row of windows along h: to ``buffer[h][point of d][column]``."""
     MD, MH = md, mh
     PD, PH = sizes(OUTPUT, MD)[0], sizes(OUTPUT, MH)[0]
@@ -282,15 +280,7 @@ def transform_along_h(
 
 @specialised("md")
 def finish_row(
-    src: Any,
-    at: int,
-    apart: int,
-    brick: Any,
-    what: Any,
-    to: int,
-    columns: int,
-    row_sums: Any,
-    md: int,
+    src: Any, at: int, apart: int, brick: Any, what: Any, to: int, columns: int, row_sums: Any, md: int
 ) -> Any:
     """Transform a row of columns along d, finish and write it: ``md`` voxels of each."""
     MD = md

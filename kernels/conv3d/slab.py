@@ -29,11 +29,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.checks import Floats, Triple
-from kernels.compiler import kernel, specialised
-from kernels.conv3d.cook_toom import DIFF_DST, sizes
-from kernels.conv3d.transform import transform_axis, transform_columns
-from kernels.simd import (
+from kernels.base.arguments import Floats, Triple
+from kernels.base.jit import kernel, specialised
+from kernels.base.simd import (
     LANES,
     broadcast,
     load,
@@ -44,6 +42,8 @@ from kernels.simd import (
     tile_store,
     tile_sum,
 )
+from kernels.conv3d.cook_toom import DIFF_DST, sizes
+from kernels.conv3d.transform import transform_axis, transform_columns
 
 # Columns that are transformed at a time.
 _STRIP = 8
@@ -252,14 +252,7 @@ def fill_zero(slab: Floats, at: int, voxels: int) -> None:
 
 @kernel
 def pack_channels(
-    u: Floats,
-    first: int,
-    size: Triple,
-    width: int,
-    slab: Floats,
-    to: int,
-    start: Triple,
-    extent: Triple,
+    u: Floats, first: int, size: Triple, width: int, slab: Floats, to: int, start: Triple, extent: Triple
 ) -> None:
     """Pack one image of few channels as they are; arguments as in `Block` and `pack_block`."""
     D, H, W = size

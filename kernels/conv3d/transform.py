@@ -20,16 +20,9 @@ from typing import Any
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from kernels.compiler import specialised
+from kernels.base.jit import specialised
+from kernels.base.simd import LANES, VECTOR, Tile, fused_multiply_add, tile_load, tile_store
 from kernels.conv3d.cook_toom import Matrix, matrix, sizes, transpose
-from kernels.simd import (
-    LANES,
-    VECTOR,
-    Tile,
-    fused_multiply_add,
-    tile_load,
-    tile_store,
-)
 
 
 def _constant(value: Any) -> Any:
@@ -83,9 +76,7 @@ def _apply(builder: Any, rows: Matrix, vectors: list[Any]) -> list[Any]:
     return results
 
 
-def _apply_columns(
-    builder: Any, rows: Matrix, vectors: list[Any], pairs: dict[int, int]
-) -> list[Any]:
+def _apply_columns(builder: Any, rows: Matrix, vectors: list[Any], pairs: dict[int, int]) -> list[Any]:
     sums = {i: builder.fadd(vectors[i], vectors[j]) for i, j in pairs.items()}
     differences = {i: builder.fsub(vectors[i], vectors[j]) for i, j in pairs.items()}
     seconds = set(pairs.values())
@@ -99,9 +90,7 @@ def _apply_columns(
 
 
 @intrinsic(prefer_literal=True)
-def transform_axis(
-    typing_context: Any, tile: Any, kind: Any, m: Any, outer: Any, inner: Any
-) -> Any:
+def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, outer: Any, inner: Any) -> Any:
     """Transform the middle axis of a tile seen as ``[outer][n][inner]`` vectors."""
     rows = matrix(kind.literal_value, m.literal_value)
     before, n, after = outer.literal_value, len(rows[0]), inner.literal_value

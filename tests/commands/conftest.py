@@ -51,9 +51,7 @@ def command(capsys) -> Callable[..., Done]:
     def call(name: str, *arguments: object) -> Done:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            run(
-                f"tinyunet.{name}", lambda ranks: COMMANDS[name](ranks, [str(a) for a in arguments])
-            )
+            run(f"tinyunet.{name}", lambda ranks: COMMANDS[name](ranks, [str(a) for a in arguments]))
         return Done(int(left.value.code or 0), *capsys.readouterr())
 
     return call
@@ -67,8 +65,7 @@ def trained(dataset, tmp_path_factory) -> Path:
         run(
             "tinyunet.train",
             lambda ranks: train.main(
-                ranks,
-                ["--data-path", str(dataset), "--output", str(output), *SMALL, "--epochs", "2"],
+                ranks, ["--data-path", str(dataset), "--output", str(output), *SMALL, "--epochs", "2"]
             ),
         )
     assert left.value.code == 0

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from launcher import MPIRUN
 
-from tinyunet import checkpoint
 from tinyunet.data import phantom
+from tinyunet.segmentation import checkpoint
 
 OPTIONS = (
     *("--filters", "4", "--depth", "2", "--patch-size", "16"),

@@ -70,15 +70,11 @@ def test_the_table_is_aligned(command, tmp_path):
     out = command("evaluate", tmp_path / "p", tmp_path / "p", "--labels", "decathlon").out
     lines = out.splitlines()
     assert len({len(line) for line in lines}) == 1
-    ends = [
-        [match.end() for match in re.finditer(r"\d\.\d{3}", line)] for line in lines if "." in line
-    ]
+    ends = [[match.end() for match in re.finditer(r"\d\.\d{3}", line)] for line in lines if "." in line]
     assert len(ends) == 3
     assert ends[0] == ends[1] == ends[2]
     heads = next(line for line in lines if line.startswith("case"))
-    for end, head in zip(
-        ends[0], ("edema", "tumor", "tumour", "tumour", "core", "enhancing"), strict=True
-    ):
+    for end, head in zip(ends[0], ("edema", "tumor", "tumour", "tumour", "core", "enhancing"), strict=True):
         assert heads[:end].endswith(head)
 
 
@@ -201,10 +197,7 @@ def test_what_cannot_be_is_told(command, tmp_path):
     assert told(label.parent, empty).startswith(f"{empty}: neither a dataset.json nor")
     assert told(label.parent, other.parent) == f"{label}: no labels named one in {other.parent}"
     assert "voxels away from" in told(moved, label)
-    both = (
-        write(tmp_path / "both" / "one.nii", [1, 2]),
-        write(tmp_path / "both" / "one.nii.gz", [1]),
-    )
+    both = (write(tmp_path / "both" / "one.nii", [1, 2]), write(tmp_path / "both" / "one.nii.gz", [1]))
     for pair in ((both[0].parent, label.parent), (label.parent, both[0].parent)):
         assert told(*pair) == f"{both[0].parent}: both one.nii and one.nii.gz; expected one of them"
     twice = told(label, label, "--label-values", 0, 1, 1)
@@ -325,18 +318,14 @@ def test_numbers_that_nothing_explains_are_classes_without_regions(command, tmp_
         ({"A-seg": [1, 2, 3], "B": [1, 2]}, {"A": [1], "B": [1]}),
     ],
 )
-def test_labels_that_can_be_read_in_two_ways_are_asked_about(
-    command, tmp_path, truths, predictions
-):
+def test_labels_that_can_be_read_in_two_ways_are_asked_about(command, tmp_path, truths, predictions):
     for folder, files in (("t", truths), ("p", predictions)):
         for name, numbers in files.items():
             write(tmp_path / folder / f"{name}.nii.gz", [*numbers, 0, 0, 0][:4])
     done = command("evaluate", tmp_path / "p", tmp_path / "t")
     assert (done.code, done.out) == (2, "")
     assert "--labels" in done.error
-    numbers = {
-        number for files in (truths, predictions) for each in files.values() for number in each
-    }
+    numbers = {number for files in (truths, predictions) for each in files.values() for number in each}
     convention = "brats-ped" if 4 in numbers else "brats2023"
     told = command("evaluate", tmp_path / "p", tmp_path / "t", "--labels", convention)
     assert told.code == 0, told.err

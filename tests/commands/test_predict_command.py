@@ -22,12 +22,12 @@ from small_runs import (
     wrong_sequences,
 )
 
-from tinyunet import checkpoint
+from tinyunet.common.errors import UserError
 from tinyunet.data.decathlon import load_image
-from tinyunet.errors import UserError
-from tinyunet.inference import count_patches, segment
 from tinyunet.optim import Adam
-from tinyunet.prediction import plan
+from tinyunet.segmentation import checkpoint
+from tinyunet.segmentation.prediction import plan
+from tinyunet.segmentation.sliding_window import count_patches, segment
 from tinyunet.unet import UNet
 
 
@@ -126,9 +126,7 @@ def test_brats_files_follow_the_names_of_the_sequences(model, dataset, tmp_path)
         (nan, "1 voxels are NaN or infinite"),
     ],
 )
-def test_a_bad_image_ends_all_before_anything_is_written(
-    command, model, copy, tmp_path, spoil, told
-):
+def test_a_bad_image_ends_all_before_anything_is_written(command, model, copy, tmp_path, spoil, told):
     good, bad = image_of(copy, 0), spoil(copy)
     done = command("predict", model, good, bad, "-o", tmp_path / "found")
     assert done.code == 2
@@ -154,9 +152,7 @@ def test_what_cannot_be_is_told(command, model, dataset, tmp_path):
     plain.parent.mkdir()
     shutil.copy(image, f"{plain}.gz")
     plain.write_bytes(b"the same, before it was compressed")
-    assert told(model, plain, "-o", plain.parent).startswith(
-        f"{plain}.gz: is there already, beside"
-    )
+    assert told(model, plain, "-o", plain.parent).startswith(f"{plain}.gz: is there already, beside")
     assert told(model, image) == "the following arguments are required: -o/--output (see --help)"
     assert told("no.npz", image, "-o", tmp_path).startswith("no.npz: No such file or directory")
     assert told(image, image, "-o", tmp_path).startswith(f"{image}: damaged, or not a checkpoint")
@@ -272,7 +268,7 @@ def test_memory_that_runs_out_is_told_with_the_image(command, model, tmp_path, m
     def too_large(*_, **__):
         raise MemoryError("Unable to allocate 7 GiB")
 
-    monkeypatch.setattr("tinyunet.prediction.segment", too_large)
+    monkeypatch.setattr("tinyunet.segmentation.prediction.segment", too_large)
     image = write_image(tmp_path / "scan.nii", (8, 8, 8))
     done = command("predict", model, image, "-o", tmp_path / "found")
     assert done.code == 2
@@ -309,9 +305,7 @@ def test_ranks_share_the_images(model, dataset, tmp_path):
 @needs_mpi
 def test_a_bad_image_of_one_rank_ends_all(model, dataset, tmp_path):
     good = [image_of(dataset, number) for number in range(2)]
-    bad = rewrite(
-        shutil.copy(image_of(dataset, 2), tmp_path / "bad.nii.gz"), lambda image: image[..., :2]
-    )
+    bad = rewrite(shutil.copy(image_of(dataset, 2), tmp_path / "bad.nii.gz"), lambda image: image[..., :2])
     done = launch(["-m", "tinyunet.predict", model, *good, good[0].parent / "x", "-o", tmp_path], 2)
     assert (done.returncode, done.stderr.count("tinyunet.predict: ")) == (2, 1)
     for images in ([good[0], bad], [good[0], bad, good[1]]):
@@ -417,16 +411,13 @@ def test_what_is_odd_about_an_image_is_told(command, model, copy, tmp_path, chan
     assert f"warning: {image}: {told}" in done.err
     if change is odd_background:  # nothing else is other than it was
         before, after = (
-            np.asarray(nibabel.load(tmp_path / each / image.name).dataobj)
-            for each in ("before", "after")
+            np.asarray(nibabel.load(tmp_path / each / image.name).dataobj) for each in ("before", "after")
         )
         np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (1.1, False), (0.5, True), (2, True)])
-def test_another_spacing_than_that_of_the_training_is_told(
-    command, model, copy, tmp_path, scale, warned
-):
+def test_another_spacing_than_that_of_the_training_is_told(command, model, copy, tmp_path, scale, warned):
     image = image_of(copy)
     old = nibabel.load(image)
     affine = old.affine @ np.diag([scale, scale, 1, 1])

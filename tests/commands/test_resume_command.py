@@ -14,9 +14,10 @@ import pytest
 import stopped_training
 from launcher import launch, needs_mpi
 
-from tinyunet import Adam, UNet, checkpoint
-from tinyunet.errors import ENDING
-from tinyunet.graph import measure
+from tinyunet import Adam, UNet
+from tinyunet.common.errors import ENDING
+from tinyunet.compiler import measure
+from tinyunet.segmentation import checkpoint
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.resume import find
@@ -77,9 +78,7 @@ def training(dataset: Path, output: Path, *more: object) -> list[object]:
     return ["-m", "tinyunet.train", "--data-path", dataset, "--output", output, *SMALL, *more]
 
 
-def stopped(
-    how: str, rank: int, step: int, dataset: Path, output: Path, *more: object
-) -> list[object]:
+def stopped(how: str, rank: int, step: int, dataset: Path, output: Path, *more: object) -> list[object]:
     return [stopped_training.__file__, how, rank, step, *training(dataset, output, *more)[2:]]
 
 
@@ -146,9 +145,7 @@ def rewrite(path: Path, change: Callable[[checkpoint.Checkpoint], object]) -> No
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.999, "one byte", "flipped"])
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(
-    train, undisturbed, run_copy, share
-):
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_used(train, undisturbed, run_copy, share):
     latest = run_copy / "latest.npz"
     content = bytearray(latest.read_bytes())
     if share == "flipped":
@@ -295,9 +292,9 @@ def test_a_strangers_algorithms_are_taken_where_they_are_candidates_and_for_this
 ):
     monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path / "cache"))
     # The package has the function under the module's name.
-    chooser = sys.modules["tinyunet.graph.passes.choose_algorithm"]
+    chooser = sys.modules["tinyunet.compiler.passes.choose_algorithm"]
     monkeypatch.setattr(chooser, "_FACTOR", np.inf)  # so that there is something to measure
-    monkeypatch.setattr("tinyunet.graph.algorithms._SMALL", 0)
+    monkeypatch.setattr("tinyunet.compiler.choices._SMALL", 0)
     measure.remembered.cache_clear()
     assert train(*SMALL, "--epochs", "1", "--output", tmp_path / "own").code == 0
     (cache,) = (tmp_path / "cache").iterdir()
@@ -349,9 +346,7 @@ def test_a_best_checkpoint_that_is_damaged_is_told(train, run_copy):
     assert json.loads((run_copy / "test.json").read_text())["epoch"] == 2
 
 
-def test_where_the_best_is_lost_and_no_epoch_is_left_the_last_is_taken(
-    train, undisturbed, tmp_path
-):
+def test_where_the_best_is_lost_and_no_epoch_is_left_the_last_is_taken(train, undisturbed, tmp_path):
     folder = Path(shutil.copytree(undisturbed(), tmp_path / "run"))
     (folder / "best.npz").write_bytes(b"")
     done = train("--resume", folder)
@@ -440,8 +435,7 @@ def test_other_data_are_refused(command, copy, run_copy):
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
-    [("absent", "absent: no such run or checkpoint"), (".", "latest.npz: No such file")],
+    ("where", "told"), [("absent", "absent: no such run or checkpoint"), (".", "latest.npz: No such file")]
 )
 def test_a_run_that_is_none_is_told(train, tmp_path, monkeypatch, where, told):
     monkeypatch.chdir(tmp_path)
@@ -459,17 +453,14 @@ def test_a_signal_to_one_rank_saves_a_checkpoint_and_ends_all(
     assert done.returncode == code
     folder = run_of(tmp_path)
     assert done.stderr == (
-        f"tinyunet.train: {how}; {folder}/latest.npz holds epoch 2, step 2; "
-        f"go on with --resume {folder}\n"
+        f"tinyunet.train: {how}; {folder}/latest.npz holds epoch 2, step 2; go on with --resume {folder}\n"
     )
     if ranks == 1:
         assert train("--resume", folder).code == 0
         assert same(folder, undisturbed())
 
 
-def test_a_signal_during_validation_saves_a_checkpoint_too(
-    train, undisturbed, tmp_path, monkeypatch
-):
+def test_a_signal_during_validation_saves_a_checkpoint_too(train, undisturbed, tmp_path, monkeypatch):
     def asked(model, image, *_, **__):
         signal.raise_signal(signal.SIGTERM)
         return np.zeros(image.shape[:3], np.uint8)
@@ -488,9 +479,7 @@ def test_a_signal_during_validation_saves_a_checkpoint_too(
 
 
 @needs_mpi
-@pytest.mark.parametrize(
-    "more", [(), ("--no-sync-batch-norm",), ("--compression", "bf16")], ids=" ".join
-)
+@pytest.mark.parametrize("more", [(), ("--no-sync-batch-norm",), ("--compression", "bf16")], ids=" ".join)
 def test_two_ranks_go_on_bit_for_bit(dataset, tmp_path, undisturbed, more):
     done = launch(stopped("killed", 1, 6, dataset, tmp_path, "--checkpoint-every", 2, *more), 2)
     assert done.returncode != 0
@@ -504,9 +493,7 @@ def test_two_ranks_go_on_bit_for_bit(dataset, tmp_path, undisturbed, more):
 
 @needs_mpi
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (4, 1)])
-def test_another_number_of_ranks_goes_on_up_to_rounding(
-    dataset, tmp_path, undisturbed, before, after
-):
+def test_another_number_of_ranks_goes_on_up_to_rounding(dataset, tmp_path, undisturbed, before, after):
     # Eager: the compiled graph takes other algorithms for other batches, which round otherwise.
     more = ("--sync-batch-norm", "--eager")
     assert launch(stopped("terminated", before - 1, 4, dataset, tmp_path, *more), before).returncode

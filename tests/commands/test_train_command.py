@@ -19,21 +19,13 @@ import numpy as np
 import pytest
 from launcher import MPIRUN, launch, needs_mpi
 from matplotlib.figure import Figure
-from small_runs import (
-    SMALL,
-    SPOILT,
-    brats_case,
-    image_of,
-    labels_of,
-    nan,
-    rewrite,
-    strange_label,
-)
+from small_runs import SMALL, SPOILT, brats_case, image_of, labels_of, nan, rewrite, strange_label
 
-from tinyunet import checkpoint, losses
+from tinyunet import losses
 from tinyunet.data.decathlon import read_dataset, split
 from tinyunet.optim import Adam
-from tinyunet.scores import overall
+from tinyunet.segmentation import checkpoint
+from tinyunet.segmentation.scores import overall
 from tinyunet.training import start
 
 FILES = [
@@ -127,9 +119,7 @@ def test_a_run_repeats_bit_for_bit(command, dataset, trained, tmp_path):
         np.testing.assert_array_equal(array, again[name])
 
 
-@pytest.mark.parametrize(
-    ("spoil", "told"), SPOILT, ids=lambda value: getattr(value, "__name__", "")
-)
+@pytest.mark.parametrize(("spoil", "told"), SPOILT, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_bad_file_ends_the_run_with_one_line_that_names_it(command, copy, tmp_path, spoil, told):
     path = spoil(copy)
     done = command("train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL)
@@ -152,10 +142,7 @@ def test_a_bad_file_ends_the_run_with_one_line_that_names_it(command, copy, tmp_
         (["--validate-test-split", "x"], "--validate-test-split: 'x'; expected a number above 0"),
         (["--random-seed", "-3"], "--random-seed: '-3'; expected a whole number of at least 0"),
         (["--patch-size", "16", "16"], "--patch-size: 2 numbers; expected 1 or 3"),
-        (
-            ["--patch-size", "15"],
-            "--patch-size: 15 voxels are halved 4 times; expected at least 16",
-        ),
+        (["--patch-size", "15"], "--patch-size: 15 voxels are halved 4 times; expected at least 16"),
         (["--threads", "1000"], "--threads: 1000; expected at most"),
         (["--data-path", "/no/such/folder"], "/no/such/folder: no such folder"),
         (["--data-path", ""], "--data-path: ''; expected a folder, or no --data-path for phantoms"),
@@ -171,13 +158,9 @@ def test_a_wrong_option_is_named_with_what_would_be_right(command, arguments, to
 
 
 def test_a_patch_larger_than_a_volume_is_told(command, dataset, tmp_path):
-    done = command(
-        "train", "--data-path", dataset, "--output", tmp_path, *SMALL, "--patch-size", 20, 24, 18
-    )
+    done = command("train", "--data-path", dataset, "--output", tmp_path, *SMALL, "--patch-size", 20, 24, 18)
     assert done.code == 2
-    assert (
-        "the patch of 20 x 24 x 18 voxels is larger than the volume of 20 x 24 x 17" in done.error
-    )
+    assert "the patch of 20 x 24 x 18 voxels is larger than the volume of 20 x 24 x 17" in done.error
     assert not any(tmp_path.glob("*"))
 
 
@@ -201,9 +184,7 @@ def test_a_loss_that_is_no_number_ends_the_run(command, dataset, tmp_path, monke
     assert names(tmp_path) == []
 
 
-def test_what_the_last_step_made_is_looked_at_before_it_is_kept(
-    command, dataset, tmp_path, monkeypatch
-):
+def test_what_the_last_step_made_is_looked_at_before_it_is_kept(command, dataset, tmp_path, monkeypatch):
     def step(self):
         self.flat_parameters[-1] = np.inf
 
@@ -211,9 +192,7 @@ def test_what_the_last_step_made_is_looked_at_before_it_is_kept(
     arguments = (*SMALL, "--epochs", 1, "--batch-size", 6)
     done = command("train", "--data-path", dataset, "--output", tmp_path, *arguments)
     assert done.code == 2
-    assert done.error.endswith(
-        "a parameter is no number any more in epoch 1, step 1; try a smaller --lr"
-    )
+    assert done.error.endswith("a parameter is no number any more in epoch 1, step 1; try a smaller --lr")
     assert names(tmp_path) == []
 
 
@@ -249,9 +228,7 @@ def test_a_full_disk_leaves_nothing_half_written(command, dataset, trained, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.code == 2
-    assert re.fullmatch(
-        rf"tinyunet\.train: {tmp_path}/runs/\S+/best\.npz: File too large", done.error
-    )
+    assert re.fullmatch(rf"tinyunet\.train: {tmp_path}/runs/\S+/best\.npz: File too large", done.error)
     assert names(tmp_path / "runs") == []
 
 
@@ -296,9 +273,7 @@ def test_ranks_write_one_run(dataset, trained, tmp_path, ranks):
     # The same patches in the same steps, whatever the number of ranks.
     once, again = (checkpoint.load(run / "latest.npz") for run in (trained, folder))
     assert once.optimizer["steps"] == again.optimizer["steps"] == 2
-    losses = [
-        json.loads((run / "history.json").read_text())[0]["loss"] for run in (trained, folder)
-    ]
+    losses = [json.loads((run / "history.json").read_text())[0]["loss"] for run in (trained, folder)]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
@@ -327,9 +302,7 @@ def test_a_picture_that_fails_costs_no_result(dataset, tmp_path, monkeypatch, co
     assert done.code == 0
     (folder,) = tmp_path.iterdir()
     assert done.out.index("Dice on ") < done.out.index(f"everything is in {folder}")
-    assert names(folder) == [
-        name for name in FILES if ".png" not in name and name != "previous.npz"
-    ]
+    assert names(folder) == [name for name in FILES if ".png" not in name and name != "previous.npz"]
     reason = {"savefig": "RuntimeError: no font", "disk": "No space left"}
     assert done.err.splitlines() == [
         f"tinyunet: could not draw {folder}/{picture}: {reason[broken]}"
@@ -370,9 +343,7 @@ def test_names_from_strangers_are_shown_as_text(copy, tmp_path, command):
 
 
 @pytest.mark.parametrize(("told", "epochs"), [(True, 100_000), (False, 8)])
-def test_a_training_whose_terminal_is_closed_leaves_a_checkpoint_or_goes_on(
-    dataset, tmp_path, told, epochs
-):
+def test_a_training_whose_terminal_is_closed_leaves_a_checkpoint_or_goes_on(dataset, tmp_path, told, epochs):
     def take_terminal() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         if not told:  # as in the background, or under nohup
@@ -422,9 +393,7 @@ def test_ranks_tell_an_error_once(dataset, tmp_path, more, told):
 def test_ctrl_c_ends_with_one_line_that_tells_what_is_left(dataset, tmp_path, ranks):
     command = [sys.executable, *map(str, arguments(dataset, tmp_path, "--epochs", 100_000))]
     launcher = [str(MPIRUN), "-n", str(ranks)] if ranks > 1 else []
-    process = subprocess.Popen(
-        launcher + command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(launcher + command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         for line in process.stdout:
             if re.search(r"\b2  \d\.", line):  # the second epoch has ended
@@ -452,9 +421,7 @@ LABELS_OF_PHANTOMS = "1 edema, 2 non-enhancing tumor, 3 enhancing tumour (datase
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
 def test_what_is_odd_about_the_data_is_told_once(copy, tmp_path, ranks):
-    around = rewrite(
-        image_of(copy, 0), lambda image: np.where(image.any(-1, keepdims=True), image, -1)
-    )
+    around = rewrite(image_of(copy, 0), lambda image: np.where(image.any(-1, keepdims=True), image, -1))
     absent = rewrite(image_of(copy, 1), lambda image: image * np.array([1, 1, 0, 1], image.dtype))
     for of in (image_of, labels_of):
         old = nibabel.load(of(copy, 4))
@@ -497,9 +464,7 @@ def test_classes_without_a_meaning_have_no_regions(copy, command, tmp_path):
     names = ["background", "label_1", "label_2", "label_3"]
     description["labels"] = dict(enumerate(names))
     (copy / "dataset.json").write_text(json.dumps(description))
-    done = command(
-        "train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL, "--epochs", 2
-    )
+    done = command("train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL, "--epochs", 2)
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
     test = json.loads((folder / "test.json").read_text())
@@ -522,10 +487,7 @@ def test_classes_without_a_meaning_have_no_regions(copy, command, tmp_path):
     checkpoint.save(folder / "latest.npz", model, optimizer, state, again.arrays)
     done = command("train", "--resume", folder)
     assert done.code == 2
-    assert (
-        "--resume: other label_values than the run has ([0, 2, 1, 3], not [0, 1, 2, 3])"
-        in done.error
-    )
+    assert "--resume: other label_values than the run has ([0, 2, 1, 3], not [0, 1, 2, 3])" in done.error
 
 
 def test_a_timeline_does_not_replace_the_file_of_someone_else(command, dataset, tmp_path):
@@ -541,11 +503,9 @@ def test_a_timeline_does_not_replace_the_file_of_someone_else(command, dataset, 
 
 
 @pytest.mark.parametrize("options", [(), ("--deterministic",)])
-def test_deterministic_reaches_all_that_is_compiled(
-    command, dataset, tmp_path, monkeypatch, options
-):
+def test_deterministic_reaches_all_that_is_compiled(command, dataset, tmp_path, monkeypatch, options):
     """Training, validation, test and prediction choose algorithms without the clock, or with it."""
-    passes = importlib.import_module("tinyunet.graph.passes.choose_algorithm")
+    passes = importlib.import_module("tinyunet.compiler.passes.choose_algorithm")
     choose, seen = passes._choose, set()
 
     def watched(node, graph, given):

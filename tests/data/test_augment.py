@@ -14,9 +14,7 @@ from tinyunet.data.augment import augment
 from tinyunet.data.patches import generator
 
 
-def patch(
-    shape: tuple[int, int, int], channels: int = 3
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def patch(shape: tuple[int, int, int], channels: int = 3) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return an image with a border of background, and labels that number its voxels."""
     labels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
     image = np.random.default_rng(0).standard_normal((*shape, channels), np.float32)
@@ -31,9 +29,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, 0)
 
 
-def rigid_motions(
-    labels: NDArray[np.uint8],
-) -> Iterator[NDArray[np.uint8]]:
+def rigid_motions(labels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     """Yield the volume permuted and flipped in all 48 ways."""
     for axes in permutations(range(3)):
         for flips in product([False, True], repeat=3):
@@ -59,10 +55,7 @@ class TestMoves:
 
     def test_unequal_axes_are_only_flipped(self) -> None:
         labels = patch((2, 3, 4))[1]
-        flips = {
-            np.flip(labels, np.flatnonzero(axes)).tobytes()
-            for axes in product([False, True], repeat=3)
-        }
+        flips = {np.flip(labels, np.flatnonzero(axes)).tobytes() for axes in product([False, True], repeat=3)}
         assert seen((2, 3, 4), 200) == flips
 
     @pytest.mark.parametrize("shape", [(2, 4, 4), (4, 2, 4), (4, 4, 2)])
@@ -82,9 +75,7 @@ class TestIntensity:
     """Scale, shift and noise inside the brain; the background stays exactly 0."""
 
     @given(
-        shape=st.tuples(*[st.integers(1, 5)] * 3),
-        channels=st.integers(1, 4),
-        sample=st.integers(0, 10**6),
+        shape=st.tuples(*[st.integers(1, 5)] * 3), channels=st.integers(1, 4), sample=st.integers(0, 10**6)
     )
     def test_background_stays_zero_and_brain_does_not_become_so(
         self, shape: tuple[int, int, int], channels: int, sample: int
@@ -148,7 +139,5 @@ def test_repeats_and_leaves_its_inputs_alone() -> None:
 
 def test_image_and_labels_of_different_size() -> None:
     image, labels = patch((4, 4, 4))
-    with pytest.raises(
-        ValueError, match=r"^image: shape \(4, 4, 4, 3\); expected \(4, 4, 3, 'C'\)"
-    ):
+    with pytest.raises(ValueError, match=r"^image: shape \(4, 4, 4, 3\); expected \(4, 4, 3, 'C'\)"):
         augment(image, labels[..., 1:], generator(0, 0, 0))

@@ -46,9 +46,7 @@ ODD = {
     "noise around 0": lambda image, brain: outside(image, brain, NOISE.normal(0, 2, image.shape)),
     "steps of noise": lambda image, brain: outside(image, brain, NOISE.integers(0, 3, image.shape)),
     "scaled": lambda image, brain: scaled(image),
-    "scaled noise": lambda image, brain: scaled(
-        outside(image, brain, NOISE.uniform(0, 0.5, image.shape))
-    ),
+    "scaled noise": lambda image, brain: scaled(outside(image, brain, NOISE.uniform(0, 0.5, image.shape))),
 }
 
 
@@ -93,9 +91,7 @@ def test_no_background_is_told() -> None:
         (lambda image: np.where(image[..., 1] > 380, 5, image[..., 1]), "of the brain"),
     ],
 )
-def test_a_sequence_without_content_is_named(
-    spoil: Any, told: str, files: int, tmp_path: Path
-) -> None:
+def test_a_sequence_without_content_is_named(spoil: Any, told: str, files: int, tmp_path: Path) -> None:
     image, _ = head()
     image[..., 1] = spoil(image)
     if files == 1:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from volumes import head, tumour, write
 
+from tinyunet.common.errors import UserError
 from tinyunet.data.brats import case_files, choose_files, numbers_for
 from tinyunet.data.decathlon import DataError, load_case, normalise, read_dataset
-from tinyunet.errors import UserError
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 NEW = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
@@ -44,9 +44,7 @@ def write_new_case(folder: Path, numbers: Sequence[int] = (0, 2, 1, 3)) -> Path:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("rename", [str.lower, str.upper, str.capitalize])
-def test_order_of_channels_and_classes(
-    suffix: str, rename: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_order_of_channels_and_classes(suffix: str, rename: Callable[[str], str], tmp_path: Path) -> None:
     write_case(tmp_path / "BraTS20_Training_001", suffix, rename)
     dataset = read_dataset(tmp_path)
     assert dataset.modalities == ("FLAIR", "T1w", "t1gd", "T2w")
@@ -130,9 +128,7 @@ def test_two_cases_of_one_name(tmp_path: Path) -> None:
 def test_label_3_is_refused(tmp_path: Path) -> None:
     write_case(tmp_path / "A")
     write(tmp_path / "A" / "A_seg.nii.gz", tumour())
-    with pytest.raises(
-        DataError, match=r"A_seg\.nii\.gz: holds label 3; expected labels 0, 1, 2, 4"
-    ):
+    with pytest.raises(DataError, match=r"A_seg\.nii\.gz: holds label 3; expected labels 0, 1, 2, 4"):
         load_case(read_dataset(tmp_path).cases[0])
 
 
@@ -154,9 +150,7 @@ def test_no_such_case_folder(tmp_path: Path) -> None:
         (("T1w", "T1"), None),
     ],
 )
-def test_files_by_the_names_of_sequences(
-    modalities: Sequence[str], kinds: Sequence[str] | None
-) -> None:
+def test_files_by_the_names_of_sequences(modalities: Sequence[str], kinds: Sequence[str] | None) -> None:
     found = choose_files([Path(kind) for kind in SEQUENCES], modalities)
     assert found == (kinds and tuple(map(Path, kinds)))
 
@@ -240,9 +234,7 @@ def test_old_and_new_names_together_are_asked_about(tmp_path: Path) -> None:
         ("BraTS-PED-00001-000", None),
     ],
 )
-def test_numbers_for_a_case_folder(
-    folder: str, values: Sequence[int] | None, tmp_path: Path
-) -> None:
+def test_numbers_for_a_case_folder(folder: str, values: Sequence[int] | None, tmp_path: Path) -> None:
     is_old = "2021" in folder or "HEAD" in folder
     case = (write_case if is_old else write_new_case)(tmp_path / folder)
     assert numbers_for(case, TUMOUR) == values
@@ -256,16 +248,12 @@ def test_hints_of_a_folder_with_other_files(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Pair(tumour(), np.eye(4)), tmp_path / "b.hdr")
     with pytest.raises(DataError, match=r"b\.hdr belongs to a pair of files: nib-convert"):
         case_files(tmp_path)
-    with pytest.raises(
-        DataError, match=r"neither .*\*-t2w.* and \*_seg \(or \*-seg\) .*nib-convert"
-    ):
+    with pytest.raises(DataError, match=r"neither .*\*-t2w.* and \*_seg \(or \*-seg\) .*nib-convert"):
         read_dataset(tmp_path)
     write_case(tmp_path / "c", kinds=SEQUENCES)
     with pytest.raises(DataError, match=r"in it \(but 1 case without labels\); expected"):
         read_dataset(tmp_path / "c")
     for name in ("A", "B"):
         write(tmp_path / "d" / f"{name}_t1.nii.gz", tumour())
-    with pytest.raises(
-        DataError, match=r"both A_t1.* and B_t1.*; expected one t1 file, a folder for"
-    ):
+    with pytest.raises(DataError, match=r"both A_t1.* and B_t1.*; expected one t1 file, a folder for"):
         case_files(tmp_path / "d")

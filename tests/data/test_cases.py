@@ -68,9 +68,7 @@ class TestLoad:
 
     def test_image_and_labels_stored_in_different_directions(self, tmp_path: Path) -> None:
         expected = load_case(case(tmp_path))
-        turned = nibabel.Nifti1Image(tumour(), np.eye(4)).as_reoriented(
-            np.array([[2, -1], [0, 1], [1, -1]])
-        )
+        turned = nibabel.Nifti1Image(tumour(), np.eye(4)).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
         nibabel.save(turned, tmp_path / "turned.nii")
         image, labels, _ = load_case(case(tmp_path, label_path=tmp_path / "turned.nii"))
         assert np.array_equal(image, expected[0])
@@ -168,18 +166,14 @@ class TestRefuse:
         path.write_bytes(path.read_bytes()[:300])
         cases = [case(tmp_path), small]
         check_patch_fits_all(cases, (6, 7, 4))
-        with pytest.raises(
-            DataError, match=r"small\.nii\.gz: the patch of 6 x 7 x 5 voxels is larger"
-        ):
+        with pytest.raises(DataError, match=r"small\.nii\.gz: the patch of 6 x 7 x 5 voxels is larger"):
             check_patch_fits_all(cases, (6, 7, 5))
 
 
 class TestNormalise:
     """Mean 0 and deviation 1 inside the brain, 0 outside."""
 
-    @given(
-        channels=st.integers(1, 4), seed=st.integers(0, 99), scale=st.sampled_from([1e-3, 1, 1e4])
-    )
+    @given(channels=st.integers(1, 4), seed=st.integers(0, 99), scale=st.sampled_from([1e-3, 1, 1e4]))
     def test_mean_deviation_and_background(self, channels: int, seed: int, scale: float) -> None:
         image = head(channels=channels, seed=seed).astype(np.float32) * scale
         before = image.copy()

@@ -23,9 +23,7 @@ REGIONS = {
 def test_the_table_has_the_regions_of_the_releases(key: str) -> None:
     convention = CONVENTIONS[key]
     assert sorted(convention.values) == [0, *sorted(convention.meaning)]
-    assert [convention.meaning.get(n, "background") for n in convention.values] == [
-        *convention.names
-    ]
+    assert [convention.meaning.get(n, "background") for n in convention.values] == [*convention.names]
     parts = tumour_parts(convention.names)
     if key not in REGIONS:
         assert parts is None
@@ -58,9 +56,7 @@ def test_the_table_has_the_regions_of_the_releases(key: str) -> None:
         (("edema and necrosis", "core", "enhancing"), None),
     ],
 )
-def test_regions_only_where_names_say_so(
-    names: Sequence[str], parts: tuple[int, ...] | None
-) -> None:
+def test_regions_only_where_names_say_so(names: Sequence[str], parts: tuple[int, ...] | None) -> None:
     assert tumour_parts(("background", *names)) == parts
 
 

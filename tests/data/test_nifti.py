@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from volumes import head, oblique, orientations, tumour, write
 
-from tinyunet import files
+from tinyunet.common import files
 from tinyunet.data import nifti
-from tinyunet.data.nifti import (
-    DataError,
-    Geometry,
-    read_labels,
-    read_shape,
-    read_volume,
-    save_labels,
-)
+from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume, save_labels
 
 VALUES = (0, 1, 2, 3)
 
@@ -60,9 +53,7 @@ class TestOrientation:
     """To the common frame and back, for every way to store a volume."""
 
     @pytest.mark.parametrize("affine", list(orientations()))
-    def test_world_position_of_each_voxel_is_kept(
-        self, affine: NDArray[np.float64], tmp_path: Path
-    ) -> None:
+    def test_world_position_of_each_voxel_is_kept(self, affine: NDArray[np.float64], tmp_path: Path) -> None:
         shape = (3, 4, 5)
         stored = np.arange(60, dtype=np.int16).reshape(shape)
         voxels, geometry = read_volume(write(tmp_path / "a.nii", stored, affine))
@@ -94,9 +85,7 @@ class TestOrientation:
 
     @pytest.mark.parametrize("degrees", [0, 20, 40])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    def test_saved_labels_lie_over_the_input(
-        self, degrees: float, suffix: str, tmp_path: Path
-    ) -> None:
+    def test_saved_labels_lie_over_the_input(self, degrees: float, suffix: str, tmp_path: Path) -> None:
         for affine in orientations():
             turned = oblique(affine, degrees)
             stored = tumour((3, 4, 5))
@@ -273,9 +262,7 @@ class TestRefuse:
             content = changed(file_bytes(head()[..., 0]), field, value)
             packed = gzip.compress(content) if suffix == ".nii.gz" else content
             (tmp_path / f"a{suffix}").write_bytes(packed)
-            refused(
-                tmp_path / f"a{suffix}", "truncated" if field == "vox_offset" else " bytes behind"
-            )
+            refused(tmp_path / f"a{suffix}", "truncated" if field == "vox_offset" else " bytes behind")
 
     def test_padding_behind_gzip_is_none_of_the_file(self, tmp_path: Path) -> None:
         packed = gzip.compress(file_bytes(head()))
@@ -295,9 +282,7 @@ class TestRefuse:
         if what == "far offset":
             content = changed(content, "vox_offset", 2.0**40)
         zeros = bytes(2**22)
-        packed = gzip.compress(content) + (
-            zeros if what == "padding" else gzip.compress(zeros, 1) * 64
-        )
+        packed = gzip.compress(content) + (zeros if what == "padding" else gzip.compress(zeros, 1) * 64)
         (tmp_path / "a.nii.gz").write_bytes(packed)
         tracemalloc.start()
         try:
@@ -306,9 +291,7 @@ class TestRefuse:
         finally:
             tracemalloc.stop()
 
-    def test_memory_that_runs_out_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_memory_that_runs_out_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write(tmp_path / "a.nii.gz", head())
 
         def too_large(*_: object) -> None:
@@ -377,9 +360,7 @@ class TestRefuse:
 
     @pytest.mark.parametrize("side", [1e-45, 1e-20, 0.009, 101.0, 1e10, 3e38])
     @pytest.mark.parametrize("axis", [0, 1, 2])
-    def test_voxels_of_no_size_that_a_scanner_has(
-        self, side: float, axis: int, tmp_path: Path
-    ) -> None:
+    def test_voxels_of_no_size_that_a_scanner_has(self, side: float, axis: int, tmp_path: Path) -> None:
         affine = np.eye(4)
         affine[axis, axis] = side
         image = nibabel.Nifti1Image(tumour(), None)
@@ -498,9 +479,7 @@ class TestSave:
     def geometry(self, tmp_path: Path) -> Geometry:
         return read_volume(write(tmp_path / "in.nii", tumour()))[1]
 
-    def test_makes_folders_and_leaves_nothing_else(
-        self, geometry: Geometry, tmp_path: Path
-    ) -> None:
+    def test_makes_folders_and_leaves_nothing_else(self, geometry: Geometry, tmp_path: Path) -> None:
         save_labels(tmp_path / "a" / "b" / "out.nii.gz", tumour(), geometry)
         assert [file.name for file in (tmp_path / "a" / "b").iterdir()] == ["out.nii.gz"]
 
@@ -521,9 +500,7 @@ class TestSave:
         assert out.read_bytes() == before
         assert list(out.parent.iterdir()) == [out]
 
-    def test_no_space_left(
-        self, geometry: Geometry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_space_left(self, geometry: Geometry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
@@ -554,16 +531,7 @@ class TestSave:
             save_labels(tmp_path / "a.nii", tumour(), geometry, label_values=(0, 4))
         with pytest.raises(ValueError, match=r"^labels: -1 to"):
             save_labels(tmp_path / "a.nii", tumour().astype(np.int8) - 1, geometry)
-        for bad in (
-            [0, 999, -5, 3],
-            [0, 256],
-            [0, 1, 1, 2],
-            [0, 1.5],
-            [1, 2],
-            [0, "1"],
-            [],
-            [True],
-        ):
+        for bad in ([0, 999, -5, 3], [0, 256], [0, 1, 1, 2], [0, 1.5], [1, 2], [0, "1"], [], [True]):
             with pytest.raises(ValueError, match=r"^label_values: [^\n]*expected"):
                 save_labels(tmp_path / "a.nii", tumour(classes=2), geometry, label_values=bad)
         assert not (tmp_path / "a.nii").exists()

@@ -17,9 +17,7 @@ def numbered(shape: tuple[int, ...], channels: int = 2) -> NDArray[np.float32]:
 
 
 @given(data=st.data(), shape=st.tuples(sizes, sizes, sizes), seed=st.integers(0, 2**40))
-def test_patch_is_a_part_of_the_volume(
-    data: st.DataObject, shape: tuple[int, int, int], seed: int
-) -> None:
+def test_patch_is_a_part_of_the_volume(data: st.DataObject, shape: tuple[int, int, int], seed: int) -> None:
     patch_size = tuple(data.draw(st.integers(1, size)) for size in shape)
     share = data.draw(st.sampled_from([0.0, 0.5, 1.0]))
     image = numbered(shape)
@@ -65,8 +63,7 @@ def test_share_around_foreground() -> None:
     labels[20, 20, 20] = 1
     image = numbered((40, 40, 40), 1)
     hits = sum(
-        bool(sample_patch(image, labels, (3, 3, 3), 0.6, generator(0, 0, i))[1].any())
-        for i in range(1000)
+        bool(sample_patch(image, labels, (3, 3, 3), 0.6, generator(0, 0, i))[1].any()) for i in range(1000)
     )
     assert 550 < hits < 650  # deviation 15.5; by chance alone a patch hits one time in 2000
 
@@ -86,9 +83,7 @@ def test_classes_are_drawn_evenly() -> None:
 def test_every_place_is_reached_without_foreground() -> None:
     labels = np.zeros((3, 2, 4), np.uint8)
     places = {
-        sample_patch(numbered((3, 2, 4), 1), labels, (2, 2, 2), 1, generator(0, 0, i))[0][
-            0, 0, 0, 0
-        ]
+        sample_patch(numbered((3, 2, 4), 1), labels, (2, 2, 2), 1, generator(0, 0, i))[0][0, 0, 0, 0]
         for i in range(200)
     }
     assert places == {0, 1, 2, 8, 9, 10}
@@ -122,11 +117,7 @@ def test_generator_repeats_and_differs() -> None:
     ],
 )
 def test_wrong_arguments(
-    image: tuple[int, ...],
-    labels: tuple[int, ...],
-    patch_size: tuple[int, ...],
-    share: float,
-    message: str,
+    image: tuple[int, ...], labels: tuple[int, ...], patch_size: tuple[int, ...], share: float, message: str
 ) -> None:
     arrays = np.zeros(image, np.float32), np.zeros(labels, np.uint8)
     with pytest.raises(ValueError, match=message):

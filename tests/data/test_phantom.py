@@ -142,9 +142,7 @@ class TestDataset:
         contents = []
         for name in ("one", "two"):
             folder = make_dataset(tmp_path / name, cases=1, shape=SMALL)
-            contents.append(
-                {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.*")}
-            )
+            contents.append({str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*.*")})
         assert contents[0] == contents[1]
         assert len(contents[0]) == 3
 
@@ -153,16 +151,12 @@ class TestDataset:
 
     def test_other_parameters_are_refused(self, tmp_path: Path) -> None:
         make_dataset(tmp_path / "phantom", cases=1, shape=SMALL, seed=0)
-        with pytest.raises(
-            DataError, match=r"phantom: holds a phantom data set of .*'seed': 0"
-        ) as e:
+        with pytest.raises(DataError, match=r"phantom: holds a phantom data set of .*'seed': 0") as e:
             make_dataset(tmp_path / "phantom", cases=1, shape=SMALL, seed=1)
         assert "\n" not in str(e.value)
         assert folder_name(1, SMALL, 0) != folder_name(1, SMALL, 1) != folder_name(2, SMALL, 1)
 
-    @pytest.mark.parametrize(
-        "content", ["", "{}", '{"phantom": 1}', '{"phantom": 1, "training": 2}']
-    )
+    @pytest.mark.parametrize("content", ["", "{}", '{"phantom": 1}', '{"phantom": 1, "training": 2}'])
     def test_a_folder_of_something_else_is_left_alone(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(DataError, match="is there, but is no phantom data set"):
@@ -177,9 +171,7 @@ class TestDataset:
     def test_missing_file_is_noticed(self, tmp_path: Path) -> None:
         path = make_dataset(tmp_path / "phantom", cases=1, shape=SMALL)
         (path / "labelsTr" / "PHANTOM_000.nii.gz").unlink()
-        with pytest.raises(
-            DataError, match=r"PHANTOM_000\.nii\.gz: is missing; remove .*phantom to"
-        ):
+        with pytest.raises(DataError, match=r"PHANTOM_000\.nii\.gz: is missing; remove .*phantom to"):
             make_dataset(path, cases=1, shape=SMALL)
 
     def test_full_disk_leaves_nothing(self, tmp_path: Path) -> None:
@@ -192,9 +184,7 @@ class TestDataset:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.iterdir()) == []
 
-    def test_interrupt_leaves_nothing(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_interrupt_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 

@@ -6,15 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet.data.phantom.anatomy import FLUID, fold, outline, tissues
+from tinyunet.data.phantom.bodies import ellipsoid, inside, mirrored, smooth_maximum, smooth_minimum, tube
 from tinyunet.data.phantom.fields import Grid, RandomFields
-from tinyunet.data.phantom.shapes import (
-    ellipsoid,
-    inside,
-    mirrored,
-    smooth_maximum,
-    smooth_minimum,
-    tube,
-)
 from tinyunet.data.phantom.tumour import draw_tumour
 
 GRID = Grid((32, 36, 28))

@@ -10,10 +10,10 @@ from volumes import head, tumour, write_decathlon
 
 from tinyunet.data.decathlon import Case, DataError, load_case, read_dataset
 from tinyunet.data.phantom import make_dataset
-from tinyunet.viz import cases as module
-from tinyunet.viz.cases import draw_labels, plot_cases
+from tinyunet.viz import volumes as module
 from tinyunet.viz.colours import CLASSES as LABEL_COLOURS
 from tinyunet.viz.colours import of_class
+from tinyunet.viz.volumes import draw_labels, plot_cases
 
 
 def is_near(pixels: np.ndarray, colour: str) -> np.ndarray:

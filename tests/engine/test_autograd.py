@@ -270,9 +270,7 @@ class TestTensor:
     def test_comparing_is_refused(self):
         x = Tensor([1.0, 2.0])
         for compare in (lambda: x == 1.0, lambda: x != x, lambda: 2.0 in x, lambda: x.data == x):
-            with pytest.raises(
-                TypeError, match=r"^tensor: compare the arrays, t.data, or use 'is'$"
-            ):
+            with pytest.raises(TypeError, match=r"^tensor: compare the arrays, t.data, or use 'is'$"):
                 compare()
         assert x in {x}
 
@@ -375,17 +373,14 @@ class TestErrors:
             Tensor([1.0])[[0, 0]]
 
     @pytest.mark.parametrize(
-        ("wrong", "got"),
-        [(lambda gradient: gradient[:1], r"\(1, 4\)"), (lambda gradient: None, "None")],
+        ("wrong", "got"), [(lambda gradient: gradient[:1], r"\(1, 4\)"), (lambda gradient: None, "None")]
     )
     def test_an_operator_with_a_gradient_of_another_shape(self, wrong, got):
         message = rf"^Subclass.backward must return a gradient of shape \(3, 4\), not {got}"
         with pytest.raises(RuntimeError, match=message):
             check_wrong(wrong)
 
-    @pytest.mark.parametrize(
-        ("returned", "got"), [(lambda g: g, "ndarray"), (lambda g: (g, g, g, g), "4")]
-    )
+    @pytest.mark.parametrize(("returned", "got"), [(lambda g: g, "ndarray"), (lambda g: (g, g, g, g), "4")])
     def test_an_operator_that_returns_something_else(self, returned, got):
         class Double(Function):
             @staticmethod
@@ -498,19 +493,12 @@ def test_each_operator_has_a_line_if_wanted(monkeypatch, capsys):
     monkeypatch.setenv("TINYUNET_VERBOSE", "1")
     (x * x).sum().backward()
     lines = capsys.readouterr().err.splitlines()
-    assert [line.split()[1] for line in lines] == [
-        "multiply",
-        "sum",
-        "sum_backward",
-        "multiply_backward",
-    ]
+    assert [line.split()[1] for line in lines] == ["multiply", "sum", "sum_backward", "multiply_backward"]
     assert all(" eager " in line for line in lines)
     assert len({line.index(" ms ") for line in lines}) == 1
     with no_grad():
         x.exp()
-    assert re.match(
-        r"tinyunet: exp +2x3 +plain +eager .* - GFLOP/s .* Exp", capsys.readouterr().err
-    )
+    assert re.match(r"tinyunet: exp +2x3 +plain +eager .* - GFLOP/s .* Exp", capsys.readouterr().err)
 
 
 class Keep(Function):

@@ -118,9 +118,7 @@ class TestKnownValues:
 
     def test_soft_dice(self):
         zero, one = (2 * 2.5 + 1) / (2.75 + 3 + 1), (2 * 0.75 + 1) / (1.25 + 1 + 1)
-        assert losses.soft_dice(self.prediction, self.labels).item() == pytest.approx(
-            1 - (zero + one) / 2
-        )
+        assert losses.soft_dice(self.prediction, self.labels).item() == pytest.approx(1 - (zero + one) / 2)
         foreground = losses.soft_dice(self.prediction, self.labels, include_background=False)
         assert foreground.item() == pytest.approx(1 - one)
         plain = losses.soft_dice(self.prediction, self.labels, smoothing=0)
@@ -142,9 +140,9 @@ class TestKnownValues:
             dice + categorical
         )
         # With two classes, both binary questions have the same answer as the one with two answers.
-        assert losses.dice_binary_cross_entropy(
-            self.prediction, self.labels
-        ).item() == pytest.approx(dice + categorical)
+        assert losses.dice_binary_cross_entropy(self.prediction, self.labels).item() == pytest.approx(
+            dice + categorical
+        )
 
     def test_one_class_is_the_probability_of_label_1(self):
         prediction = Tensor(np.array([[[0.0], [0], [0.5], [0.75]]]))
@@ -171,9 +169,7 @@ class TestKnownValues:
         logits = Tensor(200.0 * np.eye(3)[labels])
         for loss in (losses.soft_dice, losses.cross_entropy, losses.dice_binary_cross_entropy):
             for way, prediction in ((True, logits), (False, probabilities(logits))):
-                assert loss(prediction, labels, from_logits=way).item() == pytest.approx(
-                    0, abs=1e-9
-                )
+                assert loss(prediction, labels, from_logits=way).item() == pytest.approx(0, abs=1e-9)
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_a_wrong_prediction_costs_what_is_finite(self, dtype):
@@ -240,9 +236,7 @@ class TestErrors:
 @pytest.mark.parametrize("smoothing", [-1.0, np.nan, np.inf, "1"])
 @pytest.mark.parametrize("loss", [losses.soft_dice, losses.log_dice, losses.dice_cross_entropy])
 def test_a_smoothing_that_gives_nan_is_refused(loss, smoothing):
-    with pytest.raises(
-        ValueError, match=f"smoothing must be 0 or more and finite, not {smoothing}"
-    ):
+    with pytest.raises(ValueError, match=f"smoothing must be 0 or more and finite, not {smoothing}"):
         loss(Tensor(np.ones((1, 2, 2, 2, 3))), np.zeros((1, 2, 2, 2), int), smoothing=smoothing)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tinyunet import metrics
+from tinyunet.segmentation import metrics
 
 VOLUMES = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 3))
 
@@ -45,11 +45,7 @@ def test_empty_prediction_and_empty_truth():
     np.testing.assert_array_equal(metrics.dice_per_class(nothing, tumour, 4), [0, 1, 0, 1])
     np.testing.assert_array_equal(metrics.dice_per_class(tumour, nothing, 4), [0, 1, 0, 1])
     assert set(metrics.region_dice(nothing, nothing).values()) == {1.0}
-    assert metrics.region_dice(nothing, tumour) == {
-        "whole tumour": 0.0,
-        "tumour core": 0.0,
-        "enhancing": 1.0,
-    }
+    assert metrics.region_dice(nothing, tumour) == {"whole tumour": 0.0, "tumour core": 0.0, "enhancing": 1.0}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.uint64])
@@ -59,9 +55,7 @@ def test_any_type_of_integer(dtype):
 
 
 @pytest.mark.parametrize(
-    "measure",
-    [lambda *a: metrics.dice_per_class(*a, 4), metrics.region_dice],
-    ids=["class", "region"],
+    "measure", [lambda *a: metrics.dice_per_class(*a, 4), metrics.region_dice], ids=["class", "region"]
 )
 def test_errors(measure):
     labels = np.zeros((2, 3), np.int64)

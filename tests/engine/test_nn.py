@@ -9,9 +9,7 @@ from tinyunet import Module, Parameter, Tensor, UNet, nn
 
 
 def small_net() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(1, 3, (1, 3, 3)), nn.BatchNorm(3), nn.ReLU(), nn.ConvTranspose3d(3, 2)
-    )
+    return nn.Sequential(nn.Conv3d(1, 3, (1, 3, 3)), nn.BatchNorm(3), nn.ReLU(), nn.ConvTranspose3d(3, 2))
 
 
 class TestNames:
@@ -27,10 +25,7 @@ class TestNames:
             "3.weights",
             "3.bias",
         ]
-        assert [name for name, _ in net.named_buffers()] == [
-            "1.running_mean",
-            "1.running_variance",
-        ]
+        assert [name for name, _ in net.named_buffers()] == ["1.running_mean", "1.running_variance"]
         assert [p.shape for p in net.parameters()][:2] == [(3, 1, 1, 3, 3), (3,)]
         assert [b.shape for b in net.buffers()] == [(3,), (3,)]
 
@@ -96,9 +91,7 @@ class TestStateDict:
 
     def test_converts_the_precision(self):
         net = small_net()
-        net.load_state_dict(
-            {name: array.astype(np.float64) for name, array in net.state_dict().items()}
-        )
+        net.load_state_dict({name: array.astype(np.float64) for name, array in net.state_dict().items()})
         assert {array.dtype for array in net.state_dict().values()} == {np.dtype(np.float32)}
 
     def test_arrays_of_the_model_itself_may_be_exchanged(self):
@@ -262,9 +255,7 @@ class TestSwitches:
         net = small_net().astype(np.float64)
         assert {array.dtype for array in net.state_dict().values()} == {np.dtype(np.float64)}
         assert net(np.ones((1, 2, 3, 3, 1))).dtype == np.float64
-        with pytest.raises(
-            TypeError, match=r"^astype: dtype must be float32 or float64, not int32"
-        ):
+        with pytest.raises(TypeError, match=r"^astype: dtype must be float32 or float64, not int32"):
             net.astype("int32")
 
     def test_astype_keeps_shared_buffers_and_integers(self):

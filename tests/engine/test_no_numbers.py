@@ -5,8 +5,8 @@ import pytest
 
 import tinyunet
 from tinyunet import Adam, Function, Parameter, Tensor, UNet, losses
-from tinyunet.inference import predict_volume, segment
-from tinyunet.metrics import region_dice
+from tinyunet.segmentation.metrics import region_dice
+from tinyunet.segmentation.sliding_window import predict_volume, segment
 
 NO_NUMBERS = {
     "complex": lambda shape: np.full(shape, 1j),
@@ -71,7 +71,5 @@ class TestNoNumbers:
         parameter = Parameter(np.ones(4))
         with pytest.raises(TypeError, match="expected real numbers, not ndarray"):
             (parameter * 1).backward(make((4,)))
-        with pytest.raises(
-            RuntimeError, match=r"Wrong.backward must return gradients of real numb"
-        ):
+        with pytest.raises(RuntimeError, match=r"Wrong.backward must return gradients of real numb"):
             Wrong.apply(parameter).sum().backward()

@@ -72,8 +72,7 @@ def pads_of(x, kernel, a):
     if mode in (b"NOTSET", b"VALID"):
         return list(zip(pads[:dims], pads[dims:], strict=True))
     total = [
-        max(0, (-(-n // s) - 1) * s + k - n)
-        for n, s, k in zip(x.shape[2:], strides, kernel, strict=True)
+        max(0, (-(-n // s) - 1) * s + k - n) for n, s, k in zip(x.shape[2:], strides, kernel, strict=True)
     ]
     less = [t // 2 for t in total]
     found = [(m, t - m) for m, t in zip(less, total, strict=True)]
@@ -175,9 +174,7 @@ def along(axis, function, *arrays):
 def concatenated(inputs, a):
     axis = a["axis"]
     arrays = [np.moveaxis(x, axis, -1) for x in inputs]
-    dst = functional.concatenate(
-        *(Tensor(x.reshape(*[1] * (5 - x.ndim), *x.shape)) for x in arrays)
-    )
+    dst = functional.concatenate(*(Tensor(x.reshape(*[1] * (5 - x.ndim), *x.shape)) for x in arrays))
     shape = (*arrays[0].shape[:-1], dst.shape[-1])
     return [np.moveaxis(dst.data.reshape(shape), -1, axis)]
 
@@ -274,10 +271,7 @@ def split(inputs, a):
         sizes = [[min(each, x.shape[axis] - each * i) for i in range(count)]]
     ends = np.cumsum(sizes[0])
     before = (slice(None),) * axis
-    return [
-        Tensor(x)[(*before, slice(int(e - n), int(e)))].data
-        for e, n in zip(ends, sizes[0], strict=True)
-    ]
+    return [Tensor(x)[(*before, slice(int(e - n), int(e)))].data for e, n in zip(ends, sizes[0], strict=True)]
 
 
 def elementwise(function):
@@ -321,9 +315,7 @@ OPERATORS = {
     "GlobalAveragePool": lambda inputs, a: [
         Tensor(inputs[0]).mean(tuple(range(2, inputs[0].ndim)), keepdims=True).data
     ],
-    "LeakyRelu": lambda inputs, a: [
-        functional.leaky_relu(Tensor(inputs[0]), a.get("alpha", 0.01)).data
-    ],
+    "LeakyRelu": lambda inputs, a: [functional.leaky_relu(Tensor(inputs[0]), a.get("alpha", 0.01)).data],
     "Log": elementwise(lambda a: a.log()),
     "LogSoftmax": lambda inputs, a: along(
         a.get("axis", -1), lambda x: functional.softmax(x).log(), inputs[0]

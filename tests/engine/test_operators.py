@@ -21,15 +21,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-@given(
-    SHAPES,
-    st.integers(1, 3),
-    TRIPLES,
-    STRIDES,
-    st.sampled_from(["same", "valid"]),
-    st.booleans(),
-    SEEDS,
-)
+@given(SHAPES, st.integers(1, 3), TRIPLES, STRIDES, st.sampled_from(["same", "valid"]), st.booleans(), SEEDS)
 def test_conv3d(shape, OC, kernel, stride, padding, with_bias, seed):
     if padding == "valid":
         shape = (shape[0], *(max(n, k) for n, k in zip(shape[1:4], kernel, strict=True)), shape[4])
@@ -43,15 +35,7 @@ def test_conv3d(shape, OC, kernel, stride, padding, with_bias, seed):
     )
 
 
-@given(
-    SHAPES,
-    st.integers(1, 3),
-    TRIPLES,
-    STRIDES,
-    st.sampled_from(["same", "valid"]),
-    st.booleans(),
-    SEEDS,
-)
+@given(SHAPES, st.integers(1, 3), TRIPLES, STRIDES, st.sampled_from(["same", "valid"]), st.booleans(), SEEDS)
 def test_conv_transpose3d(shape, OC, kernel, stride, padding, with_bias, seed):
     arrays = [normal(seed, *shape), normal(seed + 1, shape[-1], OC, *kernel), normal(seed + 2, OC)]
     check_gradients(
@@ -179,10 +163,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "softmax": (functional.softmax, [(2, 5, 6, 7, 4)]),
     "concatenate": (functional.concatenate, [(2, 3, 4, 5, 6), (2, 3, 4, 5, 1)]),
     "pad_end": (lambda src: functional.pad_end(src, (4, 4, 6)), [(2, 3, 4, 5, 6)]),
-    "dropout": (
-        lambda src: functional.dropout(src, 0.5, np.random.default_rng(7)),
-        [(2, 3, 4, 5, 6)],
-    ),
+    "dropout": (lambda src: functional.dropout(src, 0.5, np.random.default_rng(7)), [(2, 3, 4, 5, 6)]),
     "batch_norm": (
         lambda *tensors: functional.batch_norm(
             *tensors, *(np.ones(3, tensors[0].dtype) for _ in range(2)), True

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet import SGD, Adam, Parameter, Tensor, UNet, losses, nn, optim
-from tinyunet.crew import Crew
+from tinyunet.engine.together import Crew
 
 SHAPES = [(2, 3), (), (4,)]
 
@@ -235,11 +235,7 @@ class TestErrors:
             (Adam, {"epsilon": -1}, "epsilon must be 0 or more"),
             (Adam, {"weight_decay": -1}, "weight_decay must be 0 or more"),
             (SGD, {"lr": 0.1, "momentum": 1}, "momentum must be at least 0 and below 1"),
-            (
-                Adam,
-                {"epsilon": 0},
-                "epsilon must be 1e-20 or more, not 0: Adam divides by it where",
-            ),
+            (Adam, {"epsilon": 0}, "epsilon must be 1e-20 or more, not 0: Adam divides by it where"),
             (Adam, {"epsilon": 1e-46}, "epsilon must be 1e-20 or more"),
             (Adam, {"lr": 0.5, "weight_decay": 2.5}, r"lr \* weight_decay must be 1 or less"),
         ],
@@ -248,17 +244,12 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             make(make_parameters(), **settings)
 
-    @pytest.mark.parametrize(
-        "value", [np.nan, np.inf, -np.inf, -1e-9, 1e39, 1j, "0.1", None, [0.1]]
-    )
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-9, 1e39, 1j, "0.1", None, [0.1]])
     @pytest.mark.parametrize(
         ("make", "name"),
         [
             *((Adam, name) for name in ("lr", "beta1", "beta2", "epsilon", "weight_decay")),
-            *(
-                (lambda p, **s: SGD(p, **{"lr": 0.1} | s), n)
-                for n in ("lr", "momentum", "weight_decay")
-            ),
+            *((lambda p, **s: SGD(p, **{"lr": 0.1} | s), n) for n in ("lr", "momentum", "weight_decay")),
         ],
     )
     def test_no_setting_makes_parameters_nan(self, make, name, value):
@@ -321,19 +312,13 @@ class TestState:
         ("change", "message"),
         [
             (lambda state: state.pop("v"), "state has no 'v', which Adam needs"),
-            (
-                lambda state: state.update(v=np.zeros(3)),
-                r"state has 'v' of shape \(3,\), not \(11,\)",
-            ),
+            (lambda state: state.update(v=np.zeros(3)), r"state has 'v' of shape \(3,\), not \(11,\)"),
             (lambda state: state.update(w=0), "state has 'w', which Adam does not know"),
             (lambda state: state.update(lr=-1), "lr must be 0 or more and finite, not -1"),
             (lambda state: state.update(steps=np.nan), "state has 'steps' nan, not a whole number"),
             (lambda state: state.update(steps=-1), "state has 'steps' -1.0, not a whole number"),
             (lambda state: state.update(steps=2.5), "state has 'steps' 2.5, not a whole number"),
-            (
-                lambda state: state.update(v=np.full(11, "x")),
-                "state has 'v' of type <U1, not numbers",
-            ),
+            (lambda state: state.update(v=np.full(11, "x")), "state has 'v' of type <U1, not numbers"),
         ],
     )
     def test_errors_change_nothing(self, change, message):

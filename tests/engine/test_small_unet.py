@@ -9,9 +9,10 @@ from finite_differences import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels import machine
-from tinyunet import Adam, Tensor, UNet, functional, losses, metrics, nn, no_grad
+from kernels.base import machine
+from tinyunet import Adam, Tensor, UNet, functional, losses, nn, no_grad
 from tinyunet.functional import Convolution
+from tinyunet.segmentation import metrics
 
 
 def count(model: UNet) -> int:

@@ -70,9 +70,7 @@ def assert_agree(
         assert abs(actual - expected.item()) <= 10 * bound * abs(expected.item()), "loss"
         if number == 0 or bound == EXACT:
             assert_same_gradients(eager, compiled, bound)
-            for (name, a), (_, b) in zip(
-                compiled.named_buffers(), eager.named_buffers(), strict=True
-            ):
+            for (name, a), (_, b) in zip(compiled.named_buffers(), eager.named_buffers(), strict=True):
                 assert_within(a, b, bound, name)
         for optimizer in optimizers:
             optimizer.step()

@@ -7,7 +7,7 @@ import pytest
 
 import tinyunet
 from tinyunet.autograd import Tensor
-from tinyunet.graph.changes import Glance
+from tinyunet.compiler.changes import Glance
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm, Conv3d, Module, Parameter, Sequential
 from tinyunet.optim import Adam

@@ -13,7 +13,7 @@ from agreement import EXACT, ROUNDING, assert_agree, assert_within, batch
 
 import tinyunet
 from tinyunet import SGD, Adam, Tensor, UNet, losses, no_grad
-from tinyunet.graph import passes
+from tinyunet.compiler import passes
 
 SMALL = {"filters": 4, "depth": 3}
 SHAPES = {

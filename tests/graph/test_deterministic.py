@@ -10,18 +10,16 @@ from agreement import batch
 
 import tinyunet
 from tinyunet import Adam, UNet, losses
-from tinyunet.graph import algorithms
+from tinyunet.compiler import choices as algorithms
 
-choose_algorithm = sys.modules["tinyunet.graph.passes.choose_algorithm"]
+choose_algorithm = sys.modules["tinyunet.compiler.passes.choose_algorithm"]
 SHAPE = (1, 12, 14, 16, 4)
 
 
 def trained(**how) -> bytes:
     """All bits of a small net after two steps, and of its prediction."""
     model = UNet(filters=16, depth=2)
-    step = tinyunet.compile(
-        model, losses.dice_cross_entropy, Adam(model.parameters()), SHAPE, **how
-    )
+    step = tinyunet.compile(model, losses.dice_cross_entropy, Adam(model.parameters()), SHAPE, **how)
     images, labels = batch(SHAPE[:-1], 4, 4, 0)
     for _ in range(2):
         step(images, labels)
@@ -35,9 +33,7 @@ def test_what_is_fastest_makes_no_difference(monkeypatch):
     monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
     found: dict[bool, set[bytes]] = {True: set(), False: set()}
     for which in (0, -1):
-        monkeypatch.setattr(
-            choose_algorithm, "fastest", lambda *given, which=which: given[-1][which]
-        )
+        monkeypatch.setattr(choose_algorithm, "fastest", lambda *given, which=which: given[-1][which])
         for deterministic in found:
             found[deterministic].add(trained(deterministic=deterministic))
     assert {d: len(bits) for d, bits in found.items()} == {True: 1, False: 2}

@@ -6,7 +6,7 @@ from agreement import INPUT
 
 import tinyunet
 from tinyunet import SGD, UNet, losses
-from tinyunet.graph import contracts, fused
+from tinyunet.compiler import contracts, fused
 
 
 def bound(model):

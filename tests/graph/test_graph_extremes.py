@@ -66,9 +66,7 @@ def test_a_step_on_large_images(large, few):
     if not few:
         images = (images * np.float32(large / np.abs(images).max())).astype(np.float32)
     eager, compiled = make(), make()
-    step = tinyunet.compile(
-        compiled, losses.soft_dice, SGD(compiled.parameters(), 0.1), images.shape
-    )
+    step = tinyunet.compile(compiled, losses.soft_dice, SGD(compiled.parameters(), 0.1), images.shape)
     SGD(eager.parameters(), 0.1)
     with np.errstate(over="ignore"):  # the running variance is infinite in float32
         expected = losses.soft_dice(eager.logits(images), labels, from_logits=True)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import tinyunet
 from tinyunet import Adam, UNet, losses
-from tinyunet.graph import memory
-from tinyunet.graph.executor import Program
-from tinyunet.graph.ir import Graph, Node, Value
+from tinyunet.compiler import memory
+from tinyunet.compiler.executor import Program
+from tinyunet.compiler.ir import Graph, Node, Value
 
 
 def chain(sizes: list[int], reads: list[list[int]]) -> Graph:
@@ -94,9 +94,7 @@ def test_debug_mode_notices_a_wrong_plan(monkeypatch):
     """A buffer that is given away one node too early ends as NaN in the loss or a gradient."""
     model = UNet(filters=4, depth=2)
     optimizer = Adam(model.parameters())
-    step = tinyunet.compile(
-        model, losses.soft_dice, optimizer, (1, 4, 4, 4, 4), enable=("plan_memory",)
-    )
+    step = tinyunet.compile(model, losses.soft_dice, optimizer, (1, 4, 4, 4, 4), enable=("plan_memory",))
     graph = step.program((1, 4, 4, 4, 4)).graph
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     images = np.ones((1, 4, 4, 4, 4), np.float32)
@@ -145,18 +143,13 @@ def test_a_large_gradient_is_formed_once_and_its_source_freed(monkeypatch):
     def arena() -> int:
         model = UNet(dim=3, in_channels=1, filters=8, depth=2)
         optimizer = Adam(model.parameters())
-        step = tinyunet.compile(
-            model, losses.soft_dice, optimizer, shape, disable=["choose_algorithm"]
-        )
+        step = tinyunet.compile(model, losses.soft_dice, optimizer, shape, disable=["choose_algorithm"])
         return memory.plan(step.stages(shape)[-1].graph).nbytes
 
     in_every_reader = arena()
-    module = importlib.import_module("tinyunet.graph.passes.fuse_backward")
+    module = importlib.import_module("tinyunet.compiler.passes.fuse_backward")
     monkeypatch.setattr(module, "_FORMED_ONCE", 0)
     assert arena() < 0.95 * in_every_reader
     assert_agree(
-        lambda: UNet(dim=3, in_channels=1, classes=4, filters=12, depth=2),
-        (2, 9, 6, 8),
-        ROUNDING,
-        channels=1,
+        lambda: UNet(dim=3, in_channels=1, classes=4, filters=12, depth=2), (2, 9, 6, 8), ROUNDING, channels=1
     )

@@ -12,14 +12,15 @@ from agreement import ROUNDING, assert_agree, assert_within, batch
 import tinyunet
 from kernels.conv3d.winograd import both_gradients
 from tinyunet import Adam, Module, UNet, functional, losses
-from tinyunet.graph import algorithms, measure, passes
-from tinyunet.graph.ir import BLOCKED, Graph
-from tinyunet.graph.show import is_unfused
+from tinyunet.compiler import choices as algorithms
+from tinyunet.compiler import measure, passes
+from tinyunet.compiler.ir import BLOCKED, Graph
+from tinyunet.compiler.show import is_unfused
 from tinyunet.nn import BatchNorm, Conv3d
 
 # The package has the functions under the modules' names.
 choose_algorithm, fuse_backward, fuse_gradients = (
-    sys.modules[f"tinyunet.graph.passes.{name}"]
+    sys.modules[f"tinyunet.compiler.passes.{name}"]
     for name in ("choose_algorithm", "fuse_backward", "fuse_gradients")
 )
 SHAPE = (1, 12, 14, 16, 4)
@@ -222,9 +223,7 @@ class TestAlgorithms:
 
     def test_what_was_measured_is_remembered(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
-        monkeypatch.setattr(
-            choose_algorithm, "_FACTOR", np.inf
-        )  # so that there is something to measure
+        monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)  # so that there is something to measure
         measure.remembered.cache_clear()
         first = compiled(training=False)
         (path,) = tmp_path.iterdir()
@@ -264,8 +263,7 @@ class TestAlgorithms:
         measure.remembered.cache_clear()
 
     @pytest.mark.parametrize(
-        "strange",
-        [[6, 6, 6], [1], [2, 2, 2.5], "222", {}, True, 6, [[2], 2, 2], [True] * 3, [2] * 9],
+        "strange", [[6, 6, 6], [1], [2, 2, 2.5], "222", {}, True, 6, [[2], 2, 2], [True] * 3, [2] * 9]
     )
     def test_only_candidates_are_taken(self, monkeypatch, tmp_path, strange):
         """From the file, and from a checkpoint; what else is there is measured and put right."""
@@ -300,9 +298,7 @@ class TestAlgorithms:
     def test_a_broken_memory_is_made_anew(self, monkeypatch, tmp_path, content):
         monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path))
         measure._path().write_text(content)
-        monkeypatch.setattr(
-            choose_algorithm, "_FACTOR", np.inf
-        )  # so that there is something to measure
+        monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)  # so that there is something to measure
         measure.remembered.cache_clear()
         compiled(training=False)
         assert json.loads(measure._path().read_text())

@@ -6,7 +6,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tinyunet import Module, functional
-from tinyunet.graph import passes
+from tinyunet.compiler import passes
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Sequential
 
 KINDS = ("conv", "point", "norm", "relu", "leaky", "pool", "up", "upsample", "join", "add")
@@ -75,9 +75,7 @@ def models(draw):
     layer = st.tuples(st.sampled_from(KINDS), st.sampled_from([3, 16, 17]), st.integers(0, 9))
     layers = draw(st.lists(layer, min_size=1, max_size=7))
     ups = [i for i, (kind, *_) in enumerate(layers) if kind == "up"]
-    return Random(
-        [layer for i, layer in enumerate(layers) if i not in ups[1:]], draw(st.integers(0, 99))
-    )
+    return Random([layer for i, layer in enumerate(layers) if i not in ups[1:]], draw(st.integers(0, 99)))
 
 
 # A failing net is small as it is; to make it smaller takes minutes, since each is compiled.

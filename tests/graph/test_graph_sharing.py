@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyunet
-from tinyunet.crew import ALONE, Crew
+from tinyunet.engine.together import ALONE, Crew
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import SGD, Adam
 from tinyunet.unet import UNet
@@ -68,9 +68,7 @@ def test_a_crew_trains_bit_for_bit_as_one_does(filters, use_upsampling, size, ki
         expected = alone(*batch(number))
         assert train_in_turn(steps, number) == [expected] * size
     for step in steps:
-        np.testing.assert_array_equal(
-            step.optimizer.flat_parameters, alone.optimizer.flat_parameters
-        )
+        np.testing.assert_array_equal(step.optimizer.flat_parameters, alone.optimizer.flat_parameters)
 
 
 def test_each_layer_is_packed_by_one_member():
@@ -82,9 +80,7 @@ def test_each_layer_is_packed_by_one_member():
     packing = [node.name for node in graph.nodes if node.op == "pack_weights"]
     assert len(packing) > 3
     assert sorted(name for names in heard for name in names) == sorted(packing)
-    sizes = {
-        n.name: graph.values[n.outputs["packed"]].nbytes for n in graph.nodes if n.name in packing
-    }
+    sizes = {n.name: graph.values[n.outputs["packed"]].nbytes for n in graph.nodes if n.name in packing}
     work = [sum(sizes[name] for name in names) for names in heard]
     assert max(work) <= sum(sizes.values()) / 3 + max(sizes.values())
 
@@ -130,10 +126,7 @@ def test_an_eager_model_of_a_crew_learns_too():
 @pytest.mark.parametrize("kind", [Adam, SGD])
 def test_a_crew_saves_the_whole_state(kind):
     crew = crew_of(2)
-    steps, alone = (
-        [step_of(4, False, member, kind) for member in crew],
-        step_of(4, False, kind=kind),
-    )
+    steps, alone = ([step_of(4, False, member, kind) for member in crew], step_of(4, False, kind=kind))
     train_in_turn(steps, 0)
     alone(*batch(0))
     expected = alone.optimizer.state_dict()

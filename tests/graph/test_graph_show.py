@@ -10,18 +10,18 @@ from matplotlib.figure import Figure
 
 import tinyunet
 from tinyunet import Adam, UNet, commandline, functional, losses
-from tinyunet.graph import passes
-from tinyunet.graph.__main__ import main
-from tinyunet.graph.show import nodes_table, summary
+from tinyunet.common.text import aligned
+from tinyunet.compiler import passes
+from tinyunet.compiler.show import nodes_table, summary
+from tinyunet.graph import main
 from tinyunet.nn import Conv3d
-from tinyunet.text import aligned
 from tinyunet.viz import graphs
 from tinyunet.viz.graphs import draw_graph
 
 SHAPE = (1, 6, 7, 8, 4)
 
 
-def step(**options) -> tinyunet.graph.TrainingStep:
+def step(**options) -> tinyunet.compiler.TrainingStep:
     model = UNet(filters=4, depth=2)
     return tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), SHAPE, **options)
 
@@ -50,7 +50,7 @@ def test_a_line_for_each_node_and_the_unfused_are_named():
 def test_flops_of_the_unet():
     """The convolutions' 2 * taps * IC * OC a voxel, forward and twice backward but for the images."""
     graph = step(enable=()).stages(SHAPE)[-1].graph
-    from tinyunet.graph.cost import flops
+    from tinyunet.compiler.cost import flops
 
     fine, coarse = 6 * 7 * 8, 3 * 3 * 4
     first = 2 * 27 * 4 * 4 * fine
@@ -182,10 +182,7 @@ def test_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (
-            ["--size", "8"],
-            "--size: 8 voxels are halved 4 times; expected at least 16, or a smaller --depth",
-        ),
+        (["--size", "8"], "--size: 8 voxels are halved 4 times; expected at least 16, or a smaller --depth"),
         (
             ["--plot", "no/such/x.png"],
             "--plot: no/such/x.png; expected a file in a folder that can be written to",
@@ -193,9 +190,7 @@ def test_command_line(tmp_path):
         (["--plot", "graph.gif"], "--plot: graph.gif; expected an ending of .png, .svg, .pdf"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line_before_the_work(
-    monkeypatch, capsys, options, told
-):
+def test_what_cannot_be_done_is_told_in_one_line_before_the_work(monkeypatch, capsys, options, told):
     monkeypatch.setattr(sys, "argv", ["tinyunet.graph", *options])
     with pytest.raises(SystemExit) as left:
         commandline.run("tinyunet.graph", main)

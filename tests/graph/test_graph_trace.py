@@ -9,9 +9,9 @@ from agreement import EXACT, ROUNDING, assert_agree
 import tinyunet
 from tinyunet import Adam, Function, Module, Tensor, UNet, functional, losses
 from tinyunet.autograd import Reshape
-from tinyunet.context import Context
-from tinyunet.graph.operators import OPERATORS
-from tinyunet.graph.trace import trace
+from tinyunet.compiler.operators import OPERATORS
+from tinyunet.compiler.trace import trace
+from tinyunet.engine.context import Context
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Parameter
 
 GENERATOR = np.random.default_rng(0)
@@ -46,8 +46,7 @@ def test_descriptions_of_operators_are_true(function):
     """Shape, type and what is saved, against a run of the operator itself."""
     arguments = ARGUMENTS[function]
     leaves = tuple(
-        Tensor(0.0) if isinstance(a, np.ndarray) and a.dtype == np.float32 else None
-        for a in arguments
+        Tensor(0.0) if isinstance(a, np.ndarray) and a.dtype == np.float32 else None for a in arguments
     )
     ctx = Context(function, leaves)
     dst = function.forward(ctx, *arguments)
@@ -122,12 +121,8 @@ REFUSED = {
     "transposed: channels": ConvTranspose3d(5, 2),
     "transposed: many channels": ConvTranspose3d(40, 3),
     "transposed: bias": lambda x: functional.conv_transpose3d(x, _ones(4, 2, 2, 2, 2), _ones(3)),
-    "transposed: padding": lambda x: functional.conv_transpose3d(
-        x, _ones(4, 2, 2, 2, 2), padding="full"
-    ),
-    "transposed: axes": lambda x: functional.conv_transpose3d(
-        x.reshape(16, 4, 4), _ones(4, 2, 2, 2, 2)
-    ),
+    "transposed: padding": lambda x: functional.conv_transpose3d(x, _ones(4, 2, 2, 2, 2), padding="full"),
+    "transposed: axes": lambda x: functional.conv_transpose3d(x.reshape(16, 4, 4), _ones(4, 2, 2, 2, 2)),
     "convolution: channels": Conv3d(3, 2),
     "convolution: bias": lambda x: functional.conv3d(x, _ones(2, 4, 1, 1, 1), _ones(3)),
     "convolution: dtype": lambda x: functional.conv3d(x, Tensor(np.ones((2, 4, 1, 1, 1), "f8"))),
@@ -166,10 +161,7 @@ def test_the_unused_parameter_has_gradient_zero():
     optimizer = Adam(model.parameters())
     optimizer.flat_gradients[:] = 7
     step = tinyunet.compile(
-        model,
-        lambda prediction, labels: (prediction * prediction).mean(),
-        optimizer,
-        (1, 4, 6, 5, 4),
+        model, lambda prediction, labels: (prediction * prediction).mean(), optimizer, (1, 4, 6, 5, 4)
     )
     step.gradients(np.zeros((1, 4, 6, 5, 4)), np.zeros((1, 4, 2, 5), int))
     np.testing.assert_array_equal(model.unused.grad, 0)

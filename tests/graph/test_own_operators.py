@@ -68,10 +68,7 @@ FREE: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], Any]]] = {
     ),
     "a copy": (lambda ctx, a: setattr(ctx, "src", a.copy()), lambda ctx: ctx.src),
     "what it has made": (lambda ctx, a: setattr(ctx, "mask", a > 0.1), lambda ctx: ctx.mask),
-    "shape and type": (
-        lambda ctx, a: ctx.save(a),
-        lambda ctx: ctx.saved[0] * np.ones(ctx.shape, ctx.dtype),
-    ),
+    "shape and type": (lambda ctx, a: ctx.save(a), lambda ctx: ctx.saved[0] * np.ones(ctx.shape, ctx.dtype)),
     "a context of its own at each call": (
         lambda ctx, a: ctx.save(a * (not hasattr(ctx, "met"))) or setattr(ctx, "met", True),
         lambda ctx: ctx.saved[0],
@@ -160,9 +157,7 @@ def test_what_backward_returns_is_checked_as_on_the_tape(name):
 
     def compiled() -> None:
         model = Net(Doubled)
-        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)(
-            images, labels
-        )
+        tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.1), INPUT)(images, labels)
 
     assert told_by(compiled) == told_by(eager)
     if name in ("float64", "as it should"):
@@ -204,9 +199,7 @@ def test_what_is_saved_or_returned_may_not_depend_on_the_data(forward):
     step = tinyunet.compile(model, losses.soft_dice, SGD(model.parameters(), 0.0), INPUT)
     images, labels = batch(SHAPE, 4, 4, 0)
     step(images, labels)
-    with pytest.raises(
-        RuntimeError, match=r"Depends.forward returns or saves other arrays than when"
-    ):
+    with pytest.raises(RuntimeError, match=r"Depends.forward returns or saves other arrays than when"):
         step(images * 1e4, labels)
 
 

@@ -12,20 +12,12 @@ import pytest
 from agreement import batch
 
 import tinyunet
-from kernels import (
-    activation,
-    batch_norm,
-    concat,
-    conv3d,
-    conv_transpose3d,
-    machine,
-    optimizers,
-    pooling,
-    softmax_dice,
-)
+from kernels import conv3d
+from kernels.base import machine
+from kernels.ops import activation, batch_norm, concat, conv_transpose3d, optimizers, pooling, softmax_dice
 from tinyunet import SGD, Function, Module, Tensor, UNet, losses, no_grad
-from tinyunet.inference import predict_volume, predictor
 from tinyunet.nn import Dropout, Parameter
+from tinyunet.segmentation.sliding_window import predict_volume, predictor
 
 SHAPE = (1, 12, 12, 12, 4)
 COUNTS = pytest.mark.parametrize("threads", [2, 4])
@@ -155,10 +147,7 @@ class TestPrediction:
 
     @pytest.mark.parametrize("eager", [False, True])
     def test_two_models(self, eager):
-        predicts = [
-            predictor(small(seed=seed, filters=filters), eager)
-            for seed, filters in ((1, 8), (2, 5))
-        ]
+        predicts = [predictor(small(seed=seed, filters=filters), eager) for seed, filters in ((1, 8), (2, 5))]
         batches = images(3)
         expected = [predict(each) for each in batches for predict in predicts]
         calls = [lambda p=predict, e=each: p(e) for each in batches for predict in predicts]
@@ -171,9 +160,7 @@ class TestTraining:
     @staticmethod
     def step(lr: float) -> Any:
         model = small()
-        return tinyunet.compile(
-            model, losses.dice_cross_entropy, SGD(model.parameters(), lr), SHAPE
-        )
+        return tinyunet.compile(model, losses.dice_cross_entropy, SGD(model.parameters(), lr), SHAPE)
 
     @COUNTS
     def test_each_gets_the_loss_of_its_batch(self, threads):
@@ -303,7 +290,7 @@ class TestCompilation:
 
     def test_a_forked_process_does_not_wait_for_a_thread_that_it_has_not(self):
         program = (
-            "import os, threading, time; from tinyunet.turns import one_at_a_time\n"
+            "import os, threading, time; from tinyunet.common.turns import one_at_a_time\n"
             "def hold():\n    with one_at_a_time: time.sleep(0.5)\n"
             "threading.Thread(target=hold).start(); time.sleep(0.1); child = os.fork()\n"
             "if not child: os._exit(0 if one_at_a_time.acquire(timeout=20) else 3)\n"
@@ -335,9 +322,7 @@ KERNELS: dict[str, Callable[[Any, Any], Any]] = {
     "convolution, backward_data": lambda x, w: conv3d.backward_data(x, w, x.shape),
     "convolution, backward_weights": lambda x, w: conv3d.backward_weights(x, x, (3, 3, 3))[0],
     "transposed": lambda x, w: conv_transpose3d.forward(x, w, None, (2, 2, 2), "same"),
-    "batch norm": lambda x, w: batch_norm.forward_training(x, x[0, 0, 0, 0], x[0, 0, 0, 0], 1e-3)[
-        0
-    ],
+    "batch norm": lambda x, w: batch_norm.forward_training(x, x[0, 0, 0, 0], x[0, 0, 0, 0], 1e-3)[0],
     "relu": lambda x, w: activation.relu_forward(x),
     "max pooling": lambda x, w: pooling.max_pool_forward(x, (2, 2, 2))[0],
     "concatenation": lambda x, w: concat.forward(x, x),
@@ -351,9 +336,7 @@ def test_kernels_by_themselves(name):
     generator, kernel = np.random.default_rng(0), KERNELS[name]
     weights = generator.standard_normal((16, 16, 3, 3, 3)).astype(np.float32)
     # Scratchpads of other sizes in each thread.
-    sources = [
-        generator.standard_normal((1, side, 12, 12, 16)).astype(np.float32) for side in (12, 8, 16)
-    ]
+    sources = [generator.standard_normal((1, side, 12, 12, 16)).astype(np.float32) for side in (12, 8, 16)]
     expected = [kernel(each, weights) for each in sources]
     calls = [lambda each=each: kernel(each, weights) for each in sources] * 10
     assert_same(at_once(4, calls), expected * 10)

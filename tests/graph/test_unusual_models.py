@@ -19,10 +19,10 @@ from agreement import (
 )
 
 import tinyunet
-from kernels.fused import conv3d
+from kernels.conv3d import operator as conv3d
 from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
-from tinyunet.graph import algorithms
+from tinyunet.compiler import choices as algorithms
 from tinyunet.nn import BatchNorm, ConvTranspose3d, ReLU
 
 
@@ -76,9 +76,7 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
     "weights of another shape": lambda: Net(
         lambda net, x: F.conv3d(x, net.w.reshape(16, 16, 3, 3, 3)), w=learned(16, 16 * 27)
     ),
-    "weights that are fixed": lambda: Net(
-        lambda net, x: F.conv3d(x, Tensor(numbers(16, 16, 3, 3, 3)))
-    ),
+    "weights that are fixed": lambda: Net(lambda net, x: F.conv3d(x, Tensor(numbers(16, 16, 3, 3, 3)))),
     "transposed weights that are computed": lambda: Net(enlarged, up=ConvTranspose3d(16, 16)),
     "a learned volume beside": lambda: Net(
         lambda net, x: net.second(F.concatenate(x, net.volume)),
@@ -105,17 +103,10 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
         lambda net, x: x + net.norm(net.volume), norm=BatchNorm(16), volume=learned(*SHAPE, 16)
     ),
     "two norms": lambda: Net(
-        lambda net, x: net.b(net.a(net.second(x))),
-        second=conv(16, 16),
-        a=shifted_norm(),
-        b=BatchNorm(16),
+        lambda net, x: net.b(net.a(net.second(x))), second=conv(16, 16), a=shifted_norm(), b=BatchNorm(16)
     ),
     "two norms of one convolution": lambda: Net(
-        forked,
-        second=conv(16, 16),
-        third=conv(16, 16, seed=2),
-        a=shifted_norm(),
-        b=BatchNorm(16),
+        forked, second=conv(16, 16), third=conv(16, 16, seed=2), a=shifted_norm(), b=BatchNorm(16)
     ),
     "a norm's scale that is computed": lambda: Net(
         lambda net, x: F.batch_norm(
@@ -133,9 +124,9 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
     "a convolution read before its ReLU and after it": lambda: Net(
         read_twice, second=conv(16, 16), up=ConvTranspose3d(16, 16), third=conv(32, 16, 1)
     ),
-    "a layer twice": lambda: (
-        lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer)
-    )(conv(16, 16)),
+    "a layer twice": lambda: (lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer))(
+        conv(16, 16)
+    ),
 }
 
 
@@ -221,9 +212,7 @@ def test_a_loss_whose_logits_are_wrong_by_far(classes):
         loss, (images, _) = losses.dice_binary_cross_entropy, batch(SHAPE, 4, classes, 0)
         labels = np.zeros(SHAPE, np.uint8)
         for net in (exact, eager):
-            loss(
-                net.logits(Tensor(images.astype(net.head.bias.dtype))), labels, from_logits=True
-            ).backward()
+            loss(net.logits(Tensor(images.astype(net.head.bias.dtype))), labels, from_logits=True).backward()
         step = tinyunet.compile(compiled, loss, SGD(compiled.parameters(), 0.1), INPUT)
         step.gradients(images, labels)
         assert "binary_cross_entropy" in {n.op for n in step.program(INPUT).graph.nodes}
@@ -551,8 +540,7 @@ REPLACED: dict[str, tuple[Callable[[], Net], Callable[[], Any]]] = {
     ),
     "a generator": (
         lambda: Net(
-            lambda net, x: F.dropout(x, 0.5, net.part) if net.training else x,
-            part=np.random.default_rng(3),
+            lambda net, x: F.dropout(x, 0.5, net.part) if net.training else x, part=np.random.default_rng(3)
         ),
         lambda: np.random.default_rng(4),
     ),
@@ -767,9 +755,7 @@ def test_a_reshape_after_the_last_layer(name):
     predict = tinyunet.compile(model.eval(), images.shape)
     assert_within(predict(images), same.eval()(images).data, ROUNDING, "prediction")
     optimizer = SGD(same.train().parameters(), 0.1)
-    step = tinyunet.compile(
-        model.train(), losses.soft_dice, SGD(model.parameters(), 0.1), images.shape
-    )
+    step = tinyunet.compile(model.train(), losses.soft_dice, SGD(model.parameters(), 0.1), images.shape)
     expected = losses.soft_dice(same.logits(images), labels, from_logits=True)
     optimizer.zero_grad()
     expected.backward()

@@ -19,29 +19,17 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import tinyunet
-from kernels import machine
+from kernels.base import machine
 from kernels.conv3d.winograd import both_gradients
 from tinyunet import Adam, Function, Module, Parameter, UNet, losses, no_grad
 from tinyunet import functional as F
-from tinyunet.graph import algorithms
+from tinyunet.compiler import choices as algorithms
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Sequential
 
 # Kernel and stride of convolutions. Those of the product are drawn most often.
 CONVOLUTIONS = [((3, 3, 3), 1), ((3, 3, 3), 1), ((3, 3, 3), 1), ((1, 1, 1), 1), ((5, 5, 5), 1)]
-CONVOLUTIONS += [
-    ((1, 3, 3), 1),
-    ((5, 1, 3), 1),
-    ((2, 3, 4), 1),
-    ((3, 3, 3), 2),
-    ((1, 2, 3), (1, 2, 1)),
-]
-TRANSPOSED = [
-    ((2, 2, 2), 2),
-    ((2, 2, 2), 2),
-    ((1, 2, 2), (1, 2, 2)),
-    ((3, 3, 3), 2),
-    ((2, 3, 1), 1),
-]
+CONVOLUTIONS += [((1, 3, 3), 1), ((5, 1, 3), 1), ((2, 3, 4), 1), ((3, 3, 3), 2), ((1, 2, 3), (1, 2, 1))]
+TRANSPOSED = [((2, 2, 2), 2), ((2, 2, 2), 2), ((1, 2, 2), (1, 2, 2)), ((3, 3, 3), 2), ((2, 3, 1), 1)]
 WIDTHS = st.one_of(st.integers(1, 4), st.sampled_from([16, 32, 48]), st.integers(1, 70))
 LAYERED = ("conv", "conv", "up", "norm", "scaled", "unet")  # layers with parameters
 KINDS = (*LAYERED, "relu", "leaky", "pool", "upsample", "join", "join", "add", "times", "softmax")

@@ -6,8 +6,9 @@ from checkers import assert_close, assert_exact, check_gradients, integers, norm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import activation, machine
-from kernels.chunks import CHUNK
+from kernels.base import machine
+from kernels.base.chunks import CHUNK
+from kernels.ops import activation
 
 # One item, less than a vector, and around the end of a chunk.
 SHAPES = [(1,), (1, 1, 1, 1, 1), (2, 3, 5, 7, 3), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3, CHUNK)]

@@ -6,9 +6,9 @@ from checkers import assert_exact
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import machine
-from kernels.arrays import checksum, copy
-from kernels.chunks import CHUNK
+from kernels.base import machine
+from kernels.base.arrays import checksum, copy
+from kernels.base.chunks import CHUNK
 
 DTYPES = st.sampled_from([np.uint8, np.float32, np.float64])
 

@@ -8,7 +8,8 @@ from checkers import assert_close, assert_exact, check_gradients, normal, unchan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import batch_norm, machine
+from kernels.base import machine
+from kernels.ops import batch_norm
 
 EPSILON = 1e-3
 CHANNELS = st.sampled_from([1, 2, 3, 16, 17, 48, 255, 256, 257, 300])
@@ -18,10 +19,7 @@ THREADS = st.sampled_from([1, machine.cores()])
 @st.composite
 def volumes(draw):
     """At least 24 voxels, for a mean of fewer may cancel to nothing to compare with."""
-    sizes = [
-        draw(st.sampled_from([1, 2, 3])),
-        *(draw(st.sampled_from([2, 3, 5, 8])) for _ in "dhw"),
-    ]
+    sizes = [draw(st.sampled_from([1, 2, 3])), *(draw(st.sampled_from([2, 3, 5, 8])) for _ in "dhw")]
     return (max(sizes[0], 3), *sizes[1:], draw(CHANNELS))
 
 
@@ -107,9 +105,7 @@ def test_mean_1000_and_deviation_1(outlier):
         assert_close(array, expected[name], bounds.get(name, 3e-5), name)
     _, variance = two_passes(src)
     error = np.abs(actual["variance"] - expected["variance"]).max()
-    assert (
-        error <= np.abs(variance - expected["variance"]).max() + 6e-8 * expected["variance"].max()
-    )
+    assert error <= np.abs(variance - expected["variance"]).max() + 6e-8 * expected["variance"].max()
 
 
 def test_a_constant_channel_becomes_the_shift():
@@ -209,12 +205,7 @@ def test_halves_that_combine_their_sums_are_the_whole():
                 assert_close(actual, expected, bound)
             of_halves.append(
                 batch_norm.backward(
-                    diff[half],
-                    src[half],
-                    scale,
-                    mean,
-                    variance,
-                    combine=partial(np.copyto, src=totals[1]),
+                    diff[half], src[half], scale, mean, variance, combine=partial(np.copyto, src=totals[1])
                 )
             )
         first, second = of_halves

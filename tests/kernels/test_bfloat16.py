@@ -6,8 +6,9 @@ from checkers import normal, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import bfloat16, machine
-from kernels.chunks import CHUNK
+from kernels.base import machine
+from kernels.base.chunks import CHUNK
+from kernels.ops import bfloat16
 
 SIZES = st.sampled_from([1, 7, CHUNK - 1, CHUNK + 1])
 

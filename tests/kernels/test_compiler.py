@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from numba.core import caching
 
-from kernels import compiler
-from kernels.compiled_files import stamp
+from kernels.base import jit as compiler
+from kernels.base.compiled_files import stamp
 
 MODULE = """
-from kernels.compiler import kernel
+from kernels.base.jit import kernel
 
 def make(addend):
     @kernel
@@ -55,7 +55,8 @@ def test_two_processes_share_a_cache(tmp_path):
 
 THREADS = """
 import threading, numba, numpy as np
-from kernels import activation, arrays
+from kernels.base import arrays
+from kernels.ops import activation
 src, right, together = np.arange(-4096, 4096, dtype=np.float32), [], threading.Barrier(4)
 
 def run():
@@ -126,10 +127,10 @@ def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
     for name in ("__init__", "compiler", "compiled_files", "environment", "limits", "linking"):
         shutil.copy(root / f"{name}.py", package)
     (package / "caller.py").write_text(
-        "from kernels.callee import value\nfrom kernels.compiler import kernel\n\n"
+        "from kernels.callee import value\nfrom kernels.base.jit import kernel\n\n"
         "@kernel\ndef call():\n    return value()\n"
     )
-    callee = "from kernels.compiler import kernel\n\n@kernel\ndef value():\n    return {}\n"
+    callee = "from kernels.base.jit import kernel\n\n@kernel\ndef value():\n    return {}\n"
     program = "from kernels.caller import call; print(call(), sum(call.stats.cache_hits.values()))"
     for number, expected in ((1, "1 0"), (1, "1 1"), (2, "2 0")):
         (package / "callee.py").write_text(callee.format(number))
@@ -180,9 +181,7 @@ DAMAGES = {
     ),
     "pickled, unknown module": lambda path, content: path.write_bytes(checked(b"cno\nmodule\n.")),
     "checked, not a tuple": lambda path, content: path.write_bytes(checked(pickle.dumps(3))),
-    "checked, of another length": lambda path, content: path.write_bytes(
-        checked(pickle.dumps((1,)))
-    ),
+    "checked, of another length": lambda path, content: path.write_bytes(checked(pickle.dumps((1,)))),
     "a link to nothing": lambda path, content: (path.unlink(), path.symlink_to("nowhere")),
     "a link to itself": lambda path, content: (path.unlink(), path.symlink_to(path.name)),
 }
@@ -264,7 +263,7 @@ def test_a_folder_of_kernels_that_cannot_be_written_is_named(tmp_path, monkeypat
 SPECIALISED = """
 import sys
 
-from kernels.compiler import kernel, specialised
+from kernels.base.jit import kernel, specialised
 
 @specialised("factor")
 def scaled(x, factor):
@@ -302,7 +301,7 @@ import numba
 import numpy as np
 from numba.core.codegen import JITCPUCodegen
 
-from kernels.compiler import kernel, parallel_kernel, prange
+from kernels.base.jit import kernel, parallel_kernel, prange
 
 assembled, usual = [], JITCPUCodegen._add_module
 JITCPUCodegen._add_module = lambda owner, module: assembled.append(module.name) or usual(owner, module)

@@ -6,7 +6,8 @@ from checkers import assert_exact, check_gradients, integers, normal, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import concat, machine
+from kernels.base import machine
+from kernels.ops import concat
 
 CHANNELS = st.sampled_from([1, 3, 8, 16, 17, 48])
 VOXELS = st.tuples(st.integers(1, 2), *[st.sampled_from([1, 3, 7, 12])] * 3)

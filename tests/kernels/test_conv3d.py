@@ -15,10 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from kernels import conv3d, machine
-from kernels.conv3d import blocked, direct, im2col, naive, winograd
-from kernels.conv3d.shapes import geometry
+from kernels import conv3d
+from kernels.base import machine
+from kernels.base.conv_shapes import geometry
+from kernels.conv3d import winograd
 from kernels.conv3d.winograd import weight_gradient
+from kernels.ladder import blocked, direct, im2col, naive
 
 RUNGS = [im2col, blocked, direct]
 CHANNELS = [1, 3, 4, 5, 16, 17, 32, 48, 64]
@@ -116,13 +118,7 @@ def test_error_against_float64(rung: ModuleType):
 
 # Largest error allowed, of the largest value. The transforms' constants amplify rounding; each bound
 # is four times what standard normal data show, and 5e-5 is the most that "fast" may take.
-WINOGRAD_ERRORS = {
-    (2, 2, 2): 2e-6,
-    (2, 4, 4): 6e-6,
-    (4, 4, 4): 1.2e-5,
-    (1, 2, 2): 2e-6,
-    (1, 4, 4): 6e-6,
-}
+WINOGRAD_ERRORS = {(2, 2, 2): 2e-6, (2, 4, 4): 6e-6, (4, 4, 4): 1.2e-5, (1, 2, 2): 2e-6, (1, 4, 4): 6e-6}
 
 
 def check_winograd(tile, arrays, padding, bound):
@@ -270,9 +266,7 @@ def test_non_contiguous_arguments():
         spread[..., ::2] = array
         views.append(spread[..., ::2])
     for rung in [naive, *RUNGS]:
-        for name, got, wanted in zip(
-            NAMES, all_directions(rung, *views, *rest), expected, strict=True
-        ):
+        for name, got, wanted in zip(NAMES, all_directions(rung, *views, *rest), expected, strict=True):
             assert_array_equal(got, wanted, err_msg=f"{rung.__name__} {name}")
 
 

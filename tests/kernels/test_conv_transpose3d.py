@@ -8,7 +8,9 @@ from checkers import assert_close, assert_exact, check_gradients, integers, norm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import conv3d, conv_transpose3d, machine
+from kernels import conv3d
+from kernels.base import machine
+from kernels.ops import conv_transpose3d
 
 NAMES = ("dst", "diff_src", "diff_weights", "diff_bias")
 CHANNELS = st.sampled_from([1, 3, 8, 16, 17, 32, 40])
@@ -44,9 +46,7 @@ def definition(src, weights, bias, stride, padding):
     MB, *sizes, _ = src.shape
     OC, *kernel = weights.shape[1:]
     out = [output_size(*axis, padding) for axis in zip(sizes, kernel, stride, strict=True)]
-    before = [
-        max(k - s, 0) // 2 if padding == "same" else 0 for k, s in zip(kernel, stride, strict=True)
-    ]
+    before = [max(k - s, 0) // 2 if padding == "same" else 0 for k, s in zip(kernel, stride, strict=True)]
     # Room for the whole of the last kernel, and for the stride after it.
     dst = np.zeros((MB, *(o + k + s for o, k, s in zip(out, kernel, stride, strict=True)), OC))
     for voxel in itertools.product(*map(range, sizes)):
@@ -59,8 +59,7 @@ def definition(src, weights, bias, stride, padding):
 def problem(src_shape, weights_shape, stride, padding, seed=0, make=integers, dtype=np.float32):
     generator = np.random.default_rng(seed)
     out = [
-        output_size(*axis, padding)
-        for axis in zip(src_shape[1:4], weights_shape[2:], stride, strict=True)
+        output_size(*axis, padding) for axis in zip(src_shape[1:4], weights_shape[2:], stride, strict=True)
     ]
     dst_shape = (src_shape[0], *out, weights_shape[1])
     shapes = (src_shape, weights_shape, weights_shape[1:2], dst_shape)

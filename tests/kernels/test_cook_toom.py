@@ -7,17 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.compiler import kernel
-from kernels.conv3d.cook_toom import (
-    DIFF_DST,
-    DIFF_WEIGHTS,
-    INPUT,
-    OUTPUT,
-    WEIGHTS,
-    matrix,
-    sizes,
-    transpose,
-)
+from kernels.base.jit import kernel
+from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, OUTPUT, WEIGHTS, matrix, sizes, transpose
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 
 fractions = st.integers(-50, 50).map(Fraction)
@@ -32,9 +23,7 @@ def times(rows, vector):
 def test_minimal_filtering_is_exact_in_fractions(m, data):
     d = data.draw(st.lists(fractions, min_size=m + 2, max_size=m + 2))
     g = data.draw(st.lists(fractions, min_size=3, max_size=3))
-    products = [
-        a * b for a, b in zip(times(matrix(WEIGHTS, m), g), times(matrix(INPUT, m), d), strict=True)
-    ]
+    products = [a * b for a, b in zip(times(matrix(WEIGHTS, m), g), times(matrix(INPUT, m), d), strict=True)]
     direct = [sum(d[i + k] * g[k] for k in range(3)) for i in range(m)]
     assert times(matrix(OUTPUT, m), products) == direct
 
@@ -44,10 +33,7 @@ def test_minimal_filtering_is_exact_in_fractions(m, data):
 def test_weight_gradient_is_exact_in_fractions(m, data):
     d = data.draw(st.lists(fractions, min_size=m + 2, max_size=m + 2))
     y = data.draw(st.lists(fractions, min_size=m, max_size=m))
-    products = [
-        a * b
-        for a, b in zip(times(matrix(DIFF_DST, m), y), times(matrix(INPUT, m), d), strict=True)
-    ]
+    products = [a * b for a, b in zip(times(matrix(DIFF_DST, m), y), times(matrix(INPUT, m), d), strict=True)]
     direct = [sum(d[i + k] * y[i] for i in range(m)) for k in range(3)]
     assert times(matrix(DIFF_WEIGHTS, m), products) == direct
 

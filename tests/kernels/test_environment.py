@@ -10,7 +10,7 @@ import numba
 import pytest
 from launcher import launch, needs_mpi
 
-from kernels.limits import affinity
+from kernels.base.limits import affinity
 from tinyunet.parallel.communicator import _LAUNCHERS
 
 WRONG = {
@@ -62,7 +62,7 @@ try:
 except OSError as error:
     print(error)
     os.environ["NUMBA_NUM_THREADS"] = "1"
-from kernels import machine
+from kernels.base import machine
 print(machine.threads())
 raise KeyError("others are shown as ever")
 """
@@ -71,11 +71,7 @@ raise KeyError("others are shown as ever")
     assert run.stderr.startswith("Traceback")
 
 
-COMMANDS = {
-    "train": "",
-    "predict": "no.npz no.nii -o nowhere",
-    "bench": "step --size 16",
-}
+COMMANDS = {"train": "", "predict": "no.npz no.nii -o nowhere", "bench": "step --size 16"}
 IN_COMMANDS = ["NUMBA_NUM_THREADS=0", "NUMBA_THREADING_LAYER=foo", "NUMBA_OPT=9"]
 
 
@@ -126,11 +122,11 @@ needs_openmp = pytest.mark.skipif(
 # A loop on all threads, which OpenMP must be loaded for.
 LOOP = """
 import numpy as np
-from kernels.arrays import copy_vectors
+from kernels.base.arrays import copy_vectors
 copy_vectors(np.zeros(64, np.float32), np.zeros(64, np.float32))
 """
 WAYS_IN = {
-    "a kernel": "import kernels.arrays",
+    "a kernel": "import kernels.base.arrays",
     "the package of kernels": "import kernels",
     "Numba first": "import numba; import kernels",
     "a model": "import tinyunet; tinyunet.UNet(filters=4, depth=2)",
@@ -157,8 +153,7 @@ def test_every_way_in_has_threads_that_sleep(way):
 
 @needs_openmp
 @pytest.mark.parametrize(
-    ("variable", "expected"),
-    [("GOMP_SPINCOUNT=77", "77"), ("OMP_WAIT_POLICY=passive", "0")],
+    ("variable", "expected"), [("GOMP_SPINCOUNT=77", "77"), ("OMP_WAIT_POLICY=passive", "0")]
 )
 def test_what_the_environment_says_counts(variable, expected):
     assert spins(python("import kernels" + LOOP, "OMP_DISPLAY_ENV=verbose", variable)) == [expected]
@@ -184,7 +179,7 @@ def test_openmp_that_is_loaded_already_is_told():
 BUSY = """
 import subprocess, sys, time
 import numpy as np
-from kernels import arrays, machine
+from kernels.base import arrays, machine
 
 machine.set_threads(2)
 src = np.zeros(1 << 15, np.float32)

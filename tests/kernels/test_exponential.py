@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kernels.compiler import kernel
-from kernels.exponential import exp, log, log1p, sigmoid
+from kernels.base.exponential import exp, log, log1p, sigmoid
+from kernels.base.jit import kernel
 
 
 @kernel

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkers import assert_close, integers, normal
 
-from kernels import activation, batch_norm, concat, optimizers, pooling, softmax_dice, upsample
+from kernels.ops import activation, batch_norm, concat, optimizers, pooling, softmax_dice, upsample
 
 
 def results(dtype):
@@ -55,18 +55,13 @@ def test_interpreted_equals_float64():
     here = os.path.dirname(__file__)
     environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(here), here])
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__],
-        env=environment,
-        capture_output=True,
-        timeout=300,
+        [sys.executable, "-W", "ignore", __file__], env=environment, capture_output=True, timeout=300
     )
     assert run.returncode == 0, run.stderr.decode()
 
 
 def check():
-    for which, (actual, expected) in enumerate(
-        zip(results(np.float32), results(np.float64), strict=True)
-    ):
+    for which, (actual, expected) in enumerate(zip(results(np.float32), results(np.float64), strict=True)):
         assert_close(actual, expected, 2e-6, f"result {which}")
 
 
@@ -78,9 +73,7 @@ def test_compiled_equals_float64():
 def test_is_compiled_here(module):
     """Else the two tests above would be the same."""
     assert "NUMBA_DISABLE_JIT" not in os.environ
-    assert hasattr(
-        module._relu_forward if module is activation else module._make_forward(2, 2, 2), "py_func"
-    )
+    assert hasattr(module._relu_forward if module is activation else module._make_forward(2, 2, 2), "py_func")
 
 
 if __name__ == "__main__":

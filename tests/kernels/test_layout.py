@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from kernels import layout, streaming
-from kernels.memory import empty
+from kernels.base import layout, streaming
+from kernels.base.buffers import empty
 
 sizes = st.integers(1, 5)
 channels = st.integers(1, 40)
@@ -69,14 +69,10 @@ def test_padding_lanes_are_dropped_on_the_way_back():
 def test_pack_src_surrounds_with_zeros(size, before, after, dilation, C):
     src = numbered(*size, C)
     width = C if C <= 4 else 16
-    spread = [
-        b + (s - 1) * k + 1 + a for b, s, k, a in zip(before, size, dilation, after, strict=True)
-    ]
+    spread = [b + (s - 1) * k + 1 + a for b, s, k, a in zip(before, size, dilation, after, strict=True)]
     panel = np.full((-(-C // width), *spread, width), np.nan, np.float32)
     layout.pack_src(src, panel, before, dilation)
-    slices = [
-        slice(b, b + (s - 1) * k + 1, k) for b, s, k in zip(before, size, dilation, strict=True)
-    ]
+    slices = [slice(b, b + (s - 1) * k + 1, k) for b, s, k in zip(before, size, dilation, strict=True)]
     lanes = np.moveaxis(panel[(slice(None), *slices)], 0, 3).reshape(*size, -1)
     assert_array_equal(lanes[..., :C], src)
     assert np.count_nonzero(panel) == src.size

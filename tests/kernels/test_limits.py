@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import limits
+from kernels.base import limits
 
 # ID, parent, device, root, mount point, options - type, source, options of the file system.
 V1 = "33 31 0:29 {} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -51,12 +51,7 @@ QUOTAS = {
         v1_quota("b", -1) | v1_quota("", 300_000) | v1_quota("docker/a/b", 1),
         3.0,
     ),
-    "version 1, another group on top": (
-        DEEP_V1,
-        [V1.format("/kubepods/c")],
-        v1_quota("", 200_000),
-        2.0,
-    ),
+    "version 1, another group on top": (DEEP_V1, [V1.format("/kubepods/c")], v1_quota("", 200_000), 2.0),
     "version 2, none": ("0::/", [V2.format("/")], {"cpu.max": "max 100000"}, math.inf),
     "version 2": ("0::/", [V2.format("/")], {"cpu.max": "250000 100000"}, 2.5),
     "version 2, less than a core": ("0::/", [V2.format("/")], {"cpu.max": "1000 100000"}, 0.01),
@@ -148,9 +143,9 @@ import importlib.util, json, os, sys, threading
 
 def load(quota):
     spec = importlib.util.find_spec("kernels")
-    path = os.path.join(spec.submodule_search_locations[0], "limits.py")
-    spec = importlib.util.spec_from_file_location("kernels.limits", path)
-    sys.modules["kernels.limits"] = module = importlib.util.module_from_spec(spec)
+    path = os.path.join(spec.submodule_search_locations[0], "base", "limits.py")
+    spec = importlib.util.spec_from_file_location("kernels.base.limits", path)
+    sys.modules["kernels.base.limits"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.cpu_quota = lambda: quota
     module.affinity = lambda: {0, 1, 2}
@@ -162,7 +157,7 @@ if "threads first" in sys.argv:
     import numba
     numba.set_num_threads(2)
 import numpy as np
-from kernels import arrays, machine
+from kernels.base import arrays, machine
 
 arrays.copy_vectors(np.zeros(64, np.float32), np.zeros(64, np.float32))
 found = [machine.cores(), machine.most_threads(), machine.threads()]
@@ -224,7 +219,7 @@ def test_a_real_group_of_this_machine():
     except OSError:
         pytest.skip("groups cannot be made here")
     join = f"open('{group}/cgroup.procs', 'w').write(str(__import__('os').getpid()));"
-    program = join + "from kernels import machine; print(machine.cores(), machine.threads())"
+    program = join + "from kernels.base import machine; print(machine.cores(), machine.threads())"
     try:
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     finally:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from kernels import memory
+from kernels.base import buffers as memory
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 4, 5, 7), (1000, 1000)])

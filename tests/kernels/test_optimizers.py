@@ -8,8 +8,9 @@ from checkers import assert_close, integers, normal, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import machine, optimizers
-from kernels.chunks import CHUNK
+from kernels.base import machine
+from kernels.base.chunks import CHUNK
+from kernels.ops import optimizers
 
 SIZES = st.sampled_from([1, 5, 1000, CHUNK - 1, CHUNK + 1, 3 * CHUNK])
 THREADS = st.sampled_from([1, machine.cores()])
@@ -53,9 +54,7 @@ def test_adam_follows_the_textbook(size, seed, threads, dtype, decay):
     m, v = np.zeros_like(parameters), np.zeros_like(parameters)
     with unchanged(*gradients):
         for step, gradient in enumerate(gradients, start=1):
-            optimizers.adam_step(
-                parameters, gradient, m, v, step, 0.01, 0.8, 0.95, 1e-7, weight_decay=decay
-            )
+            optimizers.adam_step(parameters, gradient, m, v, step, 0.01, 0.8, 0.95, 1e-7, weight_decay=decay)
     for name, actual, wanted in zip("pmv", (parameters, m, v), expected, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, wanted, BOUND[dtype], name)
@@ -79,12 +78,8 @@ def test_sgd_follows_the_textbook(size, seed, threads, dtype, decay, momentum, n
     velocity = np.zeros_like(parameters)
     with unchanged(*gradients):
         for gradient in gradients:
-            optimizers.sgd_step(
-                parameters, gradient, velocity, 0.01, momentum, nesterov, weight_decay=decay
-            )
-    for name, actual, wanted in zip(
-        ("p", "velocity"), (parameters, velocity), expected, strict=True
-    ):
+            optimizers.sgd_step(parameters, gradient, velocity, 0.01, momentum, nesterov, weight_decay=decay)
+    for name, actual, wanted in zip(("p", "velocity"), (parameters, velocity), expected, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, wanted, BOUND[dtype], name)
 

@@ -8,7 +8,8 @@ from checkers import assert_exact, check_gradients, integers, normal, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import machine, pooling
+from kernels.base import machine
+from kernels.ops import pooling
 
 # Each is compiled: the U-Net's two, and one with three different sizes.
 WINDOWS = st.sampled_from([(2, 2, 2), (1, 2, 2), (3, 1, 2)])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from kernels import machine, memory, simd
-from kernels.compiler import kernel
+from kernels.base import buffers as memory
+from kernels.base import machine, simd
+from kernels.base.jit import kernel
 
 
 def test_vector_arithmetic():

@@ -8,8 +8,9 @@ from checkers import assert_close, assert_exact, check_gradients, normal, unchan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import machine, softmax_dice
-from kernels.softmax_dice.planes import BLOCK, CHUNK
+from kernels.base import machine
+from kernels.ops import softmax_dice
+from kernels.ops.softmax_dice.planes import BLOCK, CHUNK
 
 THREADS = st.sampled_from([1, machine.cores()])
 CLASSES = st.sampled_from([1, 2, 3, 4, 7])
@@ -118,9 +119,7 @@ def test_gradients(classes):
     if classes > 1:
         dst = softmax_dice.softmax_forward(logits)
         check_gradients(
-            softmax_dice.softmax_forward,
-            lambda diff: [softmax_dice.softmax_backward(diff, dst)],
-            [logits],
+            softmax_dice.softmax_forward, lambda diff: [softmax_dice.softmax_backward(diff, dst)], [logits]
         )
     check_gradients(
         lambda logits: np.stack(softmax_dice.dice_forward(logits, labels)),
@@ -251,9 +250,7 @@ def test_binary_cross_entropy(volume, classes, seed, scale):
     p, t = one_hot(logits, labels)
     assert loss == pytest.approx(-np.log(np.where(t, p, 1 - p)).mean(), rel=1e-7)
     single = logits.astype(np.float32)
-    assert softmax_dice.binary_cross_entropy_forward(single, labels) == pytest.approx(
-        loss, rel=1e-5
-    )
+    assert softmax_dice.binary_cross_entropy_forward(single, labels) == pytest.approx(loss, rel=1e-5)
     exact = softmax_dice.binary_cross_entropy_backward(logits, labels, 3.0)
     diff = softmax_dice.binary_cross_entropy_backward(single, labels, 3.0)
     assert np.abs(diff - exact).max() <= 3 * classes * 1e-6 / diff.size
@@ -275,9 +272,7 @@ def test_gradient_of_binary_cross_entropy(classes):
 def test_infinite_logits_as_in_float64(classes):
     """-inf is a probability of 0, +inf a NaN (of one class 1): where others overflow, so do we."""
     extremes = np.array([-np.inf, -1e4, 0, 1e4, np.inf])
-    grid = np.stack(np.meshgrid(*[extremes] * min(classes, 2)), axis=-1).reshape(
-        1, -1, min(classes, 2)
-    )
+    grid = np.stack(np.meshgrid(*[extremes] * min(classes, 2)), axis=-1).reshape(1, -1, min(classes, 2))
     logits = np.zeros((*grid.shape[:2], classes))
     logits[..., : grid.shape[-1]] = grid
     for label in range(max(classes, 2)):

@@ -8,19 +8,15 @@ from checkers import assert_exact, check_gradients, integers, normal, unchanged
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import machine, upsample
+from kernels.base import machine
+from kernels.ops import upsample
 
 FACTORS = st.sampled_from([(2, 2, 2), (1, 2, 2), (3, 1, 2), (1, 1, 1)])
 CHANNELS = st.sampled_from([1, 3, 16, 17, 32])
 VOLUMES = st.tuples(st.integers(1, 2), *[st.integers(1, 7)] * 3, CHANNELS)
 
 
-@given(
-    shape=VOLUMES,
-    factor=FACTORS,
-    seed=st.integers(0, 99),
-    threads=st.sampled_from([1, machine.cores()]),
-)
+@given(shape=VOLUMES, factor=FACTORS, seed=st.integers(0, 99), threads=st.sampled_from([1, machine.cores()]))
 def test_equals_reference_exactly(shape, factor, seed, threads):
     machine.set_threads(threads)
     generator = np.random.default_rng(seed)

@@ -11,8 +11,8 @@ import tinyunet.parallel.board
 import tinyunet.parallel.crew
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
-from tinyunet.parallel.batch_norm import Synchronized
 from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.parallel.synchronized_norm import Synchronized
 from tinyunet.unet import UNet
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 import tinyunet
-from kernels import machine
+from kernels.base import machine
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import SGD, Adam
-from tinyunet.parallel.batch_norm import Synchronized
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.parallel.options import Exchange
+from tinyunet.parallel.synchronized_norm import Synchronized
 from tinyunet.unet import UNet
 
 SIDE, STEPS = (16, 16, 16), 20
@@ -39,12 +39,7 @@ def patches(step: int, ranks: int) -> tuple[Any, Any]:
 
 
 def train(
-    ranks: Communicator,
-    parts: int,
-    way: str,
-    optimizer_name: str,
-    synchronized: bool,
-    factor: float = 1.0,
+    ranks: Communicator, parts: int, way: str, optimizer_name: str, synchronized: bool, factor: float = 1.0
 ) -> tuple[UNet, np.ndarray]:
     """Train on this rank's part of every batch, times a factor; return the model and the mean losses."""
     model = UNet(filters=4, depth=2).train()

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from tinyunet.errors import AgreedError, UserError
+from tinyunet.common.errors import AgreedError, UserError
 from tinyunet.parallel.communicator import Communicator, world
 
 

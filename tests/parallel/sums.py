@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import tinyunet
-from kernels import machine
-from tinyunet.crew import ALONE
+from kernels.base import machine
+from tinyunet.engine.together import ALONE
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation

@@ -42,10 +42,7 @@ def test_each_sees_the_numbers_of_all_until_it_shows_others(ranks, sizes, delays
     memory = np.zeros(board.nbytes(ranks), np.uint8)
     boards = [Board(memory, rank, ranks, wait) for rank in range(ranks)]
     with ThreadPoolExecutor(ranks) as pool:
-        done = [
-            pool.submit(show_all, own, rank, ranks, sizes, delays)
-            for rank, own in enumerate(boards)
-        ]
+        done = [pool.submit(show_all, own, rank, ranks, sizes, delays) for rank, own in enumerate(boards)]
         for each in done:
             each.result(timeout=30)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from launcher import launch, needs_mpi
 
-from kernels import limits
-from tinyunet.errors import AgreedError, UserError
+from kernels.base import limits
+from tinyunet.common.errors import AgreedError, UserError
 from tinyunet.parallel import communicator
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.parallel.recording import recorded
@@ -117,9 +117,7 @@ def test_without_a_launcher_one_rank_and_no_mpi(monkeypatch):
     assert alone.threads() == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(
-    ("ranks", "quota"), [(1, 1.5), (2, 2.0), (4, 0.5), (3, 64.0), (5, math.inf)]
-)
+@pytest.mark.parametrize(("ranks", "quota"), [(1, 1.5), (2, 2.0), (4, 0.5), (3, 64.0), (5, math.inf)])
 def test_ranks_of_a_container_share_its_quota(ranks, quota, monkeypatch):
     monkeypatch.setattr(communicator, "_affinity", lambda: frozenset(range(16)))
     monkeypatch.setattr(limits, "cpu_quota", lambda: quota)

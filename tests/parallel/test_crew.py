@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launcher import launch, needs_mpi
 
-from tinyunet.crew import ALONE, Crew
+from tinyunet.engine.together import ALONE, Crew
 
 CREWS = Path(__file__).parent / "crews.py"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from launcher import MPIRUN, launch, needs_mpi
 
-from tinyunet.errors import ENDING
+from tinyunet.common.errors import ENDING
 from tinyunet.parallel import sentinel
 
 pytestmark = needs_mpi
@@ -29,9 +29,7 @@ SECONDS = 20
 
 
 @contextmanager
-def started(
-    ranks: int, scenario: str = "wait"
-) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+def started(ranks: int, scenario: str = "wait") -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
     """Ranks of which one does not come and the others wait for it, and their processes."""
     command = [str(MPIRUN), "-n", str(ranks), sys.executable, str(FAULTS), scenario]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -128,9 +126,7 @@ def test_a_rank_that_is_killed_is_named_and_ends_all(victim):
         assert gone(pids)
     assert process.returncode != 0
     (line,) = [line for line in err.splitlines() if line.startswith("tinyunet")]
-    assert re.match(
-        rf"tinyunet\.faults: rank {victim} \(process {pids[victim]} on \S+\) was killed", line
-    )
+    assert re.match(rf"tinyunet\.faults: rank {victim} \(process {pids[victim]} on \S+\) was killed", line)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +230,7 @@ def test_shared_memory_has_no_name_that_could_be_left():
             assert not re.search(r"/dev/shm/mpich_shm_\w+$", maps, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("late", "named"), [([1], "rank 1 on"), ([0], "rank 0 on"), ([1, 2], "rank 1 on")]
-)
+@pytest.mark.parametrize(("late", "named"), [([1], "rank 1 on"), ([0], "rank 0 on"), ([1, 2], "rank 1 on")])
 def test_ranks_that_stall_are_named_and_go_on(late, named):
     done = launch([FAULTS, "stall", *late], 4, seconds=60)
     assert done.returncode == 0, done.stderr

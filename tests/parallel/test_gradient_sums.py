@@ -8,7 +8,7 @@ import pytest
 import sums
 from launcher import launch, needs_mpi
 
-from tinyunet.errors import UserError
+from tinyunet.common.errors import UserError
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS
 from tinyunet.parallel.buckets import GradientSum, backward_order, cut

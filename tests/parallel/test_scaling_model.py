@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinyunet.parallel.scaling import (
+from tinyunet.benchmarks.scaling_model import (
     ALGORITHMS,
     Network,
     Step,

@@ -7,7 +7,7 @@ import pytest
 import training
 from launcher import launch, needs_mpi
 
-from kernels import machine
+from kernels.base import machine
 from tinyunet.data import phantom
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.parallel.communicator import Communicator

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels import machine
+from kernels.base import machine
+from tinyunet.compiler import choices as algorithms
 from tinyunet.data.decathlon import Case, read_dataset
-from tinyunet.graph import algorithms
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam, constant
@@ -52,9 +52,7 @@ def epochs(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarra
     loader = make_loader(cases, communicator.rank, communicator.size)
     inspector = Inspector(cases, Volumes(10**9), PATCH)
     optimizer = Adam(model.parameters(), crew=communicator.crew)
-    trainer = Trainer(
-        model, optimizer, loader, inspector, constant(LR), communicator, Progress(shown=False)
-    )
+    trainer = Trainer(model, optimizer, loader, inspector, constant(LR), communicator, Progress(shown=False))
     losses = [trainer.epoch(epoch).loss for epoch in range(1, EPOCHS + 1)]
     return state_of(model) | {"losses": np.array(losses)}
 
@@ -83,9 +81,7 @@ def epochs_in_turn(ranks: int, cases: list[Case]) -> dict[str, np.ndarray]:
                 for bias in cancelled_biases(model.train(), batch.images.shape):
                     bias.grad.fill(0)
             gradient = sum(
-                o.flat_gradients
-                for o, batch in zip(optimizers, batches, strict=True)
-                if batch.patches
+                o.flat_gradients for o, batch in zip(optimizers, batches, strict=True) if batch.patches
             )
             for optimizer in optimizers:
                 optimizer.flat_gradients[:] = gradient

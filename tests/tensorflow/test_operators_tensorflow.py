@@ -21,11 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
-from kernels import (  # noqa: E402
+from kernels import conv3d  # noqa: E402
+from kernels.ops import (  # noqa: E402
     activation,
     batch_norm,
     concat,
-    conv3d,
     conv_transpose3d,
     optimizers,
     pooling,
@@ -78,10 +78,7 @@ def test_conv3d(case, IC, OC, dtype, seed):
     volume, kernel, stride, padding = case
     generator = np.random.default_rng(seed)
     src = normal(generator, *volume, IC, dtype=dtype)
-    weights, bias = (
-        normal(generator, OC, IC, *kernel, dtype=dtype),
-        normal(generator, OC, dtype=dtype),
-    )
+    weights, bias = (normal(generator, OC, IC, *kernel, dtype=dtype), normal(generator, OC, dtype=dtype))
 
     def function(src, weights, bias):
         filters = tf.transpose(weights, (2, 3, 4, 1, 0))
@@ -114,19 +111,14 @@ def test_conv_transpose3d(case, IC, OC, dtype, seed):
     volume, kernel, stride, padding = case
     generator = np.random.default_rng(seed)
     src = normal(generator, *volume, IC, dtype=dtype)
-    weights, bias = (
-        normal(generator, IC, OC, *kernel, dtype=dtype),
-        normal(generator, OC, dtype=dtype),
-    )
+    weights, bias = (normal(generator, IC, OC, *kernel, dtype=dtype), normal(generator, OC, dtype=dtype))
 
     def function(src, weights, bias):
         filters = tf.transpose(weights, (2, 3, 4, 1, 0))
         return keras.ops.conv_transpose(src, filters, stride, padding) + bias
 
     dst, diff_dst, gradients = in_tensorflow(function, (src, weights, bias), seed)
-    diff_weights, diff_bias = conv_transpose3d.backward_weights(
-        src, diff_dst, kernel, stride, padding
-    )
+    diff_weights, diff_bias = conv_transpose3d.backward_weights(src, diff_dst, kernel, stride, padding)
     ours = {
         "dst": conv_transpose3d.forward(src, weights, bias, stride, padding),
         "diff_src": conv_transpose3d.backward_data(diff_dst, weights, src.shape, stride, padding),
@@ -137,11 +129,7 @@ def test_conv_transpose3d(case, IC, OC, dtype, seed):
 
 
 @given(
-    volume=VOLUMES,
-    C=CHANNELS,
-    size=st.sampled_from([(2, 2, 2), (1, 2, 2)]),
-    ties=st.booleans(),
-    seed=SEEDS,
+    volume=VOLUMES, C=CHANNELS, size=st.sampled_from([(2, 2, 2), (1, 2, 2)]), ties=st.booleans(), seed=SEEDS
 )
 def test_max_pool(volume, C, size, ties, seed):
     """TensorFlow has it in float32 only.
@@ -179,13 +167,7 @@ def test_max_pool_after_relu(volume, C, seed):
     assert_exact(activation.relu_backward(diff_rectified, rectified), diff_src)
 
 
-@given(
-    volume=VOLUMES,
-    C=CHANNELS,
-    factor=st.sampled_from([(2, 2, 2), (1, 2, 2)]),
-    dtype=DTYPES,
-    seed=SEEDS,
-)
+@given(volume=VOLUMES, C=CHANNELS, factor=st.sampled_from([(2, 2, 2), (1, 2, 2)]), dtype=DTYPES, seed=SEEDS)
 def test_upsample(volume, C, factor, dtype, seed):
     src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
     layer = keras.layers.UpSampling3D(factor, dtype=np.dtype(dtype).name)
@@ -205,9 +187,7 @@ def test_batch_norm(volume, C, dtype, mean, seed):
     src = normal(generator, *volume, C, dtype=dtype) + dtype(mean)
     scale, shift = (normal(generator, C, dtype=dtype) for _ in range(2))
     momentum, epsilon = 0.9, 1e-3
-    layer = keras.layers.BatchNormalization(
-        momentum=momentum, epsilon=epsilon, dtype=np.dtype(dtype).name
-    )
+    layer = keras.layers.BatchNormalization(momentum=momentum, epsilon=epsilon, dtype=np.dtype(dtype).name)
     layer.build(src.shape)
 
     def function(src, scale, shift):
@@ -244,9 +224,7 @@ def test_batch_norm(volume, C, dtype, mean, seed):
     layer.beta.assign(shift)
     running = layer.moving_mean.numpy(), layer.moving_variance.numpy()
     inference = batch_norm.forward_inference(src, scale, shift, *running, epsilon)
-    compare(
-        {"inference": inference}, {"inference": layer(src, training=False).numpy()}, dtype, bound
-    )
+    compare({"inference": inference}, {"inference": layer(src, training=False).numpy()}, dtype, bound)
 
 
 ACTIVATIONS = {
@@ -286,9 +264,7 @@ def test_concat(volume, AC, BC, dtype, seed):
         assert_exact(actual, wanted)
 
 
-@given(
-    volume=VOLUMES, C=CHANNELS, more=st.tuples(*[st.integers(0, 3)] * 3), dtype=DTYPES, seed=SEEDS
-)
+@given(volume=VOLUMES, C=CHANNELS, more=st.tuples(*[st.integers(0, 3)] * 3), dtype=DTYPES, seed=SEEDS)
 def test_pad_end(volume, C, more, dtype, seed):
     src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
     ends = [(0, 0), *((0, n) for n in more), (0, 0)]
@@ -338,9 +314,7 @@ def test_dice_sums(volume, classes, dtype, seed):
         else:
             p, t = tf.nn.softmax(logits), tf.one_hot(labels, classes, dtype=dtype)
         axes = (1, 2, 3)
-        return tf.stack(
-            [tf.reduce_sum(p * t, axes), tf.reduce_sum(p, axes), tf.reduce_sum(t, axes)]
-        )
+        return tf.stack([tf.reduce_sum(p * t, axes), tf.reduce_sum(p, axes), tf.reduce_sum(t, axes)])
 
     expected, cotangent, (diff_logits,) = in_tensorflow(function, (logits,), seed)
     sums = np.stack(softmax_dice.dice_forward(logits, labels))

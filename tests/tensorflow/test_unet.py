@@ -33,13 +33,7 @@ TALK = {"in_channels": 4, "classes": 4, "filters": 16, "depth": 5}
 CONFIGS = {
     "3-D": {"in_channels": 4, "classes": 4, "filters": 8, "depth": 4},
     "one class": {"in_channels": 1, "classes": 1, "filters": 8, "depth": 3},
-    "upsampling": {
-        "in_channels": 2,
-        "classes": 3,
-        "filters": 8,
-        "depth": 3,
-        "use_upsampling": True,
-    },
+    "upsampling": {"in_channels": 2, "classes": 3, "filters": 8, "depth": 3, "use_upsampling": True},
     "2-D": {"dim": 2, "in_channels": 4, "classes": 4, "filters": 8, "depth": 4},
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -58,12 +52,7 @@ def keras_unet(config: dict, dtype: str) -> "keras.Model":
     dim, filters, depth = config["dim"], config["filters"], config["depth"]
     Conv, Transposed, Pool, Upsample = (
         getattr(layers, f"{name}{dim}D{rest}")
-        for name, rest in (
-            ("Conv", ""),
-            ("Conv", "Transpose"),
-            ("MaxPooling", ""),
-            ("UpSampling", ""),
-        )
+        for name, rest in (("Conv", ""), ("Conv", "Transpose"), ("MaxPooling", ""), ("UpSampling", ""))
     )
 
     def block(x, name, width):
@@ -151,9 +140,7 @@ def make_batch(config: dict, sides: tuple[int, ...], seed: int):
             inside = np.linalg.norm(where - centre, axis=1) < radius
             image[inside.reshape(sides)] = label
     contrast = generator.uniform(-1, 1, (classes, config["in_channels"]))
-    image = contrast[labels] + 0.3 * generator.standard_normal(
-        (*labels.shape, config["in_channels"])
-    )
+    image = contrast[labels] + 0.3 * generator.standard_normal((*labels.shape, config["in_channels"]))
     return image.astype(np.float32), labels
 
 

@@ -11,9 +11,9 @@ import numba
 import pytest
 from numba.core.event import RecordingListener, install_listener
 
-from kernels import machine
+from kernels.base import machine
 from tinyunet import UNet
-from tinyunet.graph import measure
+from tinyunet.compiler import measure
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training import compilation
 from tinyunet.training.compilation import Task, compile_kernels, compile_task
@@ -43,11 +43,9 @@ def test_either_end_leaves_nothing_to_compile():
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_helper_compiles_what_will_be_chosen(monkeypatch, deterministic):
-    passes = importlib.import_module("tinyunet.graph.passes.choose_algorithm")
+    passes = importlib.import_module("tinyunet.compiler.passes.choose_algorithm")
     choose, seen = passes._choose, set()
-    monkeypatch.setattr(
-        passes, "_choose", lambda *given: seen.add(given[2].deterministic) or choose(*given)
-    )
+    monkeypatch.setattr(passes, "_choose", lambda *given: seen.add(given[2].deterministic) or choose(*given))
     commands = []
     monkeypatch.setattr(compilation, "_compile_from_both_ends", commands.append)
     monkeypatch.setattr(compilation, "_has_room_for_two", lambda task: True)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tinyunet.errors import UserError
+from tinyunet.common.errors import UserError
 from tinyunet.training.folder import RunFolder
 
 
@@ -57,9 +57,7 @@ def test_too_little_space_is_told(tmp_path):
         (4_000_000_000, 4_100_000_000, "4.0 GB left on this disk; a run takes 4.1 GB"),
     ],
 )
-def test_what_is_left_and_what_is_needed_never_look_the_same(
-    tmp_path, monkeypatch, free, needed, told
-):
+def test_what_is_left_and_what_is_needed_never_look_the_same(tmp_path, monkeypatch, free, needed, told):
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=re.escape(told)):

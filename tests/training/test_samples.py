@@ -35,9 +35,7 @@ def loads(monkeypatch):
     return names
 
 
-@given(
-    st.integers(1, 9), st.integers(1, 5), st.integers(1, 8), st.integers(0, 3), st.integers(1, 3)
-)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 8), st.integers(0, 3), st.integers(1, 3))
 def test_each_patch_of_an_epoch_is_trained_on(cases, per_case, batch, seed, epoch):
     order = epoch_samples(cases, per_case, batch, seed, epoch)
     *full, last = map(len, order)
@@ -50,9 +48,7 @@ def test_each_patch_of_an_epoch_is_trained_on(cases, per_case, batch, seed, epoc
 
 def test_each_epoch_and_each_seed_has_its_own_order():
     orders = [
-        tuple(np.concatenate(epoch_samples(8, 4, 4, seed, epoch)))
-        for seed in (0, 1)
-        for epoch in (1, 2)
+        tuple(np.concatenate(epoch_samples(8, 4, 4, seed, epoch))) for seed in (0, 1) for epoch in (1, 2)
     ]
     assert len(set(orders)) == 4
 
@@ -61,9 +57,7 @@ def test_each_epoch_and_each_seed_has_its_own_order():
 def test_ranks_together_get_what_one_rank_gets(cases, ranks):
     volumes = Volumes(10**9)
     alone = list(Loader(cases, volumes, PATCH, 3, 4, 7).epoch(2))
-    of_ranks = [
-        Loader(cases, volumes, PATCH, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)
-    ]
+    of_ranks = [Loader(cases, volumes, PATCH, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)]
     for number, (whole, *shares) in enumerate(zip(alone, *of_ranks, strict=True)):
         assert sum(share.weight for share in shares) == pytest.approx(1.0)
         shares = [share for share in shares if share.patches]

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields
 
-from tinyunet.schema import record
+from tinyunet.common.schema import record
 from tinyunet.training.settings import RULES, Settings
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyunet.benchmarks import mpi
+from tinyunet.common.text import aligned
 from tinyunet.parallel.options import ALLREDUCES
-from tinyunet.text import aligned
 
 # From a batch norm's sums to all gradients of the usual net.
 SIZES = (1 << 10, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 22_600_000)

@@ -19,10 +19,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from kernels import machine
-from kernels.checks import Array
-from kernels.conv3d import blocked, direct, im2col, naive, winograd
-from kernels.conv3d.shapes import Geometry, geometry
+from kernels.base import machine
+from kernels.base.arguments import Array
+from kernels.base.conv_shapes import Geometry, geometry
+from kernels.conv3d import winograd
+from kernels.ladder import blocked, direct, im2col, naive
 from tinyunet.benchmarks import fused_conv
 from tinyunet.benchmarks.nets import USUAL_FILTERS
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, DEPTH, convolution_arrays
@@ -208,9 +209,7 @@ def unet_layers(size: int) -> list[Layer]:
     return layers
 
 
-def measure(
-    layers: list[Layer], threads: int, peers: list[System]
-) -> tuple[list[Measurement], list[str]]:
+def measure(layers: list[Layer], threads: int, peers: list[System]) -> tuple[list[Measurement], list[str]]:
     """Check and time every rung and peer in every direction, with a progress bar.
 
     Returns
@@ -238,9 +237,7 @@ def measure(
     return measurements, list(failures.values())
 
 
-def _measure(
-    layer: Layer, runner: Runner, threads: int, exact: dict[str, Array]
-) -> Iterator[Measurement]:
+def _measure(layer: Layer, runner: Runner, threads: int, exact: dict[str, Array]) -> Iterator[Measurement]:
     errors = _errors(layer, runner, exact)
     planes = layer.planes(_SLOW_FLOPS) if runner.is_slow else layer.size
     sizes = layer.sizes(planes)
@@ -306,14 +303,10 @@ def _errors(layer: Layer, runner: Runner, exact: dict[str, Array]) -> dict[str, 
     errors = {}
     for direction, right in exact.items():
         if found[direction].shape != right.shape:
-            raise WorkerError(
-                f"{direction} is wrong: shape {found[direction].shape}, not {right.shape}"
-            )
+            raise WorkerError(f"{direction} is wrong: shape {found[direction].shape}, not {right.shape}")
         errors[direction] = float(np.abs(found[direction] - right).max() / np.abs(right).max())
         if not errors[direction] < _TOLERANCE:
-            raise WorkerError(
-                f"{direction} is wrong by {errors[direction]:.1e} of the largest value"
-            )
+            raise WorkerError(f"{direction} is wrong by {errors[direction]:.1e} of the largest value")
     return errors
 
 
@@ -392,9 +385,7 @@ def draw(measurements: list[Measurement], path: Path) -> None:
     names = list(dict.fromkeys(m.name for m in measurements))
     found = {(m.direction, m.name, m.layer): m.gflops for m in measurements}
     panels = {
-        direction: {
-            name: [found.get((direction, name, layer)) for layer in layers] for name in names
-        }
+        direction: {name: [found.get((direction, name, layer)) for layer in layers] for name in names}
         for direction in DIRECTIONS
     }
     peak = max(m.peak for m in measurements)

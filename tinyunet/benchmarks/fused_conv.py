@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels import machine
-from kernels.checks import Array, Triple
+from kernels.base import machine
+from kernels.base.arguments import Array, Triple
+from kernels.base.buffers import empty
+from kernels.base.conv_shapes import Geometry, geometry
+from kernels.base.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
+from kernels.base.simd import LANES
+from kernels.conv3d import operator as conv3d
 from kernels.conv3d import winograd
-from kernels.conv3d.direct import FEW_CHANNELS
-from kernels.conv3d.shapes import Geometry, geometry
-from kernels.fused import conv3d
-from kernels.fused.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
-from kernels.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
-from kernels.memory import empty
-from kernels.simd import LANES
+from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
+from kernels.ladder.direct import FEW_CHANNELS
 from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.timing import timed
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyunet.errors import AgreedError, one_line
+from tinyunet.common.errors import AgreedError, one_line
 
 # Bytes that a throttled link lets pass at once: what TCP hands over in one piece must fit in. An array
 # that is no larger passes unhindered, because the bucket fills again while ranks wait for each other.
@@ -73,9 +73,7 @@ def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = [line for line in lines if not line.startswith("Abort(")] or ["no message"]
-        raise AgreedError(
-            f"the ranks ended with code {done.returncode}: {one_line(said[-1])[:200]}"
-        )
+        raise AgreedError(f"the ranks ended with code {done.returncode}: {one_line(said[-1])[:200]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyunet.benchmarks.columns import gigabytes, milliseconds
 from tinyunet.benchmarks.problem import make
 from tinyunet.benchmarks.race import Outcome, Result, race
 from tinyunet.benchmarks.systems import COMPILED, EAGER, OURS, TENSORFLOW, Job, choose
-from tinyunet.benchmarks.text import gigabytes, milliseconds
-from tinyunet.text import aligned, count
+from tinyunet.common.text import aligned, count
 
 USUAL_FILTERS = 16
 
@@ -62,10 +62,7 @@ class Settings(NamedTuple):
             "scaling": "training step on more and more threads",
         }
         on = "" if self.table == "scaling" else f", {count(self.threads, 'thread')}"
-        return (
-            f"{names[self.table]}: {self.size}^3 voxels, batch {self.batch}, {self.filters} filters"
-            f"{on}"
-        )
+        return f"{names[self.table]}: {self.size}^3 voxels, batch {self.batch}, {self.filters} filters{on}"
 
 
 def entrants(settings: Settings) -> tuple[list[Job], list[str]]:
@@ -90,7 +87,7 @@ def thread_counts(most: int) -> list[int]:
 
 def variants() -> list[tuple[str, dict[str, Any]]]:
     """Ways to compile: without each pass, without all, with accuracy alone in mind, without the clock."""
-    from tinyunet.graph.passes import NAMES
+    from tinyunet.compiler.passes import NAMES
 
     single = [(f"without {name}", {"disable": [name]}) for name in NAMES]
     return [

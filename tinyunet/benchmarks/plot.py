@@ -75,9 +75,7 @@ def draw_scaling(path: Path | str, title: str, lines: Mapping[str, Mapping[int, 
     """
     figure, axes = _figure(6, 4)
     counts = sorted({count for line in lines.values() for count in line})
-    axes.plot(
-        counts, counts, color="0.7", linestyle="--", linewidth=1, label="all that is possible"
-    )
+    axes.plot(counts, counts, color="0.7", linestyle="--", linewidth=1, label="all that is possible")
     for index, (name, line) in enumerate(lines.items()):
         axes.plot(list(line), list(line.values()), marker="o", label=name, **line_style(index))
     axes.set_xticks(counts)

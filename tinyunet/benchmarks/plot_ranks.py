@@ -35,13 +35,7 @@ def draw_allreduce(
         right.plot(sizes, speed, marker="o", markersize=4, color=of_line(index), label=name)
     best = [size / ms / 1e6 for size, ms in zip(sizes, bound, strict=True)]
     for axes, line in ((left, bound), (right, best)):
-        axes.plot(
-            sizes,
-            line,
-            color="0.4",
-            linestyle="--",
-            label="bound: 2 (N - 1) / N of a plain exchange",
-        )
+        axes.plot(sizes, line, color="0.4", linestyle="--", label="bound: 2 (N - 1) / N of a plain exchange")
         axes.set_xscale("log")
         axes.set_xlabel("bytes")
     left.set_yscale("log")

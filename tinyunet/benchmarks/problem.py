@@ -108,8 +108,7 @@ def convolution_arrays(
     generator = np.random.default_rng(0)
     dst_shape = (*src_shape[:-1], weights_shape[0])
     src, weights, diff_dst = (
-        generator.standard_normal(shape, np.float32)
-        for shape in (src_shape, weights_shape, dst_shape)
+        generator.standard_normal(shape, np.float32) for shape in (src_shape, weights_shape, dst_shape)
     )
     return src, weights, diff_dst
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinyunet.errors import one_line
+from tinyunet.common.errors import one_line
 
 # Compiling for a large machine can take minutes; nothing takes this long.
 _LONGEST_SECONDS = 1800
@@ -74,9 +74,7 @@ class Process:
             total, free = machine_memory()
             if free < _LEAST_FREE_SHARE * total:
                 self.end()
-                raise WorkerError(
-                    f"stopped, because the machine's {total:.0f} GB of memory were used up"
-                )
+                raise WorkerError(f"stopped, because the machine's {total:.0f} GB of memory were used up")
             answered = bool(select.select([self._worker.stdout], [], [], 0.1)[0])
         line = self._worker.stdout.readline()
         if not line:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tinyunet.benchmarks.problem import Problem
 from tinyunet.benchmarks.process import Process, WorkerError, machine_memory
 from tinyunet.benchmarks.systems import Job
-from tinyunet.text import count
+from tinyunet.common.text import count
 
 # So long after its turn the threads of a system may still spin.
 _PAUSE_SECONDS = 0.3
@@ -104,11 +104,7 @@ def race(
                     contestant.end()
     return Outcome(
         [contestant.result() for contestant in contestants if not contestant.failure],
-        [
-            f"{c.job.name}, {count(c.job.threads, 'thread')}: {c.failure}"
-            for c in contestants
-            if c.failure
-        ],
+        [f"{c.job.name}, {count(c.job.threads, 'thread')}: {c.failure}" for c in contestants if c.failure],
     )
 
 

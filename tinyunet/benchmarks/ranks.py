@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels import machine
+from kernels.base import machine
 from tinyunet.benchmarks import problem
 from tinyunet.commandline import run
-from tinyunet.crew import ALONE, Crew
-from tinyunet.graph import compile
+from tinyunet.compiler import compile
+from tinyunet.engine.together import ALONE, Crew
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
@@ -83,9 +83,7 @@ class Training:
         Who trains the same net.
     """
 
-    def __init__(
-        self, size: int, batch: int, filters: int, threads: int, crew: Crew = ALONE
-    ) -> None:
+    def __init__(self, size: int, batch: int, filters: int, threads: int, crew: Crew = ALONE) -> None:
         machine.set_threads(threads)
         self.given = problem.make(size, batch, filters)
         model = UNet(in_channels=problem.CHANNELS, classes=problem.CLASSES, filters=filters)
@@ -114,13 +112,7 @@ class Training:
 
 
 def steps(
-    ranks: Communicator,
-    size: int,
-    batch: int,
-    filters: int,
-    threads: int,
-    count: int,
-    overlap: bool = True,
+    ranks: Communicator, size: int, batch: int, filters: int, threads: int, count: int, overlap: bool = True
 ) -> Any:
     """Train for some steps on all ranks.
 
@@ -152,20 +144,12 @@ def steps(
     ends = np.cumsum([parameter.data.size for parameter in parameters])
     complete = np.maximum.accumulate(np.median(completed[2:], axis=0))
     buckets = [
-        (complete[np.searchsorted(ends, part.stop)], 4 * (part.stop - part.start))
-        for part in sums.buckets
+        (complete[np.searchsorted(ends, part.stop)], 4 * (part.stop - part.start)) for part in sums.buckets
     ]
     return dict(zip(names, medians, strict=True)) | {"buckets": buckets}
 
 
-def weak(
-    ranks: Communicator,
-    size: int,
-    batch: int,
-    filters: int,
-    threads: int,
-    rounds: int,
-) -> Any:
+def weak(ranks: Communicator, size: int, batch: int, filters: int, threads: int, rounds: int) -> Any:
     """Let rank 0 train alone, all beside each other, and all together, in turn.
 
     A machine whose speed changes does that to all three alike. What ranks beside each other lose is

@@ -45,23 +45,17 @@ _NET = ("step", "infer")
 
 EAGER = System("eager", "tinyunet eager", "tinyunet", f"{_PEERS}.ours", _NET)
 COMPILED = System(
-    "compiled", "tinyunet compiled", "tinyunet.graph", f"{_PEERS}.ours", _NET, {"compiled": True}
+    "compiled", "tinyunet compiled", "tinyunet.compiler", f"{_PEERS}.ours", _NET, {"compiled": True}
 )
 OURS = (EAGER, COMPILED)
 
-TENSORFLOW = System(
-    "tensorflow", "TensorFlow", "tensorflow", f"{_PEERS}.tensorflow", (*_NET, "conv")
-)
+TENSORFLOW = System("tensorflow", "TensorFlow", "tensorflow", f"{_PEERS}.tensorflow", (*_NET, "conv"))
 PYTORCH = System("torch", "PyTorch", "torch", f"{_PEERS}.pytorch", (*_NET, "conv"))
 PEERS = (
     TENSORFLOW,
     PYTORCH,
-    PYTORCH._replace(
-        key="torch-compiled", name="PyTorch compiled", cases=_NET, options={"compiled": True}
-    ),
-    PYTORCH._replace(
-        key="torch-frozen", name="PyTorch frozen", cases=("infer",), options={"frozen": True}
-    ),
+    PYTORCH._replace(key="torch-compiled", name="PyTorch compiled", cases=_NET, options={"compiled": True}),
+    PYTORCH._replace(key="torch-frozen", name="PyTorch frozen", cases=("infer",), options={"frozen": True}),
     System("openvino", "OpenVINO", "openvino", f"{_PEERS}.openvino", ("infer",)),
     System(
         "openvino-bf16",
@@ -110,7 +104,5 @@ def choose(case: str, keys: Sequence[str]) -> tuple[list[System], list[str]]:
         Of the peers to compare with, in any order.
     """
     wanted = [s for s in (*OURS, *PEERS) if case in s.cases and (s in OURS or s.key in keys)]
-    skipped = [
-        f"{s.name}: {s.package} is not installed, skipped" for s in wanted if not s.installed
-    ]
+    skipped = [f"{s.name}: {s.package} is not installed, skipped" for s in wanted if not s.installed]
     return [s for s in wanted if s.installed], skipped

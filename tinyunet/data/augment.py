@@ -53,9 +53,7 @@ def augment(
         Image and labels are not of one size.
     """
     if image.ndim != 4 or image.shape[:3] != labels.shape:
-        raise ValueError(
-            f"image: shape {image.shape}; expected {(*labels.shape, 'C')} as the labels"
-        )
+        raise ValueError(f"image: shape {image.shape}; expected {(*labels.shape, 'C')} as the labels")
     image, labels = _flip_and_turn(image, labels, generator)
     return _change_intensity(image, generator), labels
 
@@ -77,9 +75,7 @@ def _flip_and_turn(
     return move(image), move(labels)
 
 
-def _change_intensity(
-    image: NDArray[np.float32], generator: np.random.Generator
-) -> NDArray[np.float32]:
+def _change_intensity(image: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
     """Scale and shift each sequence and add noise, in place, where the image is not background."""
     width, channels = image.shape[-2:]
     brain = image[..., 0] != 0

@@ -94,9 +94,7 @@ def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, st
 def _corners(volume: NDArray[Any]) -> NDArray[Any]:
     """Return the voxels of all eight corners, in one row."""
     sides = [max(1, int(size * _CORNER)) for size in volume.shape[:3]]
-    ends = [
-        np.r_[:side, size - side : size] for side, size in zip(sides, volume.shape[:3], strict=True)
-    ]
+    ends = [np.r_[:side, size - side : size] for side, size in zip(sides, volume.shape[:3], strict=True)]
     return volume[np.ix_(*ends)].ravel()
 
 

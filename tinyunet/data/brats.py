@@ -6,18 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tinyunet.common.text import count
 from tinyunet.data.cases import Case, Dataset
-from tinyunet.data.conventions import (
-    CONVENTIONS,
-    Convention,
-    ask,
-    common,
-    decide,
-    numbers_of,
-    told_by_name,
-)
+from tinyunet.data.conventions import CONVENTIONS, Convention, ask, common, decide, numbers_of, told_by_name
 from tinyunet.data.nifti import CONVERT_PAIR, DataError, label_numbers
-from tinyunet.text import count
 
 # Channels and classes come in the order of the Decathlon's brain-tumour task, so that a model
 # trained on one can be used on the other.

@@ -218,10 +218,7 @@ def _near_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def split(
-    cases: Sequence[Case],
-    train_test_split: float = 0.85,
-    validate_test_split: float = 0.5,
-    seed: int = 0,
+    cases: Sequence[Case], train_test_split: float = 0.85, validate_test_split: float = 0.5, seed: int = 0
 ) -> tuple[list[Case], list[Case], list[Case]]:
     """Split cases into training, validation and test; each gets one case at least.
 
@@ -251,10 +248,7 @@ def split(
     DataError
         Fewer than three cases.
     """
-    for name, share in (
-        ("train_test_split", train_test_split),
-        ("validate_test_split", validate_test_split),
-    ):
+    for name, share in (("train_test_split", train_test_split), ("validate_test_split", validate_test_split)):
         if not 0 < share < 1:
             raise ValueError(f"{name}: {share}; expected a share between 0 and 1")
     if len(cases) < 3:
@@ -308,9 +302,7 @@ def on_same_voxels(
         return np.ascontiguousarray(reference.to_canonical(geometry.from_canonical(voxels)))
     shape, expected = geometry.canonical_shape, reference.canonical_shape
     if shape != expected:
-        raise DataError(
-            f"{path}: {_size(shape)} voxels; expected {_size(expected)} as in {reference_path}"
-        )
+        raise DataError(f"{path}: {_size(shape)} voxels; expected {_size(expected)} as in {reference_path}")
     distance = geometry.distance(reference)
     if distance > 0.5:
         raise DataError(

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyunet.errors import UserError
+from tinyunet.common.errors import UserError
 
 # What the name of a class may tell: "_" stands between words, and "non-enhancing" is one word.
 _KINDS = {
@@ -55,18 +55,11 @@ class Convention(NamedTuple):
         return ("background", *(self.meaning[number] for number in self.values[1:]))
 
 
-_CORE, _EDEMA, _ENHANCING, _CAVITY = (
-    "necrotic core",
-    "edema",
-    "enhancing tumour",
-    "resection cavity",
-)
+_CORE, _EDEMA, _ENHANCING, _CAVITY = ("necrotic core", "edema", "enhancing tumour", "resection cavity")
 _NOW = {1: _CORE, 2: _EDEMA, 3: _ENHANCING}
 _TABLE = (
     Convention(
-        "decathlon",
-        "Medical Segmentation Decathlon",
-        {1: _EDEMA, 2: "non-enhancing tumor", 3: _ENHANCING},
+        "decathlon", "Medical Segmentation Decathlon", {1: _EDEMA, 2: "non-enhancing tumor", 3: _ENHANCING}
     ),
     Convention(
         "brats2015",
@@ -74,9 +67,7 @@ _TABLE = (
         {1: "necrosis", 2: _EDEMA, 3: "non-enhancing tumour", 4: _ENHANCING},
     ),
     Convention(
-        "brats2018",
-        "BraTS 2017 to 2021",
-        {1: "necrotic and non-enhancing core", 2: _EDEMA, 4: _ENHANCING},
+        "brats2018", "BraTS 2017 to 2021", {1: "necrotic and non-enhancing core", 2: _EDEMA, 4: _ENHANCING}
     ),
     Convention("brats2023", "BraTS 2023", _NOW),
     Convention("brats2024", "BraTS 2024 post-treatment glioma", _NOW | {4: _CAVITY}),

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tinyunet.common.errors import one_line, said
+from tinyunet.common.files import read_json
 from tinyunet.data.brats import case_files, read_brats
 from tinyunet.data.cases import (
     Case,
@@ -21,8 +23,6 @@ from tinyunet.data.cases import (
 )
 from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
-from tinyunet.errors import one_line, said
-from tinyunet.files import read_json
 
 __all__ = [
     "Case",
@@ -42,9 +42,7 @@ __all__ = [
 ]
 
 
-def read_dataset(
-    path: str | Path, files_are_there: bool = True, labels: str | None = None
-) -> Dataset:
+def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | None = None) -> Dataset:
     """Find the labelled cases of a folder.
 
     Parameters
@@ -97,9 +95,7 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:  # not JSON, or not even text
-        raise DataError(
-            f"{file}: not JSON ({said(error)}); expected a Decathlon description"
-        ) from error
+        raise DataError(f"{file}: not JSON ({said(error)}); expected a Decathlon description") from error
     if not isinstance(description, dict):
         raise DataError(f"{file}: holds no object; expected modality, labels and training")
     modalities = _numbered(file, description, "modality")
@@ -163,9 +159,7 @@ def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path,
                 image, label = file.parent / image_name, file.parent / label_name
             case _:
                 shown = json.dumps(entry)[:200]
-                raise DataError(
-                    f'{file}: training case {shown}; expected {{"image": ..., "label": ...}}'
-                )
+                raise DataError(f'{file}: training case {shown}; expected {{"image": ..., "label": ...}}')
         # Archives packed on a Mac hold a "._name" beside each file, and some lists name them.
         if image.name.startswith("._"):
             continue

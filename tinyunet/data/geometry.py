@@ -42,9 +42,7 @@ class Geometry:
     @property
     def canonical_affine(self) -> NDArray[np.float64]:
         """From voxel indices in the common frame to millimetres. shape=(4, 4), float64."""
-        affine: NDArray[np.float64] = self.affine @ _orientations.inv_ornt_aff(
-            self.orientation, self.shape
-        )
+        affine: NDArray[np.float64] = self.affine @ _orientations.inv_ornt_aff(self.orientation, self.shape)
         return affine
 
     @property
@@ -84,9 +82,7 @@ class Geometry:
         return _farthest(self.affine, other.affine, self.shape)
 
 
-def _farthest(
-    affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
-) -> float:
+def _farthest(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
     """Return how far another affine moves the corners of a volume at most, in voxels of the first."""
     d, h, w = shape
     corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)

@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
-from tinyunet.errors import one_line
+from tinyunet.common.errors import one_line
 
 _PROGRAM = "tinyunet.predict"
 # NIfTI's code for a comment.

@@ -15,12 +15,12 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
+from tinyunet.common.errors import one_line, said
+from tinyunet.common.files import atomic
 from tinyunet.data import mark
 from tinyunet.data.affine import affine_of
 from tinyunet.data.geometry import Geometry
 from tinyunet.data.stream import DataError, Stream, memory_for
-from tinyunet.errors import one_line, said
-from tinyunet.files import atomic
 
 __all__ = [
     "CONVERT_PAIR",
@@ -115,9 +115,7 @@ def _read_stored(path: Path, stream: Stream, header: _Header) -> NDArray[Any]:
         most = "at most " if stream.compressed else ""
         raise DataError(f"{path}: truncated, {most}{held} of {nbytes} bytes of voxels; {_WHOLE}")
     if whole < stream.least:
-        raise _left_over(
-            path, stream.least - whole, "or more " if stream.compressed else "", nbytes
-        )
+        raise _left_over(path, stream.least - whole, "or more " if stream.compressed else "", nbytes)
     stream.skip(before - stream.position)
     content = np.empty(nbytes, np.uint8)
     found = stream.fill(content)
@@ -207,9 +205,7 @@ def read_extensions(path: str | Path) -> list[Any]:
     return []
 
 
-def read_labels(
-    path: str | Path, label_values: Sequence[int]
-) -> tuple[NDArray[np.uint8], Geometry]:
+def read_labels(path: str | Path, label_values: Sequence[int]) -> tuple[NDArray[np.uint8], Geometry]:
     """Read a volume of labels and return the class of each voxel.
 
     Parameters
@@ -239,9 +235,7 @@ def read_labels(
         return _classes(path, voxels, label_values), geometry
 
 
-def _classes(
-    path: str | Path, voxels: NDArray[Any], label_values: Sequence[int]
-) -> NDArray[np.uint8]:
+def _classes(path: str | Path, voxels: NDArray[Any], label_values: Sequence[int]) -> NDArray[np.uint8]:
     """Return the class of each voxel."""
     allowed = "labels " + ", ".join(map(str, sorted(label_values)))
     integers = np.rint(voxels)
@@ -258,8 +252,7 @@ def _classes(
     if not known.all():
         strangers = ", ".join(f"{value:.0f}" for value in np.unique(integers[~known])[:5])
         raise DataError(
-            f"{path}: holds label {strangers}; expected {allowed} "
-            "(where they mean something else: --labels)"
+            f"{path}: holds label {strangers}; expected {allowed} (where they mean something else: --labels)"
         )
     return labels
 
@@ -319,9 +312,7 @@ def save_labels(
         check_label_values(label_values)
         values = np.asarray(label_values)
     if labels.min() < 0 or labels.max() >= len(values):
-        raise ValueError(
-            f"labels: {labels.min()} to {labels.max()}; expected 0 to {len(values) - 1}"
-        )
+        raise ValueError(f"labels: {labels.min()} to {labels.max()}; expected 0 to {len(values) - 1}")
     stored = values.astype(np.uint8)[geometry.from_canonical(labels)]
     version_2 = geometry.header["sizeof_hdr"] == 540
     image_class: Any = nibabel.Nifti2Image if version_2 else nibabel.Nifti1Image
@@ -354,9 +345,7 @@ def check_label_values(values: Sequence[Any]) -> None:
     """
     whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
     if not (whole and len({*values}) == len(values) and all(0 <= value <= 255 for value in values)):
-        raise ValueError(
-            f"label_values: {list(values)[:10]}; expected different whole numbers from 0 to 255"
-        )
+        raise ValueError(f"label_values: {list(values)[:10]}; expected different whole numbers from 0 to 255")
     if not len(values) or values[0] != 0:
         raise ValueError(f"label_values: {list(values)[:10]}; expected 0 first, for the background")
 
@@ -374,9 +363,7 @@ def _image_class(path: Path, raw: bytes, stream: Stream) -> Any:
         return nibabel.Nifti1Image
     analyze = raw[:4] in _ANALYZE and stream.most == _ANALYZE_BYTES
     if raw[344:348] == b"ni1\0" or raw[4:8] == b"ni2\0" or analyze or _IMG.search(path.name):
-        raise DataError(
-            f"{path}: one of a pair of files (.hdr, .img); expected {_EXPECTED} ({CONVERT_PAIR})"
-        )
+        raise DataError(f"{path}: one of a pair of files (.hdr, .img); expected {_EXPECTED} ({CONVERT_PAIR})")
     raise DataError(f"{path}: not a NIfTI file; expected {_EXPECTED}")
 
 
@@ -401,9 +388,7 @@ def _read_header(path: Path, stream: Stream) -> _Header:
             f"{path}: its voxels begin at byte {offset}; expected them behind the header of "
             f"{len(fixed)} bytes, and not after {_LAST_BEGIN}"
         )
-    return _Header(
-        fields, shape, Geometry(affine, (shape[0], shape[1], shape[2]), fields), dtype, offset
-    )
+    return _Header(fields, shape, Geometry(affine, (shape[0], shape[1], shape[2]), fields), dtype, offset)
 
 
 def _check_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:

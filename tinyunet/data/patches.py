@@ -80,9 +80,7 @@ def sample_patch(
     return image[box].copy(), labels[box].copy()
 
 
-def _foreground_voxel(
-    labels: NDArray[np.uint8], generator: np.random.Generator
-) -> NDArray[np.intp] | None:
+def _foreground_voxel(labels: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.intp] | None:
     """Draw a class, then one of its voxels. shape=(3,); None if there is no foreground."""
     # In random order until one is there: no pass over the volume just to see which are.
     for label in generator.permutation(np.arange(1, int(labels.max()) + 1)):

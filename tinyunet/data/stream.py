@@ -15,8 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.errors import UserError, said
-from tinyunet.files import open_file
+from tinyunet.common.errors import UserError, said
+from tinyunet.common.files import open_file
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Deflate makes at most so many bytes of one (https://zlib.net/zlib_tech.html).
@@ -67,10 +67,7 @@ class Stream:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
 

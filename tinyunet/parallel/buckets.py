@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet.context import Leaf
-from tinyunet.graph.trace import trace
+from tinyunet.compiler.trace import trace
+from tinyunet.engine.context import Leaf
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
 from tinyunet.parallel.algorithms import ALGORITHMS, Array, Messages, Operation
@@ -93,12 +93,10 @@ class GradientSum:
     sent : int
         How many of them are on their way or have arrived.
     counts : bool
-        Whether this rank's patches belong to the batch, as in :mod:`tinyunet.parallel.batch_norm`.
+        Whether this rank's patches belong to the batch, as in :mod:`tinyunet.parallel.synchronized_norm`.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, communicator: Communicator, exchange: Exchange = _USUAL
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, communicator: Communicator, exchange: Exchange = _USUAL) -> None:
         self._gradients, self._communicator = optimizer.flat_gradients, communicator
         self._parameters = optimizer.parameters
         nbytes = self._gradients.nbytes
@@ -161,9 +159,7 @@ class GradientSum:
                 break
             self._parameters_complete += 1
             self._items_complete += parameter.data.size
-        while (
-            self.sent < len(self.buckets) and self.buckets[self.sent].stop <= self._items_complete
-        ):
+        while self.sent < len(self.buckets) and self.buckets[self.sent].stop <= self._items_complete:
             self._send()
         self.advance()
 

@@ -45,8 +45,8 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.crew import ALONE, Crew
-from tinyunet.errors import AgreedError, UserError, as_user_error, one_line
+from tinyunet.common.errors import AgreedError, UserError, as_user_error, one_line
+from tinyunet.engine.together import ALONE, Crew
 from tinyunet.parallel.board import MOST, Board
 from tinyunet.parallel.crew import NodeCrew, shared_memory
 from tinyunet.parallel.stall import StallWatch
@@ -144,7 +144,7 @@ class Communicator:
         A container's quota counts as one of all ranks on the node.
         """
         # Here, because a command reads its options before it loads Numba, which kernels do.
-        from kernels.limits import cpu_quota
+        from kernels.base.limits import cpu_quota
 
         self._quota = min(cpu_quota(), _NO_QUOTA)
         of_quota = math.ceil(self._quota) // self.local_size

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import bfloat16
+from kernels.ops import bfloat16
 from tinyunet.parallel.algorithms import Array, Messages
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyunet.crew import Crew
-from tinyunet.errors import UserError
+from tinyunet.common.errors import UserError
+from tinyunet.common.text import in_bytes
+from tinyunet.engine.together import Crew
 from tinyunet.parallel import board
 from tinyunet.parallel.board import Board
-from tinyunet.text import in_bytes
 
 _NOTHING = np.zeros(0)
 _MARK = 16  # random bytes behind the memory proper, by which a rank knows that it is the same

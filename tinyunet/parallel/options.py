@@ -5,7 +5,7 @@ Imports no kernels, so that a command can check its options before they are load
 
 from typing import NamedTuple
 
-from tinyunet.errors import AgreedError
+from tinyunet.common.errors import AgreedError
 
 ALLREDUCES = ("mpi", "ring", "recursive-halving")
 COMPRESSIONS = ("none", "bf16")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyunet.errors import as_user_error
+from tinyunet.common.errors import as_user_error
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.timeline import Timeline, file_of_rank
 

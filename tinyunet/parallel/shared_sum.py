@@ -18,7 +18,7 @@ Source: Graham and Shipman, "MPI support for multi-core architectures: optimized
 from collections.abc import Sequence
 from typing import Any
 
-from tinyunet.crew import Crew
+from tinyunet.engine.together import Crew
 from tinyunet.parallel.algorithms import Array, Messages, mpi
 
 
@@ -34,8 +34,8 @@ def shared_sum(node: Any, peers: Any, crew: Crew, arrays: Sequence[Array]) -> Me
     crew : Crew
         This rank among those of its node.
     arrays : sequence of ndarray, one axis, the same shape
-        One for each rank of the crew, in its memory (:meth:`tinyunet.crew.Crew.zeros_of_each`). A rank
-        calls this when its own is complete.
+        One for each rank of the crew, in its memory (:meth:`tinyunet.engine.together.Crew.zeros_of_each`).
+        A rank calls this when its own is complete.
     """
     yield [node.Ibarrier()]
     part = crew.part(arrays[0].size)

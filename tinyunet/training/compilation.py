@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core.event import Listener, install_listener
 
-from kernels import machine
-from kernels.layout import blocks
-from kernels.simd import LANES
-from tinyunet.graph import compile, measure
-from tinyunet.inference import patch_for, predictor, segment
+from kernels.base import machine
+from kernels.base.layout import blocks
+from kernels.base.simd import LANES
+from tinyunet.compiler import compile, measure
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.segmentation.sliding_window import patch_for, predictor, segment
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, half_the_memory
 from tinyunet.training.settings import Settings
@@ -113,9 +113,7 @@ def compile_kernels(
     measured.update(communicator.broadcast_object(measured))
 
 
-def _steps(
-    model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, int, int, int]]
-) -> None:
+def _steps(model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, int, int, int]]) -> None:
     optimizer = Adam(model.parameters())
     for shape in batch_shapes:
         images = np.zeros((*shape, model.config["in_channels"]), np.float32)

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Self
 
-from tinyunet.errors import UserError
-from tinyunet.text import in_bytes
+from tinyunet.common.errors import UserError
+from tinyunet.common.text import in_bytes
 
 # Checkpoints: the last one, the one before, the best so far, and one that was refused.
 LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "damaged.npz"
@@ -85,9 +85,7 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
-            raise UserError(
-                f"{self._path}: another process trains here; wait until it has ended"
-            ) from None
+            raise UserError(f"{self._path}: another process trains here; wait until it has ended") from None
         except OSError:  # a file system without locks
             pass
 

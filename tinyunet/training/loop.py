@@ -7,25 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.errors import AgreedError
+from tinyunet.common.errors import AgreedError
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam
-from tinyunet.parallel.batch_norm import Synchronized
 from tinyunet.parallel.buckets import GradientSum
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.options import Exchange
+from tinyunet.parallel.synchronized_norm import Synchronized
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Batch, Inspector, Loader
-from tinyunet.training.state import (
-    Array,
-    average,
-    broadcast_state,
-    gather_rows,
-    take_row,
-    unchanged,
-)
+from tinyunet.training.state import Array, average, broadcast_state, gather_rows, take_row, unchanged
 from tinyunet.training.step import (
     Gradients,
     Result,
@@ -123,9 +116,7 @@ class Trainer:
             how = accuracy, deterministic
             self._gradients = compiled_gradients(model, optimizer, shape, *how)
 
-    def epoch(
-        self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None
-    ) -> EpochResult:
+    def epoch(self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None) -> EpochResult:
         """Train on every patch of an epoch, or on those that are left of the present one.
 
         Parameters

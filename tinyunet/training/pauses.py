@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.errors import ENDING, Interrupted
+from tinyunet.common.errors import ENDING, Interrupted
 from tinyunet.parallel.communicator import Communicator
 
 # Unless told otherwise, a checkpoint within an epoch is written after so many seconds.

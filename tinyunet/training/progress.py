@@ -15,8 +15,7 @@ _COLUMNS = 110
 _KERNELS = 210
 # Volumes a second, also when they are fewer than one.
 _BAR = (
-    "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
-    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 )
 _COMPILATION = "{desc} {percentage:3.0f}%|{bar}| {n_fmt} [{elapsed}<{remaining}]"
 

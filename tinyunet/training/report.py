@@ -1,9 +1,9 @@
 """What a training says in words."""
 
-from kernels import machine
+from kernels.base import machine
+from tinyunet.common.text import count, printable
 from tinyunet.data.conventions import read_as
-from tinyunet.scores import Scores
-from tinyunet.text import count, printable
+from tinyunet.segmentation.scores import Scores
 from tinyunet.training.loop import EpochResult
 from tinyunet.training.settings import Settings
 from tinyunet.training.start import Data
@@ -40,9 +40,7 @@ def plan(settings: Settings, data: Data, model: UNet, ranks: int) -> str:
 def epoch_heads(scores: Scores) -> str:
     """Return the heads of the columns that :func:`epoch_row` fills."""
     names = map(printable, scores["regions"] or scores["classes"])
-    return "epoch   loss   Dice   validation:" + "".join(
-        f"  {name:>{_width(name)}}" for name in names
-    )
+    return "epoch   loss   Dice   validation:" + "".join(f"  {name:>{_width(name)}}" for name in names)
 
 
 def epoch_row(epoch: int, result: EpochResult, scores: Scores, best: bool) -> str:

@@ -8,27 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet import checkpoint
-from tinyunet.checkpoint import Checkpoint, CheckpointError
+from tinyunet.common.errors import UserError, said
+from tinyunet.common.schema import by_name, each, number, optional, record, text, whole
 from tinyunet.data.decathlon import Dataset
-from tinyunet.errors import UserError, said
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.schema import by_name, each, number, optional, record, text, whole
+from tinyunet.segmentation import checkpoint
+from tinyunet.segmentation.checkpoint import Checkpoint, CheckpointError
 from tinyunet.training.folder import BEST, DAMAGED, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.settings import RULES, Settings
 from tinyunet.unet import UNet
 
 # What may be other than in the run that is resumed: where things are, and what changes no result.
-_FREE = {
-    "data_path",
-    "output",
-    "bucket_mb",
-    "allreduce",
-    "timeline",
-    "checkpoint_every",
-    "stall_warning",
-}
+_FREE = {"data_path", "output", "bucket_mb", "allreduce", "timeline", "checkpoint_every", "stall_warning"}
 _DICE = by_name(number(0, 1))
 _SCORES = record({"classes": _DICE, "regions": _DICE})
 _EPOCH = record(
@@ -170,8 +162,7 @@ def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
         if name not in free and value != getattr(settings, name):
             option = "--" + name.replace("_", "-")
             raise UserError(
-                f"{option}: {value}; the run that is resumed has {getattr(settings, name)}, "
-                "and keeps it"
+                f"{option}: {value}; the run that is resumed has {getattr(settings, name)}, and keeps it"
             )
     # A checkpoint may be a stranger's: what is written outside its folder is what was given now.
     settings = dataclasses.replace(settings, timeline=None, output=str(resumed.folder.parent))
@@ -198,8 +189,7 @@ def check_data(state: Mapping[str, Any], dataset: Dataset) -> None:
         found, before = list(getattr(dataset, name)), list(state[name])
         if found != before:
             raise UserError(
-                f"--resume: other {name} than the run has ({found}, not {before}); "
-                "expected the same data"
+                f"--resume: other {name} than the run has ({found}, not {before}); expected the same data"
             )
 
 
@@ -235,9 +225,7 @@ def _saved_settings(found: Checkpoint) -> Settings:
         saved["patch_size"] = tuple(saved["patch_size"])
         return Settings(**saved)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{found.path}: not a checkpoint of a training ({said(error)})"
-        ) from error
+        raise CheckpointError(f"{found.path}: not a checkpoint of a training ({said(error)})") from error
 
 
 def _check(found: Checkpoint) -> None:
@@ -307,20 +295,14 @@ def _check_statistics(rows: NDArray[Any], model: UNet) -> None:
     """Check that each row holds numbers for all of batch norm's running statistics."""
     size = sum(buffer.size for buffer in model.buffers())
     if rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) < 1 or rows.shape[1] != size:
-        raise ValueError(
-            f"training/statistics: shape {rows.shape} of {rows.dtype}; expected rows of {size}"
-        )
+        raise ValueError(f"training/statistics: shape {rows.shape} of {rows.dtype}; expected rows of {size}")
     ends = np.cumsum([buffer.size for buffer in model.buffers()])
     for (name, _), part in zip(model.named_buffers(), np.split(rows, ends[:-1], 1), strict=True):
         if name.endswith("running_variance") and part.min() < 0:
-            raise ValueError(
-                f"training/statistics: {name} holds {part.min():.6g}; expected variances"
-            )
+            raise ValueError(f"training/statistics: {name} holds {part.min():.6g}; expected variances")
 
 
-def _first_whole(
-    paths: list[Path], otherwise: Checkpoint | None = None
-) -> tuple[Checkpoint, list[str]]:
+def _first_whole(paths: list[Path], otherwise: Checkpoint | None = None) -> tuple[Checkpoint, list[str]]:
     """Return the first checkpoint that can be used, and what is wrong with those before it.
 
     With one that is taken ``otherwise``, those of other models cannot be used.

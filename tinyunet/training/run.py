@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet import checkpoint
+from tinyunet.common.errors import ENDING, StoppedError
+from tinyunet.common.files import write_json
+from tinyunet.common.text import count, printable
+from tinyunet.compiler import measure
 from tinyunet.data.decathlon import Case, load_case
-from tinyunet.errors import ENDING, StoppedError
-from tinyunet.files import write_json
-from tinyunet.graph import measure
-from tinyunet.inference import predictor
 from tinyunet.optim import Adam, Schedule, polynomial, warm_up
 from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.recording import recorded
-from tinyunet.scores import mean, overall, summary, table
-from tinyunet.text import count, printable
+from tinyunet.segmentation import checkpoint
+from tinyunet.segmentation.scores import mean, overall, summary, table
+from tinyunet.segmentation.sliding_window import predictor
 from tinyunet.training import report
 from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
@@ -86,9 +86,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
         with communicator.patient():
             compile_kernels(model.config, settings, shapes, communicator, progress)
         with Pauses(communicator, settings.checkpoint_every) as pauses:
-            run = Run(
-                settings, data, model, optimizer, loader, folder, communicator, progress, pauses
-            )
+            run = Run(settings, data, model, optimizer, loader, folder, communicator, progress, pauses)
             try:
                 if resumed:
                     run.resume(resumed)
@@ -253,8 +251,7 @@ class Run:
                 write_json(self._folder / "test.json", {"epoch": self._best_epoch} | summary(rows))
         number = count(len(rows), "test case")
         self._progress.line(
-            f"\nDice on {number}, never trained on (best.npz, epoch {self._best_epoch})\n\n"
-            f"{table(rows)}\n"
+            f"\nDice on {number}, never trained on (best.npz, epoch {self._best_epoch})\n\n{table(rows)}\n"
         )
         with self._communicator.together():
             if self._communicator.rank == 0:
@@ -344,9 +341,7 @@ class Run:
                 if prediction is not None:
                     image, labels, geometry = load_case(case)
                     note = f"mean Dice {overall(scores):.2f}"
-                    pictured.append(
-                        PicturedCase(name, image, labels, prediction, note, geometry.spacing)
-                    )
+                    pictured.append(PicturedCase(name, image, labels, prediction, note, geometry.spacing))
             dataset = self._data.dataset
             draw_predictions(predictions, pictured, dataset.modalities, dataset.labels)
 

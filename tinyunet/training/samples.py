@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.limits import memory_limit
+from kernels.base.limits import memory_limit
 from tinyunet.data.augment import augment
 from tinyunet.data.decathlon import Case, check_patch_fits, load_case
 from tinyunet.data.patches import generator, sample_patch
@@ -294,9 +294,7 @@ class Loader:
 
     def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool, bool]]:
         """Patches of this rank in each batch, and what else there is in a :class:`Batch`."""
-        batches = epoch_samples(
-            len(self._cases), self._patches_per_case, self.batch_size, self._seed, epoch
-        )
+        batches = epoch_samples(len(self._cases), self._patches_per_case, self.batch_size, self._seed, epoch)
         found = []
         for number, batch in enumerate(batches):
             first = number - number % self._accumulate

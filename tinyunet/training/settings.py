@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from tinyunet.common.errors import UserError
+from tinyunet.common.files import can_be_written
+from tinyunet.common.outputs import check_replaceable
+from tinyunet.common.schema import Rule, boolean, each, number, one_of, optional, text, whole
 from tinyunet.data.conventions import CONVENTIONS
-from tinyunet.errors import UserError
-from tinyunet.files import can_be_written
-from tinyunet.outputs import check_replaceable
 from tinyunet.parallel.options import ALLREDUCES, COMPRESSIONS, FEW_PATCHES, Exchange
 from tinyunet.parallel.timeline import file_of_rank
-from tinyunet.schema import Rule, boolean, each, number, one_of, optional, text, whole
 
 _ABOVE_ZERO = number(1e-12)
 _SHARE = number(1e-12, 1 - 1e-12)

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from tinyunet.common.text import count, printable
 from tinyunet.data import phantom, spacing
 from tinyunet.data.decathlon import Case, Dataset, check_patch_fits_all, read_dataset, split
 from tinyunet.data.nifti import read_header
 from tinyunet.data.spacing import Spacing
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.text import count, printable
 from tinyunet.training.progress import Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
@@ -77,10 +77,7 @@ def find_data(settings: Settings, communicator: Communicator, progress: Progress
     with communicator.together():
         dataset = read_dataset(path, labels=settings.labels)
         train, validation, test = split(
-            dataset.cases,
-            settings.train_test_split,
-            settings.validate_test_split,
-            settings.random_seed,
+            dataset.cases, settings.train_test_split, settings.validate_test_split, settings.random_seed
         )
         volumes = Volumes(half_the_memory(communicator.local_size))
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)

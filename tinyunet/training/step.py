@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.softmax_dice import dice_forward
+from kernels.ops.softmax_dice import dice_forward
 from tinyunet.autograd import listening
-from tinyunet.context import Listener
-from tinyunet.graph import compile
-from tinyunet.graph.trace import trace
+from tinyunet.compiler import compile
+from tinyunet.compiler.trace import trace
+from tinyunet.engine.context import Listener
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import Parameter
 from tinyunet.optim import Optimizer

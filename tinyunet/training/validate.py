@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.data.decathlon import Case
-from tinyunet.inference import Predict, segment
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.scores import Scores, score
+from tinyunet.segmentation.scores import Scores, score
+from tinyunet.segmentation.sliding_window import Predict, segment
 from tinyunet.training.samples import Volumes
 from tinyunet.unet import UNet
 
@@ -50,7 +50,7 @@ def score_cases(
     keep : int
         So many cases, from the first on, come with their segmentation.
     predict : callable, optional
-        How to run the model: see :func:`tinyunet.inference.segment`.
+        How to run the model: see :func:`tinyunet.segmentation.sliding_window.segment`.
     asked_to_end : callable
         Whether to leave the other cases out.
 

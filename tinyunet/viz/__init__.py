@@ -6,8 +6,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from tinyunet.errors import as_user_error, one_line
-from tinyunet.text import printable
+from tinyunet.common.errors import as_user_error, one_line
+from tinyunet.common.text import printable
 
 #: Endings of names, each of which says what is written.
 FORMATS = (".png", ".svg", ".pdf")

@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tinyunet.files import atomic
-from tinyunet.outputs import SIGNATURE
-from tinyunet.text import printable
+from tinyunet.common.files import atomic
+from tinyunet.common.outputs import SIGNATURE
+from tinyunet.common.text import printable
 
 _WITH_METADATA = ("png", "svg", "pdf")
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from tinyunet.graph.cost import nbytes
-from tinyunet.graph.ir import PLAIN, Graph, Node
-from tinyunet.graph.show import Stage, is_unfused, main_value
+from tinyunet.compiler.cost import nbytes
+from tinyunet.compiler.ir import PLAIN, Graph, Node
+from tinyunet.compiler.show import Stage, is_unfused, main_value
 from tinyunet.viz.colours import GREY, of_line
 from tinyunet.viz.figure import write
 
@@ -114,9 +114,7 @@ def _level(node: Node, graph: Graph) -> float | None:
     """How fine the volume is that a node makes, or the finest that it reads if it makes none."""
     read = [graph.values[name] for name in node.inputs.values()]
     made = main_value(node, graph)
-    volumes = [
-        value for value in ([made] if made.layout != PLAIN else read) if value.layout != PLAIN
-    ]
+    volumes = [value for value in ([made] if made.layout != PLAIN else read) if value.layout != PLAIN]
     voxels = max((math.prod(value.shape[1:4]) for value in volumes), default=0)
     return round(math.log2(voxels) / 3, 1) if voxels else None
 

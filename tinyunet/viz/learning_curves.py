@@ -38,14 +38,10 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
 
     left.plot(epochs, [entry["loss"] for entry in history], color="black", **style)
-    left.set(
-        title="Loss of the training patches", xlabel="epoch", ylabel="soft Dice + cross-entropy"
-    )
+    left.set(title="Loss of the training patches", xlabel="epoch", ylabel="soft Dice + cross-entropy")
     left.set_ylim(bottom=0)
 
-    validation = [
-        entry["validation"]["regions"] or entry["validation"]["classes"] for entry in history
-    ]
+    validation = [entry["validation"]["regions"] or entry["validation"]["classes"] for entry in history]
     for index, name in enumerate(validation[0]):
         dice = [scores.get(name, math.nan) for scores in validation]
         label = f"{name}, validation ({dice[-1]:.2f})"

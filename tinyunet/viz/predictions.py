@@ -47,10 +47,7 @@ class PicturedCase(NamedTuple):
 # Names are the data set's: a "$" in one begins no formula.
 @matplotlib.rc_context({"text.parse_math": False})
 def draw_predictions(
-    path: Path | str,
-    cases: Sequence[PicturedCase],
-    modalities: Sequence[str],
-    labels: Sequence[str],
+    path: Path | str, cases: Sequence[PicturedCase], modalities: Sequence[str], labels: Sequence[str]
 ) -> None:
     """Draw each case in a row, and write a PNG atomically.
 
@@ -73,9 +70,7 @@ def draw_predictions(
     """
     plain, under = _channels(modalities)
     columns = len(plain) + len(_PLANES)
-    figure = Figure(
-        figsize=(_PANEL * columns, _PANEL * len(cases) + 0.6), dpi=120, layout="constrained"
-    )
+    figure = Figure(figsize=(_PANEL * columns, _PANEL * len(cases) + 0.6), dpi=120, layout="constrained")
     grid = figure.subplots(len(cases), columns, squeeze=False)
     for row, case in zip(grid, cases, strict=True):
         where = _center(case.truth if case.truth.any() else case.prediction)
@@ -125,9 +120,7 @@ def _center(labels: NDArray[np.uint8]) -> tuple[int, int, int]:
     if not found.any():
         d, h, w = (size // 2 for size in labels.shape)
         return d, h, w
-    d, h, w = (
-        int(found.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(found.ndim)
-    )
+    d, h, w = (int(found.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(found.ndim))
     return d, h, w
 
 
@@ -152,9 +145,7 @@ def _in_plane(values: Sequence[float], plane: int) -> tuple[float, float]:
     return along, across
 
 
-def _show(
-    axes: Axes, grey: NDArray[np.float32], spacing: Sequence[float], plane: int, index: int
-) -> None:
+def _show(axes: Axes, grey: NDArray[np.float32], spacing: Sequence[float], plane: int, index: int) -> None:
     sides = [size * step for size, step in zip(grey.shape, spacing, strict=True)]
     height, width = _in_plane(sides, plane)
     axes.imshow(

@@ -37,9 +37,9 @@ Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, m
 
 import numpy as np
 
-from kernels.checks import Floats, Triple
-from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
-from kernels.conv3d.shapes import (
+from kernels.base.arguments import Floats, Triple
+from kernels.base.buffers import empty
+from kernels.base.conv_shapes import (
     Geometry,
     adjoint_before,
     backward_data_geometry,
@@ -47,20 +47,10 @@ from kernels.conv3d.shapes import (
     check_float32,
     forward_geometry,
 )
-from kernels.conv3d.winograd import (
-    convolution,
-    convolution_groups,
-    cutting,
-    weight_gradient,
-)
-from kernels.layout import (
-    blocks,
-    reorder_nCdhw16c_to_ndhwc,
-    reorder_ndhwc_to_nCdhw16c,
-    weights_order,
-)
-from kernels.memory import empty
-from kernels.simd import LANES
+from kernels.base.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c, weights_order
+from kernels.base.simd import LANES
+from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
+from kernels.conv3d.winograd import convolution, convolution_groups, cutting, weight_gradient
 
 #: Tiles that can be asked for; what F(1, ...) leaves alone has a kernel of 1 along that axis.
 TILES: tuple[Triple, ...] = ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4))

@@ -23,16 +23,12 @@ Numerics   float32, as `weight_gradient`
 import functools
 from collections.abc import Callable
 
-from kernels.checks import Floats, Triple
-from kernels.compiler import (
-    call_worker,
-    parallel_kernel,
-    prange,
-    run_workers,
-    signed,
-    worker_kernel,
-)
-from kernels.conv3d.ahead import NOTHING, part_of, upcoming
+from kernels.base.arguments import Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, signed, worker_kernel
+from kernels.base.machine import threads
+from kernels.base.prefetch import NOTHING, part_of, upcoming
+from kernels.base.simd import LANES, address, fence
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
@@ -45,24 +41,10 @@ from kernels.conv3d.bricks import (
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.winograd.cutting import (
-    gemm_tile,
-    points,
-    slab_planes,
-    tile_count,
-)
-from kernels.conv3d.winograd.stages import (
-    accumulate,
-    multiply,
-    slot_size,
-    transform_in,
-    transform_out,
-)
+from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
+from kernels.conv3d.winograd.stages import accumulate, multiply, slot_size, transform_in, transform_out
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile, transform_back
 from kernels.conv3d.winograd.weight_gradient import pack_both, packed_size
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, address, fence
 
 # Sums and weights of a pair of blocks pass through the cache once a brick. With more of them than this for
 # each value of its tiles, the two gradients are found sooner one after the other.
@@ -159,18 +141,7 @@ def _share_chunks(
     for index in prange(scratch.shape[0]):
         worker = signed(index)
         call_worker(
-            address,
-            worker,
-            gradient,
-            size,
-            before,
-            weights,
-            source,
-            epilogue,
-            cut,
-            chunks,
-            sums,
-            scratch,
+            address, worker, gradient, size, before, weights, source, epilogue, cut, chunks, sums, scratch
         )
 
 

@@ -11,9 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.checks import Floats, Triple
-from kernels.compiler import parallel_kernel, prange, run_workers, signed, worker_kernel
-from kernels.conv3d.ahead import Region, part_of, tensors, upcoming
+from kernels.base.arguments import Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import parallel_kernel, prange, run_workers, signed, worker_kernel
+from kernels.base.layout import WeightsOrder, pack_weights_part, weights_order
+from kernels.base.machine import threads
+from kernels.base.prefetch import Region, part_of, tensors, upcoming
+from kernels.base.simd import LANES, address, fence, load
+from kernels.base.streaming import at_lines, put_vector
 from kernels.conv3d.bricks import (
     EMPTY,
     Cut,
@@ -32,20 +37,8 @@ from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.conv3d.winograd.cutting import (
-    gemm_tile,
-    kernel_of,
-    points,
-    slab_extent,
-    slab_planes,
-    tile_count,
-)
+from kernels.conv3d.winograd.cutting import gemm_tile, kernel_of, points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
-from kernels.layout import WeightsOrder, pack_weights_part, weights_order
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, address, fence, load
-from kernels.streaming import at_lines, put_vector
 
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
@@ -70,9 +63,7 @@ def pack_weights(weights: Floats, tile: Triple, dst: Floats, *, adjoint: bool = 
     # Far larger than the weights, and read when all of it is written: always past the caches.
     order, streams = weights_order(weights.shape, adjoint=adjoint), at_lines(dst)
     inputs, lanes = dst.shape[3:]
-    own = math.prod(kernel_of(tile)) * inputs * lanes + points(tile) * slot_size(
-        inputs, lanes // LANES
-    )
+    own = math.prod(kernel_of(tile)) * inputs * lanes + points(tile) * slot_size(inputs, lanes // LANES)
     workers, size = threads(), own + scratch_vectors(WEIGHTS, *tile) * LANES
     scratch = scratchpad("winograd", workers, size)
     flat = np.ascontiguousarray(weights).reshape(-1)
@@ -161,9 +152,7 @@ def _make_weights(md: int, mh: int, mw: int) -> Callable[..., None]:
             for part in range(worker, groups * ICB, workers):
                 pack_weights_part(weights, order, part // ICB, part % ICB, own, 0, width, lanes)
                 for i in range(0, block, LANES):
-                    transform_tile(
-                        own, i, from_strides, own, to + i, to_strides, own, S, kind, md, mh, mw
-                    )
+                    transform_tile(own, i, from_strides, own, to + i, to_strides, own, S, kind, md, mh, mw)
                 for point in range(P):
                     for i in range(0, block, LANES):
                         at = (point * groups * ICB + part) * block + i

@@ -18,8 +18,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kernels.checks import Floats, Triple
-from kernels.compiler import (
+from kernels.base.arguments import Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import (
     call_worker,
     parallel_kernel,
     prange,
@@ -28,6 +29,9 @@ from kernels.compiler import (
     specialised,
     worker_kernel,
 )
+from kernels.base.layout import WeightsOrder, pack_weights_part, part_line
+from kernels.base.machine import threads
+from kernels.base.simd import LANES, address, fence
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, share
 from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
@@ -35,10 +39,6 @@ from kernels.conv3d.transform import scratch_vectors, transform_columns, transfo
 from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import multiply_block, slot_size, transform_out
-from kernels.layout import WeightsOrder, pack_weights_part, part_line
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, address, fence
 
 # Tiles that are multiplied at a time, of several bricks, and bytes of their sums in the second-level cache,
 # where weights have to stay beside them.
@@ -73,15 +73,7 @@ def convolve(
         rows, cols = gemm_tile(T, 1)
     scratch = scratchpad("winograd", threads(), _scratch_size(cut, tile, at_once, rows, cols))
     run_workers(
-        share_groups,
-        _make_groups(*tile, rows, cols),
-        source,
-        weights,
-        order,
-        epilogue,
-        cut,
-        at_once,
-        scratch,
+        share_groups, _make_groups(*tile, rows, cols), source, weights, order, epilogue, cut, at_once, scratch
     )
 
 
@@ -121,10 +113,7 @@ def _layout(tile: Triple, cols: int) -> tuple[int, int, int, int]:
     """
     (KD, _), (KH, _), (KW, _) = (sizes(WEIGHTS, m) for m in tile)
     scratch = KD * KH * KW * LANES
-    first, apart = (
-        scratch + scratch_vectors(WEIGHTS, *tile[:2], 1) * LANES,
-        slot_size(KW * LANES, cols),
-    )
+    first, apart = (scratch + scratch_vectors(WEIGHTS, *tile[:2], 1) * LANES, slot_size(KW * LANES, cols))
     return scratch, first, first + slab_planes(tile) * apart, apart
 
 
@@ -205,9 +194,7 @@ def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..
                     transform_out(own, m, m_slot, pair, plane * results, tiles, 1, 0, mw)
                 for k in range(count):
                     ocb, at = group * cols + c, behind + k * here * mw * LANES
-                    finish_block(
-                        epilogue, cut, first + k, ocb, own, at, results, extent, last, md, mh
-                    )
+                    finish_block(epilogue, cut, first + k, ocb, own, at, results, extent, last, md, mh)
         fence()
 
     return convolve_groups

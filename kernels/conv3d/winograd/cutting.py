@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 
-from kernels.checks import Triple
+from kernels.base.arguments import Triple
+from kernels.base.machine import tile_vectors
+from kernels.base.simd import LANES
 from kernels.conv3d.bricks import Cut
 from kernels.conv3d.cook_toom import INPUT, sizes
-from kernels.machine import tile_vectors
-from kernels.simd import LANES
 
 # Bytes of a brick's transformed tiles. The second-level cache holds more; but a plane of them, as V and M,
 # has to stay in the first, and what is fetched ahead needs room.
@@ -40,9 +40,7 @@ def gemm_tile(count: int, OCB: int) -> tuple[int, int]:
     return best
 
 
-def cut_output(
-    dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int, kept: int = 0
-) -> Cut:
+def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int, kept: int = 0) -> Cut:
     """Bricks of whole rows of tiles: as many tiles as the cache holds, more where weights are large.
 
     ``kept`` channel blocks are held transformed: by default those of source or result, which take turns.

@@ -12,23 +12,16 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kernels.checks import Floats, Triple
-from kernels.compiler import (
-    call_worker,
-    parallel_kernel,
-    prange,
-    run_workers,
-    signed,
-    worker_kernel,
-)
+from kernels.base.arguments import Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, signed, worker_kernel
+from kernels.base.machine import threads
+from kernels.base.simd import LANES, load, store
 from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block, share
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import slot_size, transform_in
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, load, store
 
 # Tiles behind the last one that may be read, and are not used.
 _SPARE = 24
@@ -84,15 +77,7 @@ def pack_points(
     own = slab_planes(tile) * apart + buffer_size(extent[1], tile[0], tile[1], kind) + LANES
     scratch = scratchpad("winograd", threads(), own)
     run_workers(
-        share_units,
-        _make_pack(*tile, kind, cols),
-        prologue,
-        size,
-        before,
-        cut,
-        extent,
-        packed,
-        scratch,
+        share_units, _make_pack(*tile, kind, cols), prologue, size, before, cut, extent, packed, scratch
     )
     return packed
 

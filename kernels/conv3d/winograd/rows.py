@@ -21,10 +21,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import run_workers, specialised, worker_kernel
-from kernels.conv3d.ahead import LINE, tensors, upcoming
-from kernels.conv3d.bias import add_voxels
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import run_workers, specialised, worker_kernel
+from kernels.base.machine import threads
+from kernels.base.prefetch import LINE, tensors, upcoming
+from kernels.base.simd import LANES, fence, prefetch, tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.bricks import (
     EMPTY,
     Cut,
@@ -40,24 +42,14 @@ from kernels.conv3d.bricks import (
     source_tensors,
 )
 from kernels.conv3d.cook_toom import DIFF_DST, INPUT
-from kernels.conv3d.direct import TileShape, tile_shape, weight_tile
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.slab import Block, buffer_size, pack_block
 from kernels.conv3d.winograd import cutting
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.stages import slot_size
 from kernels.conv3d.winograd.sums import gather_bricks, transform_back
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import (
-    LANES,
-    fence,
-    prefetch,
-    tile_load,
-    tile_rank1,
-    tile_store,
-    tile_zero,
-)
+from kernels.ladder.bias import add_voxels
+from kernels.ladder.direct import TileShape, tile_shape, weight_tile
 
 
 def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, width: int) -> bool:
@@ -71,9 +63,7 @@ def cut_output(dst_size: tuple[int, int, int, int], tile: Triple, OCB: int) -> C
     return cutting.cut_output(dst_size, tile, 1, OCB)
 
 
-def packed_shape(
-    cut: Cut, tile: Triple, KW: int, OCB: int, width: int
-) -> tuple[int, int, int, int, int]:
+def packed_shape(cut: Cut, tile: Triple, KW: int, OCB: int, width: int) -> tuple[int, int, int, int, int]:
     """Shape of the transformed weights: ``(planes of points, groups, 1, KW * width, cols * 16)``."""
     cols = register_tile(cut, OCB).cols
     return slab_planes(tile), OCB // cols, 1, KW * width, cols * LANES
@@ -183,15 +173,7 @@ def _scratch_size(cut: Cut, tile: Triple, width: int, OCB: int) -> int:
 
 @specialised("md", "mh")
 def pack_lines(
-    prologue: Any,
-    src_size: Any,
-    before: Any,
-    n: int,
-    start: Any,
-    own: Any,
-    extent: Any,
-    md: int,
-    mh: int,
+    prologue: Any, src_size: Any, before: Any, n: int, start: Any, own: Any, extent: Any, md: int, mh: int
 ) -> Any:
     """Pack a brick of the source at ``own[0:]``, with a line of zeros around each row; scratch behind it."""
     MD, MH = md, mh
@@ -300,9 +282,7 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
             for brick in range(begin, end):
                 n, start, _ = locate(cut, brick)
                 pack_lines(prologue, src_size, before, n, start, own, extent, md, mh)
-                pack_brick(
-                    gradient, n, size, own, G, apart, buffer, S, start, inner, DIFF_DST, md, mh
-                )
+                pack_brick(gradient, n, size, own, G, apart, buffer, S, start, inner, DIFF_DST, md, mh)
                 add_voxels(own, S, 1, 1, 1, diff_bias[chunk], own[S + OCB * LANES :])
                 following = next_brick(cut, brick, (0, 0, 0), size, 0, 0)
                 for i in range(planes * OCB):

@@ -18,11 +18,11 @@ by the kernels of `convolution`, `weight_gradient`, `packing` and those of many 
 
 from typing import Any
 
-from kernels.compiler import kernel, specialised
-from kernels.conv3d.ahead import LINE
+from kernels.base.jit import kernel, specialised
+from kernels.base.prefetch import LINE
+from kernels.base.simd import LANES, prefetch, tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis
-from kernels.simd import LANES, prefetch, tile_load, tile_rank1, tile_store, tile_zero
 
 
 @kernel

@@ -9,15 +9,15 @@ import functools
 import math
 from collections.abc import Callable
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import call_worker, parallel_kernel, prange, signed
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import call_worker, parallel_kernel, prange, signed
+from kernels.base.layout import WeightsOrder, unpack_weights_part, weights_order
+from kernels.base.machine import threads, tile_vectors
+from kernels.base.simd import LANES, load, store
 from kernels.conv3d.bricks import Cut, Prologue
 from kernels.conv3d.cook_toom import DIFF_WEIGHTS, sizes
 from kernels.conv3d.transform import scratch_vectors, transform_tile
-from kernels.layout import WeightsOrder, unpack_weights_part, weights_order
-from kernels.machine import threads, tile_vectors
-from kernels.memory import scratchpad
-from kernels.simd import LANES, load, store
 
 
 def register_tile(OCB: int) -> tuple[int, int]:
@@ -47,28 +47,11 @@ def gather_bricks(
     """Driver of the gradient's workers: each its bricks, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
         worker = signed(index)
-        call_worker(
-            address,
-            worker,
-            prologue,
-            src_size,
-            before,
-            gradient,
-            cut,
-            sums,
-            diff_bias,
-            scratch,
-        )
+        call_worker(address, worker, prologue, src_size, before, gradient, cut, sums, diff_bias, scratch)
 
 
 def transform_back(
-    tile: Triple,
-    sums: Floats,
-    diff_weights: Floats,
-    width: int,
-    lanes: int,
-    *,
-    adjoint: bool = False,
+    tile: Triple, sums: Floats, diff_weights: Floats, width: int, lanes: int, *, adjoint: bool = False
 ) -> None:
     """Add up the chunks of sums, transform them to gradients, and undo the blocks.
 
@@ -87,9 +70,7 @@ def transform_back(
     order = weights_order(diff_weights.shape, adjoint=adjoint)
     taps = math.prod(sizes(DIFF_WEIGHTS, m)[1] for m in tile)
     block = order.taps // taps * width * lanes
-    vectors = math.prod(sizes(DIFF_WEIGHTS, m)[0] for m in tile) + scratch_vectors(
-        DIFF_WEIGHTS, *tile
-    )
+    vectors = math.prod(sizes(DIFF_WEIGHTS, m)[0] for m in tile) + scratch_vectors(DIFF_WEIGHTS, *tile)
     scratch = scratchpad("winograd", threads(), vectors * LANES + taps * block)
     _make_inverse(*tile)(sums, diff_weights.reshape(-1), order, block, width, lanes, scratch)
 

@@ -20,10 +20,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import run_workers, specialised, worker_kernel
-from kernels.conv3d.ahead import part_of, upcoming
-from kernels.conv3d.bias import add_voxels
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import run_workers, specialised, worker_kernel
+from kernels.base.machine import threads
+from kernels.base.prefetch import part_of, upcoming
+from kernels.base.simd import LANES, address
 from kernels.conv3d.bricks import (
     Cut,
     Prologue,
@@ -39,15 +41,8 @@ from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd import cutting, weight_gradient_pairs
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
-from kernels.conv3d.winograd.sums import (
-    brick_chunks,
-    gather_bricks,
-    register_tile,
-    transform_back,
-)
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, address
+from kernels.conv3d.winograd.sums import brick_chunks, gather_bricks, register_tile, transform_back
+from kernels.ladder.bias import add_voxels
 
 # The sums of a pair of blocks are loaded and stored once a brick, or the values of its tiles are written and
 # read once more: beyond this many sums for each value, the latter is less.
@@ -176,9 +171,7 @@ def pack_both(
         origin = (start[0] - before[0], start[1] - before[1], -before[2])
         G, buffer = planes * apart, planes * (apart + gradient_apart)
         pack_brick(prologue, n, src_size, own, 0, apart, buffer, 0, origin, extent, INPUT, MD, MH)
-        pack_brick(
-            gradient, n, size, own, G, gradient_apart, buffer, sums, start, inner, DIFF_DST, MD, MH
-        )
+        pack_brick(gradient, n, size, own, G, gradient_apart, buffer, sums, start, inner, DIFF_DST, MD, MH)
         return extent, inner, apart, gradient_apart
 
     return implementation

@@ -18,15 +18,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.checks import Doubles, Floats, Triple
-from kernels.compiler import (
-    call_worker,
-    parallel_kernel,
-    prange,
-    run_workers,
-    signed,
-    worker_kernel,
-)
+from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import scratchpad
+from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, signed, worker_kernel
+from kernels.base.layout import WeightsOrder, unpack_weights_part, weights_order
+from kernels.base.machine import threads
+from kernels.base.simd import LANES, address
 from kernels.conv3d.bricks import Cut, Prologue, share
 from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
@@ -34,10 +31,6 @@ from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import accumulate, slot_size
 from kernels.conv3d.winograd.sums import register_tile
-from kernels.layout import WeightsOrder, unpack_weights_part, weights_order
-from kernels.machine import threads
-from kernels.memory import scratchpad
-from kernels.simd import LANES, address
 
 
 def backward_weights(
@@ -81,12 +74,7 @@ def _scratch_size(tile: Triple, cols: int) -> int:
 
 @parallel_kernel
 def share_pairs(
-    address: int,
-    source: Points,
-    result: Points,
-    diff_weights: Floats,
-    order: WeightsOrder,
-    scratch: Floats,
+    address: int, source: Points, result: Points, diff_weights: Floats, order: WeightsOrder, scratch: Floats
 ) -> None:
     """Driver: each worker its pairs, with a row of ``scratch`` for itself."""
     for index in prange(scratch.shape[0]):
@@ -130,9 +118,7 @@ def _make_pairs(md: int, mh: int, mw: int, inputs: int, cols: int) -> Callable[.
                 transform_columns(own, 0, pair, own, to, pair, lanes, kind, mw)
             for i in range(0, row, LANES):
                 strides, to_strides = (PH * apart, apart, 0), (KH * row, row, 0)
-                transform_tile(
-                    own, S + i, strides, own, taps + i, to_strides, own, W, kind, md, mh, 1
-                )
+                transform_tile(own, S + i, strides, own, taps + i, to_strides, own, W, kind, md, mh, 1)
             unpack_weights_part(own, taps, 1, 0, diff_weights, order, group, icb, LANES, lanes)
 
     return sum_share

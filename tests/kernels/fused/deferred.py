@@ -10,18 +10,17 @@ import numpy as np
 from checkers import Array, assert_exact, integers
 from hypothesis import strategies as st
 
-from kernels import machine
-from kernels.fused.epilogue import partials
-from kernels.fused.tensors import Mask, Source
-from kernels.simd import LANES
+from kernels.base import machine
+from kernels.base.simd import LANES
+from kernels.deferred.masking import partials
+from kernels.deferred.tensors import Mask, Source
 
 CHANNELS = st.sampled_from([1, 3, 16, 17, 40])
 SLOPES = st.sampled_from([0.0, 0.5, 1.0])
 THREADS = st.sampled_from([1, machine.cores()])
 # Odd sizes, one voxel, and a plane of more than one band.
 SIZES = st.one_of(
-    st.tuples(st.integers(1, 2), *[st.sampled_from([1, 2, 3, 5, 9])] * 3),
-    st.just((1, 2, 29, 75)),
+    st.tuples(st.integers(1, 2), *[st.sampled_from([1, 2, 3, 5, 9])] * 3), st.just((1, 2, 29, 75))
 )
 
 

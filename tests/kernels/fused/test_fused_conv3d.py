@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from kernels import layout, machine
-from kernels.conv3d import im2col
+from kernels.base import layout, machine
+from kernels.base.simd import LANES
+from kernels.conv3d import operator as fused
 from kernels.conv3d.winograd import cutting
-from kernels.fused import conv3d as fused
-from kernels.fused.statistics import finish_moments
-from kernels.fused.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source
-from kernels.simd import LANES
+from kernels.deferred.statistics import finish_moments
+from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source
+from kernels.ladder import im2col
 
 CASES = [
     # MB, D, H, W, channels of a, of b, OC, kernel, tile
@@ -153,9 +153,7 @@ def test_forward_and_moments(problem, form, threads):
     dst, moments = nans(MB, OCB, D, H, W, LANES), nans(*fused.moments_shape(p), dtype=np.float64)
     bias = lanes(problem.bias, problem.OC)
     fused.forward(p, *problem.sources(), packed, bias, dst, moments)
-    exact = im2col.forward(
-        problem.src(), problem.weights.astype(np.float64), problem.bias.astype(np.float64)
-    )
+    exact = im2col.forward(problem.src(), problem.weights.astype(np.float64), problem.bias.astype(np.float64))
     got = layout.reorder_nCdhw16c_to_ndhwc(dst, problem.OC)
     assert_close(got, exact, problem.tolerance)
     assert not dst[:, -1, ..., (problem.OC - 1) % LANES + 1 :].any()

@@ -18,8 +18,9 @@ from deferred import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import conv_transpose3d, machine
-from kernels.fused import conv_transpose3d as fused
+from kernels.base import machine
+from kernels.ops import conv_transpose3d
+from kernels.ops import fused_conv_transpose3d as fused
 
 # The U-Net's two, and one with another tile.
 WINDOWS = st.sampled_from([(2, 2, 2), (1, 2, 2), (2, 2, 1)])
@@ -64,9 +65,7 @@ def test_backward_data(size, IC, OC, kernel, slope, seed, threads, accumulate, m
     machine.set_threads(threads)
     data, weights, packed, _, diff_dst = problem(size, IC, OC, kernel, slope, seed)
     before = integers(np.random.default_rng(seed), *data.x.shape)
-    wanted = conv_transpose3d.backward_data(
-        np.float64(diff_dst), np.float64(weights), data.x.shape, kernel
-    )
+    wanted = conv_transpose3d.backward_data(np.float64(diff_dst), np.float64(weights), data.x.shape, kernel)
     dst = blocked(before) if accumulate else poisoned(*blocked_shape(before.shape))
     wanted = wanted + before if accumulate else wanted
     mask, diff = data.mask if masked else None, blocked(diff_dst)

@@ -2,22 +2,13 @@
 
 import numpy as np
 from checkers import assert_exact, integers, unchanged
-from deferred import (
-    CHANNELS,
-    SIZES,
-    SLOPES,
-    THREADS,
-    blocked,
-    blocked_shape,
-    deferred,
-    poisoned,
-)
+from deferred import CHANNELS, SIZES, SLOPES, THREADS, blocked, blocked_shape, deferred, poisoned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import layout, machine
-from kernels.fused import edges
-from kernels.fused.tensors import plain
+from kernels.base import layout, machine
+from kernels.deferred.tensors import plain
+from kernels.ops import fused_edges as edges
 
 CASES = {
     "size": SIZES,

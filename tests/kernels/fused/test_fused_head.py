@@ -18,8 +18,8 @@ from deferred import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kernels import activation, machine, softmax_dice
-from kernels.fused import head
+from kernels.base import machine
+from kernels.ops import activation, head, softmax_dice
 
 # One class is a sigmoid, four are the brain's, sixteen the most.
 CLASSES = st.sampled_from([1, 2, 4, 16])
@@ -64,9 +64,7 @@ class Problem:
 
     def diff_logits(self):
         dice = softmax_dice.dice_backward(self.logits, self.labels, *self.diff_dice)
-        return dice + softmax_dice.cross_entropy_backward(
-            self.logits, self.labels, self.diff_cross_entropy
-        )
+        return dice + softmax_dice.cross_entropy_backward(self.logits, self.labels, self.diff_cross_entropy)
 
 
 def run_forward(layer, MB, classes):
@@ -200,9 +198,7 @@ def test_error():
     """On a volume: sums to 1e-6 of themselves, gradients to 1e-6 of the largest."""
     problem = Problem((1, 4, 50, 60), 16, 4, 0.0, 0)
     dice, cross_entropy = run_forward(problem.layer, 1, 4)
-    for got, exact in zip(
-        dice, softmax_dice.dice_forward(problem.logits, problem.labels), strict=True
-    ):
+    for got, exact in zip(dice, softmax_dice.dice_forward(problem.logits, problem.labels), strict=True):
         assert_close(got, exact, 1e-6)
     exact = softmax_dice.cross_entropy_forward(problem.logits, problem.labels)
     assert_close(cross_entropy, np.array([exact]), 1e-6)

@@ -2,22 +2,13 @@
 
 import numpy as np
 from checkers import assert_exact, integers, normal, unchanged
-from deferred import (
-    CHANNELS,
-    SLOPES,
-    THREADS,
-    blocked,
-    blocked_shape,
-    deferred,
-    poisoned,
-    totals,
-    unblocked,
-)
+from deferred import CHANNELS, SLOPES, THREADS, blocked, blocked_shape, deferred, poisoned, totals, unblocked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import machine, pooling
-from kernels.fused import pooling as fused
+from kernels.base import machine
+from kernels.ops import fused_pooling as fused
+from kernels.ops import pooling
 
 # The U-Net's two, and one with three different sizes.
 WINDOWS = st.sampled_from([(2, 2, 2), (1, 2, 2), (3, 1, 2)])
@@ -32,12 +23,7 @@ def volumes(draw):
 
 
 @given(
-    shape=volumes(),
-    size=WINDOWS,
-    slope=SLOPES,
-    seed=st.integers(0, 99),
-    threads=THREADS,
-    nan=st.booleans(),
+    shape=volumes(), size=WINDOWS, slope=SLOPES, seed=st.integers(0, 99), threads=THREADS, nan=st.booleans()
 )
 def test_forward(shape, size, slope, seed, threads, nan):
     machine.set_threads(threads)

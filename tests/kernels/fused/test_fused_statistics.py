@@ -19,9 +19,10 @@ from deferred import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import batch_norm, machine
-from kernels.fused import statistics
-from kernels.fused.epilogue import apply_mask, partials
+from kernels.base import machine
+from kernels.deferred import statistics
+from kernels.deferred.masking import apply_mask, partials
+from kernels.ops import batch_norm
 
 EPSILON, MOMENTUM = 1e-3, 0.9
 AXES = (0, 1, 2, 3)
@@ -58,8 +59,7 @@ def test_normalises_as_batch_norm_does(size, channels, seed, threads):
     exact = x.astype(np.float64)
     mean, variance = exact.mean(axis=AXES), exact.var(axis=AXES)
     wanted_running = [
-        MOMENTUM * old + (1 - MOMENTUM) * new
-        for old, new in zip(running, (mean, variance), strict=True)
+        MOMENTUM * old + (1 - MOMENTUM) * new for old, new in zip(running, (mean, variance), strict=True)
     ]
     scale, shift, got_mean, rstd = finish_moments(moments_of(x), gamma, beta, running)
     # The mean is rounded to float32; 2^-24 is half a unit in the last place.
@@ -131,9 +131,7 @@ def test_gradient_of_batch_norm(mean, size, channels, seed):
     coefficients = [poisoned(lanes(channels)) for _ in range(3)]
     diffs = [poisoned(channels) for _ in range(2)]
     with unchanged(mask.sums, gamma, means, rstd):
-        statistics.finish_gradient(
-            mask.sums, x[..., 0].size, gamma, means, rstd, *coefficients, *diffs
-        )
+        statistics.finish_gradient(mask.sums, x[..., 0].size, gamma, means, rstd, *coefficients, *diffs)
     for name, vector in zip("abd", coefficients, strict=True):
         assert_exact(vector[channels:], np.zeros(lanes(channels) - channels), name)
     a, b, d = (vector[:channels].astype(np.float64) for vector in coefficients)

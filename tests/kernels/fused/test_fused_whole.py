@@ -6,8 +6,8 @@ from deferred import CHANNELS, SIZES, SLOPES, blocked, per_channel, poisoned, un
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.fused.tensors import Gradient, Source
-from kernels.fused.whole import form_gradient, normalize
+from kernels.deferred.tensors import Gradient, Source
+from kernels.deferred.whole import form_gradient, normalize
 
 
 @given(SIZES, CHANNELS, SLOPES, st.integers(0, 99))

@@ -65,9 +65,7 @@ class Graph:
             x = self.add("Conv", [x, f"{conv}.weights", f"{conv}.bias"], pads=[1] * 6)
             parts = ("scale", "shift", "running_mean", "running_variance")
             x = self.add(
-                "BatchNormalization",
-                [x, *(f"{norm}.{part}" for part in parts)],
-                epsilon=common.NORM_EPSILON,
+                "BatchNormalization", [x, *(f"{norm}.{part}" for part in parts)], epsilon=common.NORM_EPSILON
             )
             x = self.add("Relu", [x])
         return x

@@ -47,9 +47,7 @@ def transposed_convolution(x: Any, problem: Problem, name: str) -> Any:
     """Transposed convolution with bias; weights (IC, OC, KD, KH, KW), as ours."""
     weights = op.constant(problem.weights[f"{name}.weights"])
     zero = [0] * 3
-    raw = op.convolution_backprop_data(
-        x, weights, [2] * 3, pads_begin=zero, pads_end=zero, dilations=[1] * 3
-    )
+    raw = op.convolution_backprop_data(x, weights, [2] * 3, pads_begin=zero, pads_end=zero, dilations=[1] * 3)
     return add_bias(raw, problem, name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tinyunet
-from kernels import machine
+from kernels.base import machine
 from tinyunet import losses
 from tinyunet.benchmarks import problem as common
 from tinyunet.benchmarks.problem import Problem
@@ -24,10 +24,7 @@ def use_threads(threads: int) -> None:
 def unet(problem: Problem) -> tinyunet.UNet:
     """Build the model and give it the problem's weights."""
     model = tinyunet.UNet(
-        in_channels=common.CHANNELS,
-        classes=common.CLASSES,
-        filters=problem.filters,
-        depth=common.DEPTH,
+        in_channels=common.CHANNELS, classes=common.CLASSES, filters=problem.filters, depth=common.DEPTH
     )
     model.load_state_dict(problem.weights)
     return model
@@ -45,9 +42,7 @@ def step(problem: Problem, compiled: bool = False, **settings: Any) -> Callable[
     def train() -> float:
         optimizer.zero_grad()
         logits = model.logits(problem.image)
-        loss = losses.soft_dice(
-            logits, problem.labels, smoothing=common.DICE_SMOOTHING, from_logits=True
-        )
+        loss = losses.soft_dice(logits, problem.labels, smoothing=common.DICE_SMOOTHING, from_logits=True)
         loss.backward()
         optimizer.step()
         return float(loss.data)

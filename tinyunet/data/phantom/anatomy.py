@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.phantom.fields import RandomFields
-from tinyunet.data.phantom.shapes import (
+from tinyunet.data.phantom.bodies import (
     ellipsoid,
     inside,
     length,
@@ -19,6 +18,7 @@ from tinyunet.data.phantom.shapes import (
     smooth_minimum,
     tube,
 )
+from tinyunet.data.phantom.fields import RandomFields
 
 Array = NDArray[np.float32]
 
@@ -162,11 +162,7 @@ def fold(fields: RandomFields, surface: Array, points: Array, voxels: NDArray[np
 
 
 def tissues(
-    fields: RandomFields,
-    points: Array,
-    voxels: NDArray[np.intp],
-    surfaces: Outline,
-    folding: Folding,
+    fields: RandomFields, points: Array, voxels: NDArray[np.intp], surfaces: Outline, folding: Folding
 ) -> Array:
     """Fill the outline with tissue.
 
@@ -217,14 +213,10 @@ def _cortex(points: Array, surface: Array, folding: Folding, atrophy: float, wid
     sulci = np.hypot(folding.distance, np.maximum(depth - folding.depth, 0))
     # The Sylvian fissure rises to the back; at its floor the insula stands upright.
     sylvian = np.sqrt(
-        (z + 4 + y / 2) ** 2 / np.float32(1.25)
-        + np.maximum(36 - x, 0) ** 2
-        + np.maximum(-40 - y, 0) ** 2
+        (z + 4 + y / 2) ** 2 / np.float32(1.25) + np.maximum(36 - x, 0) ** 2 + np.maximum(-40 - y, 0) ** 2
     )
     insula = np.sqrt(
-        (x - 38) ** 2
-        + np.maximum(np.abs(y - 2) - 22, 0) ** 2
-        + np.maximum(np.abs(z - 1) - 13, 0) ** 2
+        (x - 38) ** 2 + np.maximum(np.abs(y - 2) - 22, 0) ** 2 + np.maximum(np.abs(z - 1) - 13, 0) ** 2
     )
     clefts = np.minimum(sylvian, insula)
     height = callosum_height(points)

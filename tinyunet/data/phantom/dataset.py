@@ -12,12 +12,12 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.common.files import read_json
 from tinyunet.data.nifti import DataError
 from tinyunet.data.phantom.anatomy import WHITE, fold, outline, tissues
 from tinyunet.data.phantom.fields import Array, Grid, RandomFields
 from tinyunet.data.phantom.scanner import MODALITIES, scan
 from tinyunet.data.phantom.tumour import draw_tumour, grow
-from tinyunet.files import read_json
 
 LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
@@ -109,10 +109,7 @@ def folder_name(cases: int, shape: tuple[int, int, int], seed: int) -> str:
 
 
 def make_dataset(
-    directory: str | Path,
-    cases: int = 32,
-    shape: tuple[int, int, int] = (64, 72, 56),
-    seed: int = 0,
+    directory: str | Path, cases: int = 32, shape: tuple[int, int, int] = (64, 72, 56), seed: int = 0
 ) -> Path:
     """Make a data set, or find it where it has been made before.
 

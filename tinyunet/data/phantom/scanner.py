@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.data.phantom.bodies import Array, ellipsoid, inside, mirrored
 from tinyunet.data.phantom.fields import RandomFields
-from tinyunet.data.phantom.shapes import Array, ellipsoid, inside, mirrored
 
 MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
 
@@ -25,11 +25,7 @@ _FLUID, _TUMOUR, _GADOLINIUM = 3, slice(5, 7), 2
 
 
 def scan(
-    fields: RandomFields,
-    points: Array,
-    voxels: NDArray[np.intp],
-    shares: Array,
-    brain: NDArray[np.bool_],
+    fields: RandomFields, points: Array, voxels: NDArray[np.intp], shares: Array, brain: NDArray[np.bool_]
 ) -> NDArray[np.int16]:
     """Take the four images of a skull-stripped brain.
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.data.phantom.anatomy import Outline, callosum_height, cerebrum
+from tinyunet.data.phantom.bodies import inside, length, smooth_maximum
 from tinyunet.data.phantom.fields import RandomFields
-from tinyunet.data.phantom.shapes import inside, length, smooth_maximum
 
 Array = NDArray[np.float32]
 

@@ -1,0 +1,79 @@
+"""What travels between fused kernels: NumPy arrays and a float, in named tuples that Numba takes.
+
+Deferred normalisation
+    A convolution stores its raw output ``x``. Batch norm and activation are done by whoever reads it,
+    channel by channel: ``act(scale * x + shift)`` with ``act(v) = v where v > 0, else slope * v``. Such
+    a pair of tensor and promise is a `Source`. A tensor that is what it says has scale 1, shift 0 and
+    slope 1 (`plain`).
+Deferred gradient
+    The gradient of batch norm is ``a * dz + b * x + d`` with three numbers a channel, known only when
+    all of ``dz`` is. So ``dz`` is stored, and the convolution that needs the gradient forms it while it
+    reads. That is a `Gradient`.
+Mask
+    Of the kernels that write the gradient ``dy`` of ``y = act(scale * x + shift)``, the last one turns
+    the sum into ``dz = dy * act'(scale * x + shift)``, and gathers the two sums that batch norm needs.
+    What it needs for this is a `Mask`.
+
+Per-channel arrays have CB * 16 items, with zeros past the last channel. Where a kernel takes one source,
+mask or ``x`` less, it gets an empty array in its place, so that each kernel is compiled once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.base.arguments import Doubles, Floats
+from kernels.base.simd import LANES
+
+Shape = tuple[int, int, int, int, int, int]
+
+
+class Source(NamedTuple):
+    """Means ``act(scale * data + shift)``."""
+
+    data: Floats  # (MB, CB, D, H, W, 16)
+    scale: Floats  # (CB * 16,)
+    shift: Floats  # (CB * 16,)
+    slope: float  # of the activation below 0: 0 is ReLU, 1 is none
+
+
+class Gradient(NamedTuple):
+    """Means ``a * dz + b * x + d``, the gradient of ``x``."""
+
+    dz: Floats  # (MB, CB, D, H, W, 16)
+    x: Floats  # the same, or of size 0 where nothing was normalised
+    a: Floats  # (CB * 16,)
+    b: Floats  # (CB * 16,)
+    d: Floats  # (CB * 16,)
+
+
+class Mask(NamedTuple):
+    """How to turn ``dy`` into ``dz``, and where to put the sums of ``dz`` and ``dz * (x - mean)``."""
+
+    x: Floats  # (MB, CB, D, H, W, 16)
+    scale: Floats  # (CB * 16,)
+    shift: Floats  # (CB * 16,)
+    slope: float
+    mean: Floats  # (CB * 16,)
+    sums: Doubles  # (2, partials, CB * 16), filled
+
+
+def plain(data: Floats, channels: int) -> Source:
+    """Source that means its data as they are.
+
+    Parameters
+    ----------
+    data : float32 array, shape=(MB, CB, D, H, W, 16)
+    channels : int
+        How many of the ``CB * 16`` lanes are channels.
+    """
+    scale = np.zeros(data.shape[1] * LANES, np.float32)
+    scale[:channels] = 1.0
+    return Source(data, scale, np.zeros_like(scale), 1.0)
+
+
+_NOTHING = np.empty((0, 0, 0, 0, 0, LANES), np.float32)
+_NO_CHANNELS = np.empty(0, np.float32)
+
+NO_SOURCE = Source(_NOTHING, _NO_CHANNELS, _NO_CHANNELS, 1.0)
+NO_MASK = Mask(_NOTHING, _NO_CHANNELS, _NO_CHANNELS, 1.0, _NO_CHANNELS, np.empty((2, 0, 0), np.float64))

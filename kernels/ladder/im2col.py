@@ -1,0 +1,124 @@
+"""Rung ``im2col``: every output voxel's neighbourhood becomes a row, and the convolution one GEMM.
+
+    columns[voxel, (kd, kh, kw, ic)] = src[voxel * stride + tap - before, ic]
+    dst[voxel, oc] = bias[oc] + sum over (kd, kh, kw, ic) of columns[voxel, ...] * weights[..., oc]
+
+Idea       a library's matrix product (NumPy's BLAS) is fast, so bring the problem into its shape; this
+           is how frameworks convolved before they had convolution kernels
+Loop nest  n, od | GEMM of (OH * OW) x (KD * KH * KW * IC) x OC
+Memory     each voxel of ``src`` is copied KD * KH * KW times. One plane of columns at a time keeps the
+           copy at 27 planes rather than 27 volumes; it still leaves the caches::
+
+               src plane  +---+      columns  | tap 0 | tap 1 | ...  | tap 26 |   one row a voxel
+                          |   |  ->           | tap 0 | tap 1 | ...  | tap 26 |
+                          +---+
+
+Gradients  ``diff_weights`` is columns^T x diff_dst; ``backward_data`` makes columns of gradients and
+           adds each tap's slice back to where it was copied from (col2im)
+Traffic    27 times ``src`` written and read for a 3^3 kernel
+Numerics   sums in the arrays' own type, in BLAS's order
+Source     Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
+           processing" (2006)
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from kernels.base.arguments import Array, Triple
+from kernels.base.buffers import empty
+from kernels.base.conv_shapes import (
+    Geometry,
+    backward_data_geometry,
+    backward_weights_geometry,
+    forward_geometry,
+)
+from kernels.ladder.bias import backward_bias
+
+
+def forward(
+    src: Array, weights: Array, bias: Array | None = None, stride: int | Triple = 1, padding: str = "same"
+) -> Array:
+    """Convolve; arguments, result and errors as `naive.forward`."""
+    g = forward_geometry(src, weights, bias, stride, padding)
+    padded = _pad(src, g)
+    matrix = _matrix(weights)
+    dst = empty(g.dst_shape, src.dtype)
+    for n in range(g.MB):
+        for od in range(g.OD):
+            plane = _columns(padded[n], od, g) @ matrix
+            dst[n, od] = plane.reshape(g.OH, g.OW, g.OC)
+    if bias is not None:
+        dst += bias
+    return dst
+
+
+def backward_data(
+    diff_dst: Array,
+    weights: Array,
+    src_shape: tuple[int, ...],
+    stride: int | Triple = 1,
+    padding: str = "same",
+) -> Array:
+    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`."""
+    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    transposed = _matrix(weights).T
+    padded = np.zeros((g.MB, *_padded_size(g), g.IC), diff_dst.dtype)
+    for n in range(g.MB):
+        for od in range(g.OD):
+            columns = diff_dst[n, od].reshape(-1, g.OC) @ transposed
+            taps = columns.reshape(g.OH, g.OW, g.KD, g.KH, g.KW, g.IC)
+            for (kd, kh, kw), voxels in _taps(padded[n], od, g):
+                voxels += taps[:, :, kd, kh, kw]
+    inside = padded[:, g.PD : g.PD + g.ID, g.PH : g.PH + g.IH, g.PW : g.PW + g.IW]
+    return np.ascontiguousarray(inside)
+
+
+def backward_weights(
+    src: Array, diff_dst: Array, kernel: Triple, stride: int | Triple = 1, padding: str = "same"
+) -> tuple[Array, Array]:
+    """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
+    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    padded = _pad(src, g)
+    matrix = np.zeros((g.KD * g.KH * g.KW * g.IC, g.OC), src.dtype)
+    for n in range(g.MB):
+        for od in range(g.OD):
+            matrix += _columns(padded[n], od, g).T @ diff_dst[n, od].reshape(-1, g.OC)
+    diff_weights = matrix.reshape(g.KD, g.KH, g.KW, g.IC, g.OC).transpose(4, 3, 0, 1, 2)
+    return np.ascontiguousarray(diff_weights), backward_bias(diff_dst)
+
+
+def _matrix(weights: Array) -> Array:
+    """Weights as a matrix, ``(kd, kh, kw, ic)`` by ``oc``."""
+    return np.ascontiguousarray(weights.transpose(2, 3, 4, 1, 0).reshape(-1, weights.shape[0]))
+
+
+def _padded_size(g: Geometry) -> Triple:
+    """Size of ``src`` with its zeros: no tap of any output falls outside, nor any voxel of ``src``."""
+    return (
+        max((g.OD - 1) * g.SD + g.KD, g.PD + g.ID),
+        max((g.OH - 1) * g.SH + g.KH, g.PH + g.IH),
+        max((g.OW - 1) * g.SW + g.KW, g.PW + g.IW),
+    )
+
+
+def _pad(src: Array, g: Geometry) -> Array:
+    padded = np.zeros((g.MB, *_padded_size(g), g.IC), src.dtype)
+    padded[:, g.PD : g.PD + g.ID, g.PH : g.PH + g.IH, g.PW : g.PW + g.IW] = src
+    return padded
+
+
+def _columns(padded: Array, od: int, g: Geometry) -> Array:
+    """Columns of one output plane, shape ``(OH * OW, KD * KH * KW * IC)``."""
+    columns = np.empty((g.OH, g.OW, g.KD, g.KH, g.KW, g.IC), padded.dtype)
+    for (kd, kh, kw), voxels in _taps(padded, od, g):
+        columns[:, :, kd, kh, kw] = voxels
+    return columns.reshape(g.OH * g.OW, -1)
+
+
+def _taps(padded: Array, od: int, g: Geometry) -> Iterator[tuple[Triple, Array]]:
+    """For each tap, the voxels it meets while the kernel visits plane ``od``: ``(OH, OW, IC)``."""
+    for kd, kh, kw in np.ndindex(g.KD, g.KH, g.KW):
+        rows = slice(kh, kh + (g.OH - 1) * g.SH + 1, g.SH)
+        cols = slice(kw, kw + (g.OW - 1) * g.SW + 1, g.SW)
+        yield (kd, kh, kw), padded[od * g.SD + kd, rows, cols]

@@ -1,0 +1,183 @@
+"""Rung ``naive``: the definition of a 3-D convolution, as loops.
+
+    dst[n, od, oh, ow, oc] = bias[oc] + sum over ic, kd, kh, kw of
+        src[n, od*SD + kd - PD, oh*SH + kh - PH, ow*SW + kw - PW, ic] * weights[oc, ic, kd, kh, kw]
+
+where ``src`` is zero outside its bounds. The two gradients are the same loops with the product's
+three arrays in other roles: each multiply-add of the forward pass is one of each backward pass.
+
+Idea       none: this is what every other rung must equal, and what float64 gradients run on
+Loop nest  n, od, oh, ow, oc | ic, kd, kh, kw
+Traffic    each multiply-add loads both its factors; nothing is reused on purpose
+Numerics   sums in the arrays' own type, in the order of the loops
+"""
+
+import numpy as np
+
+from kernels.base.arguments import Array, Triple
+from kernels.base.buffers import empty
+from kernels.base.conv_shapes import backward_data_geometry, backward_weights_geometry, forward_geometry
+from kernels.base.jit import kernel
+from kernels.ladder.bias import backward_bias
+
+
+def forward(
+    src: Array, weights: Array, bias: Array | None = None, stride: int | Triple = 1, padding: str = "same"
+) -> Array:
+    """Convolve.
+
+    Parameters
+    ----------
+    src : ndarray, shape=(MB, ID, IH, IW, IC), float32 or float64
+    weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``src``
+        Kernel sizes 1 to 5.
+    bias : ndarray, shape=(OC,), optional
+    stride : int or (SD, SH, SW)
+        From 1 on.
+    padding : {"same", "valid"}
+        TensorFlow's conventions.
+
+    Returns
+    -------
+    ndarray, shape=(MB, OD, OH, OW, OC), dtype of ``src``
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+    TypeError
+        If dtypes are mixed or not a float32 or float64.
+    """
+    g = forward_geometry(src, weights, bias, stride, padding)
+    dst = empty(g.dst_shape, src.dtype)
+    dst[:] = 0 if bias is None else bias
+    _forward(src, weights, dst, g.stride, g.before)
+    return dst
+
+
+def backward_data(
+    diff_dst: Array,
+    weights: Array,
+    src_shape: tuple[int, ...],
+    stride: int | Triple = 1,
+    padding: str = "same",
+) -> Array:
+    """Gradient of ``src``: every product of the forward pass, sent back where its factor came from.
+
+    Parameters
+    ----------
+    diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), float32 or float64
+    weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``diff_dst``
+    src_shape : (MB, ID, IH, IW, IC)
+    stride, padding
+        As in `forward`.
+
+    Returns
+    -------
+    ndarray, shape=src_shape, dtype of ``diff_dst``
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `forward`.
+    """
+    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    diff_src = empty(g.src_shape, diff_dst.dtype)
+    diff_src[:] = 0
+    _backward_data(diff_dst, weights, diff_src, g.stride, g.before)
+    return diff_src
+
+
+def backward_weights(
+    src: Array, diff_dst: Array, kernel: Triple, stride: int | Triple = 1, padding: str = "same"
+) -> tuple[Array, Array]:
+    """Gradients of ``weights`` and ``bias``.
+
+    Parameters
+    ----------
+    src : ndarray, shape=(MB, ID, IH, IW, IC), float32 or float64
+    diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), dtype of ``src``
+    kernel : (KD, KH, KW)
+    stride, padding
+        As in `forward`.
+
+    Returns
+    -------
+    diff_weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``src``
+    diff_bias : ndarray, shape=(OC,), dtype of ``src``
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `forward`.
+    """
+    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    diff_weights = np.zeros(g.weights_shape, src.dtype)
+    _backward_weights(src, diff_dst, diff_weights, g.stride, g.before)
+    return diff_weights, backward_bias(diff_dst)
+
+
+@kernel
+def _forward(src: Array, weights: Array, dst: Array, stride: Triple, before: Triple) -> None:
+    MB, ID, IH, IW, IC = src.shape
+    OC, _, KD, KH, KW = weights.shape
+    for n in range(MB):
+        for od in range(dst.shape[1]):
+            for oh in range(dst.shape[2]):
+                for ow in range(dst.shape[3]):
+                    for oc in range(OC):
+                        total = dst[n, od, oh, ow, oc]
+                        for kd in range(KD):
+                            d = od * stride[0] + kd - before[0]
+                            for kh in range(KH):
+                                h = oh * stride[1] + kh - before[1]
+                                for kw in range(KW):
+                                    w = ow * stride[2] + kw - before[2]
+                                    if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
+                                        for ic in range(IC):
+                                            total += src[n, d, h, w, ic] * weights[oc, ic, kd, kh, kw]
+                        dst[n, od, oh, ow, oc] = total
+
+
+@kernel
+def _backward_data(diff_dst: Array, weights: Array, diff_src: Array, stride: Triple, before: Triple) -> None:
+    MB, ID, IH, IW, IC = diff_src.shape
+    OC, _, KD, KH, KW = weights.shape
+    for n in range(MB):
+        for od in range(diff_dst.shape[1]):
+            for oh in range(diff_dst.shape[2]):
+                for ow in range(diff_dst.shape[3]):
+                    for oc in range(OC):
+                        diff = diff_dst[n, od, oh, ow, oc]
+                        for kd in range(KD):
+                            d = od * stride[0] + kd - before[0]
+                            for kh in range(KH):
+                                h = oh * stride[1] + kh - before[1]
+                                for kw in range(KW):
+                                    w = ow * stride[2] + kw - before[2]
+                                    if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
+                                        for ic in range(IC):
+                                            diff_src[n, d, h, w, ic] += diff * weights[oc, ic, kd, kh, kw]
+
+
+@kernel
+def _backward_weights(
+    src: Array, diff_dst: Array, diff_weights: Array, stride: Triple, before: Triple
+) -> None:
+    MB, ID, IH, IW, IC = src.shape
+    OC, _, KD, KH, KW = diff_weights.shape
+    for n in range(MB):
+        for od in range(diff_dst.shape[1]):
+            for oh in range(diff_dst.shape[2]):
+                for ow in range(diff_dst.shape[3]):
+                    for oc in range(OC):
+                        diff = diff_dst[n, od, oh, ow, oc]
+                        for kd in range(KD):
+                            d = od * stride[0] + kd - before[0]
+                            for kh in range(KH):
+                                h = oh * stride[1] + kh - before[1]
+                                for kw in range(KW):
+                                    w = ow * stride[2] + kw - before[2]
+                                    if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
+                                        for ic in range(IC):
+                                            diff_weights[oc, ic, kd, kh, kw] += src[n, d, h, w, ic] * diff

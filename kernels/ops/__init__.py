@@ -1,0 +1,1 @@
+"""All operators but the convolution: each with its gradient, on plain arrays."""

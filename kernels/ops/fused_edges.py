@@ -1,0 +1,95 @@
+"""Where the compiled graph begins and ends: channels last outside, blocks of 16 channels inside.
+
+    to_blocked   NDHWC to nCdhw16c
+    to_ndhwc     nCdhw16c, still to be normalised perhaps, to NDHWC
+
+An operator that the graph does not fuse works on NDHWC as well, between one of each.
+
+Idea       One vector a voxel, even if fewer channels are left: what is loaded past them belongs to the
+           next voxel and is set to zero; what is stored past them is written over by the next voxel,
+           which comes later in the same task. Only where a vector would reach beyond the array, or the
+           task, single floats are moved.
+Traffic    Everything is read once and written once.
+"""
+
+import numpy as np
+
+from kernels.base.arguments import Floats
+from kernels.base.jit import parallel_kernel, prange, signed
+from kernels.base.simd import LANES, broadcast, load, store
+from kernels.base.vectors import read, where_above
+from kernels.deferred.masking import band_of_task, bands, place_band
+from kernels.deferred.normalizing import aligned, flat_source
+from kernels.deferred.tensors import Shape, Source
+
+
+def to_blocked(src: Floats, dst: Floats) -> None:
+    """Channels last to blocks of 16 channels.
+
+    Parameters
+    ----------
+    src : float32 array, shape=(MB, D, H, W, C)
+    dst : float32 array, shape=(MB, CB, D, H, W, 16)
+        Filled, with zeros past channel ``C``.
+    """
+    places = np.arange(LANES, dtype=np.float32)
+    _to_blocked(src.reshape(-1), src.shape[-1], places, dst.reshape(-1), dst.shape)
+
+
+def to_ndhwc(source: Source, dst: Floats) -> None:
+    """Blocks of 16 channels to channels last; what a source means is written.
+
+    Parameters
+    ----------
+    source : Source, data of shape (MB, CB, D, H, W, 16)
+    dst : float32 array, shape=(MB, D, H, W, C)
+        Filled.
+    """
+    _to_ndhwc(flat_source(source), source.data.shape, dst.reshape(-1), dst.shape[-1])
+
+
+@parallel_kernel
+def _to_blocked(src: Floats, C: int, places: Floats, dst: Floats, shape: Shape) -> None:
+    MB, CB, D, H, W, _ = shape
+    volume = D * H * W
+    for task in prange(MB * CB * D * bands(H, W)):
+        first, count, block, _ = band_of_task(task, shape)
+        lanes = min(LANES, C - block * LANES)
+        used, zero = broadcast(np.float32(lanes)), broadcast(np.float32(0))
+        place, single = load(places, 0), aligned(LANES)
+        # The same voxel in src, where an image has one block.
+        shift = (first // (volume * CB) - first // volume) * volume
+        for voxel in range(first, first + count):
+            at = (voxel + shift) * C + block * LANES
+            if at + LANES <= src.size:
+                value = load(src, at)
+            else:
+                for lane in range(lanes):
+                    single[lane] = src[at + lane]
+                value = load(single, 0)
+            store(dst, voxel * LANES, where_above(used, place, value, zero))
+
+
+@parallel_kernel
+def _to_ndhwc(source: Source, shape: Shape, dst: Floats, C: int) -> None:
+    MB, CB, D, H, W, _ = shape
+    x, scales, shifts, slope = source
+    volume = D * H * W
+    for band in prange(MB * D * bands(H, W)):
+        index = signed(band)
+        image, first, count = place_band(index, shape)
+        slopes, single = broadcast(np.float32(slope)), aligned(LANES)
+        end = (image * volume + first + count) * C
+        for voxel in range(first, first + count):
+            for block in range(CB):
+                channel = block * LANES
+                scale, shift = load(scales, channel), load(shifts, channel)
+                data = load(x, ((image * CB + block) * volume + voxel) * LANES)
+                at = (image * volume + voxel) * C + channel
+                value = read(data, scale, shift, slopes)
+                if at + LANES <= end:
+                    store(dst, at, value)
+                else:
+                    store(single, 0, value)
+                    for lane in range(min(LANES, C - channel)):
+                        dst[at + lane] = single[lane]

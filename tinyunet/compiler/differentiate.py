@@ -1,0 +1,139 @@
+"""The gradients, written out: for each node of the forward part, newest first, the node that undoes it.
+
+Where a value was used twice its gradient is a sum, and the sum is a node too. Only what leads to a
+parameter is written: the gradient of the images is not.
+
+The gradient of ``x`` is called ``d(x)``. A convolution has two nodes, because the gradient of its
+source and that of its weights want different kernels; every other operator has one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tinyunet.compiler.ir import CONVOLUTIONS, Graph, Node, Value
+
+
+def differentiate(graph: Graph) -> Graph:
+    """Return the graph with the gradient of its (only) output by every parameter behind it."""
+    (loss,) = graph.outputs
+    start = replace(graph.values[loss], name=gradient_name(loss), kind="constant", needs_gradient=False)
+    one = np.ones((), start.dtype)
+    tape = _Tape(graph, dict(graph.values) | {start.name: start}, {loss: start.name})
+    for node in reversed(graph.nodes):
+        for backward in _backward_nodes(node, tape):
+            tape.add(backward)
+    nodes = tuple(n.with_inputs(gradient=start.name) if n.op == "eager_loss" else n for n in graph.nodes)
+    found = {name: tape.of[name] for name, v in graph.values.items() if _is_wanted(v, tape)}
+    for gradient in found.values():
+        tape.values[gradient] = replace(tape.values[gradient], kind="gradient")
+    return (
+        replace(
+            graph,
+            nodes=nodes + tuple(tape.nodes),
+            values=tape.values,
+            data={**graph.data, start.name: one},
+            gradients=found,
+        )
+        .rewrite({})
+        .check()
+    )
+
+
+def gradient_name(value: str) -> str:
+    """What the gradient of a value is called, if it is no sum of several."""
+    return f"d({value})"
+
+
+def _is_wanted(value: Value, tape: "_Tape") -> bool:
+    return value.kind == "parameter" and value.name in tape.of
+
+
+@dataclass
+class _Tape:
+    graph: Graph
+    values: dict[str, Value]
+    of: dict[str, str]  # the gradient found so far of each value
+    nodes: list[Node] = field(default_factory=list)
+
+    def add(self, node: Node) -> None:
+        """Append a node; what it finds a second gradient of is summed."""
+        fresh: dict[str, str] = {}
+        sums: list[Node] = []
+        for role, target in node.outputs.items():
+            value, before = self.graph.values[target], self.of.get(target)
+            name = gradient_name(target) if before is None else f"{before}+"
+            more = f"{name}more"
+            self.values[name] = replace(value, name=name, kind="temporary", needs_gradient=False, split=())
+            self.of[target] = name
+            fresh[role] = name
+            if before is not None:
+                self.values[more] = replace(self.values[name], name=more)
+                fresh[role] = more
+                inputs, outputs = {"a": before, "b": more}, {"dst": name}
+                attributes = {"function": None}
+                sums.append(Node(name, "accumulate", inputs, outputs, attributes, "backward", {"dst": "a"}))
+        self.nodes.append(replace(node, outputs=fresh))
+        self.nodes += sums
+
+
+def _backward_nodes(node: Node, tape: _Tape) -> Iterator[Node]:
+    """Nodes whose outputs are named after what they are the gradients *of*."""
+    if node.op == "eager_loss":
+        tape.of[node.inputs["prediction"]] = node.outputs["diff_prediction"]
+        return
+    gradient = tape.of.get(node.outputs["dst"])
+    roles = [role for role, _ in node.attributes["arguments"]]
+    wanted = {
+        f"diff_{role}": node.inputs[role]
+        for role, needed in zip(roles, node.attributes["needs_gradient"], strict=True)
+        if needed
+    }
+    if gradient is None or not wanted:
+        return
+    if node.op in CONVOLUTIONS:
+        kernel = tape.graph.values[node.inputs["weights"]].shape[2:]
+        yield from _convolution(node, gradient, wanted, kernel)
+        return
+    saved = {
+        f"saved.{name}": node.inputs.get(name) or node.outputs[name]
+        for name in node.attributes["saves"]
+        if name
+    }
+    yield Node(
+        f"d {node.name}",
+        f"{node.op}_backward",
+        {"gradient": gradient} | saved,
+        wanted,
+        dict(node.attributes) | {"of": node.name},
+        "backward",
+        views={"diff_a": "gradient"} if node.op == "reshape" else {},
+    )
+
+
+def _convolution(
+    node: Node, gradient: str, wanted: dict[str, str], kernel: tuple[int, ...]
+) -> Iterator[Node]:
+    settings: dict[str, Any] = {n: node.attributes[n] for n in ("stride", "padding", "function")}
+    settings["kernel"] = kernel
+    if "diff_src" in wanted:
+        yield Node(
+            f"d {node.name}.src",
+            f"{node.op}_backward_data",
+            {"diff_dst": gradient, "weights": node.inputs["weights"]},
+            {"diff_src": wanted["diff_src"]},
+            settings,
+            "backward",
+        )
+    weights = {role: value for role, value in wanted.items() if role != "diff_src"}
+    if weights:
+        yield Node(
+            f"d {node.name}.weights",
+            f"{node.op}_backward_weights",
+            {"src": node.inputs["src"], "diff_dst": gradient},
+            weights,
+            settings,
+            "backward",
+        )

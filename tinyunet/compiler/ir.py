@@ -1,0 +1,254 @@
+"""The graph: values (edges) and nodes, in the order in which they run. Nothing here is ever changed.
+
+A :class:`Value` is an array that will exist: its shape, type and layout, not its numbers. It is
+written by one node and read by any number (static single assignment). A :class:`Node` is one kernel
+call: an operator, its inputs and outputs by role ("src", "weights", "dst"), and its settings. A
+:class:`Graph` lists the nodes in topological order: forward first, then the gradients.
+
+A pass is a function from graph to graph. It rewrites with :meth:`Graph.rewrite`, and
+:meth:`Graph.check` says whether what came out still is a graph.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.base.layout import blocks
+from kernels.base.simd import LANES
+
+Kind = Literal["input", "parameter", "buffer", "constant", "gradient", "shared", "temporary"]
+Phase = Literal["prepare", "forward", "backward"]
+
+#: Layouts of a volume; everything else (weights, vectors, sums) is "plain".
+NDHWC, BLOCKED, PLAIN = "ndhwc", "nCdhw16c", "plain"
+#: Operators with weights, whose gradient is two nodes.
+CONVOLUTIONS = ("convolution", "transposed_convolution")
+
+
+@dataclass(frozen=True)
+class Value:
+    """An edge: one array.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        As in the eager model: (MB, D, H, W, C) for a volume, whatever its layout.
+    dtype : numpy dtype
+    layout : "ndhwc", "nCdhw16c" or "plain"
+    kind : str
+        Who owns the memory: the caller ("input"), the model ("parameter", "buffer"), the traced
+        program ("constant"), the parameter's ``grad`` ("gradient"), a crew of processes ("shared"),
+        or the arena ("temporary").
+    needs_gradient : bool
+        Whether it depends on a parameter.
+    split : tuple of int
+        For the concatenation of blocked tensors: channels of each part, each padded on its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    layout: str = PLAIN
+    kind: Kind = "temporary"
+    needs_gradient: bool = False
+    split: tuple[int, ...] = ()
+
+    @property
+    def storage_shape(self) -> tuple[int, ...]:
+        """Shape of the array in memory."""
+        if self.layout != BLOCKED:
+            return self.shape
+        MB, D, H, W, C = self.shape
+        return MB, sum(map(blocks, self.split or (C,))), D, H, W, LANES
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, padding lanes included."""
+        return math.prod(self.storage_shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of a kernel.
+
+    Attributes
+    ----------
+    name : str
+        Unique: "encoder.0.conv0", "d encoder.0.conv0".
+    op : str
+        The operator: "convolution", "convolution_backward_data", "relu".
+    inputs, outputs : mapping of role to name of the value
+    attributes : mapping
+        Settings, and what passes have decided: "implementation", "tile".
+    phase : "prepare", "forward" or "backward"
+        Nodes of "prepare" depend on parameters alone: in inference they run once.
+    in_place : mapping of output role to input role
+        The output takes the memory of the input, which nobody may read afterwards.
+    views : mapping of output role to input role
+        The output *is* the input's memory under another shape.
+    """
+
+    name: str
+    op: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    phase: Phase = "forward"
+    in_place: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def runs_fused(self) -> bool:
+        """Whether a kernel of the compiled graph runs it; otherwise its eager operator does, or nothing."""
+        return self.attributes.get("implementation") == "fused"
+
+    def with_inputs(self, **roles: str | None) -> Self:
+        """Return the same call with inputs replaced or added; None removes (dots written as "__")."""
+        new = dict(self.inputs)
+        for role, value in roles.items():
+            if value is None:
+                new.pop(role.replace("__", "."), None)
+            else:
+                new[role.replace("__", ".")] = value
+        return replace(self, inputs=new)
+
+    def with_outputs(self, **roles: str) -> Self:
+        """Return the same call with outputs replaced or added."""
+        return replace(self, outputs={**self.outputs, **roles})
+
+    def with_attributes(self, **attributes: Any) -> Self:
+        """Return the same call with settings replaced or added (dots written as "__")."""
+        new = {name.replace("__", "."): value for name, value in attributes.items()}
+        return replace(self, attributes={**self.attributes, **new})
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, and the values between them.
+
+    Attributes
+    ----------
+    nodes : tuple of Node
+    values : mapping of name to Value
+    inputs : tuple of str
+        What each call brings: images, and labels in training.
+    outputs : tuple of str
+        What stays readable after a run.
+    data : mapping of name to array
+        Memory of parameters, buffers and constants.
+    gradients : mapping of parameter to the name of its gradient
+    classes : int
+        One more than the highest label, if an operator wants labels to be classes; else 0.
+    """
+
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    data: Mapping[str, npt.NDArray[Any]]
+    gradients: Mapping[str, str] = field(default_factory=dict)
+    classes: int = 0
+
+    def producer(self, value: str) -> Node | None:
+        """Return the node that writes a value, or None for what comes from outside."""
+        return self.producers().get(value)
+
+    def producers(self) -> dict[str, Node]:
+        """Return for each value the node that writes it."""
+        return {value: node for node in self.nodes for value in node.outputs.values()}
+
+    def are_fixed(self, values: Iterable[str]) -> bool:
+        """Whether values are made of parameters, buffers and constants alone, before a run."""
+        made = self.producers()
+        return all(
+            made[v].phase == "prepare" if v in made else self.values[v].kind != "input" for v in values
+        )
+
+    def consumers(self, value: str) -> list[Node]:
+        """Return the nodes that read a value, in order."""
+        return [node for node in self.nodes if value in node.inputs.values()]
+
+    def rewrite(
+        self, changes: Mapping[str, Iterable[Node]], values: Iterable[Value] = (), **others: Any
+    ) -> Self:
+        """Return the graph with some nodes replaced, and values added.
+
+        Parameters
+        ----------
+        changes : mapping of node name to nodes
+            What stands in the place of each of these nodes; nothing, to remove it.
+        values : iterable of Value
+            New ones, or new versions of known ones. Values that nobody mentions any more go.
+        others : Any
+            Other fields to replace.
+        """
+        nodes = tuple(new for node in self.nodes for new in changes.get(node.name, (node,)))
+        known = {**self.values, **{value.name: value for value in values}}
+        inputs = others.get("inputs", self.inputs)
+        outputs = others.get("outputs", self.outputs)
+        mentioned = {*inputs, *outputs}
+        for node in nodes:
+            mentioned.update(node.inputs.values(), node.outputs.values())
+        kept = {name: value for name, value in known.items() if name in mentioned}
+        return replace(self, nodes=nodes, values=kept, **others)
+
+    def check(self) -> Self:
+        """Return the graph itself if it is one.
+
+        Raises
+        ------
+        ValueError
+            A value is read before it is written, written twice or unknown; an output is never
+            written; a name comes twice; memory is written to that is still needed.
+        """
+        outside = {
+            name for name, v in self.values.items() if v.kind not in ("temporary", "gradient", "shared")
+        }
+        written, names = set(outside), set()
+        for node in self.nodes:
+            _require(node.name not in names, f"node {node.name!r} comes twice")
+            names.add(node.name)
+            for role, value in node.inputs.items():
+                _require(value in written, f"{node.name}: {role} {value!r} is read before written")
+            for role, value in node.outputs.items():
+                _require(value in self.values, f"{node.name}: {role} {value!r} is unknown")
+                _require(value not in written, f"{node.name}: {role} {value!r} is written twice")
+                written.add(value)
+        for value in self.outputs:
+            _require(value in written, f"output {value!r} is never written")
+        self._check_overwriting()
+        return self
+
+    def _check_overwriting(self) -> None:
+        memory = self.shared_memory()
+        for at, node in enumerate(self.nodes):
+            for target, role in node.in_place.items():
+                value = node.inputs[role]
+                mine = {name for name, group in memory.items() if group == memory[value]}
+                mine -= {node.outputs[target]}
+                later = {v for other in self.nodes[at + 1 :] for v in other.inputs.values()}
+                older = {v for other in self.nodes[:at] for v in other.outputs.values()} | {value}
+                lost = mine & older & (later | set(self.outputs))
+                _require(not lost, f"{node.name} writes over {sorted(lost)}, needed later")
+                _require(
+                    self.values[value].kind in ("temporary", "gradient"),
+                    f"{node.name} writes over {value!r}, which is not its own",
+                )
+
+    def shared_memory(self) -> dict[str, str]:
+        """Return for each value the first one whose memory it uses: itself, if it is not shared."""
+        memory = {name: name for name in self.values}
+        for node in self.nodes:
+            for target, role in {**node.views, **node.in_place}.items():
+                memory[node.outputs[target]] = memory[node.inputs[role]]
+        return memory
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(f"graph: {message}")

@@ -1,0 +1,51 @@
+"""Batch-norm apply and activation move into the read side of every consumer.
+
+    before    x > normalize: y = act(scale x + shift) > memory > conv(y), pool(y), gradients from y
+    after     x > conv, pool, gradients: each reads x and forms y, channel by channel, while it packs
+
+``y`` is never written, and it is not kept for backward: one tensor in memory where there were two.
+Saves, for each normalisation, a read of ``x`` and a write of ``y``; a consumer reads ``x`` instead of
+``y`` at the same price. What cannot read a deferred source keeps the ``normalize`` for itself.
+"""
+
+from tinyunet.compiler.ir import Graph, Node
+from tinyunet.compiler.passes.split import split
+from tinyunet.compiler.passes.switches import Options
+from tinyunet.compiler.support import READS, can_block
+
+
+def defer_normalization(graph: Graph, options: Options) -> Graph:
+    """Return the graph with every ``normalize`` moved into those of its consumers that can take it."""
+    graph = split(graph)
+    for normalize in graph.nodes:
+        if normalize.op != "normalize":
+            continue
+        value = normalize.outputs["dst"]
+        readers = graph.consumers(value)
+        changes = {
+            reader.name: [_read_deferred(reader, value, normalize)]
+            for reader in readers
+            if _takes(reader, value) and can_block(reader, graph)
+        }
+        if len(changes) == len(readers) and value not in graph.outputs:
+            changes[normalize.name] = []
+        graph = graph.rewrite(changes)
+    return graph
+
+
+def _takes(reader: Node, value: str) -> bool:
+    roles = [role for role, name in reader.inputs.items() if name == value]
+    takes = READS.get(reader.op, ())
+    return all(role in takes and f"{role}.scale" not in reader.inputs for role in roles)
+
+
+def _read_deferred(reader: Node, value: str, normalize: Node) -> Node:
+    for role in [role for role, name in reader.inputs.items() if name == value]:
+        reader = reader.with_inputs(
+            **{
+                role: normalize.inputs["src"],
+                f"{role}__scale": normalize.inputs["src.scale"],
+                f"{role}__shift": normalize.inputs["src.shift"],
+            }
+        ).with_attributes(**{f"{role}__slope": normalize.attributes["src.slope"]})
+    return reader

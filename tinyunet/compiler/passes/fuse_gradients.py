@@ -1,0 +1,80 @@
+"""Both gradients of a convolution are found in one pass over memory, where that takes less time.
+
+    before    [g = a dz + b x + d > memory >] d(src) = conv_data(g);  d(weights) = conv_weights(g, src)
+    after     d(src), d(weights) = conv_backward(g, src), which forms g while it packs
+
+Both need the transformed tiles of ``g``, and ``src`` is what the mask of ``d(src)`` is made of: one reading
+of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd.both_gradients``). That is for
+Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
+model of ``algorithms`` finds best.
+
+The gradient of a bias is the sum of ``g``, and is not gathered. It need not be: batch norm takes the mean
+away, and whatever was added to all voxels with it. So its gradient is 0, and only such convolutions, and
+those without bias, are fused.
+
+A ``g`` that ``fuse_backward`` formed once for two readers has one now, which forms it itself: a pass over
+memory less. But as long as ``g`` is not formed, ``dz`` and ``x`` live; a very large one stays.
+"""
+
+from dataclasses import replace
+
+from kernels.conv3d import operator as conv3d
+from tinyunet.compiler.choices import costs
+from tinyunet.compiler.convolutions import plan_of
+from tinyunet.compiler.ir import BLOCKED, Graph, Node
+from tinyunet.compiler.passes.switches import Options
+
+# Bytes of a gradient above which memory counts for more than the 2 % of a step that forming it takes.
+_FORMED_FIRST = 512 * 1024 * 1024
+
+
+def fuse_gradients(graph: Graph, options: Options) -> Graph:
+    """Return the graph with ``convolution_backward`` in the place of both gradients of a convolution."""
+    if "choose_algorithm" not in options.passes:  # all convolutions are to be direct
+        return graph
+    nodes = {node.name: node for node in graph.nodes}
+    for data in graph.nodes:
+        weights = nodes.get(f"{data.name.removesuffix('.src')}.weights")
+        if data.op == "convolution_backward_data" and weights is not None:
+            graph = _fuse(graph, data, weights, options.accuracy)
+    return graph
+
+
+def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
+    if not (data.runs_fused and weights.runs_fused):
+        return graph
+    found = costs(data, graph, accuracy)  # those of the other gradient are the same
+    both = replace(
+        data,
+        name=data.name.removesuffix(".src"),
+        op="convolution_backward",
+        inputs={**weights.inputs, **data.inputs},
+        outputs={**weights.outputs, **data.outputs},
+        attributes={**weights.attributes, **data.attributes, "tile": min(found, key=found.__getitem__)},
+    )
+    formed = _formed(data.inputs["diff_dst"], graph)
+    if not _has_kernel(both, formed, graph):
+        return graph
+    changes: dict[str, list[Node]] = {data.name: [both], weights.name: []}
+    if formed and graph.values[data.inputs["diff_dst"]].nbytes <= _FORMED_FIRST:
+        forms = replace(both, inputs={**both.inputs, **formed.inputs})
+        changes |= {data.name: [forms], formed.name: []}
+    return graph.rewrite(changes)
+
+
+def _has_kernel(both: Node, formed: Node | None, graph: Graph) -> bool:
+    if not both.attributes["tile"] or ("src_b" in both.inputs) != ("diff_src_b" in both.outputs):
+        return False
+    if graph.values[both.inputs["src"]].layout != BLOCKED:  # a few channels, which are read as they come
+        return False
+    no_bias = "diff_bias" not in both.outputs
+    if not (no_bias or "diff_dst.x" in both.inputs or formed):
+        return False
+    return conv3d.pays_together(plan_of(both, graph))
+
+
+def _formed(gradient: str, graph: Graph) -> Node | None:
+    """Return the node that forms a gradient of batch norm, if there is one, for two readers."""
+    made = graph.producer(gradient)
+    forms = made is not None and made.op == "gradient" and len(graph.consumers(gradient)) == 2
+    return made if forms else None

@@ -1,0 +1,134 @@
+"""A graph on the screen: tables, and a line for each kernel that runs."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from tinyunet.common import verbose
+from tinyunet.common.text import aligned
+from tinyunet.compiler.cost import flops, nbytes
+from tinyunet.compiler.ir import Graph, Node, Value
+from tinyunet.compiler.memory import plan
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A graph after a pass, by its figures; ``reuse`` as in :func:`tinyunet.compiler.memory.plan`."""
+
+    name: str
+    graph: Graph
+    reuse: bool
+
+    @cached_property
+    def arena(self) -> int:
+        """Bytes of temporary arrays. To plan them takes longer than most passes."""
+        return plan(self.graph, self.reuse).nbytes
+
+    @property
+    def figures(self) -> tuple[int, int, int, float]:
+        """Nodes, of which unfused, bytes moved, FLOPs."""
+        nodes = self.graph.nodes
+        return (
+            len(nodes),
+            sum(is_unfused(node) for node in nodes),
+            sum(nbytes(node, self.graph) for node in nodes),
+            sum(flops(node, self.graph) for node in nodes),
+        )
+
+
+def is_unfused(node: Node) -> bool:
+    """Whether the eager operator runs."""
+    return not node.runs_fused and not node.views
+
+
+def summary(stages: Iterable[Stage]) -> str:
+    """Return a table with one line for each pass: what the graph is after it."""
+    head = ("pass", "nodes", "unfused", "MB moved", "GFLOP", "arena MB")
+    rows = []
+    for item in stages:
+        nodes, unfused, moved, operations = item.figures
+        rows.append(
+            (
+                item.name,
+                str(nodes),
+                str(unfused),
+                f"{moved / 1e6:.1f}",
+                f"{operations / 1e9:.2f}",
+                f"{item.arena / 1e6:.1f}",
+            )
+        )
+    return aligned(head, rows)
+
+
+def nodes_table(graph: Graph) -> str:
+    """Return a table of all nodes, in the order in which they run."""
+    head = ("node", "operator", "shape", "layout", "kernel", "fused", "MFLOP", "MB")
+    rows = []
+    for node in graph.nodes:
+        value = main_value(node, graph)
+        rows.append(
+            (
+                node.name,
+                node.op,
+                "x".join(map(str, value.shape)) or "1",
+                value.layout,
+                str(kernel_of(node)),
+                fused_parts(node, graph),
+                f"{flops(node, graph) / 1e6:.1f}",
+                f"{nbytes(node, graph) / 1e6:.2f}",
+            )
+        )
+    return aligned(head, rows, left=6)
+
+
+def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
+    """Return what ``TINYUNET_VERBOSE=1`` prints of a kernel that has just run."""
+    value = main_value(node, graph)
+    work = flops(node, graph), nbytes(node, graph)
+    told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node, graph)
+    return verbose.line(*told, seconds, *work, node.name)
+
+
+def main_value(node: Node, graph: Graph) -> Value:
+    """Return the largest array that the node writes: what its shape is in a table."""
+    values = [graph.values[name] for name in node.outputs.values()]
+    volumes = [value for value in values if value.layout != "plain"] or values
+    return max(volumes, key=lambda value: math.prod(value.shape))
+
+
+def kernel_of(node: Node) -> str:
+    """Return the algorithm; "eager" for an unfused operator, "view" for what moves nothing."""
+    if node.views:
+        return "view"
+    if not node.runs_fused:
+        return "eager"
+    if "convolution" in node.op and not node.op.startswith("transposed"):
+        tile = node.attributes.get("tile")
+        return "winograd F" + str(tile).replace(" ", "") if tile else "direct"
+    return "fused"
+
+
+def fused_parts(node: Node, graph: Graph) -> str:
+    """Return what the kernel does beside its own operator, before (prologue) and after (epilogue)."""
+    roles = {*node.inputs, *node.outputs}
+    before = ["concatenation"] if "src_b" in roles else []
+    scales = [name for role, name in node.inputs.items() if role in ("src.scale", "src_b.scale")]
+    if scales and node.op != "normalize":
+        # An activation by itself has a scale of ones, which is a constant.
+        only_ones = all(graph.values[name].kind == "constant" for name in scales)
+        before.append("activation" if only_ones else "normalisation")
+    if "diff_dst.x" in roles and node.op != "gradient":
+        before.append("batch-norm gradient")
+    packing = node.op in ("pad_bias", "fold") or not node.runs_fused
+    after = [name for role, name in _EPILOGUES.items() if role in roles and not packing]
+    if {"mask.x", "mask_b.x"} & roles and node.op != "mask":
+        after.append("activation mask and sums")
+    if "moments" in node.outputs and node.op != "moments":
+        after.append("moments")
+    parts = [f"prologue: {', '.join(before)}"] if before else []
+    parts += [f"epilogue: {', '.join(after)}"] if after else []
+    return "; ".join(parts)
+
+
+_EPILOGUES = {"bias": "bias", "accumulate": "sum", "diff_src_b": "split"}

@@ -1,0 +1,1 @@
+"""What the modules of the engine (``autograd``, ``nn``, ``optim``, ...) share."""

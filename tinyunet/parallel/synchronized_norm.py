@@ -1,0 +1,43 @@
+"""Batch norm over the batches of all ranks: N ranks with batch b compute what one with N b would.
+
+A rank alone normalises with mean and variance of its own few patches: N ranks with one patch each
+train another net than one rank with N patches, and a noisier one. Synchronised, the sums behind mean
+and variance are added up over the ranks: two small allreduces a layer and step, one forward and one
+backward, for the gradient of a source goes through the statistics of all.
+
+A rank whose part of an uneven batch is empty computes on some patch or other, so that it takes part
+in every allreduce; :attr:`Synchronized.counts` says that its sums are none.
+"""
+
+from kernels.base.arguments import Doubles
+from tinyunet.nn import BatchNorm, Module
+from tinyunet.parallel.communicator import Communicator
+
+
+class Synchronized:
+    """Adds up the sums of a model's batch norms over ranks.
+
+    Parameters
+    ----------
+    model : Module
+        Its batch norms are changed; compile it afterwards.
+    communicator : Communicator
+
+    Attributes
+    ----------
+    counts : bool
+        Whether this rank's patches belong to the batch.
+    """
+
+    def __init__(self, model: Module, communicator: Communicator) -> None:
+        self._communicator = communicator
+        self.counts = True
+        for _, module in model.named_modules():
+            if isinstance(module, BatchNorm):
+                module.combine = self
+
+    def __call__(self, sums: Doubles) -> None:
+        """Replace sums of this rank by those of all."""
+        if not self.counts:
+            sums.fill(0)
+        self._communicator.allreduce_sum(sums)

@@ -1,0 +1,348 @@
+"""A model and where its training stood, in one ``.npz`` file.
+
+The file is an ordinary archive of NumPy arrays, without pickled objects: reading one from a
+stranger runs none of their code. Its members:
+
+    header                JSON: format, the model's configuration and random generators, the order
+                          of the optimizer's parameters, the state of the training
+    model/NAME            parameters and buffers, as ``Module.state_dict`` names them
+    optimizer/NAME        what ``state_dict`` of the optimizer holds
+    training/NAME         further arrays of the training
+
+The file ends in the SHA-256 of all that comes before, as the archive's comment. So a file that is
+cut off, or in which a byte has changed, is refused before anything of it is believed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyunet.common import archive
+from tinyunet.common.archive import Arrays
+from tinyunet.common.errors import UserError, one_line, said
+from tinyunet.common.files import atomic, parse_json
+from tinyunet.common.schema import (
+    anything,
+    boolean,
+    by_name,
+    each,
+    number,
+    one_of,
+    record,
+    shown,
+    text,
+    whole,
+)
+from tinyunet.data.nifti import check_label_values
+from tinyunet.nn import Module
+from tinyunet.optim import Optimizer
+from tinyunet.unet import UNet
+
+FORMAT = "tinyunet checkpoint 2"
+_PARTS = ("config", "order", "random", "state")
+# Characters of the header: the history of 30,000 epochs.
+_LONGEST_HEADER = 2**24
+
+_RANDOM = by_name(
+    record(
+        {
+            "bit_generator": text,
+            "state": record({"state": whole(0, 2**128 - 1), "inc": whole(0, 2**128 - 1)}),
+            "has_uint32": whole(0, 1),
+            "uinteger": whole(0, 2**32 - 1),
+        }
+    )
+)
+# How large a model may be, its arrays say.
+_CONFIG = record(
+    {
+        "dim": one_of(2, 3),
+        "in_channels": whole(1),
+        "classes": whole(1),
+        "filters": whole(1),
+        "depth": whole(1, 64),
+        "use_upsampling": boolean,
+        "dropout": number(0, 1),
+        "seed": whole(0, 2**128),
+    },
+    {"momentum": number(0, 1)},
+)
+
+
+def _label_values(value: Any, where: str) -> None:
+    each(anything)(value, where)
+    check_label_values(value)
+
+
+#: What the header says. A training has more in its state: see :mod:`tinyunet.training.resume`.
+_HEADER = record(
+    {
+        "config": _CONFIG,
+        "order": each(text),
+        "random": _RANDOM,
+        "state": record(
+            {},
+            {
+                "labels": each(text),
+                "modalities": each(text),
+                "label_values": _label_values,
+                "spacing": each(number(1e-3, 1e3), 3, 3),
+            },
+        ),
+    }
+)
+
+
+class CheckpointError(UserError):
+    """A file is no checkpoint that can be used; the message is one line and names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes
+    ----------
+    path : Path
+        Where it came from.
+    config : dict
+        The arguments that :class:`tinyunet.unet.UNet` was made with.
+    model : dict of ndarray
+        Its ``state_dict()``.
+    optimizer : dict of ndarray
+        The optimizer's ``state_dict()``.
+    order : list of str
+        Names of the parameters, in the order in which the optimizer held them.
+    random : dict
+        The model's ``random_state()``.
+    state : dict
+        What the training has noted beside it: epoch, sequences, labels, ...
+    arrays : dict of ndarray
+        What it has noted of numbers.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    model: Arrays
+    optimizer: Arrays
+    order: list[str]
+    random: dict[str, Any]
+    state: dict[str, Any]
+    arrays: Arrays
+
+    def make_model(self) -> UNet:
+        """Return a model of this configuration, as it was saved.
+
+        Raises
+        ------
+        CheckpointError
+            If they do not belong to such a model.
+        """
+        try:
+            _check_promise(self.config, self.model)
+            model = UNet(**self.config)
+            if any(array.dtype == np.float64 for array in self.model.values()):
+                model.astype(np.float64)
+            model.load_state_dict(self.model)
+            model.load_random_state(self.random)
+        except MemoryError as error:
+            raise CheckpointError(f"{self.path}: not enough memory ({said(error)})") from error
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.path}: holds another model than its configuration says ({one_line(str(error))})"
+            ) from error
+        return model
+
+    def load_optimizer(self, model: Module, optimizer: Optimizer) -> None:
+        """Give an optimizer of the model's parameters the state that was saved.
+
+        It may hold the parameters in another order than the one that was saved.
+
+        Raises
+        ------
+        CheckpointError
+            If the state is that of another optimizer, or of other parameters.
+        """
+        sizes = {name: parameter.data.size for name, parameter in model.named_parameters()}
+        order = _order(model, optimizer)
+        state = dict(self.optimizer)
+        try:
+            ends = np.cumsum([sizes[name] for name in self.order])
+            for name in optimizer.averages:
+                parts = dict(zip(self.order, np.split(state[name], ends[:-1]), strict=True))
+                state[name] = np.concatenate([parts[parameter] for parameter in order])
+            optimizer.load_state_dict(state)
+        except (ValueError, KeyError, IndexError) as error:
+            raise CheckpointError(
+                f"{self.path}: its optimizer is of another kind or another model ({one_line(str(error))})"
+            ) from error
+
+
+def save(
+    path: Path | str,
+    model: UNet,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+    previous: Path | None = None,
+) -> None:
+    """Write a checkpoint; a reader finds the old one or the whole new one.
+
+    Parameters
+    ----------
+    path : Path or str
+        Ends in ``.npz``; its folder exists.
+    model : UNet
+        Its configuration, parameters and buffers are written.
+    optimizer : Adam or SGD
+        Its state is written.
+    state : dict
+        What JSON can hold; comes back as :attr:`Checkpoint.state`.
+    arrays : mapping of ndarray, optional
+        Comes back as :attr:`Checkpoint.arrays`.
+    previous : Path, optional
+        Name beside it that the checkpoint replaced gets.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; what was there before still is.
+    ValueError
+        If the optimizer holds a parameter that is not the model's, or an array holds objects or what is
+        no number, which :func:`load` would refuse.
+    """
+    header = {
+        "format": FORMAT,
+        "config": model.config,
+        "random": model.random_state(),
+        "order": _order(model, optimizer),
+        "state": state,
+    }
+    members: dict[str, Any] = {"header": np.array(json.dumps(header))}
+    groups = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "training": arrays or {}}
+    for group, named in groups.items():
+        members |= {f"{group}/{name}": np.asarray(array) for name, array in named.items()}
+    for name, array in members.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"{name}: an array of objects, which a checkpoint does not hold")
+    try:
+        _check_arrays({name: array for name, array in members.items() if name != "header"})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not written ({error})") from error
+    with atomic(path, previous) as file:
+        np.savez(file, **members)
+        archive.seal(file)
+
+
+def seal(path: Path) -> None:
+    """Append to an archive the SHA-256 of all its bytes, as its comment."""
+    with path.open("r+b") as file:
+        archive.seal(file)
+
+
+def _order(model: Module, optimizer: Optimizer) -> list[str]:
+    """Return the names of an optimizer's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for index, parameter in enumerate(optimizer.parameters):
+        if id(parameter) not in names:
+            raise ValueError(
+                f"optimizer: its parameter {index} of shape {parameter.shape} is not the model's"
+            )
+    return [names[id(parameter)] for parameter in optimizer.parameters]
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint whole.
+
+    Parameters
+    ----------
+    path : Path or str
+        A file that :func:`save` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, it is cut off or changed anywhere, or it is not a checkpoint of
+        this program.
+    """
+    path = Path(path)
+    try:
+        members = archive.read(path)
+        header = _header(members)
+        _check_arrays(members)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {one_line(error.strerror or str(error))}; expected a checkpoint (.npz)"
+        ) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: not enough memory ({said(error)})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {one_line(str(error))}") from error
+    return Checkpoint(
+        path,
+        header["config"],
+        _under("model/", members),
+        _under("optimizer/", members),
+        header["order"],
+        header["random"],
+        header["state"],
+        _under("training/", members),
+    )
+
+
+def _header(members: Arrays) -> dict[str, Any]:
+    """Return the header, after checking that it is one of this format."""
+    header = members.pop("header", np.empty(0))
+    if header.dtype.kind != "U" or header.ndim:
+        raise ValueError("an archive of arrays, but not a checkpoint of tinyunet")
+    if header.itemsize > 4 * _LONGEST_HEADER:
+        raise ValueError(f"a header of more than {_LONGEST_HEADER} characters")
+    try:
+        content = parse_json(str(header))
+    except ValueError as error:
+        raise ValueError(f"its header is not JSON ({said(error)})") from error
+    if not isinstance(content, dict) or not {"format", *_PARTS} <= content.keys():
+        raise ValueError("an archive of arrays, but not a checkpoint of tinyunet")
+    found = content["format"]
+    if found != FORMAT:
+        named = f'"{found[:40]}"' if isinstance(found, str) else shown(found)
+        raise ValueError(f'format {named}; this program reads "{FORMAT}"')
+    _HEADER(content, "header")
+    return content
+
+
+def _check_arrays(members: Arrays) -> None:
+    """Check that arrays are of the groups they should be of, and hold finite numbers of 8 bytes at most."""
+    for name, array in members.items():
+        if not name.startswith(("model/", "optimizer/", "training/")):
+            raise ValueError(f"{name[:60]!a}: an array that no checkpoint has")
+        kinds = "f" if name.startswith("model/") else "fiu"
+        if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
+            raise ValueError(f"{name[:60]!a}: of type {array.dtype}; expected float32 or float64")
+        bad = array.size - np.count_nonzero(np.isfinite(array))
+        if bad:
+            raise ValueError(
+                f"{name[:60]!a}: {bad} of {array.size} values are NaN or infinite; expected numbers"
+            )
+        if name.endswith((".running_variance", "optimizer/v")) and array.min(initial=0) < 0:
+            raise ValueError(f"{name[:60]!a}: holds {array.min():.6g}; expected squares")
+
+
+def _check_promise(config: Mapping[str, Any], arrays: Arrays) -> None:
+    """Check that the arrays could be those of the model, before one of its size is made."""
+    taps = 3 ** config["dim"]
+    lowest = config["filters"] * 2 ** (config["depth"] - 1)
+    least = taps * (config["filters"] * config["in_channels"] + lowest**2)
+    least += config["filters"] * config["classes"]
+    stored = sum(array.size for array in arrays.values())
+    if least > stored:
+        raise ValueError(f"{stored} numbers; expected at least {least}")
+
+
+def _under(prefix: str, members: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in members.items() if name.startswith(prefix)}
