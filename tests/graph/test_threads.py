@@ -160,7 +160,8 @@ class TestTraining:
     @staticmethod
     def step(lr: float) -> Any:
         model = small()
-        return tinyunet.compile(model, losses.dice_cross_entropy, SGD(model.parameters(), lr), SHAPE)
+        optimizer = SGD(model.parameters(), lr)
+        return tinyunet.compile(model, losses.dice_cross_entropy, optimizer, SHAPE, deterministic=True)
 
     @COUNTS
     def test_each_gets_the_loss_of_its_batch(self, threads):

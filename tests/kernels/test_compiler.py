@@ -123,9 +123,8 @@ def test_a_kernel_is_compiled_anew_when_an_imported_function_changes(tmp_path):
     """A copy of the package, in which a function that a kernel of another module calls returns another."""
     root = Path(__file__).parents[2] / "kernels"
     package = tmp_path / "kernels"
-    package.mkdir()
-    for name in ("__init__", "compiler", "compiled_files", "environment", "limits", "linking"):
-        shutil.copy(root / f"{name}.py", package)
+    shutil.copytree(root / "base", package / "base", ignore=shutil.ignore_patterns("*.nb?", "__pycache__"))
+    shutil.copy(root / "__init__.py", package)
     (package / "caller.py").write_text(
         "from kernels.callee import value\nfrom kernels.base.jit import kernel\n\n"
         "@kernel\ndef call():\n    return value()\n"

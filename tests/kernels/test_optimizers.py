@@ -18,7 +18,8 @@ DTYPES = st.sampled_from([np.float32, np.float64])
 DECAYS = st.sampled_from([0.0, 0.1])
 STEPS = 10
 
-# Ten steps, each with a few roundings of 6e-8; divisions by sqrt(v) do not make them larger.
+# Ten steps, each with a few roundings of 6e-8; divisions by sqrt(v) do not make them larger. Gradients may
+# cancel in m, so its error is compared with the largest of them.
 BOUND = {np.float32: 2e-6, np.float64: 1e-14}
 
 
@@ -55,9 +56,10 @@ def test_adam_follows_the_textbook(size, seed, threads, dtype, decay):
     with unchanged(*gradients):
         for step, gradient in enumerate(gradients, start=1):
             optimizers.adam_step(parameters, gradient, m, v, step, 0.01, 0.8, 0.95, 1e-7, weight_decay=decay)
-    for name, actual, wanted in zip("pmv", (parameters, m, v), expected, strict=True):
-        assert actual.dtype == dtype
-        assert_close(actual, wanted, BOUND[dtype], name)
+    assert parameters.dtype == m.dtype == v.dtype == dtype
+    assert_close(parameters, expected[0], BOUND[dtype], "parameters")
+    assert np.abs(m - expected[1]).max() <= BOUND[dtype] * np.abs(gradients).max()
+    assert_close(v, expected[2], BOUND[dtype], "v")
 
 
 @given(
