@@ -17,9 +17,9 @@ from kernels.base.jit import call_worker, kernel, parallel_kernel, prange, signe
 from kernels.base.prefetch import Region, Tensors, tensors
 from kernels.base.simd import LANES
 from kernels.base.streaming import past_caches
-from kernels.conv3d.cook_toom import DIFF_DST
 from kernels.conv3d.epilogue import Staged, finish_backward, finish_forward
 from kernels.conv3d.slab import Block, fill_zero, pack_block, pack_channels
+from kernels.ladder.cook_toom import DIFF_DST
 
 EMPTY = np.zeros(0, np.float32)
 NO_SUMS = np.zeros((2, 0, 0))

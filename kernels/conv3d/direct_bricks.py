@@ -32,9 +32,9 @@ from kernels.conv3d.bricks import (
     pack_brick,
     share,
 )
-from kernels.conv3d.cook_toom import INPUT
 from kernels.conv3d.epilogue import finish_size
 from kernels.ladder.bias import add_voxels
+from kernels.ladder.cook_toom import INPUT
 from kernels.ladder.direct import TileShape, tile_shape, weight_tile
 
 # Bytes of one thread's slab: half of a second-level cache, the rest is for weights.

@@ -42,8 +42,8 @@ from kernels.base.simd import (
     tile_store,
     tile_sum,
 )
-from kernels.conv3d.cook_toom import DIFF_DST, sizes
 from kernels.conv3d.transform import transform_axis, transform_columns
+from kernels.ladder.cook_toom import DIFF_DST, sizes
 
 # Columns that are transformed at a time.
 _STRIP = 8

@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from kernels.base.jit import specialised
 from kernels.base.simd import LANES, VECTOR, Tile, fused_multiply_add, tile_load, tile_store
-from kernels.conv3d.cook_toom import Matrix, matrix, sizes, transpose
+from kernels.ladder.cook_toom import Matrix, matrix, sizes, transpose
 
 
 def _constant(value: Any) -> Any:

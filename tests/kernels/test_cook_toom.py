@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base.jit import kernel
-from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, OUTPUT, WEIGHTS, matrix, sizes, transpose
 from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.ladder.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, OUTPUT, WEIGHTS, matrix, sizes, transpose
 
 fractions = st.integers(-50, 50).map(Fraction)
 

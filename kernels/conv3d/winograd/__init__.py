@@ -25,7 +25,7 @@ Numerics   float32; the constants amplify rounding. Largest error against float6
            output, in any direction, 16 to 256 channels: 0.2 to 2e-6 for F(2, 2, 2), 1 to 3e-6 for
            F(2, 4, 4), 2 to 8e-6 for F(4, 4, 4)
 Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016); matrices:
-           `kernels.conv3d.cook_toom`
+           `kernels.ladder.cook_toom`
 
 Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, multiply, transform out;
            ``convolution`` brick by brick; ``packing`` a whole tensor, transformed;

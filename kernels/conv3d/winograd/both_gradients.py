@@ -39,12 +39,12 @@ from kernels.conv3d.bricks import (
     share,
     source_tensors,
 )
-from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, multiply, slot_size, transform_in, transform_out
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile, transform_back
 from kernels.conv3d.winograd.weight_gradient import pack_both, packed_size
+from kernels.ladder.cook_toom import DIFF_DST, INPUT, sizes
 
 # Sums and weights of a pair of blocks pass through the cache once a brick. With more of them than this for
 # each value of its tiles, the two gradients are found sooner one after the other.

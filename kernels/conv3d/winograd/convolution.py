@@ -33,12 +33,12 @@ from kernels.conv3d.bricks import (
     share,
     source_tensors,
 )
-from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.conv3d.winograd.cutting import gemm_tile, kernel_of, points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
+from kernels.ladder.cook_toom import INPUT, WEIGHTS, sizes
 
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:

@@ -33,12 +33,12 @@ from kernels.base.layout import WeightsOrder, pack_weights_part, part_line
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, address, fence
 from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, share
-from kernels.conv3d.cook_toom import INPUT, WEIGHTS, sizes
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import multiply_block, slot_size, transform_out
+from kernels.ladder.cook_toom import INPUT, WEIGHTS, sizes
 
 # Tiles that are multiplied at a time, of several bricks, and bytes of their sums in the second-level cache,
 # where weights have to stay beside them.

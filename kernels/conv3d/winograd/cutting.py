@@ -8,7 +8,7 @@ from kernels.base.arguments import Triple
 from kernels.base.machine import tile_vectors
 from kernels.base.simd import LANES
 from kernels.conv3d.bricks import Cut
-from kernels.conv3d.cook_toom import INPUT, sizes
+from kernels.ladder.cook_toom import INPUT, sizes
 
 # Bytes of a brick's transformed tiles. The second-level cache holds more; but a plane of them, as V and M,
 # has to stay in the first, and what is fetched ahead needs room.

@@ -18,10 +18,10 @@ from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, 
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, load, store
 from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block, share
-from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import slot_size, transform_in
+from kernels.ladder.cook_toom import DIFF_DST, INPUT, sizes
 
 # Tiles behind the last one that may be read, and are not used.
 _SPARE = 24

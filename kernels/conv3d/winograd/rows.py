@@ -41,7 +41,6 @@ from kernels.conv3d.bricks import (
     share,
     source_tensors,
 )
-from kernels.conv3d.cook_toom import DIFF_DST, INPUT
 from kernels.conv3d.epilogue import finish_size
 from kernels.conv3d.slab import Block, buffer_size, pack_block
 from kernels.conv3d.winograd import cutting
@@ -49,6 +48,7 @@ from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.stages import slot_size
 from kernels.conv3d.winograd.sums import gather_bricks, transform_back
 from kernels.ladder.bias import add_voxels
+from kernels.ladder.cook_toom import DIFF_DST, INPUT
 from kernels.ladder.direct import TileShape, tile_shape, weight_tile
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from kernels.base.jit import kernel, specialised
 from kernels.base.prefetch import LINE
 from kernels.base.simd import LANES, prefetch, tile_load, tile_rank1, tile_store, tile_zero
-from kernels.conv3d.cook_toom import OUTPUT, sizes
 from kernels.conv3d.transform import transform_axis
+from kernels.ladder.cook_toom import OUTPUT, sizes
 
 
 @kernel

@@ -16,8 +16,8 @@ from kernels.base.layout import WeightsOrder, unpack_weights_part, weights_order
 from kernels.base.machine import threads, tile_vectors
 from kernels.base.simd import LANES, load, store
 from kernels.conv3d.bricks import Cut, Prologue
-from kernels.conv3d.cook_toom import DIFF_WEIGHTS, sizes
 from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.ladder.cook_toom import DIFF_WEIGHTS, sizes
 
 
 def register_tile(OCB: int) -> tuple[int, int]:

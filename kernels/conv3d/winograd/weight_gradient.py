@@ -12,7 +12,7 @@ channels   brick and adds to its sums; at the end the sums of the workers are ad
 Many       There the sums would stream through memory for each brick: `weight_gradient_pairs`.
 channels
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
-Source     `kernels.conv3d.cook_toom`, last paragraph
+Source     `kernels.ladder.cook_toom`, last paragraph
 """
 
 import functools
@@ -36,13 +36,13 @@ from kernels.conv3d.bricks import (
     share,
     source_tensors,
 )
-from kernels.conv3d.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.conv3d.slab import buffer_size
 from kernels.conv3d.winograd import cutting, weight_gradient_pairs
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
 from kernels.conv3d.winograd.sums import brick_chunks, gather_bricks, register_tile, transform_back
 from kernels.ladder.bias import add_voxels
+from kernels.ladder.cook_toom import DIFF_DST, INPUT, sizes
 
 # The sums of a pair of blocks are loaded and stored once a brick, or the values of its tiles are written and
 # read once more: beyond this many sums for each value, the latter is less.

@@ -25,12 +25,12 @@ from kernels.base.layout import WeightsOrder, unpack_weights_part, weights_order
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, address
 from kernels.conv3d.bricks import Cut, Prologue, share
-from kernels.conv3d.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import accumulate, slot_size
 from kernels.conv3d.winograd.sums import register_tile
+from kernels.ladder.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 
 
 def backward_weights(
