@@ -34,16 +34,8 @@ def grid(
     wide, high = size
     for row in range(rows):
         for col in range(cols):
-            axes.add_patch(
-                Rectangle(
-                    (x + col * wide, y + row * high),
-                    wide,
-                    high,
-                    facecolor=colour,
-                    edgecolor=INK,
-                    linewidth=0.6,
-                )
-            )
+            corner = x + col * wide, y + row * high
+            axes.add_patch(Rectangle(corner, wide, high, facecolor=colour, edgecolor=INK, linewidth=0.6))
 
 
 def title(axes: Axes, heading: str, text: str) -> None:
@@ -85,7 +77,8 @@ def slab(axes: Axes) -> None:
     title(
         axes,
         "second-level cache: the slab",
-        "The packed source of the brick, transformed along d and h.\nEach plane belongs to one pair of points along d and h.",
+        "The packed source of the brick, transformed along d and h.\n"
+        "Each plane belongs to one pair of points along d and h.",
     )
 
 
@@ -102,7 +95,8 @@ def slots(axes: Axes) -> None:
     title(
         axes,
         "first-level cache: slots",
-        "\nA plane is transformed along w: six points, six slots.\nAn odd number of cache lines from slot to slot uses all sets.",
+        "\nA plane is transformed along w: six points, six slots.\n"
+        "An odd number of cache lines from slot to slot uses all sets.",
     )
 
 
