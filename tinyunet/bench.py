@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from tinyunet.benchmarks.systems import PEERS, choose
 from tinyunet.commandline import Parser, check_threads, load_machine, number, run, whole_number
 from tinyunet.common.errors import AgreedError
-from tinyunet.common.files import can_be_written, write_json
-from tinyunet.common.outputs import NOT_OURS, is_replaceable, signed
+from tinyunet.common.files import NOT_OURS, can_be_written, is_replaceable, signed, write_json
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.viz import FORMATS, attempt
 

@@ -25,7 +25,7 @@ from tinyunet.common.errors import (
     as_user_error,
     one_line,
 )
-from tinyunet.common.screen import nowhere, screen
+from tinyunet.common.terminal import terminal_stream
 from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
@@ -193,7 +193,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     main : callable
         The command; it is given the ranks. An error that it raises on one rank only ends all.
     """
-    sys.stdout, sys.stderr = screen(sys.stdout), screen(sys.stderr)
+    sys.stdout, sys.stderr = terminal_stream(sys.stdout), terminal_stream(sys.stderr)
     communicator, signals = Communicator(), Signals()
     try:
         # MPI's start does not come back to Python: a signal ends the process meanwhile, and so the others.
@@ -202,7 +202,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         verbose.name_rank(communicator.rank, communicator.size)
         if communicator.rank > 0:
             # One rank speaks for all, also when the text is argparse's own, as that of --help.
-            sys.stdout = nowhere()
+            sys.stdout = terminal_stream(None)
         with watched_over(program, communicator):
             main(communicator)
     except KeyboardInterrupt as interrupt:

@@ -37,9 +37,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     """Read the options, compare, and print the table."""
     options = make_parser().parse_args(arguments)
     # Imported here, so that a wrong option is told at once.
-    from tinyunet.common.files import try_writing, write_json
-    from tinyunet.common.outputs import check_replaceable, signed
-    from tinyunet.common.text import printable
+    from tinyunet.common.files import check_replaceable, signed, try_writing, write_json
+    from tinyunet.common.terminal import printable
     from tinyunet.segmentation.evaluation import find_pairs, score_pairs
     from tinyunet.segmentation.scores import summary, table
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from tinyunet.commandline import Parser, run, whole_number
 from tinyunet.common.errors import AgreedError
-from tinyunet.common.files import can_be_written
-from tinyunet.common.outputs import check_replaceable
-from tinyunet.common.text import printable
+from tinyunet.common.files import can_be_written, check_replaceable
+from tinyunet.common.terminal import printable
 from tinyunet.compiler.passes import NAMES
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.viz import FORMATS, attempt

@@ -46,7 +46,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         options = make_parser().parse_args(arguments)
         use_threads(options.threads, communicator)
     # Imported here, so that a wrong option is told at once.
-    from tinyunet.common.text import printable
+    from tinyunet.common.terminal import printable
     from tinyunet.segmentation.prediction import predict
 
     everything = predict(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import tinyunet
 from tinyunet import Adam, UNet, commandline, functional, losses
-from tinyunet.common.text import aligned
+from tinyunet.common.terminal import aligned
 from tinyunet.compiler import passes
 from tinyunet.compiler.show import nodes_table, summary
 from tinyunet.graph import main

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyunet.benchmarks import mpi
-from tinyunet.common.text import aligned
+from tinyunet.common.terminal import aligned
 from tinyunet.parallel.options import ALLREDUCES
 
 # From a batch norm's sums to all gradients of the usual net.

@@ -14,7 +14,7 @@ from tinyunet.benchmarks.columns import gigabytes, milliseconds
 from tinyunet.benchmarks.problem import make
 from tinyunet.benchmarks.race import Outcome, Result, race
 from tinyunet.benchmarks.systems import COMPILED, EAGER, OURS, TENSORFLOW, Job, choose
-from tinyunet.common.text import aligned, count
+from tinyunet.common.terminal import aligned, count
 
 USUAL_FILTERS = 16
 

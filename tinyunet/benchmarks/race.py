@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tinyunet.benchmarks.problem import Problem
 from tinyunet.benchmarks.process import Process, WorkerError, machine_memory
 from tinyunet.benchmarks.systems import Job
-from tinyunet.common.text import count
+from tinyunet.common.terminal import count
 
 # So long after its turn the threads of a system may still spin.
 _PAUSE_SECONDS = 0.3

@@ -24,7 +24,7 @@ from tinyunet.benchmarks.scaling_model import (
     network_of,
     step_seconds,
 )
-from tinyunet.common.text import aligned
+from tinyunet.common.terminal import aligned
 
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHOWN = ("ring", "tree")

@@ -1,1 +1,1 @@
-"""What every part uses and nobody comes for: checks, errors, files, and what is shown on a terminal."""
+"""What every part uses and nobody comes for: checks, errors, files, and text for a terminal."""

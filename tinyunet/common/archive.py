@@ -1,7 +1,7 @@
-"""Archives of arrays that end in a checksum: written plainly, and from strangers read with care.
+"""Archives of arrays that end in a checksum: a stranger's archive is checked before it takes memory.
 
-The file is what ``numpy.savez`` writes, with the SHA-256 of all its bytes as the archive's comment.
-Nothing in it is compressed, so it holds no more than its size says, and no array is of pickled objects.
+The file is what ``numpy.savez`` writes, with the SHA-256 of all its bytes as the archive's comment. Nothing
+in it is compressed, so its arrays are no larger than the file, and no array holds pickled objects.
 """
 
 import hashlib
@@ -20,17 +20,14 @@ from tinyunet.common.files import open_file
 
 Arrays = dict[str, NDArray[Any]]
 
-# Hexadecimal digits of the SHA-256 that a file ends in.
-_SEAL = 64
-# Bytes that are hashed at once.
-_PART = 2**20
+# Hexadecimal digits of a SHA-256, and bytes that are hashed at once.
+_DIGITS, _PART = 64, 2**20
 
 
 def seal(file: io.BufferedRandom) -> None:
     """Append to an archive the SHA-256 of all its bytes, as its comment."""
-    # An archive ends in the length of its comment, which is 0 so far.
-    file.seek(-2, io.SEEK_END)
-    file.write(_SEAL.to_bytes(2, "little"))
+    file.seek(-2, io.SEEK_END)  # an archive ends in the length of its comment, which is still 0
+    file.write(_DIGITS.to_bytes(2, "little"))
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0, io.SEEK_END)
@@ -45,10 +42,10 @@ def read(path: Path) -> Arrays:
     OSError
         The file cannot be opened.
     ValueError
-        It is cut off or changed anywhere, or no archive of arrays as :func:`numpy.savez` writes it. The
-        message is one line without the name of the file.
+        The file is cut off, changed anywhere, or not an archive of arrays as :func:`numpy.savez` writes it.
+        The message is one line without the name of the file.
     MemoryError
-        It is too large.
+        The arrays do not fit into memory.
     """
     with open_file(path) as file:
         _check_seal(file)
@@ -64,7 +61,7 @@ def read(path: Path) -> Arrays:
 
 
 def _check_seal(file: io.BufferedReader) -> None:
-    left = file.seek(0, io.SEEK_END) - _SEAL
+    left = file.seek(0, io.SEEK_END) - _DIGITS
     file.seek(0)
     digest = hashlib.sha256()
     while left > 0 and (part := file.read(min(left, _PART))):
@@ -75,22 +72,21 @@ def _check_seal(file: io.BufferedReader) -> None:
 
 
 def _check_sizes(members: list[zipfile.ZipInfo], size: int) -> None:
-    """Check that members are stored as they are, each once, and that the file is as long as all of them."""
-    names = [member.filename for member in members]
+    """Check that members are not compressed, differ in name, and together are no larger than the file."""
     for member in members:
         if not member.filename.endswith(".npy"):
             raise ValueError(f"{member.filename!a} is no array")
         plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
         if not plain or member.file_size != member.compress_size:
             raise ValueError(f"{member.filename!a} is compressed or encrypted")
-    if len({*names}) < len(names):
+    if len({member.filename for member in members}) < len(members):
         raise ValueError("two arrays have one name")
     if sum(member.file_size for member in members) > size:
         raise ValueError("its arrays are larger than the file")
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """Read an array, after its header has been compared with how much there is."""
+    """Read an array, after comparing its header with the number of bytes that follow."""
     name = ascii(member.filename)
     with archive.open(member) as file:
         version = npy.read_magic(file)

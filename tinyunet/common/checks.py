@@ -1,4 +1,4 @@
-"""Checks of numbers that users give; each raises with one line that says what would be right."""
+"""Checks of numbers that users give: each returns the number, or raises ValueError of one line."""
 
 import numbers
 from typing import Any
@@ -10,28 +10,28 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def at_least_zero(name: str, value: float) -> float:
-    """``value``, if it is finite, in float32 too, and not below zero; else ValueError."""
+    """Return ``value`` if it is 0 or more, and finite in float32 too."""
     if not (is_real(value) and 0 <= value <= _LARGEST):
         raise ValueError(f"{name} must be 0 or more and finite, not {value}")
     return value
 
 
 def fraction(name: str, value: float) -> float:
-    """``value``, if it is a part of a whole and not all of it; else ValueError."""
+    """Return ``value`` if it is from 0 up to, but not, 1."""
     if not (is_real(value) and 0 <= value < 1):
         raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
     return value
 
 
 def share(name: str, value: float) -> float:
-    """``value``, if it is nothing, all or a part of a whole; else ValueError."""
+    """Return ``value`` if it is from 0 to 1."""
     if not (is_real(value) and 0 <= value <= 1):
         raise ValueError(f"{name} must be 0 to 1, not {value}")
     return value
 
 
 def positive(name: str, value: int) -> int:
-    """``value``, if it is a whole number of 1 or more; else ValueError."""
+    """Return ``value`` if it is a whole number of 1 or more."""
     if not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be a whole number of 1 or more, not {value}")
     if value < 1:

@@ -1,13 +1,13 @@
-"""What the person at the keyboard can put right: one line on the screen and exit code 2.
+"""Errors that the user can put right: one line on the terminal and exit code 2.
 
-Anything else that is raised is a fault of the program, and shows its traceback.
+Any other exception is a fault of the program, and shows its traceback.
 """
 
 import signal
 
-from tinyunet.common.text import printable
+from tinyunet.common.terminal import printable
 
-#: Signals that ask the program to end, and what is said of each.
+#: Signals that ask the program to end, and the word for each.
 ENDING: dict[int, str] = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated",
@@ -16,35 +16,28 @@ ENDING: dict[int, str] = {
 
 
 class UserError(ValueError):
-    """A file, an option or a machine is not as it must be; the message is one line that says so.
+    """A file, an option or a machine is wrong; the message is one line that says what would be right.
 
-    Parameters
-    ----------
-    message : str
-        May hold names as strangers gave them: see :func:`tinyunet.common.text.printable`.
+    The message may hold names as strangers gave them: control characters are made visible.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
-class AgreedError(UserError):
-    """A :class:`UserError` that every rank raises at the same point, so each can simply leave."""
+class DataError(UserError):
+    """The user's data cannot be used; the message names the file."""
 
-    #: What the program ends with.
+
+class AgreedError(UserError):
+    """A :class:`UserError` that every rank raises at the same point, so each rank can simply leave."""
+
+    #: Exit code of the program.
     code = 2
 
 
 class StoppedError(AgreedError):
-    """The program was asked to end by a signal, and every rank has come to a good place for it.
-
-    Parameters
-    ----------
-    message : str
-        One line: what there is, and how to go on.
-    signal_number : int
-        One of ``ENDING``.
-    """
+    """A signal (one of ``ENDING``) asked the program to end, and every rank has stopped at a safe point."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -53,12 +46,7 @@ class StoppedError(AgreedError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """One of the signals of ``ENDING``, as KeyboardInterrupt is SIGINT.
-
-    Parameters
-    ----------
-    signal_number : int
-    """
+    """A signal of ``ENDING`` has come; KeyboardInterrupt alone would mean SIGINT."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__()
@@ -68,18 +56,8 @@ class Interrupted(KeyboardInterrupt):
 def as_user_error(error: BaseException) -> UserError | None:
     """Return ``error`` as a :class:`UserError` of one line, or None if it is a fault of the program.
 
-    An ``OSError`` (no such file, disk full, no permission) is the user's to put right, and so is a
-    lack of memory: both are told with what the system says.
-
-    Parameters
-    ----------
-    error : BaseException
-        Whatever was raised.
-
-    Returns
-    -------
-    UserError or None
-        An :class:`UserError` is returned as it is.
+    A :class:`UserError` comes back as it is. ``OSError`` (no such file, disk full, no permission) and a lack
+    of memory are the user's to put right; the line holds what the system says.
     """
     if isinstance(error, UserError):
         return error
@@ -92,7 +70,7 @@ def as_user_error(error: BaseException) -> UserError | None:
 
 
 def said(error: BaseException) -> str:
-    """Return what an exception says in one line, or its name if it says nothing."""
+    """Return the message of an exception in one line, or the exception's name if it has none."""
     return one_line(str(error)) or type(error).__name__
 
 

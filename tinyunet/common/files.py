@@ -1,4 +1,15 @@
-"""Reading files from anyone; writing files so that a reader sees the old one or the whole new one."""
+"""Files of strangers are read with limits; files of ours appear whole, and replace none but our own.
+
+Functions that write take these parameters:
+
+path : Path or str
+    The file to make or replace. Its folder must exist.
+follow_links : bool
+    True for a name that the user has given: a link stays, and the file that it leads to is replaced. False:
+    the link itself is replaced, because a link in someone else's folder may lead anywhere.
+
+They raise ``OSError`` with ``path`` as its ``filename``, never a temporary name.
+"""
 
 import contextlib
 import errno
@@ -6,35 +17,33 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
-#: No JSON file of a data set or a cache is longer, in bytes: that of 100,000 cases has 15 MB.
+from tinyunet.common.errors import UserError
+
+#: No JSON file of a data set or a cache is longer, in bytes: 100,000 cases take 15 MB.
 LONGEST_JSON = 2**26
+#: Our JSON files and pictures hold this text.
+SIGNATURE = "written by tinyunet"
+#: Message for a file of someone else's.
+NOT_OURS = "is there already, and this program did not write it; expected another name"
+# How JSON and pictures begin.
+_BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")
 
 
 def open_file(path: Path | str) -> BufferedReader:
     """Open a regular file for reading.
 
-    A pipe, a device or a socket is refused: it may send nothing, or never end.
-
-    Parameters
-    ----------
-    path : Path or str
-
-    Returns
-    -------
-    file : BufferedReader
-
     Raises
     ------
     OSError
-        If the file cannot be opened, or is not a regular one.
+        The file cannot be opened, or is a pipe, a device or a socket: these may send nothing, or never end.
     """
     _refuse_special(os.stat(path).st_mode)  # first, because some devices act when they are opened
-    # Another process may have put a pipe there since: this does not wait for its other end.
+    # Another process may have put a pipe there since: this open does not wait for the pipe's other end.
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     try:
         _refuse_special(os.fstat(file.fileno()).st_mode)
@@ -45,7 +54,6 @@ def open_file(path: Path | str) -> BufferedReader:
 
 
 def _refuse_special(mode: int) -> None:
-    """Raise an error if the mode of a file is not that of a regular one."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
@@ -53,19 +61,14 @@ def _refuse_special(mode: int) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Return the content of a JSON file.
-
-    Parameters
-    ----------
-    path : Path or str
-        In UTF-8, with or without a byte order mark.
+    """Return the content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises
     ------
     OSError
-        If the file cannot be read.
+        The file cannot be read.
     ValueError
-        If it is too long, or not JSON. The message is one line without the name of the file.
+        The file is too long, or not JSON. The message is one line without the name of the file.
     """
     with open_file(path) as file:
         content = file.read(LONGEST_JSON + 1)
@@ -75,13 +78,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text says.
-
-    Raises
-    ------
-    ValueError
-        If it is not JSON, is nested too deeply, or holds NaN, which JSON has not.
-    """
+    """Return the content of a JSON text; ValueError if it is not JSON, is nested too deeply, or holds NaN."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no number")
@@ -96,95 +93,73 @@ def parse_json(text: str) -> Any:
 def atomic(
     path: Path | str, previous: Path | None = None, follow_links: bool = False
 ) -> Iterator[BufferedRandom]:
-    """Give a file to write to; it becomes ``path`` when the block ends well.
+    """Open a temporary file for writing; it becomes ``path`` when the block ends well.
 
-    Until then it has a name in the same folder (a rename does not cross file systems) that nobody
-    could foresee. After an error nothing of it is left. It is on the disk before it gets its name:
-    after a power cut, too, the name leads to a whole file.
+    The temporary file lies in the same folder, because a rename does not cross file systems, and nobody can
+    foresee its name. It is on the disk before it is renamed: after a power cut, too, ``path`` is the old file
+    or the whole new one. After an error nothing of it is left.
 
     Parameters
     ----------
-    path : Path or str
-        The file to make or replace. Its folder must exist.
+    path, follow_links
+        See the module.
     previous : Path, optional
-        Another name in that folder, which the file replaced gets. At each moment at least one of
-        the two names leads to a whole file.
-    follow_links : bool
-        Whether a link stays and what it leads to is replaced: for a name that the user has given.
-        Left out, the link is replaced. In a folder of someone else's it may lead anywhere.
+        Another name in that folder, which the replaced file gets. At each moment at least one of the two
+        names leads to a whole file.
 
     Yields
     ------
     file : BufferedRandom
-        Open for writing and reading; its ``name`` is temporary.
-
-    Raises
-    ------
-    OSError
-        As writing and renaming do; ``filename`` is then ``path``, not the temporary name.
+        Open for writing and reading.
     """
-    target = Path(os.path.realpath(path) if follow_links else path)
     temporary = None
+    with _named(path, follow_links) as target:
+        try:
+            with open(_temporary(target), "x+b") as file:  # "x": follows no link that lies there
+                temporary = Path(file.name)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and target.is_file() and not target.is_symlink():
+                os.replace(target, previous)
+            os.replace(temporary, target)
+        finally:
+            # Where nothing can be removed, a second error would hide the first one.
+            with contextlib.suppress(OSError):
+                if temporary is not None:
+                    temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path | str, follow_links: bool) -> Iterator[Path]:
+    """Give the file to replace, unless it is special; name ``path`` in an OSError of the block."""
+    target = Path(os.path.realpath(path) if follow_links else path)
     try:
-        _refuse_to_replace(target)
-        with open(_temporary(target), "x+b") as file:  # "x": follows no link that lies there
-            temporary = Path(file.name)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and target.is_file() and not target.is_symlink():
-            os.replace(target, previous)
-        os.replace(temporary, target)
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.lstat(target).st_mode
+            if not stat.S_ISLNK(mode):
+                _refuse_special(mode)
+        yield target
     except OSError as error:
-        # A disk that is full raises without a name, and a temporary name would help nobody.
+        # A full disk raises without a name, and a temporary name would help nobody.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        # Where nothing can be removed, the error that says so would hide the first one.
-        with contextlib.suppress(OSError):
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-
-
-def _refuse_to_replace(target: Path) -> None:
-    """Raise an error if what is there is neither a regular file nor a link."""
-    with contextlib.suppress(FileNotFoundError):
-        mode = os.lstat(target).st_mode
-        if not stat.S_ISLNK(mode):
-            _refuse_special(mode)
 
 
 def _temporary(path: Path) -> Path:
-    """Return a new name beside a file that it has until it is whole."""
+    """Return a new name beside a file."""
     return path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{path.suffix}")
 
 
 def try_writing(path: Path | str, follow_links: bool = False) -> None:
-    """Raise what would be raised if a file was made or replaced here; nothing of it is left.
-
-    Parameters
-    ----------
-    path : Path or str
-        Where a file is to be written later, after work that should not be in vain.
-    follow_links : bool
-        As for `atomic`.
-
-    Raises
-    ------
-    OSError
-        With ``path`` as its ``filename``.
-    """
-    target = Path(os.path.realpath(path) if follow_links else path)
-    try:
-        _refuse_to_replace(target)
+    """Raise the OSError that writing this file would raise, before hours of work end in it."""
+    with _named(path, follow_links) as target:
         temporary = _temporary(target)
         temporary.touch(exist_ok=False)
         temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def can_be_written(path: Path | str, follow_links: bool = False) -> bool:
-    """Whether a file can be made or replaced here: see `try_writing`."""
+    """Whether `try_writing` raises nothing."""
     try:
         try_writing(path, follow_links)
     except OSError:
@@ -193,23 +168,32 @@ def can_be_written(path: Path | str, follow_links: bool = False) -> bool:
 
 
 def write_json(path: Path | str, content: Any, follow_links: bool = False) -> None:
-    """Write ``content`` as indented JSON, atomically.
-
-    Parameters
-    ----------
-    path : Path or str
-        The file to make or replace.
-    content : Any
-        What ``json`` can write; NaN and infinities are refused, because JSON has none.
-    follow_links : bool
-        As for `atomic`.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
+    """Write ``content`` as indented JSON, atomically; ValueError for NaN and infinities, which JSON lacks."""
     with atomic(path, follow_links=follow_links) as file:
         text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
-        # A file name that is not UTF-8 may be in it.
+        # A file name in it may not be UTF-8.
         file.write((text + "\n").encode("utf-8", errors="backslashreplace"))
+
+
+def signed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content for a JSON file with our signature."""
+    return {"program": SIGNATURE, **content}
+
+
+def is_replaceable(path: Path | str) -> bool:
+    """Whether there is no such file, or it is JSON or a picture with our signature."""
+    path = Path(path)
+    if not path.is_file():
+        return True
+    try:
+        with path.open("rb") as file:
+            content = file.read(LONGEST_JSON)
+    except OSError:
+        return False
+    return content.startswith(_BEGINNINGS) and SIGNATURE.encode() in content
+
+
+def check_replaceable(option: str, path: Path | str) -> None:
+    """Raise UserError, which begins with the option, if ``path`` is a file of someone else's."""
+    if not is_replaceable(path):
+        raise UserError(f"{option}: {path} {NOT_OURS}")

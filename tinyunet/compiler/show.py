@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tinyunet.common import verbose
-from tinyunet.common.text import aligned
+from tinyunet.common.terminal import aligned
 from tinyunet.compiler.cost import flops, nbytes
 from tinyunet.compiler.ir import Graph, Node, Value
 from tinyunet.compiler.memory import plan

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tinyunet.common.text import count
+from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset
 from tinyunet.data.conventions import CONVENTIONS, Convention, ask, common, decide, numbers_of, told_by_name
 from tinyunet.data.nifti import CONVERT_PAIR, DataError, label_numbers

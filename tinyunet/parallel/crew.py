@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyunet.common.errors import UserError
-from tinyunet.common.text import in_bytes
+from tinyunet.common.terminal import in_bytes
 from tinyunet.engine.together import Crew
 from tinyunet.parallel import board
 from tinyunet.parallel.board import Board

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinyunet.common.files import write_json
-from tinyunet.common.outputs import signed
+from tinyunet.common.files import signed, write_json
 
 KERNELS, WAITS = "kernels", "waits"
 # Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB. The last one says so.

@@ -1,16 +1,16 @@
-"""A model and where its training stood, in one ``.npz`` file.
+"""A model and the state of its training, in one ``.npz`` file.
 
-The file is an ordinary archive of NumPy arrays, without pickled objects: reading one from a
-stranger runs none of their code. Its members:
+The file is an ordinary archive of NumPy arrays without pickled objects, so loading a stranger's file runs
+none of the stranger's code. Its members:
 
-    header                JSON: format, the model's configuration and random generators, the order
-                          of the optimizer's parameters, the state of the training
+    header                JSON: format, configuration and random generators of the model, order of the
+                          optimizer's parameters, state of the training
     model/NAME            parameters and buffers, as ``Module.state_dict`` names them
-    optimizer/NAME        what ``state_dict`` of the optimizer holds
+    optimizer/NAME        arrays of the optimizer's ``state_dict``
     training/NAME         further arrays of the training
 
-The file ends in the SHA-256 of all that comes before, as the archive's comment. So a file that is
-cut off, or in which a byte has changed, is refused before anything of it is believed.
+The file ends in the SHA-256 of all bytes before it, as the archive's comment: :func:`load` refuses a file
+that is cut off, or in which a byte has changed, before it believes anything in it.
 """
 
 import json
@@ -22,22 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.common import archive
+from tinyunet.common import archive, schema
 from tinyunet.common.archive import Arrays
 from tinyunet.common.errors import UserError, one_line, said
 from tinyunet.common.files import atomic, parse_json
-from tinyunet.common.schema import (
-    anything,
-    boolean,
-    by_name,
-    each,
-    number,
-    one_of,
-    record,
-    shown,
-    text,
-    whole,
-)
+from tinyunet.common.schema import boolean, each, number, record, text, whole
 from tinyunet.data.nifti import check_label_values
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
@@ -45,23 +34,20 @@ from tinyunet.unet import UNet
 
 FORMAT = "tinyunet checkpoint 2"
 _PARTS = ("config", "order", "random", "state")
+_NOT_OURS = "an archive of arrays, but not a checkpoint of tinyunet"
 # Characters of the header: the history of 30,000 epochs.
 _LONGEST_HEADER = 2**24
 
-_RANDOM = by_name(
-    record(
-        {
-            "bit_generator": text,
-            "state": record({"state": whole(0, 2**128 - 1), "inc": whole(0, 2**128 - 1)}),
-            "has_uint32": whole(0, 1),
-            "uinteger": whole(0, 2**32 - 1),
-        }
-    )
-)
-# How large a model may be, its arrays say.
+
+def _label_values(value: Any, where: str) -> None:
+    each(lambda *_: None)(value, where)
+    check_label_values(value)
+
+
+# The arguments of UNet. The arrays limit how large a model may be: see `_check_promise`.
 _CONFIG = record(
     {
-        "dim": one_of(2, 3),
+        "dim": schema.one_of(2, 3),
         "in_channels": whole(1),
         "classes": whole(1),
         "filters": whole(1),
@@ -72,58 +58,54 @@ _CONFIG = record(
     },
     {"momentum": number(0, 1)},
 )
-
-
-def _label_values(value: Any, where: str) -> None:
-    each(anything)(value, where)
-    check_label_values(value)
-
-
-#: What the header says. A training has more in its state: see :mod:`tinyunet.training.resume`.
-_HEADER = record(
+# State of a NumPy generator, PCG64.
+_GENERATOR = record(
     {
-        "config": _CONFIG,
-        "order": each(text),
-        "random": _RANDOM,
-        "state": record(
-            {},
-            {
-                "labels": each(text),
-                "modalities": each(text),
-                "label_values": _label_values,
-                "spacing": each(number(1e-3, 1e3), 3, 3),
-            },
-        ),
+        "bit_generator": text,
+        "state": record({"state": whole(0, 2**128 - 1), "inc": whole(0, 2**128 - 1)}),
+        "has_uint32": whole(0, 1),
+        "uinteger": whole(0, 2**32 - 1),
     }
+)
+# The state of a training has more entries: see :mod:`tinyunet.training.resume`.
+_STATE = record(
+    {},
+    {
+        "labels": each(text),
+        "modalities": each(text),
+        "label_values": _label_values,
+        "spacing": each(number(1e-3, 1e3), 3, 3),
+    },
+)
+_HEADER = record(
+    {"config": _CONFIG, "order": each(text), "random": schema.by_name(_GENERATOR), "state": _STATE}
 )
 
 
 class CheckpointError(UserError):
-    """A file is no checkpoint that can be used; the message is one line and names the file."""
+    """A file is not a checkpoint that can be used; the message is one line and names the file."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """Content of a checkpoint file.
 
     Attributes
     ----------
     path : Path
-        Where it came from.
+        The file.
     config : dict
         The arguments that :class:`tinyunet.unet.UNet` was made with.
-    model : dict of ndarray
-        Its ``state_dict()``.
-    optimizer : dict of ndarray
-        The optimizer's ``state_dict()``.
+    model, optimizer : dict of ndarray
+        ``state_dict()`` of each.
     order : list of str
         Names of the parameters, in the order in which the optimizer held them.
     random : dict
-        The model's ``random_state()``.
+        ``random_state()`` of the model.
     state : dict
-        What the training has noted beside it: epoch, sequences, labels, ...
+        Notes of the training: epoch, sequences, labels, ...
     arrays : dict of ndarray
-        What it has noted of numbers.
+        Arrays of the training.
     """
 
     path: Path
@@ -136,13 +118,7 @@ class Checkpoint:
     arrays: Arrays
 
     def make_model(self) -> UNet:
-        """Return a model of this configuration, as it was saved.
-
-        Raises
-        ------
-        CheckpointError
-            If they do not belong to such a model.
-        """
+        """Return the model as it was saved; CheckpointError if the arrays do not fit the configuration."""
         try:
             _check_promise(self.config, self.model)
             model = UNet(**self.config)
@@ -153,20 +129,19 @@ class Checkpoint:
         except MemoryError as error:
             raise CheckpointError(f"{self.path}: not enough memory ({said(error)})") from error
         except (TypeError, ValueError, KeyError) as error:
+            reason = one_line(str(error))
             raise CheckpointError(
-                f"{self.path}: holds another model than its configuration says ({one_line(str(error))})"
+                f"{self.path}: holds another model than its configuration says ({reason})"
             ) from error
         return model
 
     def load_optimizer(self, model: Module, optimizer: Optimizer) -> None:
-        """Give an optimizer of the model's parameters the state that was saved.
-
-        It may hold the parameters in another order than the one that was saved.
+        """Load the saved state into an optimizer, which may hold the model's parameters in another order.
 
         Raises
         ------
         CheckpointError
-            If the state is that of another optimizer, or of other parameters.
+            The state belongs to another kind of optimizer, or to other parameters.
         """
         sizes = {name: parameter.data.size for name, parameter in model.named_parameters()}
         order = _order(model, optimizer)
@@ -191,30 +166,29 @@ def save(
     arrays: Mapping[str, NDArray[Any]] | None = None,
     previous: Path | None = None,
 ) -> None:
-    """Write a checkpoint; a reader finds the old one or the whole new one.
+    """Write a checkpoint; a reader finds the old file or the whole new one.
 
     Parameters
     ----------
     path : Path or str
         Ends in ``.npz``; its folder exists.
     model : UNet
-        Its configuration, parameters and buffers are written.
     optimizer : Adam or SGD
-        Its state is written.
+        Holds the model's parameters.
     state : dict
-        What JSON can hold; comes back as :attr:`Checkpoint.state`.
+        Content for JSON; comes back as :attr:`Checkpoint.state`.
     arrays : mapping of ndarray, optional
         Comes back as :attr:`Checkpoint.arrays`.
     previous : Path, optional
-        Name beside it that the checkpoint replaced gets.
+        Another name in that folder, which the replaced checkpoint gets.
 
     Raises
     ------
     OSError
-        If the file cannot be written; what was there before still is.
+        The file cannot be written; the old one stays.
     ValueError
-        If the optimizer holds a parameter that is not the model's, or an array holds objects or what is
-        no number, which :func:`load` would refuse.
+        :func:`load` would refuse the file: the optimizer holds another model's parameter, an array holds
+        objects, NaN or infinity.
     """
     header = {
         "format": FORMAT,
@@ -223,7 +197,7 @@ def save(
         "order": _order(model, optimizer),
         "state": state,
     }
-    members: dict[str, Any] = {"header": np.array(json.dumps(header))}
+    members: dict[str, Any] = {}
     groups = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "training": arrays or {}}
     for group, named in groups.items():
         members |= {f"{group}/{name}": np.asarray(array) for name, array in named.items()}
@@ -231,11 +205,11 @@ def save(
         if array.dtype.hasobject:
             raise ValueError(f"{name}: an array of objects, which a checkpoint does not hold")
     try:
-        _check_arrays({name: array for name, array in members.items() if name != "header"})
+        _check_arrays(members)
     except ValueError as error:
         raise CheckpointError(f"{path}: not written ({error})") from error
     with atomic(path, previous) as file:
-        np.savez(file, **members)
+        np.savez(file, header=np.array(json.dumps(header)), **members)
         archive.seal(file)
 
 
@@ -257,18 +231,12 @@ def _order(model: Module, optimizer: Optimizer) -> list[str]:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint whole.
-
-    Parameters
-    ----------
-    path : Path or str
-        A file that :func:`save` wrote.
+    """Read a file that :func:`save` wrote.
 
     Raises
     ------
     CheckpointError
-        If there is no such file, it is cut off or changed anywhere, or it is not a checkpoint of
-        this program.
+        There is no such file, it is cut off or changed anywhere, or it is not a checkpoint of this program.
     """
     path = Path(path)
     try:
@@ -276,30 +244,25 @@ def load(path: Path | str) -> Checkpoint:
         header = _header(members)
         _check_arrays(members)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: {one_line(error.strerror or str(error))}; expected a checkpoint (.npz)"
-        ) from error
+        reason = one_line(error.strerror or str(error))
+        raise CheckpointError(f"{path}: {reason}; expected a checkpoint (.npz)") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: not enough memory ({said(error)})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: {one_line(str(error))}") from error
-    return Checkpoint(
-        path,
-        header["config"],
-        _under("model/", members),
-        _under("optimizer/", members),
-        header["order"],
-        header["random"],
-        header["state"],
-        _under("training/", members),
+    model, optimizer, arrays = (
+        {name.removeprefix(group): array for name, array in members.items() if name.startswith(group)}
+        for group in ("model/", "optimizer/", "training/")
     )
+    config, order, random, state = (header[part] for part in _PARTS)
+    return Checkpoint(path, config, model, optimizer, order, random, state, arrays)
 
 
 def _header(members: Arrays) -> dict[str, Any]:
-    """Return the header, after checking that it is one of this format."""
+    """Take the header from the members; check its format and all entries that are used."""
     header = members.pop("header", np.empty(0))
     if header.dtype.kind != "U" or header.ndim:
-        raise ValueError("an archive of arrays, but not a checkpoint of tinyunet")
+        raise ValueError(_NOT_OURS)
     if header.itemsize > 4 * _LONGEST_HEADER:
         raise ValueError(f"a header of more than {_LONGEST_HEADER} characters")
     try:
@@ -307,42 +270,36 @@ def _header(members: Arrays) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"its header is not JSON ({said(error)})") from error
     if not isinstance(content, dict) or not {"format", *_PARTS} <= content.keys():
-        raise ValueError("an archive of arrays, but not a checkpoint of tinyunet")
+        raise ValueError(_NOT_OURS)
     found = content["format"]
     if found != FORMAT:
-        named = f'"{found[:40]}"' if isinstance(found, str) else shown(found)
+        named = f'"{found[:40]}"' if isinstance(found, str) else schema.shown(found)
         raise ValueError(f'format {named}; this program reads "{FORMAT}"')
     _HEADER(content, "header")
     return content
 
 
 def _check_arrays(members: Arrays) -> None:
-    """Check that arrays are of the groups they should be of, and hold finite numbers of 8 bytes at most."""
+    """Check that arrays belong to a group, and hold finite numbers of 8 bytes at most."""
     for name, array in members.items():
+        shown = ascii(name[:60])
         if not name.startswith(("model/", "optimizer/", "training/")):
-            raise ValueError(f"{name[:60]!a}: an array that no checkpoint has")
+            raise ValueError(f"{shown}: an array that no checkpoint has")
         kinds = "f" if name.startswith("model/") else "fiu"
         if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
-            raise ValueError(f"{name[:60]!a}: of type {array.dtype}; expected float32 or float64")
+            raise ValueError(f"{shown}: of type {array.dtype}; expected float32 or float64")
         bad = array.size - np.count_nonzero(np.isfinite(array))
         if bad:
-            raise ValueError(
-                f"{name[:60]!a}: {bad} of {array.size} values are NaN or infinite; expected numbers"
-            )
+            raise ValueError(f"{shown}: {bad} of {array.size} values are NaN or infinite; expected numbers")
         if name.endswith((".running_variance", "optimizer/v")) and array.min(initial=0) < 0:
-            raise ValueError(f"{name[:60]!a}: holds {array.min():.6g}; expected squares")
+            raise ValueError(f"{shown}: holds {array.min():.6g}; expected squares")
 
 
 def _check_promise(config: Mapping[str, Any], arrays: Arrays) -> None:
-    """Check that the arrays could be those of the model, before one of its size is made."""
-    taps = 3 ** config["dim"]
+    """Check that there are enough numbers for a model of this size, before memory is taken for it."""
     lowest = config["filters"] * 2 ** (config["depth"] - 1)
-    least = taps * (config["filters"] * config["in_channels"] + lowest**2)
+    least = 3 ** config["dim"] * (config["filters"] * config["in_channels"] + lowest**2)
     least += config["filters"] * config["classes"]
     stored = sum(array.size for array in arrays.values())
     if least > stored:
         raise ValueError(f"{stored} numbers; expected at least {least}")
-
-
-def _under(prefix: str, members: Arrays) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in members.items() if name.startswith(prefix)}

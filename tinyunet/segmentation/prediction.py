@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tinyunet.common.errors import UserError
 from tinyunet.common.files import can_be_written
-from tinyunet.common.text import printable
+from tinyunet.common.terminal import printable
 from tinyunet.data import brats, mark
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import case_files, load_image, save_labels

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.common.text import printable
+from tinyunet.common.terminal import printable
 from tinyunet.data.conventions import tumour_parts
 from tinyunet.segmentation.metrics import dice_per_class, region_dice
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from tinyunet.common.errors import UserError
-from tinyunet.common.text import in_bytes
+from tinyunet.common.terminal import in_bytes
 
 # Checkpoints: the last one, the one before, the best so far, and one that was refused.
 LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "damaged.npz"

@@ -1,7 +1,7 @@
 """What a training says in words."""
 
 from kernels.base import machine
-from tinyunet.common.text import count, printable
+from tinyunet.common.terminal import count, printable
 from tinyunet.data.conventions import read_as
 from tinyunet.segmentation.scores import Scores
 from tinyunet.training.loop import EpochResult

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinyunet.common.errors import ENDING, StoppedError
 from tinyunet.common.files import write_json
-from tinyunet.common.text import count, printable
+from tinyunet.common.terminal import count, printable
 from tinyunet.compiler import measure
 from tinyunet.data.decathlon import Case, load_case
 from tinyunet.optim import Adam, Schedule, polynomial, warm_up

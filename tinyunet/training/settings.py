@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from tinyunet.common.errors import UserError
-from tinyunet.common.files import can_be_written
-from tinyunet.common.outputs import check_replaceable
+from tinyunet.common.files import can_be_written, check_replaceable
 from tinyunet.common.schema import Rule, boolean, each, number, one_of, optional, text, whole
 from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.parallel.options import ALLREDUCES, COMPRESSIONS, FEW_PATCHES, Exchange

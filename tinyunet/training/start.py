@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyunet.common.text import count, printable
+from tinyunet.common.terminal import count, printable
 from tinyunet.data import phantom, spacing
 from tinyunet.data.decathlon import Case, Dataset, check_patch_fits_all, read_dataset, split
 from tinyunet.data.nifti import read_header

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 from tinyunet.common.errors import as_user_error, one_line
-from tinyunet.common.text import printable
+from tinyunet.common.terminal import printable
 
 #: Endings of names, each of which says what is written.
 FORMATS = (".png", ".svg", ".pdf")

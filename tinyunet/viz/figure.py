@@ -6,9 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tinyunet.common.files import atomic
-from tinyunet.common.outputs import SIGNATURE
-from tinyunet.common.text import printable
+from tinyunet.common.files import SIGNATURE, atomic
+from tinyunet.common.terminal import printable
 
 _WITH_METADATA = ("png", "svg", "pdf")
 

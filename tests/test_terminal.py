@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet.common.errors import UserError
-from tinyunet.common.screen import nowhere, screen
-from tinyunet.common.text import aligned, in_bytes, printable
+from tinyunet.common.terminal import aligned, in_bytes, printable, terminal_stream
 from tinyunet.segmentation.scores import table
 
 # Beginning with what strangers would write: escape sequences, line ends, directions, bytes that are no text.
@@ -49,13 +48,13 @@ def test_what_can_be_read_stays(name, shown):
 @given(NAMES, st.sampled_from(["ascii", "latin-1", "utf-8", "cp1252"]))
 def test_any_stream_shows_any_name(name, encoding):
     bytes_ = io.BytesIO()
-    stream = screen(io.TextIOWrapper(bytes_, encoding, newline=""))
+    stream = terminal_stream(io.TextIOWrapper(bytes_, encoding, newline=""))
     print("name", name, file=stream, flush=True)
     text = bytes_.getvalue().decode(encoding)
     assert text.startswith("name ")
     assert obeyed(text) <= {"\n", "\r", "\t"}
-    assert screen(stream) is stream
-    print(name, file=nowhere())
+    assert terminal_stream(stream) is stream
+    print(name, file=terminal_stream(None))
 
 
 @given(NAMES, NAMES)
@@ -74,10 +73,10 @@ def test_a_terminal_that_is_closed_is_no_error_and_a_full_disk_is_one():
 
     broken = Broken()
     broken.number = errno.EIO
-    print("lost", file=screen(broken), flush=True)
+    print("lost", file=terminal_stream(broken), flush=True)
     broken.number = errno.ENOSPC
     with pytest.raises(OSError, match=str(errno.ENOSPC)):
-        print("told", file=screen(broken))
+        print("told", file=terminal_stream(broken))
 
 
 @given(st.lists(st.integers(0, 10**13), min_size=1, max_size=3))
