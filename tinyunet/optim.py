@@ -1,9 +1,20 @@
-"""Optimizers over one flat buffer, and learning-rate schedules.
+"""SGD, Adam and learning-rate schedules.
 
-An optimizer copies its parameters into one flat array, and gives each parameter its part of it as
-``data`` and of a second one as ``grad``: a step is one pass over flat memory, and so is what ranks
-send each other. From then on a parameter's arrays are the optimizer's: change them in place
-(``load_state_dict`` does), do not replace them.
+With g the gradient of a parameter p, one step is::
+
+    SGD     velocity = momentum velocity - lr g
+            p        = p + velocity                          (nesterov: + momentum velocity - lr g)
+    Adam    m = beta1 m + (1 - beta1) g                      mean of g
+            v = beta2 v + (1 - beta2) g^2                    mean of g^2
+            p = p - lr m' / (sqrt(v') + epsilon)             m', v': corrected for their start at 0
+
+An optimizer copies its parameters into one flat array, so that a step is one pass over memory, and ranks
+sum all gradients at once. Each parameter's ``data`` and ``grad`` become views::
+
+    flat_parameters   | conv0.weight        | conv0.bias | norm0.scale | ...
+                        ^ parameter.data      ^ parameter.data
+
+From then on change a parameter's arrays in place (``load_state_dict`` does); do not replace them.
 """
 
 import itertools
@@ -20,30 +31,34 @@ from tinyunet.common import verbose
 from tinyunet.common.checks import at_least_zero, fraction, is_real, positive
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.engine.context import Array
-from tinyunet.engine.together import ALONE, Crew
+from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.nn import Parameter, usual_type
 
 Schedule: TypeAlias = Callable[[int], float]
-
 _SMALLEST_EPSILON = 1e-20
 
 
 class Optimizer:
     """What :class:`Adam` and :class:`SGD` share: the flat buffers and the state.
 
-    A parameter that does not require a gradient stays as it is, and so do its running averages.
+    Parameters that do not require a gradient stay as they are, and so do their running averages.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float
+        Learning rate; may be set at any time, as the other settings may: each step checks them.
+    weight_decay : float
+        Each step subtracts ``lr * weight_decay`` times the parameter, apart from the gradient.
+    local : LocalRanks
+        The ranks that share parameters and running averages; each rank updates its part of them. The
+        gradients are each rank's own, and must be equal when a step begins.
 
     Attributes
     ----------
     flat_parameters, flat_gradients : array, shape = (total,)
         All parameters, all gradients, in the order given.
-    lr : float
-        Learning rate; may be set at any time, as the other settings may: each step checks them.
-    crew : Crew
-        Who shares the parameters and the running averages. The gradients are each process' own, and
-        must be the same when a step is made.
-    crew_gradients : list of array
-        ``flat_gradients`` of each process of the crew, in its memory: to be summed there.
+    steps : int
 
     Raises
     ------
@@ -54,29 +69,35 @@ class Optimizer:
         One of the parameters is something else.
     """
 
-    #: Names of the running averages: arrays as long as ``flat_parameters``, from zero on.
+    #: Names of the running averages: arrays as long as ``flat_parameters``, zero at first.
     averages: ClassVar[tuple[str, ...]] = ()
     #: Floating-point operations of a step on each parameter, without weight decay.
     operations: ClassVar[int]
 
-    def __init__(self, parameters: Iterable[Parameter], lr: float, weight_decay: float, crew: Crew) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], lr: float, weight_decay: float, local: LocalRanks
+    ) -> None:
         self.parameters = list(parameters)
         _check_parameters(self.parameters)
-        self.lr, self.weight_decay = lr, weight_decay
+        self.lr, self.weight_decay, self.steps, self.local = lr, weight_decay, 0, local
         self._check_settings()
-        self.steps, self.crew = 0, crew
         size, dtype = sum(p.data.size for p in self.parameters), self.parameters[0].dtype
-        self.flat_parameters: Array = crew.zeros(size, dtype)
-        if crew.rank == 0:
+        self.flat_parameters: Array = local.zeros(size, dtype)
+        if local.rank == 0:
             np.concatenate([p.data.ravel() for p in self.parameters], out=self.flat_parameters)
-        crew.wait()
-        self.crew_gradients: list[Array] = crew.zeros_of_each(size, dtype)
-        self.flat_gradients = self.crew_gradients[crew.rank]
+        local.barrier()
+        self.flat_gradients: Array = LocalRanks().zeros(size, dtype)
         for name in self.averages:
-            setattr(self, name, crew.zeros(size, dtype))
-        self._filled_by: int | None = None  # threads, by identity
+            setattr(self, name, local.zeros(size, dtype))
+        self._filled_by: int | None = (
+            None  # the thread whose gradients these are, and threads that lost theirs
+        )
         self._replaced: set[int] = set()
-        self._give_parts()
+        self._make_views()
+
+    def _update(self, part: slice) -> None:
+        """Change a part of the parameters and of the running averages."""
+        raise NotImplementedError
 
     def _check_settings(self) -> None:
         """Refuse settings out of range, which would make parameters NaN."""
@@ -88,41 +109,43 @@ class Optimizer:
                 f"not {self.lr * self.weight_decay}"
             )
 
-    def _give_parts(self) -> None:
-        """Make ``data`` and ``grad`` of each parameter its part of the flat buffers."""
+    def _make_views(self) -> None:
+        """Make ``data`` and ``grad`` of each parameter views of the flat buffers."""
         self._views: list[tuple[Array, Array]] = []
-        start = 0
-        for parameter in self.parameters:
-            part, shape = slice(start, start + parameter.data.size), parameter.shape
-            parameter.data = self.flat_parameters[part].reshape(shape)
-            grad = self.flat_gradients[part].reshape(shape)
+        ends = np.cumsum([parameter.data.size for parameter in self.parameters])[:-1]
+        parts = (np.split(flat, ends) for flat in (self.flat_parameters, self.flat_gradients))
+        for parameter, data, grad in zip(self.parameters, *parts, strict=True):
             if parameter.grad is not None:
-                np.copyto(grad, parameter.grad)
-            parameter.grad = grad
+                np.copyto(grad.reshape(parameter.shape), parameter.grad)
+            parameter.data, parameter.grad = data.reshape(parameter.shape), grad.reshape(parameter.shape)
             self._views.append((parameter.data, parameter.grad))
-            start = part.stop
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything, if it is this process' own.
-
-        Raises
-        ------
-        TypeError
-            The buffers are shared with other processes.
-        """
-        if self.crew.size > 1:
+        """Return everything, unless the buffers are shared with other processes: TypeError."""
+        if self.local.size > 1:
             raise TypeError(
-                f"optimizer: its arrays are shared by {self.crew.size} processes and cannot be copied; copy"
+                f"optimizer: its arrays are shared by {self.local.size} processes and cannot be copied; copy"
                 " state_dict(), and give it to an optimizer of the copy"
             )
         return vars(self) | {"_filled_by": None, "_replaced": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make a copy, or what was pickled, whole: views are copied apart from what they view."""
+        """Restore a copy: copying separates views from the buffers."""
         vars(self).update(state)
         views = [np.may_share_memory(p.data, self.flat_parameters) for p in self.parameters]
         if not all(views):  # else it is a shallow copy, of the same parameters
-            self._give_parts()
+            self._make_views()
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero, in place."""
+        self.flat_gradients.fill(0)
+
+    def gradients_are_new(self) -> None:
+        """Record that this thread fills the gradients, perhaps over those of another thread."""
+        if self._filled_by is not None:
+            self._replaced.add(self._filled_by)
+        self._filled_by = threading.get_ident()
+        self._replaced.discard(self._filled_by)
 
     def step(self) -> None:
         """Change the parameters by the gradients found since the last :meth:`zero_grad`.
@@ -136,18 +159,22 @@ class Optimizer:
             A setting is out of range: it may have been changed, or come from a schedule.
         """
         with one_at_a_time:
-            self._step()
+            self._check_settings()
+            self._check_buffers()
+            self.steps += 1
+            start, size = time.perf_counter(), 0
+            for run in self._trainable(self.local.part(self.flat_parameters.size)):
+                self._update(run)
+                size += run.stop - run.start
+            if verbose.wanted():
+                name, arrays = type(self).__name__, 3 + 2 * len(self.averages)  # loads and stores
+                work = self.operations * size, arrays * size * self.flat_parameters.itemsize
+                seconds = time.perf_counter() - start
+                verbose.say(verbose.line(name.lower(), (size,), "plain", "fused", "", seconds, *work, name))
+            self.local.barrier()
 
-    def gradients_are_new(self) -> None:
-        """Note that this thread fills the gradients, perhaps over those of another one."""
-        thread = threading.get_ident()
-        if self._filled_by is not None:
-            self._replaced.add(self._filled_by)
-        self._replaced.discard(thread)
-        self._filled_by = thread
-
-    def _step(self) -> None:
-        self._check_settings()
+    def _check_buffers(self) -> None:
+        """Check that the gradients are this thread's, and that all parameters are still views."""
         if threading.get_ident() in self._replaced:
             self._replaced.discard(threading.get_ident())
             raise RuntimeError(
@@ -161,37 +188,15 @@ class Optimizer:
                     f"parameter {index} of shape {parameter.shape} has got other arrays than this"
                     " optimizer's: change .data and .grad in place, and use optimizer.zero_grad()"
                 )
-        self.steps += 1
-        start, size = time.perf_counter(), 0
-        for run in self._learnt(self.crew.part(self.flat_parameters.size)):
-            self._update(run)
-            size += run.stop - run.start
-        if verbose.wanted():
-            verbose.say(self._verbose_line(size, time.perf_counter() - start))
-        self.crew.wait()
 
-    def _learnt(self, part: slice) -> Iterator[slice]:
-        """Yield what of a part requires a gradient; neighbours are one slice."""
+    def _trainable(self, part: slice) -> Iterator[slice]:
+        """Yield what of a part of the buffer requires a gradient; neighbours are one slice."""
         end = 0
-        for learnt, run in itertools.groupby(self.parameters, lambda p: p.requires_grad):
+        for trainable, run in itertools.groupby(self.parameters, lambda p: p.requires_grad):
             start, end = end, end + sum(parameter.data.size for parameter in run)
             both = slice(max(start, part.start), min(end, part.stop))
-            if learnt and both.start < both.stop:
+            if trainable and both.start < both.stop:
                 yield both
-
-    def _verbose_line(self, size: int, seconds: float) -> str:
-        arrays = 3 + 2 * len(self.averages)
-        work = self.operations * size, arrays * size * self.flat_parameters.itemsize
-        name = type(self).__name__
-        return verbose.line(name.lower(), (size,), "plain", "fused", "", seconds, *work, name)
-
-    def _update(self, part: slice) -> None:
-        """Change a part of the parameters and of the running averages."""
-        raise NotImplementedError
-
-    def zero_grad(self) -> None:
-        """Set all gradients to zero, in place."""
-        self.flat_gradients.fill(0)
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of the running averages, the number of steps and ``lr``, as arrays."""
@@ -200,7 +205,7 @@ class Optimizer:
             return state | {"steps": np.array(self.steps), "lr": np.array(self.lr)}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        """Restore what :meth:`state_dict` returned.
 
         Raises
         ------
@@ -208,8 +213,7 @@ class Optimizer:
             A name is missing or unknown, a shape differs, or a value is no number or out of range.
             Nothing has been changed.
         """
-        shapes = {name: self.flat_parameters.shape for name in self.averages}
-        shapes |= {"steps": (), "lr": ()}
+        shapes = {name: self.flat_parameters.shape for name in self.averages} | {"steps": (), "lr": ()}
         for name, shape in shapes.items():
             if name not in state:
                 raise ValueError(f"state has no {name!r}, which {type(self).__name__} needs")
@@ -231,26 +235,47 @@ class Optimizer:
                 np.copyto(getattr(self, name), np.asarray(state[name]))
 
 
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as Keras has it.
+
+    Parameters are those of :class:`Optimizer`, and the share of the velocity that each step keeps:
+    ``momentum``, from 0 to below 1; ``nesterov`` takes the step from where the velocity leads.
+    """
+
+    averages, operations = ("velocity",), 4
+    velocity: Array
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        local: LocalRanks = ALONE,
+    ) -> None:
+        self.momentum, self.nesterov = momentum, nesterov
+        super().__init__(parameters, lr, weight_decay, local)
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        fraction("momentum", self.momentum)
+
+    def _update(self, part: slice) -> None:
+        p, g = self.flat_parameters[part], self.flat_gradients[part]
+        settings = self.lr, self.momentum, self.nesterov, self.weight_decay
+        kernels.ops.optimizers.sgd_step(p, g, self.velocity[part], *settings)
+
+
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015) as Keras has it; with weight decay, AdamW (Loshchilov & Hutter 2019).
 
-    Parameters
-    ----------
-    parameters : iterable of Parameter
-    lr : float
-    beta1, beta2 : float
-        What stays of the averages of the gradient and of its square at each step.
-    epsilon : float
-        Added to the root of the second, so never 0: a gradient of 0 would be divided by 0. From 1e-20
-        on, for in float32 the square of a gradient below 1e-21 is 0.
-    weight_decay : float
-        Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
-    crew : Crew
-        Who shares the work: see :class:`Optimizer`.
+    Parameters are those of :class:`Optimizer`, and the shares of the two averages that each step keeps:
+    ``beta1`` and ``beta2``, from 0 to below 1. ``epsilon`` is 1e-20 or more, never 0: a gradient of 0 would
+    be divided by 0, and in float32 the square of a gradient below 1e-21 is 0.
     """
 
-    averages = ("m", "v")
-    operations = 12
+    averages, operations = ("m", "v"), 12
     m: Array
     v: Array
 
@@ -262,10 +287,10 @@ class Adam(Optimizer):
         beta2: float = 0.999,
         epsilon: float = 1e-7,
         weight_decay: float = 0.0,
-        crew: Crew = ALONE,
+        local: LocalRanks = ALONE,
     ) -> None:
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
-        super().__init__(parameters, lr, weight_decay, crew)
+        super().__init__(parameters, lr, weight_decay, local)
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -279,67 +304,9 @@ class Adam(Optimizer):
             )
 
     def _update(self, part: slice) -> None:
-        kernels.ops.optimizers.adam_step(
-            self.flat_parameters[part],
-            self.flat_gradients[part],
-            self.m[part],
-            self.v[part],
-            self.steps,
-            self.lr,
-            self.beta1,
-            self.beta2,
-            self.epsilon,
-            self.weight_decay,
-        )
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, as Keras has it.
-
-    Parameters
-    ----------
-    parameters : iterable of Parameter
-    lr : float
-    momentum : float
-        What stays of the velocity at each step.
-    nesterov : bool
-        Look ahead: take the gradient's step from where the velocity leads.
-    weight_decay : float
-        Each step takes ``lr * weight_decay`` of every parameter away, apart from the gradient.
-    crew : Crew
-        Who shares the work: see :class:`Optimizer`.
-    """
-
-    averages = ("velocity",)
-    operations = 4
-    velocity: Array
-
-    def __init__(
-        self,
-        parameters: Iterable[Parameter],
-        lr: float,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        crew: Crew = ALONE,
-    ) -> None:
-        self.momentum, self.nesterov = momentum, nesterov
-        super().__init__(parameters, lr, weight_decay, crew)
-
-    def _check_settings(self) -> None:
-        super()._check_settings()
-        fraction("momentum", self.momentum)
-
-    def _update(self, part: slice) -> None:
-        kernels.ops.optimizers.sgd_step(
-            self.flat_parameters[part],
-            self.flat_gradients[part],
-            self.velocity[part],
-            self.lr,
-            self.momentum,
-            self.nesterov,
-            self.weight_decay,
-        )
+        p, g = self.flat_parameters[part], self.flat_gradients[part]
+        settings = self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay
+        kernels.ops.optimizers.adam_step(p, g, self.m[part], self.v[part], self.steps, *settings)
 
 
 # ---- schedules: the learning rate of step 0, 1, 2, ...; use as optimizer.lr = schedule(step) ---
@@ -357,7 +324,7 @@ def polynomial(lr: float, steps: int, power: float = 0.9, end: float = 0.0) -> S
     at_least_zero("power", power)
     at_least_zero("end", end)
     positive("steps", steps)
-    # 0 ** 0 is one: the end is no case of the formula.
+    # 0 ** 0 is one: the formula does not hold at the end.
     return lambda step: end + (lr - end) * (1 - step / steps) ** power if step < steps else end
 
 
@@ -368,19 +335,9 @@ def warm_up(schedule: Schedule, steps: int) -> Schedule:
 
 
 class ReduceOnPlateau:
-    """Lower the learning rate when a measure no longer improves.
+    """Multiplies the rate by ``factor``, down to ``min_lr``, after ``patience`` updates without a new best.
 
-    Parameters
-    ----------
-    optimizer : Optimizer
-    factor : float
-        What the rate is multiplied by, above 0 and below 1.
-    patience : int
-        How many updates without a new best are waited for.
-    min_lr : float
-        Where lowering ends.
-    higher_is_better : bool
-        True for Dice, False for a loss.
+    ``factor`` is above 0 and below 1; ``higher_is_better`` is True for Dice, False for a loss.
     """
 
     def __init__(
@@ -394,13 +351,12 @@ class ReduceOnPlateau:
         if not (is_real(factor) and 0 < factor < 1):
             raise ValueError(f"factor must be above 0 and below 1, not {factor}")
         self.optimizer, self.factor = optimizer, factor
-        self.patience = positive("patience", patience)
-        self.min_lr = at_least_zero("min_lr", min_lr)
+        self.patience, self.min_lr = positive("patience", patience), at_least_zero("min_lr", min_lr)
         self.sign = -1.0 if higher_is_better else 1.0
         self.best, self.waited = np.inf, 0
 
     def update(self, measure: float) -> None:
-        """Tell the measure of an epoch; ``optimizer.lr`` may be lowered. NaN is never a best."""
+        """Take the measure of an epoch, and lower ``optimizer.lr`` if it is due. NaN is never a best."""
         if self.sign * measure < self.best:
             self.best, self.waited = self.sign * measure, 0
             return
@@ -414,9 +370,8 @@ class ReduceOnPlateau:
         return {"best": np.array(self.best), "waited": np.array(self.waited)}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.best = float(np.asarray(state["best"]))
-        self.waited = int(np.asarray(state["waited"]))
+        """Restore what :meth:`state_dict` returned."""
+        self.best, self.waited = float(np.asarray(state["best"])), int(np.asarray(state["waited"]))
 
 
 def _check_parameters(parameters: list[Parameter]) -> None:

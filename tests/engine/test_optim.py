@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet import SGD, Adam, Parameter, Tensor, UNet, losses, nn, optim
-from tinyunet.engine.together import Crew
+from tinyunet.engine.local_ranks import LocalRanks
 
 SHAPES = [(2, 3), (), (4,)]
 
@@ -179,8 +179,8 @@ class TestFlatBuffers:
 
     def test_what_is_shared_with_other_processes_is_not_copied(self):
         optimizer = Adam(make_parameters())
-        optimizer.crew = Crew()
-        optimizer.crew.size = 2
+        optimizer.local = LocalRanks()
+        optimizer.local.size = 2
         for again in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="its arrays are shared by 2 processes"):
                 again(optimizer)

@@ -1,4 +1,4 @@
-"""Weights packed by a crew: its members are played in turn by one process."""
+"""Weights packed by a local: its members are played in turn by one process."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyunet
-from tinyunet.engine.together import ALONE, Crew
+from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import SGD, Adam
 from tinyunet.unet import UNet
@@ -14,7 +14,7 @@ from tinyunet.unet import UNet
 SHAPE = (1, 8, 8, 8, 3)
 
 
-class Member(Crew):
+class Member(LocalRanks):
     """Shares memory with the members before it: the first zeros of each are the same array, and so on."""
 
     def __init__(self, rank, size, memory, same=True):
@@ -31,7 +31,7 @@ class Member(Crew):
         return self._same
 
 
-def crew_of(size, same=True):
+def ranks_of(size, same=True):
     memory = []
     return [Member(rank, size, memory, same) for rank in range(size)]
 
@@ -42,9 +42,9 @@ def batch(number, count=1):
     return images, generator.integers(0, 4, images.shape[:-1])
 
 
-def step_of(filters, use_upsampling, crew=ALONE, kind=Adam):
+def step_of(filters, use_upsampling, local=ALONE, kind=Adam):
     model = UNet(in_channels=3, filters=filters, depth=2, use_upsampling=use_upsampling, seed=1)
-    optimizer = kind(model.parameters(), 0.01, crew=crew)
+    optimizer = kind(model.parameters(), 0.01, local=local)
     return tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE)
 
 
@@ -52,7 +52,7 @@ def train_in_turn(steps, number):
     """All pack, then each finds the gradients, then each changes its part; the losses."""
     images, labels = batch(number)
     for step in steps:  # what a member misses here is packed by those after it
-        step.program(images.shape).pack(not step.optimizer.crew.alike)
+        step.program(images.shape).pack(not step.optimizer.local.alike)
     losses = [step.gradients(images, labels) for step in steps]
     for step in steps:
         step.optimizer.step()
@@ -61,8 +61,8 @@ def train_in_turn(steps, number):
 
 @settings(max_examples=8, deadline=None)
 @given(st.sampled_from([4, 16, 20]), st.booleans(), st.integers(2, 4), st.sampled_from([Adam, SGD]))
-def test_a_crew_trains_bit_for_bit_as_one_does(filters, use_upsampling, size, kind):
-    steps = [step_of(filters, use_upsampling, member, kind) for member in crew_of(size)]
+def test_local_ranks_train_bit_for_bit_as_one_does(filters, use_upsampling, size, kind):
+    steps = [step_of(filters, use_upsampling, member, kind) for member in ranks_of(size)]
     alone = step_of(filters, use_upsampling, kind=kind)
     for number in range(3):
         expected = alone(*batch(number))
@@ -72,7 +72,7 @@ def test_a_crew_trains_bit_for_bit_as_one_does(filters, use_upsampling, size, ki
 
 
 def test_each_layer_is_packed_by_one_member():
-    programs = [step_of(16, False, member).program(SHAPE) for member in crew_of(3)]
+    programs = [step_of(16, False, member).program(SHAPE) for member in ranks_of(3)]
     heard = [[] for _ in programs]
     for program, names in zip(programs, heard, strict=True):
         program.pack(whole=False, listener=lambda name, complete, to=names: to.append(name))
@@ -86,10 +86,10 @@ def test_each_layer_is_packed_by_one_member():
 
 
 def test_members_of_unlike_batches_pack_for_themselves():
-    crew = crew_of(2)
-    steps, alone = [step_of(20, False, member) for member in crew], step_of(20, False)
+    ranks = ranks_of(2)
+    steps, alone = [step_of(20, False, member) for member in ranks], step_of(20, False)
     assert train_in_turn(steps, 0) == [alone(*batch(0))] * 2
-    for member in crew:
+    for member in ranks:
         member.alike = False
     # The second has another shape, whose program is its own.
     expected = alone.gradients(*batch(1))
@@ -99,19 +99,19 @@ def test_members_of_unlike_batches_pack_for_themselves():
 
 
 def test_members_with_other_programs_share_parameters_alone():
-    crew = crew_of(2, same=False)
-    steps, alone = [step_of(4, False, member) for member in crew], step_of(4, False)
+    ranks = ranks_of(2, same=False)
+    steps, alone = [step_of(4, False, member) for member in ranks], step_of(4, False)
     shared = {n: v for n, v in steps[0].program(SHAPE).graph.values.items() if v.kind == "shared"}
     assert not shared
     assert [step.gradients(*batch(0)) for step in steps] == [alone.gradients(*batch(0))] * 2
     assert steps[0].optimizer.flat_parameters is steps[1].optimizer.flat_parameters
 
 
-def test_an_eager_model_of_a_crew_learns_too():
+def test_an_eager_model_with_local_ranks_learns_too():
     models = [UNet(in_channels=3, filters=4, depth=2, seed=seed) for seed in (1, 2, 1)]
     optimizers = [
-        Adam(model.parameters(), 0.01, crew=member)
-        for model, member in zip(models, [*crew_of(2), ALONE], strict=True)
+        Adam(model.parameters(), 0.01, local=member)
+        for model, member in zip(models, [*ranks_of(2), ALONE], strict=True)
     ]
     images, labels = batch(0)
     for model in models:
@@ -124,9 +124,9 @@ def test_an_eager_model_of_a_crew_learns_too():
 
 
 @pytest.mark.parametrize("kind", [Adam, SGD])
-def test_a_crew_saves_the_whole_state(kind):
-    crew = crew_of(2)
-    steps, alone = ([step_of(4, False, member, kind) for member in crew], step_of(4, False, kind=kind))
+def test_local_ranks_save_the_whole_state(kind):
+    ranks = ranks_of(2)
+    steps, alone = ([step_of(4, False, member, kind) for member in ranks], step_of(4, False, kind=kind))
     train_in_turn(steps, 0)
     alone(*batch(0))
     expected = alone.optimizer.state_dict()

@@ -25,8 +25,8 @@ SIDE, STEPS = (16, 16, 16), 20
 # One to eight units of float32's last place, up and down: what sums of thousands of numbers are off by.
 ROUNDED = (1 + 2**-23, 1 - 2**-23, 1 + 2**-21, 1 - 2**-21, 1 + 2**-20, 1 - 2**-20)
 OPTIMIZERS = {
-    "sgd": lambda parameters, crew: SGD(parameters, 0.02, momentum=0.9, crew=crew),
-    "adam": lambda parameters, crew: Adam(parameters, 1e-3, crew=crew),
+    "sgd": lambda parameters, local: SGD(parameters, 0.02, momentum=0.9, local=local),
+    "adam": lambda parameters, local: Adam(parameters, 1e-3, local=local),
 }
 
 
@@ -44,7 +44,7 @@ def train(
     """Train on this rank's part of every batch, times a factor; return the model and the mean losses."""
     model = UNet(filters=4, depth=2).train()
     shape = (1, *SIDE, 4)
-    optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape), ranks.crew)
+    optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape), ranks.local)
     together = Synchronized(model, ranks) if synchronized else None
     sums = GradientSum(optimizer, ranks, Exchange(bucket_mb=0.01))
     step = None
@@ -55,7 +55,7 @@ def train(
         images, labels = patches(number, parts)
         images *= np.float32(factor)
         mine = np.array_split(np.arange(len(images)), ranks.size)[ranks.rank]
-        weight, ranks.crew.alike = len(mine) / len(images), len(images) % ranks.size == 0
+        weight, ranks.local.alike = len(mine) / len(images), len(images) % ranks.size == 0
         sums.counts = len(mine) > 0
         if together:
             together.counts = sums.counts

@@ -87,7 +87,7 @@ def abort(ranks: Communicator) -> object:
 def waiting(ranks: Communicator) -> object:
     """Processor time of a rank that waits for a second for rank 0, in each of two ways."""
     found = []
-    for meet in (ranks.barrier, ranks.crew.wait):
+    for meet in (ranks.barrier, ranks.local.barrier):
         ranks.barrier()
         start = time.process_time()
         if ranks.rank == 0:

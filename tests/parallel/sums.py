@@ -10,14 +10,13 @@ import numpy as np
 
 import tinyunet
 from kernels.base import machine
-from tinyunet.engine.together import ALONE
+from tinyunet.engine.local_ranks import ALONE
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.parallel.options import Exchange
-from tinyunet.parallel.shared_sum import shared_sum
 from tinyunet.unet import UNet
 
 SHAPE, BATCHES = (1, 8, 8, 8, 4), 2
@@ -44,21 +43,6 @@ def nodes() -> Communicator:
             return self.Split(self.rank // NODE)
 
     return Communicator(Nodes(MPI.COMM_WORLD))
-
-
-def shared(ranks: Communicator, sizes: list[int]) -> object:
-    """The sum in shared memory, on one node and on several, as :func:`algorithms` for the others."""
-    found = {}
-    for where in (ranks, nodes()):
-        for size in sizes:
-            arrays = summands(ranks, size)
-            of_crew = where.crew.zeros_of_each(size, np.float32)
-            mine = of_crew[where.crew.rank]
-            mine[:] = arrays[ranks.rank]
-            (level,) = where.levels(1)
-            ranks.wait(Operation(shared_sum(*level, where.crew, of_crew)).advance)
-            found[f"{where.crew.size} on a node {size}"] = compared(ranks, mine, arrays)
-    return found
 
 
 def algorithms(ranks: Communicator, sizes: list[int]) -> object:
@@ -92,11 +76,10 @@ def batch(number: int) -> tuple[Any, Any]:
 
 def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
     """Sums of a net's gradients over ranks and batches; the same by hand; what was seen of it."""
-    compiled, where = options.pop("compiled"), options.pop("crew", None)
+    compiled, where = options.pop("compiled"), options.pop("share", None)
     ranks = nodes() if where == "nodes" else ranks
     model = UNet(filters=4, depth=2).train()
-    crew = ranks.crew if where else ALONE
-    optimizer = Adam(backward_order(model, SHAPE), crew=crew)
+    optimizer = Adam(backward_order(model, SHAPE), local=ranks.local if where else ALONE)
     step = tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE) if compiled else None
     seen: list[int] = []
 
@@ -109,9 +92,7 @@ def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
             loss = dice_cross_entropy(model.logits(images), labels, from_logits=True)
             loss.backward(0.5, listener)
 
-    in_memory = options.pop("in_memory", False)
     sums = GradientSum(optimizer, ranks, Exchange(**options))
-    assert in_memory == all(partial.func is shared_sum for partial in sums._sums)
 
     def listener(name: str, complete: Any) -> None:
         sums.complete(complete)
@@ -141,7 +122,7 @@ def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
 def packing(ranks: Communicator, batches: int) -> object:
     """When each rank began and ended each batch of one step, of which rank 0 is slow to end one."""
     model = UNet(filters=4, depth=2).train()
-    optimizer = Adam(backward_order(model, SHAPE), crew=ranks.crew)
+    optimizer = Adam(backward_order(model, SHAPE), local=ranks.local)
     step = tinyunet.compile(model, dice_cross_entropy, optimizer, SHAPE)
     last = step.program(SHAPE).graph.nodes[-1].name
     times: list[float] = []

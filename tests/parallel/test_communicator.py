@@ -14,7 +14,6 @@ from kernels.base import limits
 from tinyunet.common.errors import AgreedError, UserError
 from tinyunet.parallel import communicator
 from tinyunet.parallel.communicator import Communicator, world
-from tinyunet.parallel.recording import recorded
 
 RANKS = Path(__file__).parent / "ranks.py"
 
@@ -150,9 +149,9 @@ def test_one_rank_raises_its_own_error():
 
 def test_a_timeline_that_cannot_be_written_is_told_and_no_error(tmp_path, capsys):
     communicator, path = Communicator(), tmp_path / "some.json"
-    with recorded(path, communicator):
+    with communicator.recorded(path):
         path.mkdir()
     assert communicator.timeline is None
     assert capsys.readouterr().err == f"the timeline is lost: {path}: Is a directory\n"
-    with pytest.raises(ZeroDivisionError), recorded(path, communicator):
+    with pytest.raises(ZeroDivisionError), communicator.recorded(path):
         raise ZeroDivisionError

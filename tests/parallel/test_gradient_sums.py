@@ -37,16 +37,6 @@ def test_every_algorithm_gives_every_rank_the_same_sum(ranks):
 
 
 @needs_mpi
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_of_a_node_sum_in_shared_memory_and_nodes_by_messages(ranks):
-    found = result(ranks, "shared", SIZES)
-    assert len(found) == len({ranks, 2}) * len(SIZES)
-    for case, of_ranks in found.items():
-        assert len({bits for bits, _ in of_ranks}) == 1, case
-        assert max(error for _, error in of_ranks) < 1e-5, case
-
-
-@needs_mpi
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_sums_that_are_on_their_way_at_once_do_not_mix(name):
     total = 2.0**3 - 1
@@ -61,11 +51,11 @@ def test_sums_that_are_on_their_way_at_once_do_not_mix(name):
         (3, True, {}),
         (4, False, {"allreduce": "ring"}),
         (3, False, {"allreduce": "recursive-halving"}),
-        (2, True, {"crew": "node", "in_memory": True}),
-        (3, False, {"crew": "node", "in_memory": True}),
-        (4, True, {"crew": "nodes", "in_memory": True}),
-        (3, True, {"crew": "nodes"}),  # of two sizes: messages between all
-        (2, False, {"crew": "node", "allreduce": "ring"}),
+        (2, True, {"share": "node"}),
+        (3, False, {"share": "node"}),
+        (4, True, {"share": "nodes"}),
+        (3, True, {"share": "nodes"}),  # of two sizes
+        (2, False, {"share": "node", "allreduce": "ring"}),
     ],
 )
 def test_gradients_are_summed_over_ranks_and_batches_during_backward(ranks, compiled, options):

@@ -51,7 +51,7 @@ def epochs(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarra
     model = make_model(SEED + communicator.rank)
     loader = make_loader(cases, communicator.rank, communicator.size)
     inspector = Inspector(cases, Volumes(10**9), PATCH)
-    optimizer = Adam(model.parameters(), crew=communicator.crew)
+    optimizer = Adam(model.parameters(), local=communicator.local)
     trainer = Trainer(model, optimizer, loader, inspector, constant(LR), communicator, Progress(shown=False))
     losses = [trainer.epoch(epoch).loss for epoch in range(1, EPOCHS + 1)]
     return state_of(model) | {"losses": np.array(losses)}

@@ -17,7 +17,7 @@ from kernels.base import machine
 from tinyunet.benchmarks import problem
 from tinyunet.commandline import run
 from tinyunet.compiler import compile
-from tinyunet.engine.together import ALONE, Crew
+from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
@@ -79,16 +79,16 @@ class Training:
         Of a rank's patches, and the net's.
     threads : int
         Of this rank.
-    crew : Crew
-        Who trains the same net.
+    local : LocalRanks
+        The ranks that train the same net.
     """
 
-    def __init__(self, size: int, batch: int, filters: int, threads: int, crew: Crew = ALONE) -> None:
+    def __init__(self, size: int, batch: int, filters: int, threads: int, local: LocalRanks = ALONE) -> None:
         machine.set_threads(threads)
         self.given = problem.make(size, batch, filters)
         model = UNet(in_channels=problem.CHANNELS, classes=problem.CLASSES, filters=filters)
         shape = self.given.image.shape
-        self.optimizer = Adam(backward_order(model, shape), crew=crew)
+        self.optimizer = Adam(backward_order(model, shape), local=local)
         self._step = compile(model, dice_cross_entropy, self.optimizer, shape)
         self.complete_at: dict[int, float] = {}
 
@@ -131,7 +131,7 @@ def steps(
         Medians of what :meth:`Training.step` returns, and of when each bucket was complete, with its
         bytes.
     """
-    training = Training(size, batch, filters, threads, ranks.crew)
+    training = Training(size, batch, filters, threads, ranks.local)
     sums = GradientSum(training.optimizer, ranks)
     parameters = training.optimizer.parameters
     times, completed = [], []
@@ -164,7 +164,7 @@ def weak(ranks: Communicator, size: int, batch: int, filters: int, threads: int,
     """
     own = Training(size, batch, filters, threads)
     own_sums = GradientSum(own.optimizer, Communicator())
-    shared = Training(size, batch, filters, threads, ranks.crew)
+    shared = Training(size, batch, filters, threads, ranks.local)
     sums = GradientSum(shared.optimizer, ranks)
 
     def seconds(everybody: bool, takes_part: bool = True) -> float:

@@ -30,7 +30,7 @@ from tinyunet.compiler.sharing import pack_first
 from tinyunet.compiler.show import Stage
 from tinyunet.compiler.trace import LABELS, Loss, trace
 from tinyunet.engine.context import Listener
-from tinyunet.engine.together import ALONE, Crew
+from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import checked_labels
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
@@ -47,10 +47,12 @@ class Compiled:
     A copy, and what is unpickled, has a model of its own, and compiles anew when it is called.
     """
 
-    def __init__(self, model: Module, options: Options, debug: bool = False, crew: Crew = ALONE) -> None:
+    def __init__(
+        self, model: Module, options: Options, debug: bool = False, local: LocalRanks = ALONE
+    ) -> None:
         self.model, self.passes, self._options = model, options.passes, options
         # Whose the first program is: that is made by all at the same time, others whenever.
-        self._first_crew = crew
+        self._first_local = local
         self._debug = debug
         self._begin()
 
@@ -66,7 +68,7 @@ class Compiled:
 
     def __getstate__(self) -> dict[str, Any]:
         """What :meth:`__init__` was given. Programs are bound to the arrays of this model."""
-        given = ("model", "loss", "optimizer", "passes", "_options", "_debug", "_first_crew")
+        given = ("model", "loss", "optimizer", "passes", "_options", "_debug", "_first_local")
         return {name: value for name, value in vars(self).items() if name in given}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,12 +120,12 @@ class Compiled:
                 after = self._attributes()
                 self._written |= {k for k in {*before, *after} if before.get(k) != after.get(k)}
             reuse = "plan_memory" in self.passes
-            crew, self._first_crew = self._first_crew, ALONE
-            if crew.size > 1:
-                graph = pack_first(graph, crew)
+            local, self._first_local = self._first_local, ALONE
+            if local.size > 1:
+                graph = pack_first(graph, local)
             while len(self._programs) >= _KEPT:  # before the new arena is made
                 self._programs.popitem(last=False)
-            self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, crew)
+            self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, local)
             # What no operator reads as it is may be in the graph as a number or a copy.
             read = graph.data.values()
             self._beside = [
@@ -215,14 +217,14 @@ class TrainingStep(Compiled):
     The gradients of the step stay in the optimizer's buffer until the next one. Several threads may call
     it: their steps come one after the other.
 
-    If the optimizer is a crew's (:mod:`tinyunet.engine.together`), so is the program for the first shape:
-    every process of the crew compiles it, and between two runs all of them meet.
+    If ranks share the optimizer (:mod:`tinyunet.engine.local_ranks`), they share the program for the first
+    shape: all of them compile it, and meet in a barrier between two runs.
     """
 
     def __init__(
         self, model: Module, loss: Loss, optimizer: Optimizer, options: Options, debug: bool = False
     ) -> None:
-        super().__init__(model, options, debug, optimizer.crew)
+        super().__init__(model, options, debug, optimizer.local)
         self.loss, self.optimizer = loss, optimizer
 
     def _begin(self) -> None:
@@ -300,10 +302,10 @@ class TrainingStep(Compiled):
 
         if listener is not None and unused:
             listener("no gradient", [self._parameters[name] for name in unused])
-        crew, listening = self.optimizer.crew, told if listener else None
-        crew.wait()  # for who still reads the weights packed before: a step may have several batches
-        program.pack(not crew.alike, listening)
-        crew.wait()
+        local, listening = self.optimizer.local, told if listener else None
+        local.barrier()  # for who still reads the weights packed before: a step may have several batches
+        program.pack(not local.alike, listening)
+        local.barrier()
         program.run(listener=listening, images=array, labels=checked)
         self._dice_sums = np.array(program.arrays[dice[0]]) if dice else None
         self._of_thread.dice_sums = self._dice_sums

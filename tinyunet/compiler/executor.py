@@ -19,7 +19,7 @@ from tinyunet.compiler.ir import Graph, Node
 from tinyunet.compiler.measure import Direction
 from tinyunet.compiler.memory import plan
 from tinyunet.compiler.show import verbose_line
-from tinyunet.engine.together import ALONE, Crew
+from tinyunet.engine.local_ranks import ALONE, LocalRanks
 
 Array = npt.NDArray[Any]
 #: Told the name of a node that has run, and those of the parameters whose gradients it completes.
@@ -39,7 +39,7 @@ class Program:
         Whether temporary arrays share memory (the pass ``plan_memory``).
     debug : bool
         Fill memory with NaN where nothing lives: before a run, and after the last use of a buffer.
-    crew : Crew
+    local : LocalRanks
         Its memory holds what is shared in the graph (:mod:`tinyunet.compiler.sharing`).
     """
 
@@ -49,19 +49,19 @@ class Program:
         gradients: Mapping[str, Array],
         reuse: bool = True,
         debug: bool = False,
-        crew: Crew = ALONE,
+        local: LocalRanks = ALONE,
     ) -> None:
         self.graph, self.plan = graph, plan(graph, reuse)
         self._arena = empty((self.plan.nbytes,), np.uint8)
         self._debug = debug
-        self.arrays = self._place(gradients, sharing.place(graph, crew))
+        self.arrays = self._place(gradients, sharing.place(graph, local))
         shared: dict[str, Any] = {}
         calls = [
             (at, node, self._bind(node, shared)) for at, node in enumerate(graph.nodes) if not node.views
         ]
         self._packing = [call for call in calls if sharing.is_shared(call[1], graph)]
         self._calls = [call for call in calls if not sharing.is_shared(call[1], graph)]
-        part = sharing.part_of(graph, crew)
+        part = sharing.part_of(graph, local)
         self._packing_part = [call for call in self._packing if call[1].name in part]
         self._complete = _completions(graph)
         self._dying: dict[int, list[Array]] = {}
@@ -71,12 +71,12 @@ class Program:
         self._prepared: object = None
 
     def pack(self, whole: bool, listener: Heard | None = None) -> None:
-        """Pack the weights in a crew's memory: this process' part of them, or all.
+        """Pack the weights in shared memory: this rank's part of them, or all.
 
         Parameters
         ----------
         whole : bool
-            Because others of the crew run other programs. It does no harm if several do it.
+            Because other local ranks run other programs. It does no harm if several do it.
         listener : callable, optional
             As in :meth:`run`.
         """

@@ -42,7 +42,7 @@ class Value:
     layout : "ndhwc", "nCdhw16c" or "plain"
     kind : str
         Who owns the memory: the caller ("input"), the model ("parameter", "buffer"), the traced
-        program ("constant"), the parameter's ``grad`` ("gradient"), a crew of processes ("shared"),
+        program ("constant"), the parameter's ``grad`` ("gradient"), the ranks of a node ("shared"),
         or the arena ("temporary").
     needs_gradient : bool
         Whether it depends on a parameter.

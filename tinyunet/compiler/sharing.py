@@ -1,8 +1,8 @@
-"""Weights that the processes of a crew pack together, into memory that all of them read.
+"""Weights that the ranks of a node pack together, into memory that all of them read.
 
 By itself, a process packs the weights of a layer just before it uses them, into memory that is used again
-right after. A crew packs those of all layers before the first one, each process its part of the layers:
-then it has to wait once. See :mod:`tinyunet.engine.together`.
+right after. Local ranks pack those of all layers before the first one, each rank its part of the layers:
+then it has to wait once. See :mod:`tinyunet.engine.local_ranks`.
 """
 
 from dataclasses import replace
@@ -12,20 +12,20 @@ import numpy.typing as npt
 
 from tinyunet.compiler.ir import Graph, Node
 from tinyunet.compiler.memory import ALIGNMENT
-from tinyunet.engine.together import Crew
+from tinyunet.engine.local_ranks import LocalRanks
 
 
-def pack_first(graph: Graph, crew: Crew) -> Graph:
+def pack_first(graph: Graph, local: LocalRanks) -> Graph:
     """Return a finished graph with the weights of all layers packed in front, into shared memory.
 
-    It is returned as it is where a process has another one: then none of the crew shares.
+    It is returned as it is where a process has another one: then no rank shares.
     """
     packing = [
         node
         for node in graph.nodes
         if node.op == "pack_weights" and graph.values[node.inputs["weights"]].kind == "parameter"
     ]
-    if not crew.is_same(_description(graph, packing)):
+    if not local.is_same(_description(graph, packing)):
         return graph
     names, values = {node.name for node in packing}, dict(graph.values)
     for node in packing:
@@ -36,12 +36,12 @@ def pack_first(graph: Graph, crew: Crew) -> Graph:
 
 
 def is_shared(node: Node, graph: Graph) -> bool:
-    """Whether a node packs for all of a crew."""
+    """Whether a node packs for all of a local."""
     return any(graph.values[name].kind == "shared" for name in node.outputs.values())
 
 
-def part_of(graph: Graph, crew: Crew) -> set[str]:
-    """Return the names of the nodes that this process of a crew packs.
+def part_of(graph: Graph, local: LocalRanks) -> set[str]:
+    """Return the names of the nodes that this rank packs.
 
     The largest first, each to whom has least to do so far: the same division in every process.
     """
@@ -50,22 +50,22 @@ def part_of(graph: Graph, crew: Crew) -> set[str]:
         for node in graph.nodes
         if is_shared(node, graph)
     }
-    work, mine = [0] * crew.size, set()
+    work, mine = [0] * local.size, set()
     for name in sorted(packed, key=packed.__getitem__, reverse=True):
         rank = work.index(min(work))
         work[rank] += packed[name]
-        if rank == crew.rank:
+        if rank == local.rank:
             mine.add(name)
     return mine
 
 
-def place(graph: Graph, crew: Crew) -> dict[str, npt.NDArray[np.uint8]]:
-    """Return memory for each shared value, one after the other in one array of the crew's."""
+def place(graph: Graph, local: LocalRanks) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return memory for each shared value, one after the other in one shared array."""
     sizes = {value.name: value.nbytes for value in graph.values.values() if value.kind == "shared"}
     if not sizes:
         return {}
     ends = np.cumsum([-(-nbytes // ALIGNMENT) * ALIGNMENT for nbytes in sizes.values()])
-    memory = crew.zeros(int(ends[-1]), np.uint8)
+    memory = local.zeros(int(ends[-1]), np.uint8)
     return dict(zip(sizes, np.split(memory, ends[:-1]), strict=True))
 
 

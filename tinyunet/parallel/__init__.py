@@ -1,11 +1,10 @@
-"""Training on many processes: what they say to each other, and how they wait for it.
+"""Training on many processes.
 
-``communicator``    the ranks, and how they wait
-``algorithms``      three ways to sum an array over them; ``compression`` the same in bfloat16
-``buckets``         gradients summed while backward goes on; ``options`` what can be chosen
-``batch_norm``      statistics over the batches of all ranks
-``crew``            memory that the ranks of a node share, and ``shared_sum``, a sum in it
-``stall``, ``sentinel``   who is waited for, and who was killed
-``timeline``, ``recording``   when what ran; all ranks to one clock
-``scaling``         what a step costs on N ranks, on paper
+``communicator``     the ranks: what they exchange, and how one waits for the others
+``algorithms``       three ways to sum an array over ranks; ``compression`` the same in bfloat16
+``buckets``          gradients summed while backward goes on; ``options`` what a user can choose
+``synchronized_norm``   batch norm's statistics over the batches of all ranks
+``sentinel``, ``stall``   name a rank that was killed, and one that the others wait for
+``timeline``         when each kernel ran, and each rank waited
+(:mod:`tinyunet.engine.local_ranks`   memory that the ranks of a node share)
 """

@@ -1,9 +1,7 @@
-"""Three ways to sum an array over ranks: what MPI has, a ring, and recursive halving, written out.
-
-(:mod:`~tinyunet.parallel.shared_sum` has a fourth, for ranks that share memory.)
+"""Three ways to sum an array over ranks: MPI's own, a ring, and recursive halving.
 
 Each is a generator: it starts messages, yields them, and is resumed when they have arrived. So one
-text serves an allreduce that is waited for and one that goes on while the rank computes
+function serves an allreduce that a rank waits for and one that goes on while the rank computes
 (:class:`Operation`).
 
 Cost for N ranks, n bytes, alpha seconds a message and beta seconds a byte::
@@ -11,10 +9,10 @@ Cost for N ranks, n bytes, alpha seconds a message and beta seconds a byte::
     ring                 2 (N - 1) alpha    + 2 (N - 1) / N n beta
     recursive-halving    2 log2(N) alpha    + 2 (N - 1) / N n beta
 
-Every rank has to send N - 1 of N parts for the sum and to be sent N - 1 of N parts of the result, so
-no algorithm moves fewer bytes than 2 (N - 1) / N n. A ring needs more messages, all between the same
-neighbours; halving needs few, but they go far, and where N is no power of two it has two more, of n
-bytes each. Each element is summed by one rank and copied to the others: all hold the same bits.
+Every rank has to send N - 1 of N parts for the sum and to receive N - 1 of N parts of the result, so no
+algorithm moves fewer bytes than 2 (N - 1) / N n. A ring needs more messages, all between the same
+neighbours. Halving needs few, but between distant ranks; where N is no power of two it needs two more, of n
+bytes each. One rank sums each element and the others copy it: all hold the same bits.
 
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms" (2009); Rabenseifner,
 "Optimization of collective reduction operations" (2004).
@@ -27,19 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
-#: What an algorithm yields: requests of MPI, to be called again when all of them are done.
+#: What an algorithm yields: requests of MPI; it goes on when all of them are done.
 Messages: TypeAlias = Iterator[list[Any]]
 
 
 class Operation:
-    """An algorithm on its way."""
+    """An algorithm that is under way."""
 
     def __init__(self, messages: Messages) -> None:
         self._messages = messages
         self._waiting: list[Any] | None = next(messages, None)
 
     def advance(self) -> bool:
-        """Take every step that can be taken now, and return whether all is done."""
+        """Take every step that is possible now, and return whether all is done."""
         from mpi4py import MPI
 
         while self._waiting is not None and MPI.Request.Testall(self._waiting):
@@ -48,14 +46,14 @@ class Operation:
 
 
 def mpi(ranks: Any, array: Array) -> Messages:
-    """Leave it to MPI, which knows the network.
+    """Call MPI, which knows the network.
 
     Parameters
     ----------
     ranks : mpi4py.MPI.Intracomm
-        Who takes part. No two operations that are on their way at once may share it.
+        The ranks. Two operations that are under way at once need two communicators.
     array : ndarray, one axis, C-contiguous
-        Is replaced by its sum over the ranks.
+        Replaced by its sum over the ranks.
     """
     from mpi4py import MPI
 
@@ -69,9 +67,9 @@ def ring(ranks: Any, array: Array) -> Messages:
 
         rank 0       rank 1       rank 2
         a0 b0 c0     a1 b1 c1     a2 b2 c2
-        a0 b0 c02    a01 b1 c1    a2 b12 c2         add what the left sent
+        a0 b0 c02    a01 b1 c1    a2 b12 c2         each adds what its left sent
         a0 b012 c02  a01 b1 c012  a012 b12 c2       again: each has one part of the result
-        and the finished parts go round as often.
+        then the finished parts go round N - 1 times.
 
     Parameters are those of :func:`mpi`.
     """
@@ -89,14 +87,13 @@ def ring(ranks: Any, array: Array) -> Messages:
 
 
 def recursive_halving(ranks: Any, array: Array) -> Messages:
-    """Halve what this rank sums, and double it again.
+    """Halve the part that this rank sums, then double it again.
 
-    At distance 4, 2, 1 each rank exchanges with a partner: it sends the half that the partner will
-    sum from here on, and adds what it gets to the half that it keeps. After that a rank has 1 / N of
-    the result; the same partners, in reverse order, give each other what they have.
+    At distance 4, 2, 1 each rank exchanges with a partner: it sends the half that the partner will sum, and
+    adds what it receives to the half that it keeps. After that a rank has 1 / N of the result; the same
+    partners, in reverse order, send each other what they have.
 
-    If N is no power of two, the first few ranks give their numbers to a neighbour, and are given the
-    result by it.
+    If N is no power of two, the first few ranks send their numbers to a neighbour, and receive the result.
 
     Parameters are those of :func:`mpi`.
     """
@@ -135,7 +132,7 @@ def _halve_and_double(ranks: Any, array: Array, power: int, extra: int) -> Messa
         yield [ranks.Irecv(given, partner), ranks.Isend(kept, partner)]
 
 
-#: By the name that the option ``--allreduce`` has for it.
+#: By their name in the option ``--allreduce``.
 ALGORITHMS: dict[str, Callable[[Any, Array], Messages]] = {
     "mpi": mpi,
     "ring": ring,

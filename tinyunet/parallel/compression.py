@@ -1,12 +1,12 @@
-"""A sum over ranks of which only bfloat16 travels: half the bytes of :mod:`~tinyunet.parallel.algorithms`.
+"""A sum over ranks that sends bfloat16: half the bytes of :mod:`~tinyunet.parallel.algorithms`.
 
-bfloat16 has 8 bits of a number. Were every sum on the way rounded to it, errors would grow with the
-ranks; so each number is rounded twice and no more, and every sum is made in float32, in order of the
-ranks, by the rank whose part of the array it is::
+bfloat16 has 8 bits of a number. If every partial sum were rounded to it, errors would grow with the number of
+ranks. So each number is rounded twice and no more: each rank sums one part of the array in float32, in
+order of the ranks::
 
     gradients > round > all to all > sum of my part > round > all gather > the sum
 
-What the roundings take is kept where it was taken, and added the next time (error feedback).
+Each rank keeps what its roundings took away, and adds it the next time (error feedback).
 """
 
 from typing import Any
@@ -18,27 +18,24 @@ from tinyunet.parallel.algorithms import Array, Messages
 
 
 class CompressedSum:
-    """The sum of an array that is summed again and again: it remembers what was rounded away.
+    """The sum of an array that is summed again and again: it keeps what rounding took away.
 
     Parameters
     ----------
-    size : int
-        Items of the array.
-    ranks : int
+    size, ranks : int
+        Items of the array, and the number of ranks.
 
     Attributes
     ----------
-    residual : float32 array, shape=(size,)
-        What this rank has still to send.
-    residual_of_sum : float32 array, shape=(part,)
-        What this rank, having summed its part, has still to give to all.
+    residual, residual_of_sum : float32 arrays, shape=(size,) and (part,)
+        What this rank has still to send of its array, and of the part that it sums.
     """
 
     def __init__(self, size: int, ranks: int) -> None:
         part = -(-size // ranks)
         self.residual = np.zeros(size, np.float32)
         self.residual_of_sum = np.zeros(part, np.float32)
-        # Zeros behind the array's end fill the last part.
+        # Zeros after the array's end fill the last part.
         self._sent = np.zeros(part * ranks, np.uint16)
         self._received = np.empty((ranks, part), np.uint16)
         self._sum = np.empty(part, np.float32)

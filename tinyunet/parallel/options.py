@@ -1,4 +1,4 @@
-"""How ranks exchange gradients and statistics: what can be chosen.
+"""How ranks exchange gradients and statistics: what a user can choose.
 
 Imports no kernels, so that a command can check its options before they are loaded.
 """
@@ -9,7 +9,7 @@ from tinyunet.common.errors import AgreedError
 
 ALLREDUCES = ("mpi", "ring", "recursive-halving")
 COMPRESSIONS = ("none", "bf16")
-#: With fewer patches a rank than this, batch norm's statistics are synchronised unless told otherwise.
+#: With fewer patches a rank than this, batch norm's statistics are synchronised by default.
 FEW_PATCHES = 4
 
 
@@ -19,14 +19,13 @@ class Exchange(NamedTuple):
     Attributes
     ----------
     bucket_mb : float
-        MB of gradients that are summed at once, at most.
+        MB of gradients in a bucket, at most.
     allreduce : str
-        One of ``ALLREDUCES``: see :mod:`tinyunet.parallel.algorithms`. With "mpi" ranks that share
-        memory add in it (:mod:`tinyunet.parallel.shared_sum`), and MPI sums between nodes.
+        One of ``ALLREDUCES``: see :mod:`tinyunet.parallel.algorithms`.
     compression : {"none", "bf16"}
-        What travels: float32, or bfloat16 with error feedback.
+        Send float32, or bfloat16 with error feedback.
     synchronize : bool
-        Whether batch norm takes the statistics of all ranks' patches together.
+        Whether batch norm takes the statistics over all ranks' patches.
     """
 
     bucket_mb: float = 4.0
@@ -35,13 +34,7 @@ class Exchange(NamedTuple):
     synchronize: bool = False
 
     def check(self) -> None:
-        """Check that the choices go together.
-
-        Raises
-        ------
-        AgreedError
-            Compression has an algorithm of its own, and another one was asked for.
-        """
+        """Raise AgreedError if an algorithm is chosen beside compression, which has its own."""
         if self.compression != "none" and self.allreduce != "mpi":
             raise AgreedError(
                 f"--allreduce: {self.allreduce} together with --compression {self.compression}, "

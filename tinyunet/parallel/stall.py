@@ -1,14 +1,13 @@
-"""Naming the ranks that the others wait for.
+"""Names the ranks that the others wait for.
 
-A rank that stalls (its disk hangs, its node swaps, it is stopped) cannot say so. Those that wait for
-it can: a rank that has waited for a twentieth of the time after which to warn sends a message of one
-number to two ranks, the first and the last, and again after each quarter. When one of those two has
-waited for the whole time itself, it reads what has come: whoever has sent nothing is missing, or has
-only just come.
+A rank that stalls (its disk hangs, its node swaps, it is stopped) cannot report that; the ranks that wait for
+it can. After each twentieth of the time limit a waiting rank sends the number of its wait to two ranks, the
+first and the last. When one of these two has waited for the whole limit, it reads what has arrived: ranks
+that sent nothing are missing, or have only just come.
 
-Nothing is sent while all goes well. It works over any network that MPI works over, and from the main
-thread alone, in between looking whether the wait is over. The last rank speaks only if the first is
-among the missing. If both are, as when all nodes but some in the middle hang, nobody is named.
+Nothing is sent while all goes well. This works over any network that MPI works over, and from the main
+thread alone, between two tests of the wait. The last rank prints only if the first is among the missing. If
+both are missing, no rank is named.
 """
 
 import platform
@@ -18,95 +17,81 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the missing ranks, so many are named.
+_BEATS = 20  # messages of a rank in the time limit
 _MOST_NAMES = 8
-# A message is seen only after MPI has looked for it, which it does once in a call: the wait itself may be for
-# something else.
+# MPI looks for messages once in a call, and may look elsewhere first: the wait itself is another operation.
 _PROBES = 100
 
 
 class StallWatch:
-    """Told of every wait, warns of one that takes too long.
+    """Looks at every wait, and warns of one that takes too long.
 
     Parameters
     ----------
     ranks : mpi4py.MPI.Intracomm
-        Of all ranks; nobody else uses it.
+        All ranks; nobody else uses this communicator.
     seconds : float
-        After which to warn, and again each time after as long.
+        The time limit, after which to warn; and again each time after as long.
     """
 
     def __init__(self, ranks: Any, seconds: float) -> None:
-        self._ranks, self._quarter = ranks, seconds / 4
+        self._ranks, self._beat_seconds = ranks, seconds / _BEATS
         self._nodes: list[str] = ranks.allgather(platform.node())
-        self._ears = {0, ranks.size - 1} - {ranks.rank}
-        self._number, self._told = -1, -1
-        self._on_the_way: list[tuple[Any, NDArray[np.int64]]] = []
+        self._listeners = {0, ranks.size - 1}
+        self._number, self._beats = -1, 0
+        self._sent: list[tuple[Any, NDArray[np.int64]]] = []
 
     def look(self, number: int, waited: float) -> None:
-        """Do what is due.
+        """Send and warn as is due, ``waited`` seconds after the start of a wait.
 
-        Parameters
-        ----------
-        number : int
-            Of this wait, counted the same on every rank.
-        waited : float
-            Seconds so far.
+        Waits are numbered; they have the same number on every rank.
         """
         if number != self._number:
-            self._number, self._told = number, -1
-        if waited < self._quarter / 5:
+            self._number, self._beats = number, 0
+        beats = int(waited / self._beat_seconds)
+        if beats == self._beats:
             return
-        quarters = int(waited / self._quarter)
-        if quarters <= self._told:
-            return
-        whole = quarters // 4 > max(self._told, 0) // 4
-        self._told = quarters
-        self._tell()
-        if whole and self._ranks.rank in (0, self._ranks.size - 1):
+        whole = beats // _BEATS > self._beats // _BEATS
+        self._beats = beats
+        self._sent = [sent for sent in self._sent if not sent[0].Test()]
+        for listener in self._listeners - {self._ranks.rank}:
+            message = np.array([number])
+            self._sent.append((self._ranks.Isend(message, listener), message))
+        if whole and self._ranks.rank in self._listeners:
             self._warn(waited)
 
-    def _tell(self) -> None:
-        """Send the number of this wait to those who listen."""
-        self._on_the_way = [sent for sent in self._on_the_way if not sent[0].Test()]
-        for ear in self._ears:
-            number = np.array([self._number])
-            self._on_the_way.append((self._ranks.Isend(number, ear), number))
-
     def _warn(self, waited: float) -> None:
-        """Name those who have not told that they wait here, or just behind."""
-        heard = self._heard()
-        everyone = range(self._ranks.size)
-        # A rank may have all that it needs of an operation, and be one further.
-        missing = [rank for rank in everyone if heard.get(rank, -1) < self._number - 1]
+        """Name the ranks from which no number of this wait has come."""
+        latest = self._received()
+        # A rank that has all that it needs of an operation may be one wait further.
+        missing = [rank for rank in range(self._ranks.size) if latest.get(rank, -1) < self._number - 1]
         if missing and (self._ranks.rank == 0 or 0 in missing):
             print(self._sentence(missing, waited), file=sys.stderr, flush=True)
 
-    def _heard(self) -> dict[int, int]:
-        """Return the latest number of each rank that has sent one since the last time."""
+    def _received(self) -> dict[int, int]:
+        """Return the latest number of each rank that has sent one since the last call."""
         from mpi4py import MPI
 
-        heard = {self._ranks.rank: self._number}
+        latest, in_vain = {self._ranks.rank: self._number}, 0
         status, number = MPI.Status(), np.zeros(1, np.int64)
-        in_vain = 0
         while in_vain < _PROBES:
-            if self._ranks.Iprobe(status=status):
-                source = status.Get_source()
-                self._ranks.Recv(number, source)
-                heard[source] = max(heard.get(source, -1), int(number[0]))
-                in_vain = 0
-            else:
+            if not self._ranks.Iprobe(status=status):
                 in_vain += 1
-        return heard
+                continue
+            source, in_vain = status.Get_source(), 0
+            self._ranks.Recv(number, source)
+            latest[source] = max(latest.get(source, -1), int(number[0]))
+        return latest
 
     def _sentence(self, missing: list[int], waited: float) -> str:
         names = [f"rank {rank} on {self._nodes[rank]}" for rank in missing[:_MOST_NAMES]]
         if len(missing) > _MOST_NAMES:
             names.append(f"{len(missing) - _MOST_NAMES} more")
+        text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         verb, them = ("has", "it") if len(missing) == 1 else ("have", "them")
         others = self._ranks.size - len(missing)
         seconds = f"{waited:.0f}" if waited >= 1 else f"{waited:.1g}"
         return (
-            f"tinyunet: {' and '.join([', '.join(names[:-1]), names[-1]][len(names) < 2 :])} {verb} "
-            f"not come for {seconds} s; {others} of {self._ranks.size} ranks wait for {them}"
+            f"tinyunet: {text} {verb} not come for {seconds} s; "
+            f"{others} of {self._ranks.size} ranks wait for {them}"
         )

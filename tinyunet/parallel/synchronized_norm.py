@@ -1,12 +1,9 @@
-"""Batch norm over the batches of all ranks: N ranks with batch b compute what one with N b would.
+"""Batch norm over the batches of all ranks: N ranks with batch b compute what one rank with N b would.
 
-A rank alone normalises with mean and variance of its own few patches: N ranks with one patch each
-train another net than one rank with N patches, and a noisier one. Synchronised, the sums behind mean
-and variance are added up over the ranks: two small allreduces a layer and step, one forward and one
-backward, for the gradient of a source goes through the statistics of all.
-
-A rank whose part of an uneven batch is empty computes on some patch or other, so that it takes part
-in every allreduce; :attr:`Synchronized.counts` says that its sums are none.
+A rank alone normalises with mean and variance of its own few patches: N ranks with one patch each train
+another net than one rank with N patches, and a noisier one. Synchronised, the sums behind mean and variance
+are added up over the ranks. That takes two small allreduces a layer and step, one forward and one backward:
+the gradient of a source depends on the statistics of all ranks.
 """
 
 from kernels.base.arguments import Doubles
@@ -26,18 +23,18 @@ class Synchronized:
     Attributes
     ----------
     counts : bool
-        Whether this rank's patches belong to the batch.
+        Whether this rank's patches belong to the batch. A rank whose part of an uneven batch is empty
+        computes on any patch, to take part in every allreduce; its sums are then replaced by zero.
     """
 
     def __init__(self, model: Module, communicator: Communicator) -> None:
-        self._communicator = communicator
-        self.counts = True
+        self._communicator, self.counts = communicator, True
         for _, module in model.named_modules():
             if isinstance(module, BatchNorm):
                 module.combine = self
 
     def __call__(self, sums: Doubles) -> None:
-        """Replace sums of this rank by those of all."""
+        """Replace the sums of this rank by those of all ranks."""
         if not self.counts:
             sums.fill(0)
         self._communicator.allreduce_sum(sums)

@@ -1,4 +1,4 @@
-"""When each kernel ran, each bucket was on its way and each rank waited: a trace for a viewer.
+"""When each kernel ran, each bucket was under way and each rank waited: a trace for a viewer.
 
 The format is Chrome's trace of events, which https://ui.perfetto.dev opens: an event is a name, a row
 (a "thread" of a "process", which is a rank), a start and a duration in microseconds.
@@ -13,7 +13,7 @@ from typing import Any
 from tinyunet.common.files import signed, write_json
 
 KERNELS, WAITS = "kernels", "waits"
-# Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB. The last one says so.
+# Events that are kept; at 150 kernels a step that is a hundred steps, and 5 MB. The last event says so.
 _MOST_EVENTS = 20_000
 
 
@@ -24,7 +24,7 @@ class Timeline:
     ----------
     rank : int
     clock_start : float
-        Of ``time.perf_counter``, at a moment that all ranks share: zero of the trace.
+        Zero of the trace: the value of ``time.perf_counter`` at a moment that all ranks share.
     """
 
     def __init__(self, rank: int, clock_start: float) -> None:
@@ -35,29 +35,20 @@ class Timeline:
         self._lost = 0
 
     def span(self, row: str, name: str, start: float, end: float, **details: Any) -> None:
-        """Note that something went on from ``start`` to ``end``, of ``time.perf_counter``."""
+        """Record that something lasted from ``start`` to ``end``, of ``time.perf_counter``."""
         if len(self._spans) >= _MOST_EVENTS:
             self._lost += 1
             return
-        self._spans.append(
-            {
-                "ph": "X",
-                "name": name,
-                "cat": row,
-                "pid": self._rank,
-                "tid": self._rows.setdefault(row, len(self._rows)),
-                "ts": (start - self._zero) * 1e6,
-                "dur": (end - start) * 1e6,
-                "args": details,
-            }
-        )
+        where = {"pid": self._rank, "tid": self._rows.setdefault(row, len(self._rows))}
+        when = {"ts": (start - self._zero) * 1e6, "dur": (end - start) * 1e6}
+        self._spans.append({"ph": "X", "name": name, "cat": row, **where, **when, "args": details})
 
     def start_kernels(self) -> None:
-        """Note that the next kernel starts now."""
+        """Record that the next kernel starts now."""
         self._kernel_start = time.perf_counter()
 
     def kernel(self, name: str) -> None:
-        """Note that a kernel ends now."""
+        """Record that a kernel ends now."""
         self.span(KERNELS, name, self._kernel_start, time.perf_counter())
 
     def save(self, path: Path | str) -> None:
@@ -68,15 +59,11 @@ class Timeline:
         OSError
             The file cannot be written.
         """
-        names: list[dict[str, Any]] = [
-            {"name": "process_name", "args": {"name": f"rank {self._rank}"}},
-            *(
-                {"name": "thread_name", "tid": number, "args": {"name": row}}
-                for row, number in self._rows.items()
-            ),
-        ]
         common = {"ph": "M", "pid": self._rank, "tid": 0, "ts": 0}
-        events = [common | event for event in names] + self._spans
+        events = [common | {"name": "process_name", "args": {"name": f"rank {self._rank}"}}]
+        for row, number in self._rows.items():
+            events.append(common | {"name": "thread_name", "tid": number, "args": {"name": row}})
+        events += self._spans
         if self._lost:
             end = self._spans[-1]["ts"] + self._spans[-1]["dur"]
             name = f"full: {self._lost} later events are left out"

@@ -197,7 +197,7 @@ class Trainer:
                 self._inspector.check()
                 batch = next(batches)
             ends_step, self._sums.counts = batch.ends_step, batch.patches > 0
-            self.optimizer.crew.alike = batch.alike
+            self.optimizer.local.alike = batch.alike
             if self._together:
                 self._together.counts = self._sums.counts
             # Patches that do not count: sums of all ranks leave them out, a rank's own statistics would not.

@@ -15,7 +15,6 @@ from tinyunet.data.decathlon import Case, load_case
 from tinyunet.optim import Adam, Schedule, polynomial, warm_up
 from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.parallel.recording import recorded
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.scores import mean, overall, summary, table
 from tinyunet.segmentation.sliding_window import predictor
@@ -72,7 +71,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             model = make_model(settings, data, resumed)
             loader = make_loader(settings, data, communicator)
         shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
-        optimizer = Adam(backward_order(model, shape), settings.lr, crew=communicator.crew)
+        optimizer = Adam(backward_order(model, shape), settings.lr, local=communicator.local)
         with communicator.together():
             if resumed:
                 resumed.latest.load_optimizer(model, optimizer)
@@ -90,7 +89,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             try:
                 if resumed:
                     run.resume(resumed)
-                with recorded(settings.timeline, communicator):
+                with communicator.recorded(settings.timeline):
                     run.train()
                 run.test()
             except KeyboardInterrupt as interrupt:

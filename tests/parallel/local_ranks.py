@@ -1,4 +1,4 @@
-"""What a rank does in the tests of crews: ``python crews.py SYSTEM``, with a system that is as named."""
+"""Local ranks in their tests: ``python local_ranks.py SYSTEM``, with a system that is as named."""
 
 import json
 import os
@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-import tinyunet.parallel.board
-import tinyunet.parallel.crew
+import tinyunet.engine.local_ranks
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator, world
@@ -25,11 +24,6 @@ def without_memory() -> None:
     del os.memfd_create
 
 
-def out_of_order() -> None:
-    """A processor on which writes may be seen in another order: ranks have no board."""
-    tinyunet.parallel.board._IN_ORDER = False
-
-
 def apart() -> None:
     """What the path leads to is memory of another process, as in a container of its own."""
 
@@ -38,36 +32,32 @@ def apart() -> None:
         os.ftruncate(other, 1 << 20)
         return os.fdopen(other, mode)
 
-    tinyunet.parallel.crew.open = elsewhere  # type: ignore[attr-defined]
+    tinyunet.engine.local_ranks.open = elsewhere  # type: ignore[attr-defined]
 
 
 def seen(ranks: Communicator) -> list[Any]:
-    """Each rank of a crew writes to its part of two arrays; its size, and who wrote what a rank sees."""
-    crew, found = ranks.crew, list[Any]([ranks.crew.size, ranks.crew.is_same("a")])
-    found.append(crew.is_same(str(ranks.rank)))
+    """Each local rank writes to its part of two arrays; its size, and who wrote what a rank sees."""
+    local, found = ranks.local, list[Any]([ranks.local.size, ranks.local.is_same("a")])
+    found.append(local.is_same(str(ranks.rank)))
     for size, dtype in ((100_003, np.float32), (3, np.float64)):
-        array = crew.zeros(size, dtype)
+        array = local.zeros(size, dtype)
         assert (array.shape, array.dtype) == ((size,), dtype)
         assert not array.any()
-        crew.wait()
-        array[crew.part(size)] = crew.rank + 1
-        crew.wait()
+        local.barrier()
+        array[local.part(size)] = local.rank + 1
+        local.barrier()
         found.append([int(np.count_nonzero(array == rank + 1)) for rank in range(ranks.size)])
     sums = np.full(2, 2.0**ranks.rank)
     ranks.allreduce_sum(sums)
     assert (sums == 2**ranks.size - 1).all()
-    arrays = crew.zeros_of_each(1001, np.float32)
-    arrays[crew.rank] += crew.rank + 1
-    crew.wait()
-    assert all(array.shape == (1001,) and array.ctypes.data % 64 == 0 for array in arrays)
-    return [*found, [np.unique(array).tolist() for array in arrays]]
+    return found
 
 
 def shares_packing(ranks: Communicator) -> bool:
-    """Whether the program of a net with synchronised batch norm has weights that the crew packs."""
+    """Whether the program of a net with synchronised batch norm has weights that local ranks share."""
     model, shape = UNet(filters=4, depth=2).train(), (1, 8, 8, 8, 4)
     Synchronized(model, ranks)
-    optimizer = Adam(model.parameters(), crew=ranks.crew)
+    optimizer = Adam(model.parameters(), local=ranks.local)
     graph = tinyunet.compile(model, dice_cross_entropy, optimizer, shape).program(shape).graph
     return any(value.kind == "shared" for value in graph.values.values())
 
