@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tinyunet import UNet, no_grad
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
-from tinyunet.segmentation.metrics import dice_per_class
+from tinyunet.segmentation.scores import dice_per_class
 
 
 def discs(

@@ -30,8 +30,9 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from tinyunet.common.errors import UserError
-from tinyunet.data.nifti import DataError, read_labels, read_shape, read_volume
+from tinyunet.common.errors import DataError, UserError
+from tinyunet.data.labels import read_labels
+from tinyunet.data.nifti import read_shape, read_volume
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint, prediction

@@ -139,12 +139,11 @@ def test_progress_counts_every_patch():
 
 
 def test_the_whole_volume_is_a_patch_while_it_is_small():
-    model = Copy(depth=5)
-    assert patch_for(model, (64, 72, 56)) == (64, 80, 64)
-    assert patch_for(model, (1, 128, 129)) == (16, 128, 128)
-    assert patch_for(Copy(depth=1), (5, 200, 7)) == (5, 128, 7)
+    assert patch_for(5, (64, 72, 56)) == (64, 80, 64)
+    assert patch_for(5, (1, 128, 129)) == (16, 128, 128)
+    assert patch_for(1, (5, 200, 7)) == (5, 128, 7)
     # Deeper than the largest patch: what the net needs wins.
-    assert patch_for(Copy(depth=9), (10, 10, 10)) == (256, 256, 256)
+    assert patch_for(9, (10, 10, 10)) == (256, 256, 256)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 from launcher import launch, needs_mpi
 from small_runs import labels_of, other_shape, rewrite, strange_label
 
-from tinyunet.data.nifti import read_volume, save_labels
+from tinyunet.data.labels import save_labels
+from tinyunet.data.nifti import read_volume
 
 
 def write(path, voxels, affine=None):

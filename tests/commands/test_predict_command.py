@@ -23,7 +23,7 @@ from small_runs import (
 )
 
 from tinyunet.common.errors import UserError
-from tinyunet.data.decathlon import load_image
+from tinyunet.data.cases import load_image
 from tinyunet.optim import Adam
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.prediction import plan

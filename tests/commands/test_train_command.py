@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from small_runs import SMALL, SPOILT, brats_case, image_of, labels_of, nan, rewrite, strange_label
 
 from tinyunet import losses
-from tinyunet.data.decathlon import read_dataset, split
+from tinyunet.data.cases import split
+from tinyunet.data.decathlon import read_dataset
 from tinyunet.optim import Adam
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.scores import overall

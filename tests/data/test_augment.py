@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tinyunet.data import augment as module
-from tinyunet.data.augment import augment
-from tinyunet.data.patches import generator
+from tinyunet.data import patches as module
+from tinyunet.data.patches import augment, generator
 
 
 def patch(shape: tuple[int, int, int], channels: int = 3) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

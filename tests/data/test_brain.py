@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from volumes import write
 
-from tinyunet.data.brain import find_brain, odd_sequences
-from tinyunet.data.cases import load_image, normalise
+from tinyunet.data.brain import find_brain, normalise, odd_sequences
+from tinyunet.data.cases import load_image
 
 SHAPE = (24, 30, 20)
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real_glioma" / "GLIOMA_A"

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from volumes import head, tumour, write
 
-from tinyunet.common.errors import UserError
+from tinyunet.common.errors import DataError, UserError
+from tinyunet.data.brain import normalise
 from tinyunet.data.brats import case_files, choose_files, numbers_for
-from tinyunet.data.decathlon import DataError, load_case, normalise, read_dataset
+from tinyunet.data.cases import load_case
+from tinyunet.data.decathlon import read_dataset
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 NEW = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}

@@ -11,16 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from volumes import head, oblique, orientations, tumour, write
 
-from tinyunet.data.cases import (
-    Case,
-    check_patch_fits,
-    check_patch_fits_all,
-    load_case,
-    load_image,
-    normalise,
-    split,
-)
-from tinyunet.data.nifti import DataError, save_labels
+from tinyunet.common.errors import DataError
+from tinyunet.data.brain import normalise
+from tinyunet.data.cases import Case, check_patch_fits, check_patch_fits_all, load_case, load_image, split
+from tinyunet.data.labels import save_labels
 
 
 def case(folder: Path, **changes: object) -> Case:

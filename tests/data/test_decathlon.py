@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from volumes import head, tumour, write, write_decathlon
 
-from tinyunet.data import decathlon
-from tinyunet.data.decathlon import DataError, load_case, read_dataset
+from tinyunet.common.errors import DataError
+from tinyunet.data.brain import normalise
+from tinyunet.data.cases import load_case
+from tinyunet.data.decathlon import read_dataset
 
 
 def refused(folder: Path, *words: str) -> None:
@@ -33,7 +35,7 @@ class TestRead:
         assert (dataset.in_channels, dataset.classes) == (4, 4)
         assert [case.name for case in dataset.cases] == ["T_0", "T_1", "T_2"]
         image, labels, _ = load_case(dataset.cases[1])
-        assert np.array_equal(image, decathlon.normalise(head(seed=1)))
+        assert np.array_equal(image, normalise(head(seed=1)))
         assert np.array_equal(labels, tumour(seed=1))
 
     def test_path_as_text(self, tmp_path: Path) -> None:

@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from volumes import head, oblique, orientations, tumour, write
 
 from tinyunet.common import files
+from tinyunet.common.errors import DataError
 from tinyunet.data import nifti
-from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume, save_labels
+from tinyunet.data.geometry import Geometry
+from tinyunet.data.labels import read_labels, save_labels
+from tinyunet.data.nifti import read_shape, read_volume
 
 VALUES = (0, 1, 2, 3)
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tinyunet.data.decathlon import DataError, load_case, read_dataset
+from tinyunet.common.errors import DataError
+from tinyunet.data.cases import load_case
+from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.phantom import dataset as module
 from tinyunet.data.phantom import folder_name, make_case, make_dataset
 

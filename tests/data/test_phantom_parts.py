@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyunet.data.phantom.anatomy import FLUID, fold, outline, tissues
+from tinyunet.data.phantom.anatomy import FLUID, Head, Outline, fold, outline, tissues
 from tinyunet.data.phantom.bodies import ellipsoid, inside, mirrored, smooth_maximum, smooth_minimum, tube
 from tinyunet.data.phantom.fields import Grid, RandomFields
 from tinyunet.data.phantom.tumour import draw_tumour
@@ -144,8 +144,8 @@ class TestBrain:
         surfaces = outline(GRID.positions)
         voxels = np.flatnonzero(surfaces.brain < 4)
         at = GRID.positions[:, voxels]
-        folding = fold(fields, surfaces.cerebrum, at, voxels)
-        shares = tissues(fields, at, voxels, surfaces.at(voxels), folding)
+        head = Head(fields, voxels, at, Outline(*(distance[voxels] for distance in surfaces)))
+        shares = tissues(head, fold(head, surfaces.cerebrum))
         assert shares.min() >= -1e-6
         assert np.allclose(shares.sum(axis=0), 1, atol=1e-5)
         assert np.all(shares.mean(axis=1) > 0.01)  # each tissue is there

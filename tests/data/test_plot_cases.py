@@ -8,7 +8,9 @@ from matplotlib import colors, image
 from matplotlib.figure import Figure
 from volumes import head, tumour, write_decathlon
 
-from tinyunet.data.decathlon import Case, DataError, load_case, read_dataset
+from tinyunet.common.errors import DataError
+from tinyunet.data.cases import Case, load_case
+from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.phantom import make_dataset
 from tinyunet.viz import volumes as module
 from tinyunet.viz.colours import CLASSES as LABEL_COLOURS

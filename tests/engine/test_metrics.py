@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tinyunet.segmentation import metrics
+from tinyunet.segmentation import scores
 
 VOLUMES = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 3))
 
@@ -21,8 +21,8 @@ def by_definition(a: np.ndarray, b: np.ndarray) -> float:
 def test_against_the_definition(found, truth):
     before = found.copy(), truth.copy()
     expected = [by_definition(found == label, truth == label) for label in range(4)]
-    np.testing.assert_array_equal(metrics.dice_per_class(found, truth, 4), expected)
-    assert metrics.region_dice(found, truth) == {
+    np.testing.assert_array_equal(scores.dice_per_class(found, truth, 4), expected)
+    assert scores.region_dice(found, truth) == {
         "whole tumour": by_definition(found > 0, truth > 0),
         "tumour core": by_definition(found > 1, truth > 1),
         "enhancing": by_definition(found == 3, truth == 3),
@@ -34,28 +34,28 @@ def test_against_the_definition(found, truth):
 @given(VOLUMES, VOLUMES)
 def test_symmetric_and_one_for_equals(found, truth):
     np.testing.assert_array_equal(
-        metrics.dice_per_class(found, truth, 4), metrics.dice_per_class(truth, found, 4)
+        scores.dice_per_class(found, truth, 4), scores.dice_per_class(truth, found, 4)
     )
-    np.testing.assert_array_equal(metrics.dice_per_class(truth, truth, 4), np.ones(4))
+    np.testing.assert_array_equal(scores.dice_per_class(truth, truth, 4), np.ones(4))
 
 
 def test_empty_prediction_and_empty_truth():
     nothing, tumour = np.zeros((2, 2, 2), np.uint8), np.full((2, 2, 2), 2, np.uint8)
-    np.testing.assert_array_equal(metrics.dice_per_class(nothing, nothing, 4), [1, 1, 1, 1])
-    np.testing.assert_array_equal(metrics.dice_per_class(nothing, tumour, 4), [0, 1, 0, 1])
-    np.testing.assert_array_equal(metrics.dice_per_class(tumour, nothing, 4), [0, 1, 0, 1])
-    assert set(metrics.region_dice(nothing, nothing).values()) == {1.0}
-    assert metrics.region_dice(nothing, tumour) == {"whole tumour": 0.0, "tumour core": 0.0, "enhancing": 1.0}
+    np.testing.assert_array_equal(scores.dice_per_class(nothing, nothing, 4), [1, 1, 1, 1])
+    np.testing.assert_array_equal(scores.dice_per_class(nothing, tumour, 4), [0, 1, 0, 1])
+    np.testing.assert_array_equal(scores.dice_per_class(tumour, nothing, 4), [0, 1, 0, 1])
+    assert set(scores.region_dice(nothing, nothing).values()) == {1.0}
+    assert scores.region_dice(nothing, tumour) == {"whole tumour": 0.0, "tumour core": 0.0, "enhancing": 1.0}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.uint64])
 def test_any_type_of_integer(dtype):
     labels = np.array([0, 1, 2, 3], dtype)
-    np.testing.assert_array_equal(metrics.dice_per_class(labels, labels[::-1], 4), [0, 0, 0, 0])
+    np.testing.assert_array_equal(scores.dice_per_class(labels, labels[::-1], 4), [0, 0, 0, 0])
 
 
 @pytest.mark.parametrize(
-    "measure", [lambda *a: metrics.dice_per_class(*a, 4), metrics.region_dice], ids=["class", "region"]
+    "measure", [lambda *a: scores.dice_per_class(*a, 4), scores.region_dice], ids=["class", "region"]
 )
 def test_errors(measure):
     labels = np.zeros((2, 3), np.int64)

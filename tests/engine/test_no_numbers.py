@@ -5,7 +5,7 @@ import pytest
 
 import tinyunet
 from tinyunet import Adam, Function, Parameter, Tensor, UNet, losses
-from tinyunet.segmentation.metrics import region_dice
+from tinyunet.segmentation.scores import region_dice
 from tinyunet.segmentation.sliding_window import predict_volume, segment
 
 NO_NUMBERS = {

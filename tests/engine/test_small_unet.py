@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kernels.base import machine
 from tinyunet import Adam, Tensor, UNet, functional, losses, nn, no_grad
 from tinyunet.functional import Convolution
-from tinyunet.segmentation import metrics
+from tinyunet.segmentation.scores import dice_per_class
 
 
 def count(model: UNet) -> int:
@@ -209,7 +209,7 @@ def test_a_short_training_can_be_used_in_inference(momentum):
     for training in (True, False):
         with model.mode(training), no_grad():
             found = model.logits(3 + 2 * images).data.argmax(axis=-1)
-        scores.append(metrics.dice_per_class(found, labels, 2)[1])
+        scores.append(dice_per_class(found, labels, 2)[1])
     assert scores[0] > 0.8
     assert (abs(scores[1] - scores[0]) < 0.1) == (momentum is None)
 

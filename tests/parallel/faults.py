@@ -11,7 +11,7 @@ import numpy as np
 from tinyunet import commandline
 from tinyunet.commandline import run
 from tinyunet.common.errors import UserError
-from tinyunet.data.decathlon import Case
+from tinyunet.data.cases import Case
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.pauses import Pauses
 from tinyunet.training.samples import Loader

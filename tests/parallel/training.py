@@ -11,7 +11,8 @@ import numpy as np
 
 from kernels.base import machine
 from tinyunet.compiler import choices as algorithms
-from tinyunet.data.decathlon import Case, read_dataset
+from tinyunet.data.cases import Case
+from tinyunet.data.decathlon import read_dataset
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam, constant

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyunet.common.errors import DataError
 from tinyunet.data import phantom
-from tinyunet.data.decathlon import DataError, read_dataset
+from tinyunet.data.decathlon import read_dataset
 from tinyunet.training import samples
 from tinyunet.training.samples import Inspector, Loader, Volumes, epoch_samples
 

@@ -1,8 +1,11 @@
-"""Where the brain is in an image, and what is odd about the image.
+"""Where the brain is in an image, normalised intensities inside it, and oddities that a person should know.
 
-Images come skull-stripped. What surrounds the brain is 0 in most data sets, another number in some
-(-1, or whatever 0 becomes when a whole volume is scaled), and a little noise in others. It is what the
-corners of a volume hold: a head is round, and leaves them free also where it was cut out closely.
+Images come skull-stripped. The background around the brain is 0 in most data sets, another number in some
+(-1, or whatever 0 becomes when a whole volume is scaled), and a little noise in others. The corners of a
+volume show the background: a head is round, and leaves them free also where the volume was cut closely.
+
+An image has shape=(D, H, W, C), the mask of its brain shape=(D, H, W). Notes are given by sequence, from 0
+on.
 """
 
 from typing import Any
@@ -10,70 +13,65 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a side, in each corner.
+# Side of a corner, as a share of the volume's.
 _CORNER = 1 / 8
-# Background has one value if so many voxels of the corners have it. 0 is believed sooner than another
-# number, for a brain may reach into a corner.
+# Share of the corners' voxels that must have one value: in any case, for a value other than 0, for 0. A brain
+# may reach into a corner; 0 is the likeliest background.
 _ALL, _MOST, _HALF = 0.99, 0.9, 0.5
-# Noise is far below the brain: its size divided by that of the image.
+# Largest noise of a background, as a share of the signal.
 _FAINT = 0.1
-# More of the brain than this with one value, and it is hardly brain.
+# A sequence with one value in more of the brain than this share hardly shows a brain.
 _FLAT = 0.3
 
 
 def find_brain(image: NDArray[Any]) -> tuple[NDArray[np.bool_], dict[int, str]]:
-    """Return where any sequence is not background.
-
-    Parameters
-    ----------
-    image
-        shape=(D, H, W, C).
-
-    Returns
-    -------
-    brain
-        shape=(D, H, W).
-    odd
-        What a person should know about the background of a sequence, by its number from 0 on; nothing
-        if it is 0.
-    """
+    """Return the mask where any sequence is not background, and a note for each background other than 0."""
     brain = np.zeros(image.shape[:3], np.bool_)
     odd: dict[int, str] = {}
     found = [_background(image[..., channel]) for channel in range(image.shape[-1])]
     if not any(found):
-        told = "no background around the brain; expected a skull-stripped image with 0 around it"
-        return np.asarray(image.any(axis=-1)), dict.fromkeys(range(image.shape[-1]), told)
+        note = "no background around the brain; expected a skull-stripped image with 0 around it"
+        return np.asarray(image.any(axis=-1)), dict.fromkeys(range(image.shape[-1]), note)
     for channel, background in enumerate(found):
-        if background is None:  # the other sequences tell
+        if background is None:  # the other sequences show the brain
             continue
         value, noise = background
         voxels = image[..., channel]
         if noise:
             with np.errstate(over="ignore"):
                 differs = np.abs(voxels - value) > noise
-            told = f"background is noise around {value:.2g}, not 0; what is like it is left out"
+            note = f"background is noise around {value:.2g}, not 0; what is like it is left out"
         else:
             differs = voxels != value
-            told = f"background is {value:.3g}, not 0; it is left out" if value else ""
+            note = f"background is {value:.3g}, not 0; it is left out" if value else ""
         brain |= differs
-        if told and differs.any():
-            odd[channel] = told
+        if note and differs.any():
+            odd[channel] = note
     return brain, odd
 
 
-def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
-    """Return what is odd about single sequences, by their number from 0 on.
+def _background(volume: NDArray[Any]) -> tuple[float, float] | None:
+    """Return the background's value in one sequence and the largest noise around it; None without one."""
+    sides = [max(1, int(size * _CORNER)) for size in volume.shape]
+    ends = [np.r_[:side, size - side : size] for side, size in zip(sides, volume.shape, strict=True)]
+    corners = volume[np.ix_(*ends)].ravel()
+    values, counts = np.unique(corners, return_counts=True)
+    value, share = values[counts.argmax()], counts.max() / corners.size
+    if share < _ALL:
+        middle = np.median(corners)
+        steps = tuple(slice(None, None, max(1, size // 50)) for size in volume.shape)
+        with np.errstate(over="ignore"):
+            noise = np.percentile(np.abs(corners - middle), 99.9)
+            signal = np.percentile(np.abs(volume[steps] - middle), 99)
+        if noise <= _FAINT * signal:
+            return float(middle), float(2 * noise)
+    return (float(value), 0.0) if share >= (_MOST if value else _HALF) else None
 
-    Parameters
-    ----------
-    image
-        shape=(D, H, W, C).
-    brain
-        shape=(D, H, W).
-    """
+
+def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
+    """Return a note for each sequence that is constant, nearly so, or a copy of another sequence."""
     odd: dict[int, str] = {}
-    channels = image.shape[-1]
-    for channel in range(channels):
+    for channel in range(image.shape[-1]):
         inside = image[..., channel][brain]
         if not inside.size or inside.min() == inside.max():
             value = image[..., channel].flat[0] if not inside.size else inside[0]
@@ -91,30 +89,33 @@ def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, st
     return odd
 
 
-def _corners(volume: NDArray[Any]) -> NDArray[Any]:
-    """Return the voxels of all eight corners, in one row."""
-    sides = [max(1, int(size * _CORNER)) for size in volume.shape[:3]]
-    ends = [np.r_[:side, size - side : size] for side, size in zip(sides, volume.shape[:3], strict=True)]
-    return volume[np.ix_(*ends)].ravel()
+def normalise(image: NDArray[Any], brain: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Return an image whose sequences have mean 0 and deviation 1 inside the brain, and are 0 outside.
 
-
-def _background(volume: NDArray[Any]) -> tuple[float, float] | None:
-    """Return the value of the background and how far its noise may be from it; None if there is none.
+    One mask serves all sequences: a dark voxel of one sequence (fluid in FLAIR) is brain nevertheless. A
+    sequence that is constant inside the brain becomes 0. So all channels are exactly 0 outside, and at least
+    one is not 0 inside (but for constant images): the mask can be found again.
 
     Parameters
     ----------
-    volume
-        shape=(D, H, W).
+    image
+        Integers or floats; not changed.
+    brain
+        The mask; :func:`find_brain` finds it if it is not given.
+
+    Returns
+    -------
+    normalised
+        The image's shape, float32, C-contiguous. Mean and deviation are computed in float64.
     """
-    corners = _corners(volume)
-    values, counts = np.unique(corners, return_counts=True)
-    value, share = values[counts.argmax()], counts.max() / corners.size
-    if share < _ALL:
-        middle = np.median(corners)
-        steps = tuple(slice(None, None, max(1, size // 50)) for size in volume.shape)
-        with np.errstate(over="ignore"):
-            noise = np.percentile(np.abs(corners - middle), 99.9)
-            signal = np.percentile(np.abs(volume[steps] - middle), 99)
-        if noise <= _FAINT * signal:
-            return float(middle), float(2 * noise)
-    return (float(value), 0.0) if share >= (_MOST if value else _HALF) else None
+    if brain is None:
+        brain, _ = find_brain(image)
+    normalised = np.zeros(image.shape, np.float32)
+    for channel in range(image.shape[-1]):
+        inside = image[..., channel][brain].astype(np.float64)
+        # Dividing by a power of two rounds nothing, and keeps squares from being too large or too small.
+        _, exponent = np.frexp(np.abs(inside).max(initial=0.0))
+        inside = np.ldexp(inside, -exponent)
+        if inside.size and np.ptp(inside) > 0:
+            normalised[brain, channel] = (inside - inside.mean()) / inside.std()
+    return normalised

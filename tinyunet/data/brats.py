@@ -6,30 +6,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tinyunet.common.errors import DataError
 from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset
-from tinyunet.data.conventions import CONVENTIONS, Convention, ask, common, decide, numbers_of, told_by_name
-from tinyunet.data.nifti import CONVERT_PAIR, DataError, label_numbers
+from tinyunet.data.conventions import CONVENTIONS, ask, common, decide, numbers_of, told_by_name
+from tinyunet.data.labels import label_numbers
+from tinyunet.data.nifti import CONVERT_PAIR
 
-# Channels and classes come in the order of the Decathlon's brain-tumour task, so that a model
-# trained on one can be used on the other.
+# Channels come in the order of the Decathlon's brain-tumour task, so that a model trained on one can be used
+# on the other.
 MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
+_SEQUENCES = ("flair", "t1", "t1ce", "t2")
 
-# Endings of file names: with "_" until 2021, with "-" from 2023 on, but for those of radiotherapy.
+# Endings of file names: with "_" until 2021, with "-" from 2023 on, with "_" again for radiotherapy.
 _ENDINGS = {
     **{"_flair": "flair", "_t1": "t1", "_t1ce": "t1ce", "_t2": "t2", "_seg": "seg"},
     **{"-t2f": "flair", "-t1n": "t1", "-t1c": "t1ce", "-t2w": "t2", "-seg": "seg"},
     **{"_t1c": "t1ce", "_gtv": "seg"},
     "_segm": "seg",  # of one case of BraTS 2020, Training_355
 }
-_SEQUENCES = ("flair", "t1", "t1ce", "t2")
 _FILE = re.compile(rf"(.+)({'|'.join(_ENDINGS)})\.nii(\.gz)?", re.IGNORECASE)
 _NAMES = "*_flair, *_t1, *_t1ce and *_t2 (or *-t2f, *-t1n, *-t1c and *-t2w)"
-# Names that a message shows.
+# File names in a message.
 _SHOWN = 4
 
-# What the name of a sequence tells, the first that is met.
-_MODALITIES = {
+# Patterns for the sequences in the names of a model's channels; the first that fits counts.
+_CHANNELS = {
     "flair": r"flair|t2f\b",
     "t1ce": r"t1.*(gd|gad|ce|contrast|post)|t1c\b|(gd|gad|contrast|post).*t1",
     "t1": r"t1",
@@ -39,7 +41,7 @@ _NO_CONTRAST = r"\b(non|no|pre|without|un)[- ]*(contrast|gad|gd|ce|enhanced)\w*"
 
 
 def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...] | None:
-    """Choose the files of a case that a model has learnt from, in the order of its channels.
+    """Choose the files of a case for the channels of a model.
 
     Parameters
     ----------
@@ -51,20 +53,16 @@ def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tupl
     Returns
     -------
     paths
-        One for each channel. None if a name tells none of the four sequences, or two the same.
+        One for each channel. None if a name tells none of the four sequences, or two tell the same.
     """
-    kinds = [_told(name) for name in modalities]
+    kinds = []
+    for name in modalities:
+        words = re.sub(_NO_CONTRAST, "", name.lower().replace("_", " "))
+        kinds.append(next((kind for kind, pattern in _CHANNELS.items() if re.search(pattern, words)), None))
     if None in kinds or len(set(kinds)) < len(kinds):
         return None
     by_kind = dict(zip(_SEQUENCES, image_paths, strict=True))
     return tuple(by_kind[kind] for kind in kinds if kind)
-
-
-def _told(name: str) -> str | None:
-    """Return the sequence that a name tells; "_" stands between words."""
-    words = re.sub(_NO_CONTRAST, "", name.lower().replace("_", " "))
-    told = (kind for kind, pattern in _MODALITIES.items() if re.search(pattern, words))
-    return next(told, None)
 
 
 def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
@@ -73,12 +71,11 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
     Parameters
     ----------
     path
-        Folder with a folder for each case. Files ``*_flair``, ``*_t1``, ``*_t1ce``, ``*_t2`` and
-        ``*_seg``, or ``*-t2f``, ``*-t1n``, ``*-t1c``, ``*-t2w`` and ``*-seg``, with ``.nii`` or
-        ``.nii.gz``, in upper or lower case; others are not looked at.
+        Folder with a folder for each case. Files are known by their endings, in upper or lower case, with
+        ``.nii`` or ``.nii.gz``; others are ignored.
     labels
-        What the numbers in the label files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`;
-        left out, names of files and numbers say it.
+        Key of :data:`tinyunet.data.conventions.CONVENTIONS` for the numbers in the label files; without
+        it, names of files and numbers tell the convention.
 
     Returns
     -------
@@ -90,7 +87,7 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
     DataError
         No such case, a case with a sequence missing or twice, or two cases of one name.
     UserError
-        Names and numbers do not say what the labels mean.
+        Names and numbers do not tell the convention.
     """
     path = Path(path)
     found: dict[str, tuple[tuple[Path, ...], Path]] = {}
@@ -111,55 +108,44 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
             f"{path}: neither a dataset.json nor a labelled BraTS case in it{without}; expected "
             f"folders with {_NAMES} and *_seg (or *-seg) as .nii or .nii.gz{_others(path)}"
         )
-    names = sorted(found)
-    convention = _convention(path, [found[name][1] for name in names], labels)
-    cases = tuple(Case(name, *found[name], len(MODALITIES), convention.values) for name in names)
-    source = f"--labels {labels}" if labels else convention.title
-    return Dataset(path, cases, MODALITIES, convention.names, convention.values, source)
+    label_paths = [found[name][1] for name in sorted(found)]
+    if labels:
+        convention, source = CONVENTIONS[labels], f"--labels {labels}"
+    else:
+        convention = decide(str(path), _told(path, label_paths), map(label_numbers, label_paths))
+        source = convention.title
+    values = convention.values
+    cases = tuple(Case(name, *found[name], len(MODALITIES), values) for name in sorted(found))
+    return Dataset(path, cases, MODALITIES, convention.names, values, source)
 
 
 def _case_folders(path: Path) -> Iterator[Path]:
     """Find the folders under a path that hold files of a case, each once."""
     walked: set[str] = set()
     for folder, subfolders, names in os.walk(path, onerror=_not_listed, followlinks=True):
-        # A link may lead back to where it lies, or to a case that is there already.
+        # A link may lead back to where it lies, or to a case that has been found.
         real = os.path.realpath(folder)
         if real in walked:
             subfolders.clear()
             continue
         walked.add(real)
         subfolders.sort()
-        if any(kind_of(name) for name in names):
+        if any(map(_kind_of, names)):
             yield Path(folder)
 
 
-def _convention(path: Path, label_paths: Sequence[Path], labels: str | None) -> Convention:
-    """Return what the numbers in all label files of a data set mean."""
-    if labels:
-        return CONVENTIONS[labels]
+def _told(path: Path, label_paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return the conventions that the names of all label files of a data set allow."""
     told = [told_by_name(label_path) or () for label_path in label_paths]
     for label_path, keys in zip(label_paths, told, strict=True):
         if not common([told[0], keys]):
             names = label_path.name if not keys else f"{label_paths[0].name} and {label_path.name}"
             raise ask(f"{path}: as {names} is named", set())
-    keys = common(told)
-    return decide(str(path), keys, map(label_numbers, label_paths))
+    return common(told)
 
 
 def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
-    """Find the files of one case.
-
-    Parameters
-    ----------
-    folder
-        The case's own folder.
-
-    Returns
-    -------
-    image_paths
-        FLAIR, T1w, t1gd, T2w.
-    label_path
-        None if the case has no labels.
+    """Return the files of one case: FLAIR, T1w, t1gd and T2w; and the labels, or None.
 
     Raises
     ------
@@ -173,7 +159,7 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
     except OSError as error:
         _not_listed(error)
     for name in names:
-        kind = kind_of(name)
+        kind = _kind_of(name)
         if kind is None:
             continue
         if kind in files:
@@ -192,38 +178,28 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
 
 
 def _others(folder: Path) -> str:
-    """Say what to do with images of other names, or other formats, that are in a folder."""
+    """Say what to do with images of other names or formats in a folder."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     pairs = [name for name in names if re.search(r"\.(hdr|img)(\.gz)?$", name.lower())]
     if pairs:
         return f"; {pairs[0]} belongs to a pair of files: {CONVERT_PAIR}"
-    images = [n for n in names if re.search(r"\.nii(\.gz)?$", n.lower()) and not kind_of(n)]
+    images = [n for n in names if re.search(r"\.nii(\.gz)?$", n.lower()) and not _kind_of(n)]
     if not images:
         return ""
     shown = ", ".join(images[:_SHOWN]) + (", ..." if len(images) > _SHOWN else "")
-    return (
-        f"; found {shown}: rename them, or put all sequences into one file "
-        "and give that in place of the folder"
-    )
+    how = "rename them, or put all sequences into one file and give that in place of the folder"
+    return f"; found {shown}: {how}"
 
 
 def _not_listed(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
 
-def kind_of(name: str) -> str | None:
-    """Return what BraTS keeps in a file of this name: "flair", "t1", "t1ce", "t2" or "seg".
-
-    Returns
-    -------
-    kind
-        None if it is no name of BraTS.
-    """
+def _kind_of(name: str) -> str | None:
+    """Return "flair", "t1", "t1ce", "t2" or "seg" for a file of this name; None if BraTS has no such name."""
     match = _FILE.fullmatch(name)
     # Archives packed on a Mac hold a "._name" beside each file.
-    if match is None or name.startswith("._"):
-        return None
-    return _ENDINGS[match[2].lower()]
+    return None if match is None or name.startswith("._") else _ENDINGS[match[2].lower()]
 
 
 def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | None:
@@ -239,12 +215,12 @@ def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | N
     Returns
     -------
     values
-        None if the names of the classes are not those of its parts, or the folder may be of several
+        None if the names of the classes do not tell parts of a tumour, or the folder may be of several
         releases that number them differently.
     """
     match = _FILE.fullmatch(case_files(folder)[0][0].name)
     assert match
-    labels = f"{match[1]}{match[2][0]}seg.nii"  # as its labels would be named
+    labels = f"{match[1]}{match[2][0]}seg.nii"  # the name that its labels would have
     keys = told_by_name(Path(os.path.abspath(folder)) / labels) or ()
     numbers = {numbers_of(label_names, CONVENTIONS[key]) for key in keys} - {None}
     return numbers.pop() if len(numbers) == 1 else None

@@ -1,16 +1,20 @@
-"""One case as arrays: reading image and labels, normalising, and the split into three parts."""
+"""One case as arrays: reading image and labels, and the split of cases into three parts."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.brain import find_brain, odd_sequences
-from tinyunet.data.nifti import DataError, Geometry, read_labels, read_shape, read_volume
+from tinyunet.common.errors import DataError
+from tinyunet.data.brain import find_brain, normalise, odd_sequences
+from tinyunet.data.conventions import Meaning
+from tinyunet.data.geometry import Geometry
+from tinyunet.data.labels import read_labels
+from tinyunet.data.nifti import read_shape, read_volume
 from tinyunet.data.stream import memory_for
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -43,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The labelled cases of a folder.
+    """The labelled cases of a folder, sorted by name.
 
     Attributes
     ----------
@@ -53,12 +57,8 @@ class Dataset:
         Sorted by name.
     modalities
         Name of each channel of an image.
-    labels
-        Name of each class; class 0 is the background.
-    label_values
-        ``label_values[i]`` is the number that stands for class ``i`` in the label files.
-    source
-        What says so.
+    labels, label_values, source
+        Name and number of each class, the background first, and where both come from.
     """
 
     path: Path
@@ -69,9 +69,9 @@ class Dataset:
     source: str = ""
 
     @property
-    def meaning(self) -> tuple[tuple[str, ...], tuple[int, ...], str]:
-        """Name and number of each class, and what says so."""
-        return self.labels, self.label_values, self.source
+    def meaning(self) -> Meaning:
+        """Name and number of each class, and where both come from."""
+        return Meaning(self.labels, self.label_values, self.source)
 
     @property
     def in_channels(self) -> int:
@@ -87,23 +87,14 @@ class Dataset:
 def load_case(
     case: Case, notes: list[str] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
-    """Read a case for training.
-
-    Parameters
-    ----------
-    case
-        From a :class:`Dataset`.
-    notes
-        As for :func:`load_image`.
+    """Read a case for training: image and geometry as :func:`load_image`, and labels.
 
     Returns
     -------
-    image
-        shape=(D, H, W, C), float32, C-contiguous, normalised as by :func:`normalise`.
+    image, geometry
+        See :func:`load_image`.
     labels
         shape=(D, H, W), uint8, C-contiguous.
-    geometry
-        Of the image as stored.
 
     Raises
     ------
@@ -126,14 +117,14 @@ def load_image(
     paths
         One file with all sequences, or one file for each, in the order of the channels.
     channels
-        How many sequences are expected; any number if not given.
+        Expected number of sequences; any number if not given.
     notes
-        Lines that name a file and what is odd about it are appended.
+        A line is appended for each file in which something is odd.
 
     Returns
     -------
     image
-        shape=(D, H, W, C), float32, C-contiguous, normalised as by :func:`normalise`.
+        shape=(D, H, W, C), float32, C-contiguous, normalised as by :func:`tinyunet.data.brain.normalise`.
     geometry
         Of the first file as stored.
 
@@ -144,14 +135,12 @@ def load_image(
     """
     if not paths:
         raise ValueError("paths: no files; expected one for all sequences or one for each")
-    first, geometry = read_volume(paths[0])
-    volumes = [first]
-    for path in paths[1:]:
-        volume, other = read_volume(path)
-        volumes.append(on_same_voxels(volume, path, other, paths[0], geometry))
-    if len(volumes) == 1 and first.ndim == 4:
-        image = first
-    else:
+    image, geometry = read_volume(paths[0])
+    if len(paths) > 1 or image.ndim == 3:
+        volumes = [image]
+        for path in paths[1:]:
+            volume, other = read_volume(path)
+            volumes.append(on_same_voxels(volume, path, other, paths[0], geometry))
         for path, volume in zip(paths, volumes, strict=True):
             if volume.ndim != 3:
                 raise DataError(
@@ -172,58 +161,21 @@ def load_image(
 def _notes(paths: Sequence[str | Path], odd: Mapping[int, str]) -> list[str]:
     """Return a line for each file in which something is odd."""
     if len(paths) > 1:
-        return [f"{paths[channel]}: {told}" for channel, told in odd.items()]
+        return [f"{paths[channel]}: {note}" for channel, note in odd.items()]
     alike: dict[str, list[str]] = {}
-    for channel, told in odd.items():
-        alike.setdefault(told, []).append(str(channel + 1))
-    parts = [f"sequence {', '.join(channels)}: {told}" for told, channels in alike.items()]
+    for channel, note in odd.items():
+        alike.setdefault(note, []).append(str(channel + 1))
+    parts = [f"sequence {', '.join(channels)}: {note}" for note, channels in alike.items()]
     return [f"{paths[0]}: {'; '.join(parts)}"] if parts else []
-
-
-def normalise(image: NDArray[Any], brain: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Bring each sequence to mean 0 and deviation 1 inside the brain; outside is 0.
-
-    The brain is where any sequence is not background, one mask for all: MRI data sets of this kind
-    come skull-stripped, and a dark voxel of one sequence (fluid in FLAIR) is brain nevertheless. A
-    sequence that is constant inside the brain becomes 0. So outside all channels are exactly 0, and
-    inside (but for constant images) at least one is not: the mask can be found again.
-
-    Parameters
-    ----------
-    image
-        shape=(D, H, W, C), integers or floats; not changed.
-    brain
-        Where it is, shape=(D, H, W); left out, :func:`tinyunet.data.brain.find_brain` finds it.
-
-    Returns
-    -------
-    normalised
-        shape=(D, H, W, C), float32, C-contiguous. Mean and deviation are taken in float64.
-    """
-    if brain is None:
-        brain, _ = find_brain(image)
-    normalised = np.zeros(image.shape, np.float32)
-    for channel in range(image.shape[-1]):
-        inside = _near_one(image[..., channel][brain].astype(np.float64))
-        if inside.size and np.ptp(inside) > 0:
-            normalised[brain, channel] = (inside - inside.mean()) / inside.std()
-    return normalised
-
-
-def _near_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide by a power of two, which rounds nothing, so that no square is too large or too small."""
-    _, exponent = np.frexp(np.abs(values).max(initial=0.0))
-    near: NDArray[np.float64] = np.ldexp(values, -exponent)
-    return near
 
 
 def split(
     cases: Sequence[Case], train_test_split: float = 0.85, validate_test_split: float = 0.5, seed: int = 0
 ) -> tuple[list[Case], list[Case], list[Case]]:
-    """Split cases into training, validation and test; each gets one case at least.
+    """Split cases into training, validation and test; each gets one case at least, and no case twice.
 
-    The order comes from a hash of the seed and each case's name. It depends on nothing else: not on
-    the number of ranks, the order of the files on disk, or the version of a random generator.
+    The order comes from a hash of the seed and each case's name. It depends on nothing else: not on the
+    number of ranks, the order of the files on disk, or the version of a random generator.
 
     Parameters
     ----------
@@ -232,14 +184,9 @@ def split(
     train_test_split
         Share of the cases to train on.
     validate_test_split
-        Share of the other cases to validate on; what is left is for the test.
+        Share of the other cases to validate on; the rest is for the test.
     seed
         Another seed gives another split.
-
-    Returns
-    -------
-    train, validation, test
-        Each case in exactly one list.
 
     Raises
     ------
@@ -257,11 +204,11 @@ def split(
             "one to train on, one to validate on and one to test on"
         )
 
-    def drawn(case: Case) -> bytes:
+    def digest(case: Case) -> bytes:
         # A name need not be UTF-8.
         return hashlib.sha256(f"{seed}:{case.name}".encode(errors="surrogateescape")).digest()
 
-    shuffled = sorted(cases, key=drawn)
+    shuffled = sorted(cases, key=digest)
     others = min(max(round(len(cases) * (1 - train_test_split)), 2), len(cases) - 1)
     validation = min(max(round(others * validate_test_split), 1), others - 1)
     train = len(cases) - others
@@ -275,17 +222,17 @@ def on_same_voxels(
     reference_path: str | Path,
     reference: Geometry,
 ) -> NDArray[Scalar]:
-    """Return a volume in the common frame of another file, after checking that both lie there.
+    """Return a volume in the common frame of another file, after checking that both lie on the same voxels.
 
-    Axes that are turned by 45 degrees are nearest to two, and the last digit of an affine decides
-    which: two files that are stored alike may have been brought into different orders.
+    Axes that are turned by 45 degrees are nearest to two, and the last digit of an affine decides between
+    them: the common frames of two files that are stored alike may have different orders of axes.
 
     Parameters
     ----------
     voxels, path, geometry
-        One of them. shape=geometry.canonical_shape + (...)
+        The volume, shape=geometry.canonical_shape + (...), and its file.
     reference_path, reference
-        The one that it should lie on.
+        The other file.
 
     Returns
     -------
@@ -295,10 +242,10 @@ def on_same_voxels(
     Raises
     ------
     DataError
-        Sizes, or positions by more than half a voxel, are not the same; the message names both.
+        Sizes, or positions by more than half a voxel, are not the same; the message names both files.
     """
     turned = not np.array_equal(geometry.orientation, reference.orientation)
-    if turned and geometry.shape == reference.shape and geometry.stored_distance(reference) <= 0.5:
+    if turned and geometry.shape == reference.shape and geometry.distance(reference, stored=True) <= 0.5:
         return np.ascontiguousarray(reference.to_canonical(geometry.from_canonical(voxels)))
     shape, expected = geometry.canonical_shape, reference.canonical_shape
     if shape != expected:
@@ -313,22 +260,7 @@ def on_same_voxels(
 
 
 def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequence[int]) -> None:
-    """Check that a patch is no larger than the volume it is to be cut from.
-
-    Parameters
-    ----------
-    path
-        The image's file, for the message.
-    shape
-        Of the volume, (D, H, W) or (D, H, W, C).
-    patch_size
-        (D, H, W).
-
-    Raises
-    ------
-    DataError
-        It is larger along some axis; the message names volume and patch.
-    """
+    """Raise DataError, which names the file, if a patch (D, H, W) is larger than a volume (D, H, W, ...)."""
     volume = tuple(shape[:3])
     if any(patch > size for patch, size in zip(patch_size, volume, strict=True)):
         raise DataError(
@@ -338,13 +270,7 @@ def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequenc
 
 
 def check_patch_fits_all(cases: Sequence[Case], patch_size: Sequence[int]) -> None:
-    """Check that a patch is no larger than any volume, by the headers of the files alone.
-
-    Raises
-    ------
-    DataError
-        As :func:`check_patch_fits`, or a file is missing or not NIfTI.
-    """
+    """Check by the headers of the files alone that a patch is no larger than any volume."""
     for case in cases:
         check_patch_fits(case.image_paths[0], read_shape(case.image_paths[0]), patch_size)
 

@@ -1,9 +1,9 @@
 """What the numbers in a label file stand for: a table of conventions, and how the right one is found.
 
 The same number means different things in different data sets: 1 is edema in the Medical Segmentation
-Decathlon, necrosis in BraTS, and enhancing tumour in the paediatric BraTS. So a convention is taken
-from what a data set says of itself, the names of its files first, then the numbers in them. Where
-that leaves two meanings, the user is asked: ``--labels``.
+Decathlon, necrosis in BraTS, and enhancing tumour in the paediatric BraTS. So a convention is taken from
+what a data set says of itself: first from the names of its files, then from the numbers in them. Where two
+meanings are left, the user is asked for ``--labels``.
 """
 
 import re
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from tinyunet.common.errors import UserError
 
-# What the name of a class may tell: "_" stands between words, and "non-enhancing" is one word.
+# Patterns for the parts of a tumour in the names of classes, where "_" is a space and "non-enhancing" one
+# word.
 _KINDS = {
     "edema": r"edema|hyperintens|\b(ed|snfh)\b",
     "core": r"nonenhanc|necro|core|\b(ncr|net|netc)\b",
@@ -25,14 +26,22 @@ _KINDS = {
 }
 _NON_ENHANCING = r"\b(non|un|not|no)[- ]*(contrast[- ]*|gd[- ]*|gadolinium[- ]*)?enhanc\w*"
 _NEGATION = r"\b(non|no|not|without|outside|except)\b"
-#: The three regions that BraTS scores are made of these: edema, core, enhancing tumour.
+#: The three regions that BraTS scores consist of 1 edema, 2 core, 3 enhancing tumour.
 _PARTS = {"edema": 1, "core": 2, "cyst": 2, "enhancing": 3, "cavity": 0}
-# A cavity is an addition to three parts that are always the same: so many files are asked for one.
-_FILES_ASKED = 10
+# Conventions that agree differ in a cavity only: so many files are read to see whether there is one.
+_FILES_READ = 10
+
+
+class Meaning(NamedTuple):
+    """Name and number of each class, the background first, and where both come from."""
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    source: str
 
 
 class Convention(NamedTuple):
-    """What numbers stand for: the word for ``--labels``, where they are used, a name for each."""
+    """The word for ``--labels``, where the numbers are used, and a name for each number."""
 
     key: str
     title: str
@@ -55,33 +64,26 @@ class Convention(NamedTuple):
         return ("background", *(self.meaning[number] for number in self.values[1:]))
 
 
-_CORE, _EDEMA, _ENHANCING, _CAVITY = ("necrotic core", "edema", "enhancing tumour", "resection cavity")
-_NOW = {1: _CORE, 2: _EDEMA, 3: _ENHANCING}
+_EDEMA, _ENHANCING, _CAVITY = "edema", "enhancing tumour", "resection cavity"
+_NOW = {1: "necrotic core", 2: _EDEMA, 3: _ENHANCING}
+_CHILDREN = {1: _ENHANCING, 2: "non-enhancing tumour", 3: "cystic component", 4: _EDEMA}
+_2012 = {1: "necrosis", 2: _EDEMA, 3: "non-enhancing tumour", 4: _ENHANCING}
+_2017 = {1: "necrotic and non-enhancing core", 2: _EDEMA, 4: _ENHANCING}
+_TASK = {1: _EDEMA, 2: "non-enhancing tumor", 3: _ENHANCING}
 _TABLE = (
-    Convention(
-        "decathlon", "Medical Segmentation Decathlon", {1: _EDEMA, 2: "non-enhancing tumor", 3: _ENHANCING}
-    ),
-    Convention(
-        "brats2015",
-        "BraTS 2012 to 2016",
-        {1: "necrosis", 2: _EDEMA, 3: "non-enhancing tumour", 4: _ENHANCING},
-    ),
-    Convention(
-        "brats2018", "BraTS 2017 to 2021", {1: "necrotic and non-enhancing core", 2: _EDEMA, 4: _ENHANCING}
-    ),
+    Convention("decathlon", "Medical Segmentation Decathlon", _TASK),
+    Convention("brats2015", "BraTS 2012 to 2016", _2012),
+    Convention("brats2018", "BraTS 2017 to 2021", _2017),
     Convention("brats2023", "BraTS 2023", _NOW),
     Convention("brats2024", "BraTS 2024 post-treatment glioma", _NOW | {4: _CAVITY}),
     Convention("brats-met", "BraTS metastases", _NOW | {4: _CAVITY}),
-    Convention(
-        "brats-ped",
-        "BraTS paediatric from 2024 on",
-        {1: _ENHANCING, 2: "non-enhancing tumour", 3: "cystic component", 4: _EDEMA},
-    ),
+    Convention("brats-ped", "BraTS paediatric from 2024 on", _CHILDREN),
     Convention("brats-men-rt", "BraTS meningioma radiotherapy", {1: "target volume"}),
 )
 CONVENTIONS: Mapping[str, Convention] = {convention.key: convention for convention in _TABLE}
 
-# Names of cases as released, and whose numbers such a case may have; the first that fits.
+# Names of cases as released, and the conventions that such a case may follow; the first row that fits counts.
+_SINCE_2023 = ("brats2023", "brats2024", "brats-met", "brats-ped")
 _RELEASES = (
     (r"brats.*men-?rt", ("brats-men-rt",)),
     (r"brats.*[-_]peds?[-_]", ("brats2023", "brats-ped")),
@@ -90,24 +92,18 @@ _RELEASES = (
     (r"brats.*-(ssa|men)-", ("brats2023",)),
     (r"brats[-_]?(20)?1[2-6](?!\d)", ("brats2015",)),
     (r"brats[-_]?(20)?(17|18|19|20|21)(?!\d)", ("brats2018",)),
-    (r"brats[-_]?(20)?2[3-9](?!\d)", ("brats2023", "brats2024", "brats-met", "brats-ped")),
+    (r"brats[-_]?(20)?2[3-9](?!\d)", _SINCE_2023),
 )
-# Endings of label files: whose they may be, and whose they are if the case has a name of another kind.
+# Endings of label files: possible conventions, and those of a case whose name is in no row above.
 _ENDINGS = (
     (r"_segm?$", ("brats2015", "brats2018"), ("brats2018",)),
-    (r"-segm?$", ("brats2023", "brats2024", "brats-met", "brats-ped"), ("brats2023",)),
+    (r"-segm?$", _SINCE_2023, ("brats2023",)),
     (r"[-_]gtv$", ("brats-men-rt",), ("brats-men-rt",)),
 )
 
 
 def kind_of_class(name: str) -> str | None:
-    """Return the one part of a tumour that the name of a class tells.
-
-    Parameters
-    ----------
-    name
-        Such as "non-enhancing tumor". Short forms stand alone: ED, NCR, ET are BraTS', SNFH and NETC
-        those of its later years.
+    """Return the part of a tumour that a class is, by its name such as "non-enhancing tumor".
 
     Returns
     -------
@@ -118,23 +114,15 @@ def kind_of_class(name: str) -> str | None:
     words = re.sub(_NON_ENHANCING, "nonenhanc", name.lower().replace("_", " "))
     if "hyperintens" in words:  # "surrounding non-enhancing FLAIR hyperintensity" is edema
         words = words.replace("nonenhanc", "")
-    told = [kind for kind, pattern in _KINDS.items() if re.search(pattern, words)]
-    return told[0] if len(told) == 1 and not re.search(_NEGATION, words) else None
+    kinds = [kind for kind, pattern in _KINDS.items() if re.search(pattern, words)]
+    return kinds[0] if len(kinds) == 1 and not re.search(_NEGATION, words) else None
 
 
 def tumour_parts(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return what each class is for the regions: 0 no tumour, 1 edema, 2 core, 3 enhancing tumour.
+    """Return the part of each class in the scored regions: 0 no tumour, 1 edema, 2 core, 3 enhancing tumour.
 
-    Parameters
-    ----------
-    names
-        Of all classes, the background first.
-
-    Returns
-    -------
-    parts
-        None unless the names say so unmistakably: one edema, one enhancing tumour, one or more classes
-        of core; beside these only a resection cavity.
+    The names (background first) must be unmistakable: one edema, one enhancing tumour, one or more classes of
+    core, and beside these only a resection cavity. Otherwise the result is None.
     """
     kinds = [kind_of_class(name) for name in names[1:]]
     counts = Counter(kinds)
@@ -155,23 +143,14 @@ def numbers_of(names: Sequence[str], convention: Convention) -> tuple[int, ...] 
 
 
 def told_by_name(label_path: Path) -> tuple[str, ...] | None:
-    """Return the conventions that a label file may follow by its name and that of its folder.
+    """Return keys of the conventions that a label file may follow, by its name and that of its folder.
 
-    Parameters
-    ----------
-    label_path
-        The file.
-
-    Returns
-    -------
-    keys
-        Of :data:`CONVENTIONS`; none if the names contradict each other. None if they tell nothing.
+    The result is empty if the two names contradict each other, and None if they tell nothing.
     """
-    told = []
+    told: list[tuple[str, ...]] = []
     name, folder = label_path.name.lower().split(".nii")[0], label_path.parent.name.lower()
     for words in (name, folder):
-        match = (keys for pattern, keys in _RELEASES if re.search(pattern, words))
-        told += [*islice(match, 1)]
+        told += islice((keys for pattern, keys in _RELEASES if re.search(pattern, words)), 1)
     for pattern, possible, usual in _ENDINGS:
         if re.search(pattern, name):
             told.append(possible if told else usual)
@@ -184,26 +163,19 @@ def common(told: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def decide(where: str, keys: Sequence[str], numbers: Iterable[set[int]]) -> Convention:
-    """Choose among conventions by the numbers that there are.
+    """Choose among the conventions of :func:`told_by_name` by the numbers in each label file.
 
-    Parameters
-    ----------
-    where
-        Begins the message of an error.
-    keys
-        From :func:`told_by_name`.
-    numbers
-        Of each label file; no more files are read than needed.
+    ``where`` begins the message of an error. No more files are read than needed.
 
     Raises
     ------
     UserError
-        None of them fits, or two that differ; the message asks for ``--labels``.
+        No convention fits, or two that differ; the message asks for ``--labels``.
     """
     left = [CONVENTIONS[key] for key in keys]
     found: set[int] = set()
-    asked = islice(numbers, _FILES_ASKED) if _agree(left) else numbers
-    for some in asked if len(left) > 1 else ():
+    read = islice(numbers, _FILES_READ) if _agree(left) else numbers
+    for some in read if len(left) > 1 else ():
         found |= some
         left = [c for c in left if found <= {0, *c.meaning}]
         if len(left) < 2:
@@ -214,13 +186,13 @@ def decide(where: str, keys: Sequence[str], numbers: Iterable[set[int]]) -> Conv
 
 
 def _agree(conventions: Sequence[Convention]) -> bool:
-    """Whether a number that several of them have means the same in each."""
+    """Whether a number that several conventions have means the same in each."""
     meanings = {(number, name) for c in conventions for number, name in c.meaning.items()}
     return len({number for number, _ in meanings}) == len(meanings)
 
 
 def by_numbers_alone(numbers: set[int]) -> Convention | None:
-    """Return the only convention that has exactly these numbers: none but BraTS 2018's leaves out 3."""
+    """Return the only convention that has exactly these numbers; only BraTS 2018's leaves out 3."""
     if not {1, 2} <= numbers:
         return None
     fitting = [c for c in CONVENTIONS.values() if {*c.meaning} == numbers - {0}]
@@ -230,9 +202,8 @@ def by_numbers_alone(numbers: set[int]) -> Convention | None:
 def ask(where: str, numbers: set[int], fitting: Sequence[Convention] = ()) -> UserError:
     """Return the error that asks for ``--labels``."""
     held = f" of the labels {listed(numbers)}" if numbers else ""
-    if not fitting:
-        fitting = [c for c in CONVENTIONS.values() if numbers <= {0, *c.meaning}]
-    ways = ", ".join(f"{c.key} ({_meaning(c.meaning)})" for c in fitting)
+    fitting = fitting or [c for c in CONVENTIONS.values() if numbers <= {0, *c.meaning}]
+    ways = ", ".join(f"{c.key} ({_shown(c.meaning)})" for c in fitting)
     return UserError(
         f"{where}: the meaning{held} is not clear from names and numbers; say it with --labels: {ways}"
     )
@@ -244,19 +215,11 @@ def listed(numbers: Iterable[int]) -> str:
 
 
 def read_as(names: Sequence[str], values: Sequence[int], source: str) -> str:
-    """Return the line that says how labels are read.
-
-    Parameters
-    ----------
-    names, values
-        Name and number of each class, the background first.
-    source
-        Where that comes from.
-    """
-    meaning = dict(zip(values[1:], names[1:], strict=True))
-    return f"labels read as: {_meaning(meaning)}" + (f" ({source})" if source else "")
+    """Return the line that says how labels are read: the entries of a :class:`Meaning`."""
+    shown = _shown(dict(zip(values[1:], names[1:], strict=True)))
+    return f"labels read as: {shown}" + (f" ({source})" if source else "")
 
 
-def _meaning(meaning: Mapping[int, str]) -> str:
+def _shown(meaning: Mapping[int, str]) -> str:
     named = {number: f" {name}" for number, name in meaning.items() if name != f"label {number}"}
     return ", ".join(f"{number}{named.get(number, '')}" for number in sorted(meaning))

@@ -1,66 +1,32 @@
-"""Data sets as folders: a Medical Segmentation Decathlon task, or BraTS as released.
-
-Everything a program needs to go from a folder to arrays can be imported from here.
-"""
+"""Data sets as folders: a Medical Segmentation Decathlon task, or BraTS as released."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyunet.common.errors import one_line, said
+from tinyunet.common.errors import DataError, one_line, said
 from tinyunet.common.files import read_json
-from tinyunet.data.brats import case_files, read_brats
-from tinyunet.data.cases import (
-    Case,
-    Dataset,
-    check_patch_fits,
-    check_patch_fits_all,
-    load_case,
-    load_image,
-    normalise,
-    split,
-)
+from tinyunet.data.brats import read_brats
+from tinyunet.data.cases import Case, Dataset
 from tinyunet.data.conventions import CONVENTIONS
-from tinyunet.data.nifti import DataError, Geometry, read_labels, save_labels, stem
-
-__all__ = [
-    "Case",
-    "DataError",
-    "Dataset",
-    "Geometry",
-    "case_files",
-    "check_patch_fits",
-    "check_patch_fits_all",
-    "load_case",
-    "load_image",
-    "normalise",
-    "read_dataset",
-    "read_labels",
-    "save_labels",
-    "split",
-]
+from tinyunet.data.nifti import stem
 
 
 def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | None = None) -> Dataset:
-    """Find the labelled cases of a folder.
+    """Find the labelled cases of a folder; no volume is read.
 
     Parameters
     ----------
     path
-        A Decathlon task (a folder with ``dataset.json``: its ``modality``, ``labels`` and
-        ``training`` are used, ``test`` is not, as it has no labels), or, without that file, a BraTS
-        folder as :func:`tinyunet.data.brats.read_brats` takes it.
+        A Decathlon task (a folder with ``dataset.json``: its ``modality``, ``labels`` and ``training`` are
+        used, ``test`` is not, as it has no labels), or, without that file, a BraTS folder as
+        :func:`tinyunet.data.brats.read_brats` takes it.
     files_are_there
         Whether to check that every file named in ``dataset.json`` is there.
     labels
-        What the numbers in the label files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`;
-        left out, ``dataset.json`` says it, or the names of BraTS' files.
-
-    Returns
-    -------
-    dataset
-        No volume has been read yet.
+        Key of :data:`tinyunet.data.conventions.CONVENTIONS` for the numbers in the label files; without
+        it, ``dataset.json`` or the names of BraTS' files tell the convention.
 
     Raises
     ------
@@ -79,14 +45,9 @@ def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | N
         raise DataError(f"{file}: nested too deeply; expected a Decathlon description") from error
     if labels is None:
         return dataset
-    convention = CONVENTIONS[labels]
-    return replace(
-        dataset,
-        cases=tuple(replace(case, label_values=convention.values) for case in dataset.cases),
-        labels=convention.names,
-        label_values=convention.values,
-        source=f"--labels {labels}",
-    )
+    names, values = CONVENTIONS[labels].names, CONVENTIONS[labels].values
+    cases = tuple(replace(case, label_values=values) for case in dataset.cases)
+    return replace(dataset, cases=cases, labels=names, label_values=values, source=f"--labels {labels}")
 
 
 def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
@@ -108,9 +69,8 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
             "expected 0 for the background and others up to 255"
         )
     if len({*labels.values()}) < len(labels):
-        names = ", ".join(labels.values())
-        raise DataError(f'{file}: "labels" has names {names}; expected another for each number')
-    values = tuple(labels)
+        shown = ", ".join(labels.values())
+        raise DataError(f'{file}: "labels" has names {shown}; expected another for each number')
     cases: dict[str, Case] = {}
     for image, label in _training_files(file, description):
         for path in (image, label) if files_are_there else ():
@@ -121,15 +81,10 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
         name = stem(image)
         if name in cases:
             raise DataError(f"{file}: {image.name} is named twice; expected each case once")
-        cases[name] = Case(name, (image,), label, len(modalities), values)
-    return Dataset(
-        path=file.parent,
-        cases=tuple(cases[name] for name in sorted(cases)),
-        modalities=tuple(modalities.values()),
-        labels=tuple(labels.values()),
-        label_values=values,
-        source=file.name,
-    )
+        cases[name] = Case(name, (image,), label, len(modalities), tuple(labels))
+    in_order = tuple(cases[name] for name in sorted(cases))
+    names = tuple(labels.values())
+    return Dataset(file.parent, in_order, tuple(modalities.values()), names, tuple(labels), file.name)
 
 
 def _numbered(file: Path, description: dict[str, Any], key: str) -> dict[int, str]:
@@ -155,15 +110,13 @@ def _training_files(file: Path, description: dict[str, Any]) -> list[tuple[Path,
     files = []
     for entry in entries:
         match entry:
-            case {"image": str(image_name), "label": str(label_name)}:
-                image, label = file.parent / image_name, file.parent / label_name
+            case {"image": str(image), "label": str(label)}:
+                # Archives packed on a Mac hold a "._name" beside each file, and some lists name them.
+                if not Path(image).name.startswith("._"):
+                    files.append((file.parent / image, file.parent / label))
             case _:
                 shown = json.dumps(entry)[:200]
                 raise DataError(f'{file}: training case {shown}; expected {{"image": ..., "label": ...}}')
-        # Archives packed on a Mac hold a "._name" beside each file, and some lists name them.
-        if image.name.startswith("._"):
-            continue
-        files.append((image, label))
     if not files:
         raise DataError(f'{file}: "training" names no case; expected one at least')
     return files

@@ -1,23 +1,39 @@
-"""Where the voxels of a file lie in space: the way into a common orientation, and back."""
+"""Where the voxels of a file lie in space, and the way into the common frame and back.
+
+The common frame is nibabel's closest canonical one ("RAS"): axes are permuted and flipped, never resampled,
+until they run most nearly to the right, to the front and up. An oblique volume stays oblique, and the way
+back is exact.
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-# nibabel has type hints in some places only; what is without is named here once.
+from tinyunet.common.errors import DataError
+
+# nibabel has type hints in some places only: its modules without hints are named here once.
+_affines: Any = nibabel.affines
 _orientations: Any = nibabel.orientations
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+
+# Millimetres of the other units that a header may have, by code: metres and micrometres.
+_MILLIMETRES = {1: 1000.0, 3: 0.001}
+#: Millimetres that the side of a voxel may have, from MRI microscopy to a localiser's slices.
+SIDES = 0.01, 100.0
+# Volume of a voxel with sides of length 1: 0 if its axes lie in one plane, 0.87 for a gantry tilted by 30
+# degrees.
+_LEAST_VOLUME = 0.1
+# Millimetres from the origin, which lies in the scanner or the brain.
+_FARTHEST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where the voxels of a file lie in space, and how to bring them into the common frame and back.
-
-    The common frame is nibabel's closest canonical one: axes are permuted and flipped, never
-    resampled, until they run most nearly to the right, to the front and up ("RAS"). An oblique
-    volume thus stays oblique, and the way back is exact.
+    """Position of a volume in space.
 
     Attributes
     ----------
@@ -26,7 +42,7 @@ class Geometry:
     shape
         Size of the volume as stored in the file, without the sequences.
     header
-        The file's header; its position fields are written again by :func:`save_labels`.
+        The file's header; :func:`tinyunet.data.labels.save_labels` writes its position fields again.
     """
 
     affine: NDArray[np.float64]
@@ -35,7 +51,7 @@ class Geometry:
 
     @property
     def orientation(self) -> NDArray[np.float64]:
-        """For each stored axis: the canonical axis it becomes; 1, or -1 if flipped. shape=(3, 2)."""
+        """For each stored axis: the canonical axis that it becomes; 1, or -1 if flipped. shape=(3, 2)."""
         orientation: NDArray[np.float64] = _orientations.io_orientation(self.affine)
         return orientation
 
@@ -53,38 +69,69 @@ class Geometry:
 
     @property
     def millilitres(self) -> float:
-        """What a voxel holds; also where its axes are not at right angles."""
+        """Volume of a voxel, also of one whose axes are not at right angles."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Size of a voxel in millimetres along the axes of the common frame."""
-        d, h, w = np.linalg.norm(self.canonical_affine[:3, :3], axis=0).tolist()
+        d, h, w = _affines.voxel_sizes(self.canonical_affine).tolist()
         return d, h, w
 
     def to_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of an array as stored, ``self.shape + (...)``, in the common frame."""
+        """Return a view in the common frame of an array as stored, ``self.shape + (...)``."""
         view: NDArray[Any] = _orientations.apply_orientation(voxels, self.orientation)
         return view
 
     def from_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """Return a view of an array of the common frame as it would be stored in the file."""
-        back = _orientations.ornt_transform(_orientations.axcodes2ornt("RAS"), self.orientation)
+        """Return a view as it is stored in the file of an array in the common frame."""
+        back = _orientations.ornt_transform(_RAS, self.orientation)
         view: NDArray[Any] = _orientations.apply_orientation(voxels, back)
         return view
 
-    def distance(self, other: "Geometry") -> float:
-        """Return how far apart the corners of two volumes of one shape lie at most, in voxels."""
-        return _farthest(self.canonical_affine, other.canonical_affine, self.canonical_shape)
+    def distance(self, other: "Geometry", stored: bool = False) -> float:
+        """Return how far another volume of the same shape moves the corners of this one at most, in voxels.
 
-    def stored_distance(self, other: "Geometry") -> float:
-        """Return the same for the volumes as they are stored in their files."""
-        return _farthest(self.affine, other.affine, self.shape)
+        Both volumes lie in the common frame, or as they are ``stored`` in their files.
+        """
+        affine = self.affine if stored else self.canonical_affine
+        moved = (other.affine if stored else other.canonical_affine) - affine
+        d, h, w = self.shape if stored else self.canonical_shape
+        corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)
+        voxels = np.linalg.solve(affine[:3, :3], (moved @ corners)[:3])
+        return float(np.linalg.norm(voxels, axis=0).max())
 
 
-def _farthest(affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
-    """Return how far another affine moves the corners of a volume at most, in voxels of the first."""
-    d, h, w = shape
-    corners = np.stack(np.meshgrid([0, d], [0, h], [0, w], [1])).reshape(4, -1)
-    millimetres = ((other - affine) @ corners)[:3]
-    return float(np.linalg.norm(np.linalg.solve(affine[:3, :3], millimetres), axis=0).max())
+def affine_of(path: Path, fields: Any) -> NDArray[np.float64]:
+    """Return the affine of a NIfTI header (``nibabel.Nifti1Header``) in millimetres.
+
+    Raises
+    ------
+    DataError
+        No scanner gives such voxels: the affine holds NaN or infinity, its axes lie in one plane, or voxels
+        are too small, too large or too far away.
+    """
+    affine = np.array(fields.get_best_affine(), np.float64)
+    affine[:3] *= _MILLIMETRES.get(int(fields["xyzt_units"]) & 7, 1.0)
+    if not np.isfinite(affine).all():
+        raise DataError(f"{path}: the affine holds NaN or infinity; expected millimetres")
+    with np.errstate(over="ignore"):
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if sides.min() == 0:
+        raise DataError(f"{path}: the affine is singular; expected three spatial axes")
+    least, most = SIDES
+    # No float32 is exactly 0.01.
+    if sides.min() < least * 0.999 or sides.max() > most * 1.001:
+        shown = " x ".join(f"{side:.4g}" for side in sides)
+        raise DataError(f"{path}: voxels of {shown} mm; expected sides of {least:g} to {most:g} mm")
+    if abs(np.linalg.det(affine[:3, :3] / sides)) < _LEAST_VOLUME:
+        raise DataError(
+            f"{path}: the affine is singular, or nearly so: the axes of a voxel lie in one plane; "
+            "expected three spatial axes"
+        )
+    if np.abs(affine[:3, 3]).max() > _FARTHEST:
+        raise DataError(
+            f"{path}: its first voxel lies {np.abs(affine[:3, 3]).max():.4g} mm from the origin; "
+            f"expected at most {_FARTHEST:g} mm"
+        )
+    return affine

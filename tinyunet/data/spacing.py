@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# What a network hardly minds: augmentation does not scale, but heads differ by as much.
+# A network hardly minds this ratio: augmentation does not scale, but heads differ by as much.
 _NEAR = 1.2
 
 Spacing = tuple[float, float, float]

@@ -1,7 +1,7 @@
-"""The bytes of a file, plain or compressed, and no more of them than were asked for.
+"""The bytes of a file, plain or compressed, and no more of them than the caller asks for.
 
-A compressed file of 6 MB can hold 6 GB of zeros. So nothing is read whole before a header has said how
-much there is, and what it says is compared with the size of the file before memory is taken.
+A compressed file of 6 MB can hold 6 GB of zeros. So nothing is read whole before a header has said how much
+there is, and that is compared with the size of the file before memory is taken.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.common.errors import UserError, said
+from tinyunet.common.errors import DataError, said
 from tinyunet.common.files import open_file
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -25,20 +25,10 @@ _HIGHEST_RATIO = 1032
 _PART = 2**20
 
 
-class DataError(UserError):
-    """Data of the user's that cannot be used. The message is one line and names the file."""
-
-
 class Stream:
-    """The bytes of a regular file, from the first on; decompressed, if it is gzip's by its content.
+    """The bytes of a regular file from the first on; decompressed if the content (not the name) is gzip's.
 
-    What is wrong with the file is raised as a :class:`DataError`.
-
-    Parameters
-    ----------
-    path : Path
-    expected : str
-        What the file should be, for messages.
+    Every method raises :class:`DataError`, which names the file and says ``expected``.
 
     Attributes
     ----------
@@ -46,8 +36,8 @@ class Stream:
     position : int
         How many bytes have been read.
     least, most : int
-        How many bytes it holds, by the size of the file: exactly, if it is not compressed. A compressed
-        one is longer than half of what it holds, but for a MB, unless it is padded.
+        Bounds of how many bytes the file holds: exact for a plain file. A compressed file, unless it is
+        padded, is shorter than twice its content and a MB.
     """
 
     def __init__(self, path: Path, expected: str) -> None:
@@ -73,7 +63,6 @@ class Stream:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Raise what goes wrong with the name of the file."""
         path, expected = self._path, self._expected
         try:
             yield
@@ -82,15 +71,14 @@ class Stream:
         except IsADirectoryError:
             raise DataError(f"{path}: is a folder; expected {expected}") from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: truncated or damaged ({said(error)}); expected a whole .nii.gz file"
-            ) from error
+            reason = f"truncated or damaged ({said(error)})"
+            raise DataError(f"{path}: {reason}; expected a whole .nii.gz file") from error
         except OSError as error:
             reason = error.strerror or said(error)
             raise DataError(f"{path}: cannot be read ({reason}); expected {expected}") from error
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes, up to a number; the file may be cut off behind them."""
+        """Return the next ``count`` bytes, or fewer if the file ends or is cut off."""
         found = b""
         with self._named(), contextlib.suppress(EOFError):
             while len(found) < count and (part := self._bytes.read1(count - len(found))):
@@ -99,7 +87,7 @@ class Stream:
         return found
 
     def fill(self, array: NDArray[np.uint8]) -> int:
-        """Read into an array of bytes, and return how many there were."""
+        """Read into an array of bytes; return how many bytes there were."""
         done, view = 0, array.data
         with self._named():
             while done < len(view) and (count := self._bytes.readinto(view[done : done + _PART])):
@@ -108,7 +96,7 @@ class Stream:
         return done
 
     def skip(self, count: int) -> int:
-        """Pass over bytes, and return how many there were."""
+        """Pass over ``count`` bytes; return how many bytes there were."""
         passed, part = 0, np.empty(min(count, _PART), np.uint8)
         while passed < count and (some := self.fill(part[: count - passed])):
             passed += some
@@ -117,7 +105,7 @@ class Stream:
 
 @contextlib.contextmanager
 def memory_for(path: Path | str) -> Iterator[None]:
-    """Name the file if what is done with it in the block takes more memory than there is."""
+    """Name the file in a MemoryError of the block, as a DataError."""
     try:
         yield
     except MemoryError as error:

@@ -27,7 +27,7 @@ from tinyunet.common.archive import Arrays
 from tinyunet.common.errors import UserError, one_line, said
 from tinyunet.common.files import atomic, parse_json
 from tinyunet.common.schema import boolean, each, number, record, text, whole
-from tinyunet.data.nifti import check_label_values
+from tinyunet.data.labels import check_label_values
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
 from tinyunet.unet import UNet

@@ -1,4 +1,9 @@
-"""Dice of label files against the truth, also in files."""
+"""Scores of label files: find the truth for each prediction and what the numbers in both mean, then compare.
+
+The numbers mean what the user says (``--labels``, ``--label-values``); or what a Decathlon task or BraTS
+folder says; or what names, numbers and marks of the files say; or, in the end, each number is a class
+without a name.
+"""
 
 import os
 import re
@@ -8,31 +13,40 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tinyunet.common.errors import UserError
-from tinyunet.data.cases import on_same_voxels
-from tinyunet.data.conventions import CONVENTIONS, read_as
-from tinyunet.data.decathlon import Dataset, read_dataset, read_labels
-from tinyunet.data.nifti import DataError, stem
-from tinyunet.segmentation.meaning import Meaning, Pair, of_prediction, of_truths
+from tinyunet.common.errors import DataError, UserError
+from tinyunet.data.cases import Dataset, on_same_voxels
+from tinyunet.data.conventions import (
+    CONVENTIONS,
+    Meaning,
+    ask,
+    by_numbers_alone,
+    common,
+    decide,
+    kind_of_class,
+    listed,
+    read_as,
+    told_by_name,
+)
+from tinyunet.data.decathlon import read_dataset
+from tinyunet.data.labels import label_numbers, marked_meaning, read_labels
+from tinyunet.data.nifti import stem
 from tinyunet.segmentation.scores import Scores, score
 
 _ENDINGS = (".nii", ".nii.gz")
-# What --label-values gives the numbers of, if they are four.
+# Names for four numbers of --label-values.
 _FOUR = CONVENTIONS["decathlon"].names
 
 
-class Pairs(NamedTuple):
-    """What is to be compared, and the classes.
+class Pair(NamedTuple):
+    """Two label files of one case."""
 
-    Attributes
-    ----------
-    pairs
-        Two files for each case.
-    truth
-        What the numbers in the true labels mean.
-    prediction_values
-        For each pair the number of each class in the prediction.
-    """
+    name: str
+    prediction: Path
+    truth: Path
+
+
+class Pairs(NamedTuple):
+    """Files to compare, the meaning of the true labels, and for each pair the numbers in the prediction."""
 
     pairs: list[Pair]
     truth: Meaning
@@ -61,13 +75,11 @@ def find_pairs(
     labels : path
         The label file; or a folder of files named as the predictions are, perhaps with ``_seg`` or
         ``-seg`` behind; or that of a Decathlon task or of BraTS cases. Labels without a prediction are
-        not looked at.
+        ignored.
     label_values : sequence of int, optional
         Numbers that stand for background, edema, non-enhancing and enhancing tumour in all files.
     convention : str, optional
-        Or what the numbers in all files mean, of :data:`tinyunet.data.conventions.CONVENTIONS`.
-        Without both they mean what the Decathlon task (in or above ``labels``) says, or what
-        :mod:`tinyunet.segmentation.meaning` finds.
+        Or key of :data:`tinyunet.data.conventions.CONVENTIONS` for all files.
 
     Raises
     ------
@@ -82,7 +94,7 @@ def find_pairs(
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; expected labels as .nii or .nii.gz")
     found, truths = _label_files(predictions), _label_files(labels)
-    # Where the numbers are given, what a data set says of them is not asked for.
+    # Where the user gives the numbers, what a data set says of them is not needed.
     known = convention or ("decathlon" if label_values is not None else None)
     dataset = _dataset(labels, truths, found, known)
     if not labels.is_dir() and not predictions.is_dir():
@@ -96,23 +108,8 @@ def find_pairs(
     given = _given(label_values, convention, dataset)
     if given:
         return Pairs(pairs, given, [given.values] * len(pairs))
-    truth = Meaning(*dataset.meaning) if dataset else of_truths(pairs, str(labels))
-    return Pairs(pairs, truth, [of_prediction(pair.prediction, truth) for pair in pairs])
-
-
-def _given(
-    label_values: Sequence[int] | None, convention: str | None, dataset: Dataset | None
-) -> Meaning | None:
-    """Return the meaning that the user has given."""
-    if convention:
-        given = CONVENTIONS[convention]
-        return Meaning(given.names, given.values, f"--labels {convention}")
-    if label_values is None:
-        return None
-    names = dataset.labels if dataset else _FOUR
-    if len(label_values) != len(names):
-        names = ("background", *(f"label {value}" for value in label_values[1:]))
-    return Meaning(names, tuple(label_values), "--label-values")
+    truth = dataset.meaning if dataset else _meaning_of_truths(pairs, str(labels))
+    return Pairs(pairs, truth, [_prediction_values(pair.prediction, truth) for pair in pairs])
 
 
 def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
@@ -133,19 +130,22 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     return rows
 
 
+# --- Which files -----------------------------------------------------------------------------------------
+
+
 def _dataset(
     labels: Path, files: Mapping[str, Path], predictions: Mapping[str, Path], known: str | None
 ) -> Dataset | None:
     """Return the data set that a path of labels, with files in it, belongs to, if it belongs to one.
 
-    A folder in which nothing is named as a prediction may be one of BraTS cases. If it is ``known`` what its
-    numbers mean, the ``dataset.json`` of another program is passed over.
+    A folder in which nothing is named as a prediction may be one of BraTS cases. If the meaning of the
+    numbers is ``known``, the ``dataset.json`` of another program is ignored.
     """
     here = Path(os.path.abspath(labels))  # "." has no parent
     folder = here if here.is_dir() else here.parent
     for place in (folder, folder.parent):
         if (place / "dataset.json").is_file():
-            # Images, and labels that nobody has predicted, may be elsewhere.
+            # Images, and labels without a prediction, may be elsewhere.
             try:
                 return read_dataset(place, files_are_there=False)
             except DataError:
@@ -183,7 +183,7 @@ def _pair(name: str, prediction: Path, truths: Mapping[str, Path], labels: Path)
 
 
 def _case(name: str) -> str:
-    """Return the name of a file without what BraTS adds to that of the case."""
+    """Return the name of a case: that of a label file without BraTS' ending."""
     return re.sub(r"([_-]seg|_segm|_gtv)$", "", name, flags=re.IGNORECASE)
 
 
@@ -191,8 +191,26 @@ def _cases(files: Mapping[str, Path]) -> set[str]:
     return {_case(name) for name in files}
 
 
+# --- What their numbers mean -----------------------------------------------------------------------------
+
+
+def _given(
+    label_values: Sequence[int] | None, convention: str | None, dataset: Dataset | None
+) -> Meaning | None:
+    """Return the meaning that the user has given."""
+    if convention:
+        given = CONVENTIONS[convention]
+        return Meaning(given.names, given.values, f"--labels {convention}")
+    if label_values is None:
+        return None
+    names = dataset.labels if dataset else _FOUR
+    if len(label_values) != len(names):
+        names = ("background", *(f"label {value}" for value in label_values[1:]))
+    return Meaning(names, tuple(label_values), "--label-values")
+
+
 def _check_values(values: Sequence[int], convention: str | None) -> None:
-    """Check numbers that are to stand for classes, which are kept as one byte each."""
+    """Check numbers that are to stand for classes, which take one byte each."""
     if convention:
         raise UserError("--label-values: given beside --labels; expected one of them")
     if not 2 <= len(values) <= 256:
@@ -207,3 +225,77 @@ def _check_values(values: Sequence[int], convention: str | None) -> None:
             f"non-enhancing and enhancing tumour; BraTS has {' '.join(map(str, brats.values))}: "
             f"--labels {brats.key}"
         )
+
+
+def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
+    """Return what the numbers in true labels without a ``dataset.json`` mean.
+
+    The names of the files come first, then the numbers, then the marks of the predictions. ``where`` begins
+    the message of a UserError, if these contradict each other.
+    """
+    truths, predictions = [pair.truth for pair in pairs], [pair.prediction for pair in pairs]
+    told = [told_by_name(path) for path in truths]
+    if any(keys is not None for keys in told):
+        decided = decide(where, common([keys or () for keys in told]), map(label_numbers, truths))
+        return Meaning(decided.names, decided.values, decided.title)
+    numbers = _numbers(truths, where)
+    marks = [marked_meaning(path) for path in predictions]
+    alone = by_numbers_alone(numbers)
+    if alone is None and any(marks):
+        said = marks[0]
+        if said is None or marks.count(said) < len(marks):
+            raise ask(f"{where}: the predictions do not say the same, and", numbers)
+        return Meaning(("background", *said.values()), (0, *said), "as the predictions say")
+    if alone is None:
+        found = _numbers(predictions, where)
+        if {(3 in some, 4 in some) for some in (numbers, found)} == {(True, False), (False, True)}:
+            raise ask(f"{where}: the predictions hold {listed(found)}, and", numbers)
+        numbers |= found
+        alone = by_numbers_alone(numbers)
+    if alone is None:
+        values = sorted(numbers - {0}) or [1]
+        names = ("background", *(f"label {value}" for value in values))
+        return Meaning(names, (0, *values), "nothing says what they mean: --labels does")
+    return Meaning(alone.names, alone.values, f"{alone.title}, by the numbers")
+
+
+def _numbers(paths: Sequence[Path], where: str) -> set[int]:
+    """Return the numbers in label files, which must not follow two conventions."""
+    each = [label_numbers(path) for path in paths]
+    together = {number for some in each for number in some}
+    if {3, 4} <= together and not any({3, 4} <= some for some in each):
+        raise ask(f"{where}: some files hold 3, others 4, none both, so", together)
+    return together
+
+
+def _prediction_values(prediction: Path, truth: Meaning) -> tuple[int, ...]:
+    """Return the number of each class of the truth in a prediction: by its mark, or as in the truth."""
+    said = marked_meaning(prediction)
+    if said is not None:
+        values = _values_of(truth, said)
+        if values is None:
+            classes = ", ".join(f"{number} {name}" for number, name in sorted(said.items()))
+            raise UserError(f"{prediction}: says of itself {classes}, but {read_as(*truth)}")
+        return values
+    keys = told_by_name(prediction)
+    if keys is not None and truth.values not in [_values_of(truth, CONVENTIONS[key].meaning) for key in keys]:
+        raise UserError(
+            f"{prediction}: named as files are that count otherwise, but {read_as(*truth)}; "
+            "if both mean the same, say what with --labels"
+        )
+    return truth.values
+
+
+def _values_of(truth: Meaning, meaning: Mapping[int, str]) -> tuple[int, ...] | None:
+    """Return the numbers that a file with another meaning has for the classes of the truth.
+
+    A class that the file lacks gets a number that is in no file. None if the file has other classes.
+    """
+    for tell in (str, kind_of_class):
+        classes = [tell(name) for name in truth.names[1:]]
+        numbers = {tell(name): number for number, name in meaning.items()}
+        is_clear = len({*classes}) == len(classes) and len(numbers) == len(meaning)
+        if is_clear and None not in classes and {*numbers} <= {*classes}:
+            unused = iter(range(256, 512))
+            return (0, *(numbers.get(each) or next(unused) for each in classes))
+    return None

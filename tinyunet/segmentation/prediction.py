@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tinyunet.common.errors import UserError
+from tinyunet.common.errors import DataError, UserError
 from tinyunet.common.files import can_be_written
 from tinyunet.common.terminal import printable
-from tinyunet.data import brats, mark
+from tinyunet.data import brats
+from tinyunet.data.cases import load_image
 from tinyunet.data.conventions import read_as
-from tinyunet.data.decathlon import case_files, load_image, save_labels
-from tinyunet.data.nifti import DataError, read_extensions, read_shape, read_volume, stem
+from tinyunet.data.labels import is_untouched, save_labels
+from tinyunet.data.nifti import read_shape, stem
 from tinyunet.data.spacing import in_mm, is_far
 from tinyunet.data.stream import memory_for
 from tinyunet.parallel.communicator import Communicator
@@ -36,17 +37,17 @@ class Job(NamedTuple):
 
 
 class Segmented(NamedTuple):
-    """What was found.
+    """A label file that was written.
 
     Attributes
     ----------
-    output
-        The file written.
-    millilitres
-        Of each class but the background.
-    written_as
+    output : Path
+        The file.
+    millilitres : dict of float
+        Volume of each class but the background, by name.
+    written_as : str
         The line that says what the numbers in the file mean.
-    notes
+    notes : list of str
         Lines that name a file and what is odd about it.
     """
 
@@ -57,30 +58,30 @@ class Segmented(NamedTuple):
 
 
 def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoint) -> list[Job]:
-    """Find the files of each image and where its labels will go, before anything is computed.
+    """Find the files of each image and the file for its labels, before anything is computed.
 
     Parameters
     ----------
     images : sequence of path
         NIfTI files with all sequences, or BraTS case folders, of which the model's sequences are
-        taken by their names. Labels are numbered as in the data that the model was trained on, for
+        taken by their names. Labels are numbered as in the data that the model was trained on; for
         BraTS cases as BraTS does, if the classes have such names.
     output : Path or str
         The folder for the labels; each file is named as the image is.
     checkpoint : Checkpoint
-        Of the model to be used.
+        Holds the model.
 
     Raises
     ------
     UserError
         An image, or a file that this program did not write, would be overwritten; an image is missing,
-        or two of them have the same name; or the names of the model's sequences are not those of a
+        or two images have the same name; or the names of the model's sequences are not those of a
         BraTS case.
     """
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
     for image in map(Path, images):
-        # Of a link its own name, not that of what it leads to; of "." the folder's.
+        # A link's own name, not that of the file it leads to; for "." the folder's name.
         name = stem(Path(os.path.abspath(image)))
         paths: tuple[Path, ...] = (image,)
         values = own_values
@@ -96,7 +97,11 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
             raise UserError(f"{target}: is there already, beside the image; expected another folder with -o")
         if name in jobs:
             raise UserError(f"{image}: there is another image named {name}; expected it once")
-        _check_ours(target)
+        if target.is_file() and not is_untouched(target):
+            raise UserError(
+                f"{target}: is there already, and this program did not write it, or it was changed since; "
+                "expected another folder with -o"
+            )
         patches = count_patches(checkpoint.config["depth"], read_shape(paths[0])[:3])
         jobs[name] = Job(name, paths, values, target, patches)
     return list(jobs.values())
@@ -113,8 +118,8 @@ def predict(
 ) -> list[Segmented]:
     """Segment images, shared among the ranks, behind a progress bar.
 
-    Before the first is segmented, every image has been read once: it is better to hear of a bad one
-    then than after an hour.
+    Every image is read once before the first is segmented: a bad image ends the program at once, not after
+    an hour.
 
     Parameters
     ----------
@@ -132,8 +137,7 @@ def predict(
     Raises
     ------
     AgreedError
-        On every rank, if the checkpoint or an image of any cannot be used, or labels cannot be
-        written.
+        On every rank, if on any the checkpoint or an image cannot be used, or labels cannot be written.
     """
     done = []
     with communicator.together():
@@ -143,7 +147,7 @@ def predict(
         jobs = plan(images, output, checkpoint)
         _check_output(output, jobs)
         mine = jobs[communicator.rank :: communicator.size]
-        # One rank alone reads its first one next.
+        # A single rank reads its first image next.
         for job in mine[communicator.size == 1 :]:
             load_image(job.image_paths, model.config["in_channels"])
     with (
@@ -157,30 +161,13 @@ def predict(
     return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]
 
 
-def _check_ours(target: Path) -> None:
-    """Check that a file which labels would replace is one that was written here, and not changed since."""
-    if not target.is_file():
-        return
-    try:
-        voxels, geometry = read_volume(target)
-        stored = geometry.from_canonical(voxels)
-        ours = voxels.ndim == 3 and mark.is_untouched(read_extensions(target), stored)
-    except DataError:
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{target}: is there already, and this program did not write it, or it was changed since; "
-            "expected another folder with -o"
-        )
-
-
 def _check_output(output: Path | str, jobs: Sequence[Job]) -> None:
-    """Tell now, not after an hour, that labels cannot be written."""
-    if output == "":  # what a variable of the shell that is not set leaves
+    """Raise now, not after an hour, the error that labels cannot be written."""
+    if output == "":  # from a variable of the shell that is not set
         raise UserError("-o: ''; expected a folder")
     folder = Path(os.path.abspath(output))
     if folder.exists():
-        folder.mkdir(exist_ok=True)  # a file is in the way
+        folder.mkdir(exist_ok=True)  # raises if it is a file
         places = [job.output for job in jobs]
     else:
         places = [next(place for place in folder.parents if place.exists()) / folder.name]
@@ -192,21 +179,21 @@ def _check_output(output: Path | str, jobs: Sequence[Job]) -> None:
 def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar: tqdm) -> Segmented:
     """Read an image, segment it, and write labels that lie exactly over it."""
     notes: list[str] = []
+    first = job.image_paths[0]
     image, geometry = load_image(job.image_paths, model.config["in_channels"], notes)
-    learnt = checkpoint.state.get("spacing")  # of three sides; older checkpoints have none
-    if learnt and is_far(geometry.spacing, learnt):
+    usual = checkpoint.state.get("spacing")  # older checkpoints have none
+    if usual and is_far(geometry.spacing, usual):
         notes.append(
-            f"{job.image_paths[0]}: voxels of {in_mm(geometry.spacing)}, but the model has learnt from "
-            f"{in_mm(learnt)}, and nothing is resampled: it will find less"
+            f"{first}: voxels of {in_mm(geometry.spacing)}, but the model has learnt from "
+            f"{in_mm(usual)}, and nothing is resampled: it will find less"
         )
     try:
-        with memory_for(job.image_paths[0]):
+        with memory_for(first):
             labels = segment(model, image, progress=lambda *_: bar.update(), predict=run_model)
     except DataError:
         raise
     except UserError as error:
-        raise UserError(f"{job.image_paths[0]}: with {checkpoint.path}, {error}") from error
-    job.output.parent.mkdir(parents=True, exist_ok=True)
+        raise UserError(f"{first}: with {checkpoint.path}, {error}") from error
     names = checkpoint.state["labels"]
     save_labels(job.output, labels, geometry, job.label_values, names)
     counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
@@ -217,7 +204,7 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
 
 def _brats_files(folder: Path, checkpoint: Checkpoint) -> tuple[Path, ...]:
     """Return the files of a BraTS case for the model's channels."""
-    files, _ = case_files(folder)
+    files, _ = brats.case_files(folder)
     modalities = checkpoint.state.get("modalities", brats.MODALITIES)
     chosen = brats.choose_files(files, modalities)
     if chosen is None:
@@ -232,7 +219,7 @@ def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Return the numbers of the classes, after checking that the model segments volumes."""
     values = checkpoint.state.get("label_values", ())
     names = checkpoint.state.get("labels", ())
-    # A model of one class tells it from the background.
+    # A model of one class separates it from the background.
     classes = {max(checkpoint.config.get("classes", 0), 2), len(values), len(names)}
     if checkpoint.config.get("dim", 3) != 3 or not values or len(classes) > 1:
         raise CheckpointError(

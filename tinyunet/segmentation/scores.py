@@ -1,21 +1,84 @@
-"""Dice of each class and region of a case, and a table of them for people to read."""
+"""Dice of each class and tumour region, and a table of cases for people to read.
 
-from collections.abc import Sequence
+Dice of two sets of voxels A and B is ``2 |A and B| / (|A| + |B|)``: 1 where both are empty (nothing was
+there and nothing was found), 0 where one is empty. All voxels given are counted together: give one case at
+a time to average over cases.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from tinyunet.common.terminal import printable
 from tinyunet.data.conventions import tumour_parts
-from tinyunet.segmentation.metrics import dice_per_class, region_dice
 
-#: ``{"classes": {name: Dice}, "regions": {name: Dice}}``; regions are empty where labels are not
-#: those of brain tumours.
+#: Classes of each region, as in the Medical Segmentation Decathlon: 1 edema, 2 non-enhancing, 3 enhancing
+# tumour.
+REGIONS: Mapping[str, tuple[int, ...]] = {"whole tumour": (1, 2, 3), "tumour core": (2, 3), "enhancing": (3,)}
+
+#: ``{"classes": {name: Dice}, "regions": {name: Dice}}``; without regions where labels are no brain tumours.
 Scores = dict[str, dict[str, float]]
 
 # Of a column: as the heading " classes " of a group, which may have one column only.
 _LEAST_WIDTH = 9
+
+
+def dice_per_class(
+    prediction_labels: npt.ArrayLike, labels: npt.ArrayLike, classes: int
+) -> NDArray[np.float64]:
+    """Return Dice of each class, from 0 to 1, never NaN. shape=(classes,).
+
+    Parameters
+    ----------
+    prediction_labels, labels : array of int, same shape
+        From 0 to ``classes - 1``.
+    classes : int
+
+    Raises
+    ------
+    TypeError
+        One of the arrays does not hold integers.
+    ValueError
+        The shapes differ, or a label is not a class.
+    """
+    counts = _confusion(prediction_labels, labels, classes)
+    return np.array([_dice(counts, (label,)) for label in range(classes)])
+
+
+def region_dice(prediction_labels: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
+    """Return Dice of each of ``REGIONS``, by name; parameters and errors as :func:`dice_per_class`."""
+    counts = _confusion(prediction_labels, labels, 4)
+    return {name: _dice(counts, members) for name, members in REGIONS.items()}
+
+
+def _confusion(prediction_labels: npt.ArrayLike, labels: npt.ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Voxels by label (row) and prediction (column)."""
+    found = _check("prediction_labels", prediction_labels, classes)
+    truth = _check("labels", labels, classes)
+    if found.shape != truth.shape:
+        raise ValueError(
+            f"prediction_labels and labels must have one shape, not {found.shape} and {truth.shape}"
+        )
+    pairs = truth.astype(np.intp).ravel() * classes + found.astype(np.intp).ravel()
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _check(name: str, labels: npt.ArrayLike, classes: int) -> NDArray[np.integer]:
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"{name} must be integers, not {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() >= classes):
+        raise ValueError(f"{name} must be from 0 to {classes - 1}, not from {array.min()} to {array.max()}")
+    return array
+
+
+def _dice(counts: NDArray[np.int64], members: Sequence[int]) -> float:
+    both = counts[np.ix_(members, members)].sum()
+    total = counts[list(members)].sum() + counts[:, list(members)].sum()
+    return float(2 * both / total) if total else 1.0
 
 
 def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str]) -> Scores:
@@ -26,22 +89,15 @@ def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Seque
     prediction, labels : ndarray, shape=(D, H, W), uint8
         Class of each voxel.
     names : sequence of str
-        Name of each class; class 0 is the background and is not scored. There are regions where the
-        names say unmistakably which class is which part of a tumour.
-
-    Returns
-    -------
-    scores : dict
-        Dice between 0 and 1; what an absent class or region scores is told in
-        :mod:`tinyunet.segmentation.metrics`.
+        Name of each class; class 0 is the background and is not scored. Regions are scored where the names
+        say unmistakably which class is which part of a tumour.
     """
     classes = dice_per_class(prediction, labels, len(names))
     parts = tumour_parts(names)
     as_parts = np.array(parts or (), np.uint8)
-    regions = region_dice(as_parts[prediction], as_parts[labels]) if parts else {}
     return {
         "classes": {name: float(dice) for name, dice in zip(names[1:], classes[1:], strict=True)},
-        "regions": {name: float(dice) for name, dice in regions.items()},
+        "regions": region_dice(as_parts[prediction], as_parts[labels]) if parts else {},
     }
 
 
@@ -59,42 +115,19 @@ def overall(scores: Scores) -> float:
 
 
 def summary(rows: Sequence[tuple[str, Scores]]) -> dict[str, Any]:
-    """Return what is written to a file: mean Dice by class and region, and that of each case.
-
-    Parameters
-    ----------
-    rows : sequence of (name of the case, its scores)
-        One at least.
-
-    Returns
-    -------
-    content : dict
-        ``classes`` and ``regions``: means by name. ``cases``: the scores of each, by its name.
-    """
+    """Return content for a file, from names and scores of cases: the means, and under "cases" each case."""
     return {**mean([scores for _, scores in rows]), "cases": dict(rows)}
 
 
 def table(rows: Sequence[tuple[str, Scores]]) -> str:
-    """Return an aligned table: a row a case, a column a class or region, their mean in the end.
-
-    Parameters
-    ----------
-    rows : sequence of (name of the case, its scores)
-        One at least.
-
-    Returns
-    -------
-    text : str
-        Lines without a line break at the end.
-    """
+    """Return an aligned table: a row for each case, a column for each class or region, the mean below."""
     rows = [(printable(name), scores) for name, scores in rows]
     groups = [(group, list(names)) for group, names in rows[0][1].items() if names]
     width = max(len(name) for name, _ in [*rows, ("case", {})])
     over, heads = " " * width, "case".ljust(width)
     for group, names in groups:
         columns = "".join(f"  {_column(name)}" for name in names)
-        title = f" {group} "
-        over += "  " + title.center(len(columns) - 2, "─")
+        over += "  " + f" {group} ".center(len(columns) - 2, "─")
         heads += columns
     lines = [over, heads, "─" * len(heads)]
     lines += [_row(name.ljust(width), scores) for name, scores in rows]

@@ -1,8 +1,7 @@
 """Whole volumes of any size through a network that takes patches.
 
-Overlapping patches cover the volume; where several meet, their probabilities are averaged with
-weights that fall from the middle of a patch to its border, where the network sees least around a
-voxel.
+Overlapping patches cover the volume. Where several patches meet, their probabilities are averaged with
+weights that fall from the middle of a patch to its border, where the network sees least around a voxel.
 
 Source: Isensee et al., "nnU-Net" (2021): Gaussian weights, deviation of an eighth of the patch.
 """
@@ -25,19 +24,19 @@ from tinyunet.unet import UNet
 #: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-# The largest patch taken at once: a tensor of 16 channels of it holds 134 MB.
+# Largest side of a patch: a tensor of 16 channels of such a patch takes 134 MB.
 LARGEST_PATCH = 128
 
 
 def predictor(
     model: UNet, eager: bool = False, accuracy: str = "fast", deterministic: bool = False
 ) -> Predict:
-    """Return what runs a model on patches: compiled for each size that comes, or eager.
+    """Return a function that runs a model on patches: eager, or compiled for each size that comes.
 
     Parameters
     ----------
     model : UNet
-        May be trained on meanwhile: what is predicted is always that of its present parameters.
+        May be trained meanwhile: predictions use its present parameters.
     eager : bool
     accuracy : {"fast", "strict"}
     deterministic : bool
@@ -49,32 +48,17 @@ def predictor(
 
 
 def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run in inference mode, with the running statistics of batch norm; then as before."""
+    """Run in inference mode, with the running statistics of batch norm; then restore the mode."""
     with one_at_a_time, model.mode(training=False), no_grad():
         return model(images).data
 
 
-def patch_for(model: UNet, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Choose the patch for a volume: all of it, up to 128 voxels an axis.
+def patch_for(depth: int, shape: Sequence[int]) -> tuple[int, int, int]:
+    """Choose the patch for a volume, shape=(D, H, W), and a U-Net with ``depth`` levels.
 
-    A network of convolutions takes any size, and a large patch has little border. The sizes are
-    multiples of what pooling divides by, so that no voxel is cut off on the way down.
-
-    Parameters
-    ----------
-    model : UNet
-        Its ``config["depth"]`` counts.
-    shape : (D, H, W)
-        Of the volume.
-
-    Returns
-    -------
-    patch_size : (D, H, W)
+    A network of convolutions takes any size, and a large patch has little border: the patch is the whole
+    volume, up to 128 voxels an axis, rounded up to a multiple of the factor that pooling divides by.
     """
-    return _patch(int(model.config["depth"]), shape)
-
-
-def _patch(depth: int, shape: Sequence[int]) -> tuple[int, int, int]:
     step = 2 ** (depth - 1)
     most = max(step, LARGEST_PATCH // step * step)
     d, h, w = (min(-(-size // step) * step, most) for size in shape)
@@ -82,11 +66,10 @@ def _patch(depth: int, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def count_patches(depth: int, shape: Sequence[int], overlap: float = 0.5) -> int:
-    """Return how many patches :func:`segment` will take for a volume, shape=(D, H, W)."""
-    patch_size = _patch(depth, shape)
+    """Return how many patches :func:`segment` takes for a volume, shape=(D, H, W)."""
     return math.prod(
         len(patch_starts(max(size, patch), patch, overlap))
-        for size, patch in zip(shape, patch_size, strict=True)
+        for size, patch in zip(shape, patch_for(depth, shape), strict=True)
     )
 
 
@@ -103,19 +86,15 @@ def predict_volume(
     Parameters
     ----------
     model : UNet
-        Runs in inference mode, with the running statistics of its batch norm; its own mode is
-        as before afterwards.
     image : ndarray, shape=(D, H, W, C), float32
-        Any size. Where it is smaller than the patch, zeros (what surrounds a brain) are appended.
+        Any size. Where it is smaller than the patch, zeros (the value around a brain) are appended.
     patch_size : (D, H, W)
-        What the model is given at once.
     overlap : float
-        Share of a patch that the next one along an axis covers again, 0 <= overlap < 1; more where
-        the patches would not end with the volume otherwise.
+        Least share of a patch that the next patch along an axis covers again, 0 <= overlap < 1.
     progress : callable, optional
         Called after each patch with how many are done and how many there are.
     predict : callable, optional
-        What runs the model: :func:`predictor`. Left out, the eager model runs.
+        Runs the model: from :func:`predictor`. Without it, the eager model runs in inference mode.
 
     Returns
     -------
@@ -124,8 +103,8 @@ def predict_volume(
     Raises
     ------
     ValueError
-        If the image is no volume, is empty, has other channels than the model, or ``patch_size``
-        or ``overlap`` is out of range.
+        The image is not a volume, is empty, or has other channels than the model; or ``patch_size`` or
+        ``overlap`` is out of range.
     """
     channels = int(model.config["in_channels"])
     image = real_numbers("image", image)
@@ -141,21 +120,19 @@ def predict_volume(
     shape = image.shape[:3]
     missing = [max(0, p - s) for p, s in zip(patch_size, shape, strict=True)]
     padded = np.pad(image, [*((0, m) for m in missing), (0, 0)]) if any(missing) else image
-    starts = [
-        patch_starts(size, patch, overlap) for size, patch in zip(padded.shape[:3], patch_size, strict=True)
-    ]
     weights = gaussian_weights(patch_size)[..., None]
     total = np.zeros((*padded.shape[:3], int(model.config["classes"])), np.float32)
     norm = np.zeros((*padded.shape[:3], 1), np.float32)
-    patches = list(itertools.product(*starts))
+    sizes = zip(padded.shape[:3], patch_size, strict=True)
+    corners = list(itertools.product(*(patch_starts(size, patch, overlap) for size, patch in sizes)))
     predict = predict or predictor(model, eager=True)
-    for done, corner in enumerate(patches, start=1):
+    for done, corner in enumerate(corners, start=1):
         here = tuple(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True))
         patch = np.ascontiguousarray(padded[here])
         total[here] += predict(patch[None])[0] * weights
         norm[here] += weights
         if progress is not None:
-            progress(done, len(patches))
+            progress(done, len(corners))
     total /= norm
     d, h, w = shape
     return np.ascontiguousarray(total[:d, :h, :w])
@@ -168,28 +145,21 @@ def segment(
     progress: Callable[[int, int], None] | None = None,
     predict: Predict | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the most probable class of each voxel.
+    """Return the most probable class of each voxel. shape=(D, H, W), uint8.
 
-    Parameters
-    ----------
-    model, image, overlap, progress, predict
-        As of :func:`predict_volume`; the patch is that of :func:`patch_for`.
-
-    Returns
-    -------
-    labels : ndarray, shape=(D, H, W), uint8
-        For a model of one class, 1 where its probability is above a half.
+    For a model of one class, a voxel is 1 where its probability is above a half. Parameters as
+    :func:`predict_volume`; the patch is that of :func:`patch_for`.
 
     Raises
     ------
     ValueError
-        As :func:`predict_volume`, or if the model has more than 256 classes.
+        As :func:`predict_volume`, or the model has more than 256 classes.
     UserError
-        If the probability of a voxel is no number: it has no class then.
+        The probability of a voxel is NaN or infinite: the voxel has no class then.
     """
     if int(model.config["classes"]) > 256:
         raise ValueError(f"labels are uint8: of 256 classes at most, not {model.config['classes']}")
-    patch_size = patch_for(model, image.shape[:3])
+    patch_size = patch_for(int(model.config["depth"]), image.shape[:3])
     probabilities = predict_volume(model, image, patch_size, overlap, progress, predict)
     bad = probabilities.size - np.count_nonzero(np.isfinite(probabilities))
     if bad:
@@ -202,14 +172,9 @@ def segment(
 
 
 def patch_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """Return where along one axis patches begin, so that they cover it evenly and end with it.
+    """Return where patches begin along one axis: they cover it evenly, end with it, and overlap enough.
 
-    Parameters
-    ----------
-    size, patch : int
-        Voxels along the axis, patch <= size.
-    overlap : float
-        Least share of a patch that its neighbour covers again.
+    ``overlap`` is the least share of a patch that its neighbour covers again; patch <= size.
     """
     step = max(1, int(patch * (1 - overlap) + 1e-9))  # 10 * (1 - 0.8) is a little below 2
     count = -(-(size - patch) // step) + 1
@@ -217,16 +182,9 @@ def patch_starts(size: int, patch: int, overlap: float) -> list[int]:
 
 
 def gaussian_weights(patch_size: Sequence[int]) -> NDArray[np.float32]:
-    """Return how much each voxel of a patch counts: 1 in the middle, above 0 everywhere.
+    """Return the weight of each voxel of a patch, shape=patch_size: 1 in the middle, above 0 everywhere.
 
-    Parameters
-    ----------
-    patch_size : (D, H, W)
-
-    Returns
-    -------
-    weights : ndarray, shape=patch_size, float32
-        The corners of a large patch hold about e^-24.
+    In the corners of a large patch the weight is about e^-24.
     """
     weights = np.ones((), np.float32)
     for size in patch_size:

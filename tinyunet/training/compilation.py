@@ -183,7 +183,7 @@ def compile_task(task: Task, direction: measure.Direction) -> None:
         compile(untrained, shape, **how).program(shape).compile(direction)
 
     work = [(train, (*shape, channels)) for shape in task.batch_shapes]
-    work.append((predict, (1, *patch_for(model, task.patch_size), channels)))
+    work.append((predict, (1, *patch_for(model.config["depth"], task.patch_size), channels)))
     with measure.only_compiling(direction), _garbage_left_longer():
         # Training first from either end: its first layers and its last have least in common.
         for run, shape in work:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tinyunet.common.errors import UserError, said
 from tinyunet.common.schema import by_name, each, number, optional, record, text, whole
-from tinyunet.data.decathlon import Dataset
+from tinyunet.data.cases import Dataset
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint

@@ -11,7 +11,7 @@ from tinyunet.common.errors import ENDING, StoppedError
 from tinyunet.common.files import write_json
 from tinyunet.common.terminal import count, printable
 from tinyunet.compiler import measure
-from tinyunet.data.decathlon import Case, load_case
+from tinyunet.data.cases import Case, load_case
 from tinyunet.optim import Adam, Schedule, polynomial, warm_up
 from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator

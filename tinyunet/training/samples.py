@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.base.limits import memory_limit
-from tinyunet.data.augment import augment
-from tinyunet.data.decathlon import Case, check_patch_fits, load_case
-from tinyunet.data.patches import generator, sample_patch
+from tinyunet.data.cases import Case, check_patch_fits, load_case
+from tinyunet.data.patches import augment, generator, sample_patch
 
 # Half of the patches are cut around a tumour voxel, which is one voxel in a hundred otherwise.
 FOREGROUND_SHARE = 0.5
@@ -76,7 +75,7 @@ class Volumes:
         Raises
         ------
         DataError
-            As :func:`tinyunet.data.decathlon.load_case`.
+            As :func:`tinyunet.data.cases.load_case`.
         """
         with self._lock:
             if case.name in self._kept:

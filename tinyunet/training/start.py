@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tinyunet.common.terminal import count, printable
 from tinyunet.data import phantom, spacing
-from tinyunet.data.decathlon import Case, Dataset, check_patch_fits_all, read_dataset, split
+from tinyunet.data.cases import Case, Dataset, check_patch_fits_all, split
+from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
 from tinyunet.data.spacing import Spacing
 from tinyunet.parallel.communicator import Communicator

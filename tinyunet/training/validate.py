@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.decathlon import Case
+from tinyunet.data.cases import Case
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.scores import Scores, score
 from tinyunet.segmentation.sliding_window import Predict, segment

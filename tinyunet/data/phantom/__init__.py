@@ -1,7 +1,7 @@
 """The built-in data set: heads with brain tumours in four MRI sequences, made on the spot.
 
 ``fields``   a grid of voxels and smooth random fields over it
-``shapes``   signed distances of simple bodies
+``bodies``   signed distances of simple bodies
 ``anatomy``  a brain of white and grey matter, nuclei and fluid, folded differently in each head
 ``tumour``   necrotic core, enhancing rim, edema that follows the white matter
 ``scanner``  contrasts, bias field, blur and noise of the sequences FLAIR, T1w, t1gd and T2w

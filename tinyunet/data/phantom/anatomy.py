@@ -4,7 +4,7 @@ Points are in atlas space: millimetres right, front and up from the anterior com
 Talairach and MNI atlases, from which sizes and places of the parts were read by eye.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,7 @@ from tinyunet.data.phantom.bodies import (
     smooth_minimum,
     tube,
 )
-from tinyunet.data.phantom.fields import RandomFields
-
-Array = NDArray[np.float32]
+from tinyunet.data.phantom.fields import Array, RandomFields
 
 # Rows of an array of tissue shares, shape=(4, voxels). DEEP is the grey of the nuclei.
 WHITE, GREY, DEEP, FLUID = range(4)
@@ -49,8 +47,7 @@ _LATERAL_VENTRICLE = (
 _TEMPORAL_HORN = ((23.0, -44.0, 8.0, 6.0), (35.0, -30.0, -9.0, 3.0), (32.0, -10.0, -18.0, 3.0))
 
 
-@dataclass(frozen=True)
-class Outline:
+class Outline(NamedTuple):
     """Signed distances to the surfaces of the brain's three parts, each of shape=(P,)."""
 
     cerebrum: Array
@@ -62,52 +59,35 @@ class Outline:
         """Distance to all three together, the clefts between them filled."""
         return smooth_minimum(smooth_minimum(self.cerebrum, self.cerebellum, 12), self.stem, 12)
 
-    def at(self, voxels: NDArray[np.intp]) -> "Outline":
-        """Return the distances at some of the voxels."""
-        return Outline(self.cerebrum[voxels], self.cerebellum[voxels], self.stem[voxels])
+
+class Head(NamedTuple):
+    """The P voxels of a head in and near its brain.
+
+    Attributes
+    ----------
+    fields
+        The head's random fields; their generator draws everything else of the head, too.
+    voxels
+        Indices of the voxels in the grid. shape=(P,).
+    points
+        Their points in atlas space. shape=(3, P).
+    surfaces
+        Their distances to the surfaces.
+    """
+
+    fields: RandomFields
+    voxels: NDArray[np.intp]
+    points: Array
+    surfaces: Outline
+
+    @property
+    def width(self) -> float:
+        """Millimetres over which a surface blurs; a scanner's point spread is wider than its grid."""
+        return 1.15 * self.fields.grid.spacing
 
 
-def outline(points: Array) -> Outline:
-    """Evaluate the outline of the brain at points of atlas space, shape=(3, P)."""
-    return Outline(cerebrum(points), _cerebellum(points), _stem(points))
-
-
-def cerebrum(points: Array) -> Array:
-    """Distance to the surface of the two hemispheres together."""
-    y, z = points[1:]
-    pair = mirrored(points)
-    back = ellipsoid(pair, (9, -31, 12), (59, 69, 68))
-    front = ellipsoid(pair, (8, 14, 16), (49, 52, 58))
-    # From below it is flat: the orbits in front, the tentorium behind.
-    rise = np.clip(np.float32(-0.12) * (y + 10), 0, 7) + np.maximum(y - 15, 0) ** 2 / 130
-    upper = smooth_maximum(smooth_minimum(back, front, 16), rise - 22 - z, 16)
-    temporal_lobes = ellipsoid(pair, (43, -18, -20), (23, 43, 25))
-    base = ellipsoid(pair, (0, -12, -8), (26, 26, 18))
-    return smooth_minimum(smooth_minimum(upper, temporal_lobes, 8), base, 6)
-
-
-def _cerebellum(points: Array) -> Array:
-    hemispheres = ellipsoid(mirrored(points), (22, -60, -34), (30, 29, 22))
-    vermis = ellipsoid(points, (0, -58, -33), (14, 24, 20))
-    return smooth_minimum(hemispheres, vermis, 5)
-
-
-def _stem(points: Array) -> Array:
-    midbrain = ellipsoid(mirrored(points), (6, -24, -10), (12, 12, 14))
-    pons = ellipsoid(points, (0, -25, -30), (17, 14, 15))
-    medulla = tube(points, ((0, -34, -42, 10), (0, -46, -80, 8)))
-    return smooth_minimum(smooth_minimum(midbrain, pons, 8), medulla, 8)
-
-
-def callosum_height(points: Array) -> Array:
-    """How far up the arch of the corpus callosum a point lies: below 1 the hemispheres are joined."""
-    _, y, z = points
-    return np.sqrt(((y + 3) / 42) ** 2 + ((z + 2) / 29) ** 2)
-
-
-@dataclass(frozen=True)
-class Folding:
-    """The sulci of a head at some voxels, each array of shape=(P,).
+class Folding(NamedTuple):
+    """The sulci of a head, each array of shape=(P,).
 
     Attributes
     ----------
@@ -124,29 +104,50 @@ class Folding:
     roughness: Array
 
 
-def fold(fields: RandomFields, surface: Array, points: Array, voxels: NDArray[np.intp]) -> Folding:
-    """Draw the sulci of a head.
+def outline(points: Array) -> Outline:
+    """Evaluate the outline of the brain at points of atlas space, shape=(3, P)."""
+    hemispheres = ellipsoid(mirrored(points), (22, -60, -34), (30, 29, 22))
+    vermis = ellipsoid(points, (0, -58, -33), (14, 24, 20))
+    midbrain = ellipsoid(mirrored(points), (6, -24, -10), (12, 12, 14))
+    pons = ellipsoid(points, (0, -25, -30), (17, 14, 15))
+    medulla = tube(points, ((0, -34, -42, 10), (0, -46, -80, 8)))
+    stem = smooth_minimum(smooth_minimum(midbrain, pons, 8), medulla, 8)
+    return Outline(cerebrum(points), smooth_minimum(hemispheres, vermis, 5), stem)
+
+
+def cerebrum(points: Array) -> Array:
+    """Distance to the surface of the two hemispheres together."""
+    y, z = points[1:]
+    pair = mirrored(points)
+    back = ellipsoid(pair, (9, -31, 12), (59, 69, 68))
+    front = ellipsoid(pair, (8, 14, 16), (49, 52, 58))
+    # From below it is flat: the orbits in front, the tentorium behind.
+    rise = np.clip(-0.12 * (y + 10), 0, 7) + np.maximum(y - 15, 0) ** 2 / 130
+    upper = smooth_maximum(smooth_minimum(back, front, 16), rise - 22 - z, 16)
+    temporal_lobes = ellipsoid(pair, (43, -18, -20), (23, 43, 25))
+    base = ellipsoid(pair, (0, -12, -8), (26, 26, 18))
+    return smooth_minimum(smooth_minimum(upper, temporal_lobes, 8), base, 6)
+
+
+def callosum_height(points: Array) -> Array:
+    """How far up the arch of the corpus callosum a point lies: below 1 the hemispheres are joined."""
+    _, y, z = points
+    return np.sqrt(((y + 3) / 42) ** 2 + ((z + 2) / 29) ** 2)
+
+
+def fold(head: Head, surface: Array) -> Folding:
+    """Draw the sulci of a head, whose ``surface`` is the distance to the cerebrum at every voxel of the grid.
 
     A sulcus goes in where a random field of one wavelength crosses zero on the surface of the
     cerebrum. A voxel reads the field at the surface above it, so that sulci stand upright; divided
     by its slope the field is the distance to the wall.
-
-    Parameters
-    ----------
-    fields
-        Of the head.
-    surface
-        Distance to the surface of the cerebrum at every voxel. shape=(voxels,).
-    points
-        The chosen voxels in atlas space. shape=(3, P).
-    voxels
-        Their indices. shape=(P,).
     """
+    fields, voxels = head.fields, head.voxels
     grid = fields.grid
     outwards = grid.gradient(surface)[:, voxels]
-    outwards /= length(outwards) + np.float32(0.05)
+    outwards /= length(outwards) + 0.05
     # Three quarters of the way only: sulci bend.
-    way = np.clip(-surface[voxels], 0, 25) * np.float32(0.75)
+    way = np.clip(-surface[voxels], 0, 25) * 0.75
     above = grid.positions[:, voxels] + outwards * way
     waves = fields.waves(_FOLD_WAVELENGTH, 0.13)
     slope = length(grid.gradient(waves))
@@ -154,106 +155,78 @@ def fold(fields: RandomFields, surface: Array, points: Array, voxels: NDArray[np
     typical_slope = np.float32(2 * np.pi / _FOLD_WAVELENGTH)
     distance = np.abs(height) / np.maximum(slope, np.float32(0.45) * typical_slope)
     # Shallow from below, and none where the nuclei are.
-    depth = (22 + 5 * roughness) * (1 - np.float32(0.6) * np.clip(-outwards[2], 0, 1))
-    x, y, z = points
+    depth = (22 + 5 * roughness) * (1 - 0.6 * np.clip(-outwards[2], 0, 1))
+    x, y, z = head.points
     middle = np.sqrt((x / 31) ** 2 + ((y + 8) / 38) ** 2 + ((z + 2) / 28) ** 2)
     depth *= np.clip(4 * middle - 4, 0, 1)
     return Folding(distance, depth, roughness)
 
 
-def tissues(
-    fields: RandomFields, points: Array, voxels: NDArray[np.intp], surfaces: Outline, folding: Folding
-) -> Array:
-    """Fill the outline with tissue.
+def tissues(head: Head, folding: Folding) -> Array:
+    """Return the shares of white matter, grey matter, deep grey and fluid in each voxel; they sum to 1.
 
-    Parameters
-    ----------
-    fields
-        Of the head; its generator also draws how wide sulci and ventricles are.
-    points
-        The chosen voxels in atlas space. shape=(3, P).
-    voxels
-        Their indices. shape=(P,).
-    surfaces, folding
-        At the chosen voxels.
-
-    Returns
-    -------
-    shares
-        Of white matter, grey matter, deep grey and fluid in each voxel; they sum to 1.
-        shape=(4, P).
+    The head's generator draws how wide sulci and ventricles are. shape=(4, P).
     """
-    # A little more than a voxel: a scanner's point spread is wider than its grid.
-    width = 1.15 * fields.grid.spacing
-    atrophy = fields.generator.uniform(0, 1)
+    points, surfaces, width = head.points, head.surfaces, head.width
+    atrophy = head.fields.generator.uniform(0, 1)
     pair = mirrored(points)
-    shares = _cortex(points, surfaces.cerebrum, folding, atrophy, width)
+    shares = _cortex(head, folding, atrophy)
     for centre, radii, grey in _NUCLEI:
         _put(shares, inside(ellipsoid(pair, centre, radii), width), (1 - grey, 0, grey, 0))
 
     below = inside(surfaces.cerebellum, width) * (1 - inside(surfaces.cerebrum, width))
-    leaves, gaps = _foliage(fields, voxels, surfaces.cerebellum, width)
+    leaves, gaps = _foliage(head)
     _put(shares, below, (1 - leaves, leaves * (1 - gaps), 0, leaves * gaps))
     _put(shares, inside(surfaces.stem, width), (0.8, 0, 0.2, 0))
 
     lateral = np.minimum(tube(pair, _LATERAL_VENTRICLE), tube(pair, _TEMPORAL_HORN))
     third = ellipsoid(points, (0, -8, 0), (2.2 + atrophy, 14, 11))
     fourth = ellipsoid(points, (0, -47, -34), (6, 5, 9))
-    swelling = np.float32(2.6 * atrophy - 0.6)
-    ventricles = np.minimum(np.minimum(lateral - swelling, third), fourth)
+    ventricles = np.minimum(np.minimum(lateral - (2.6 * atrophy - 0.6), third), fourth)
     _put(shares, inside(ventricles, width), (0, 0, 0, 1))
     return shares
 
 
-def _cortex(points: Array, surface: Array, folding: Folding, atrophy: float, width: float) -> Array:
+def _cortex(head: Head, folding: Folding, atrophy: float) -> Array:
     """Return the shares of a cerebrum without nuclei: a grey ribbon along every wet surface."""
-    x, y, z = points
+    x, y, z = head.points
     x = np.abs(x)
-    depth = -surface
+    depth = -head.surfaces.cerebrum
     sulci = np.hypot(folding.distance, np.maximum(depth - folding.depth, 0))
     # The Sylvian fissure rises to the back; at its floor the insula stands upright.
-    sylvian = np.sqrt(
-        (z + 4 + y / 2) ** 2 / np.float32(1.25) + np.maximum(36 - x, 0) ** 2 + np.maximum(-40 - y, 0) ** 2
-    )
+    sylvian = np.sqrt((z + 4 + y / 2) ** 2 / 1.25 + np.maximum(36 - x, 0) ** 2 + np.maximum(-40 - y, 0) ** 2)
     insula = np.sqrt(
         (x - 38) ** 2 + np.maximum(np.abs(y - 2) - 22, 0) ** 2 + np.maximum(np.abs(z - 1) - 13, 0) ** 2
     )
     clefts = np.minimum(sylvian, insula)
-    height = callosum_height(points)
+    height = callosum_height(head.points)
     between_hemispheres = np.hypot(x, 29 * np.maximum(1 - height, 0))
 
     wet = np.minimum(np.minimum(depth, sulci), np.minimum(clefts, between_hemispheres))
-    grey = inside(wet - (_CORTEX_THICKNESS + np.float32(0.4) * folding.roughness), width)
-    callosum = inside(29 * np.maximum(height - 1, -1), width) * inside(x - 14, 6)
+    grey = inside(wet - (_CORTEX_THICKNESS + 0.4 * folding.roughness), head.width)
+    callosum = inside(29 * np.maximum(height - 1, -1), head.width) * inside(x - 14, 6)
     grey *= 1 - callosum
 
-    walls = inside(np.minimum(sulci, clefts) - np.float32(0.45 + 0.7 * atrophy), 1.2 * width)
-    fluid = np.maximum(walls, inside(between_hemispheres - 1, width))
-    outside = depth + np.float32(0.6) + np.float32(0.6) * folding.roughness
-    fluid = np.maximum(fluid, inside(outside, width))
+    walls = inside(np.minimum(sulci, clefts) - (0.45 + 0.7 * atrophy), 1.2 * head.width)
+    fluid = np.maximum(walls, inside(between_hemispheres - 1, head.width))
+    fluid = np.maximum(fluid, inside(depth + 0.6 + 0.6 * folding.roughness, head.width))
     # Fluid thins out towards the floor of a sulcus.
     open_to = (8 + folding.depth - depth) / 8 + (clefts < 4) + (between_hemispheres < 4)
     fluid *= np.clip(open_to, 0, 1)
-
-    shares = np.zeros((4, points.shape[1]), np.float32)
-    shares[WHITE] = (1 - grey) * (1 - fluid)
-    shares[GREY] = grey * (1 - fluid)
-    shares[FLUID] = fluid
-    return shares
+    return np.stack([(1 - grey) * (1 - fluid), grey * (1 - fluid), np.zeros_like(fluid), fluid])
 
 
-def _foliage(
-    fields: RandomFields, voxels: NDArray[np.intp], surface: Array, width: float
-) -> tuple[Array, Array]:
+def _foliage(head: Head) -> tuple[Array, Array]:
     """Return the shares of the cerebellum's grey leaves, and of the fluid between them."""
-    leaves, gaps = np.zeros((2, len(voxels)), np.float32)
-    here = np.flatnonzero(surface < width)
+    grid, surface = head.fields.grid, head.surfaces.cerebellum
+    leaves, gaps = np.zeros((2, len(surface)), np.float32)
+    here = np.flatnonzero(surface < head.width)
     # The leaves run from left to right: waves stretched that way.
-    stretched = fields.grid.positions[:, voxels[here]] * np.array([[0.3], [1], [1]], np.float32)
-    waves = fields.grid.interpolate(fields.waves(11, 0.2)[None], stretched)[0]
+    stretched = grid.positions[:, head.voxels[here]] * np.array([[0.3], [1], [1]], np.float32)
+    waves = grid.interpolate(head.fields.waves(11, 0.2)[None], stretched)[0]
     depth = -surface[here]
-    leaves[here] = inside(depth - 12 - 4 * waves, 2 * width)
-    gaps[here] = np.clip(waves / 3 * inside(depth - 11, 4), 0, np.float32(0.4))
+    leaves[here] = inside(depth - 12 - 4 * waves, 2 * head.width)
+    gaps[here] = np.clip(waves / 3 * inside(depth - 11, 4), 0, 0.4)
     return leaves, gaps
 
 
@@ -261,4 +234,4 @@ def _put(shares: Array, amount: Array, mixture: tuple[Array | float, ...]) -> No
     """Let another mixture of tissues take ``amount`` of each voxel, in place."""
     shares *= 1 - amount
     for row, part in zip(shares, mixture, strict=True):
-        row += amount * np.float32(part)
+        row += amount * part

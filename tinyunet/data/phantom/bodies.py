@@ -1,6 +1,8 @@
 """Signed distances of simple bodies in millimetres: negative inside, zero on the surface.
 
-Those of ellipsoids are first-order approximations, exact near the surface, which is where it counts.
+Distances to ellipsoids are first-order approximations, exact near the surface, where it counts. Points have
+shape=(3, P), distances shape=(P,).
+
 Source: I. Quilez, "Distance functions", https://iquilezles.org/articles/distfunctions.
 """
 
@@ -8,16 +10,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from tinyunet.data.phantom.fields import Array
+
 Triple = tuple[float, float, float]
-
-_TINY = np.float32(1e-6)
 
 
 def length(vectors: Array) -> Array:
-    """Length of each column. vectors: shape=(3, P); returns shape=(P,)."""
+    """Length of each column."""
     return np.sqrt(np.einsum("ij,ij->j", vectors, vectors))
 
 
@@ -27,11 +27,11 @@ def mirrored(points: Array) -> Array:
 
 
 def ellipsoid(points: Array, centre: Triple, radii: Triple) -> Array:
-    """Distance to an ellipsoid. points: shape=(3, P); returns shape=(P,)."""
+    """Distance to an ellipsoid."""
     q = (points - _column(centre)) / _column(radii)
     scale = length(q)
     slope = length(q / _column(radii))
-    return scale * (scale - 1) / (slope + _TINY)
+    return scale * (scale - 1) / (slope + 1e-6)
 
 
 def tube(points: Array, nodes: Sequence[tuple[float, float, float, float]]) -> Array:
@@ -40,18 +40,16 @@ def tube(points: Array, nodes: Sequence[tuple[float, float, float, float]]) -> A
     for (*start, start_radius), (*end, end_radius) in pairwise(nodes):
         direction = _column(end) - _column(start)
         from_start = points - _column(start)
-        along = direction[:, 0] @ from_start / (direction * direction).sum()
-        along = np.clip(along, 0, 1)
-        across = length(from_start - along * direction)
-        radius = np.float32(start_radius) + along * np.float32(end_radius - start_radius)
-        distance = np.minimum(distance, across - radius)
+        along = np.clip(direction[:, 0] @ from_start / (direction * direction).sum(), 0, 1)
+        radius = start_radius + along * (end_radius - start_radius)
+        distance = np.minimum(distance, length(from_start - along * direction) - radius)
     return distance
 
 
 def smooth_minimum(a: Array, b: Array, reach: float) -> Array:
     """Union of two bodies whose crease is filled over ``reach`` millimetres."""
-    overlap = np.maximum(np.float32(reach) - np.abs(a - b), 0)
-    return np.minimum(a, b) - overlap * overlap / np.float32(4 * reach)
+    overlap = np.maximum(reach - np.abs(a - b), 0)
+    return np.minimum(a, b) - overlap * overlap / (4 * reach)
 
 
 def smooth_maximum(a: Array, b: Array, reach: float) -> Array:
@@ -60,11 +58,8 @@ def smooth_maximum(a: Array, b: Array, reach: float) -> Array:
 
 
 def inside(distance: Array, width: float) -> Array:
-    """Share of a voxel that lies inside: 1 to 0 over ``width`` millimetres about the surface.
-
-    This is where partial volume comes from.
-    """
-    return np.clip(np.float32(0.5) - distance / np.float32(width), 0, 1)
+    """Share of a voxel that lies inside: from 1 to 0 over ``width`` millimetres about the surface."""
+    return np.clip(0.5 - distance / width, 0, 1)
 
 
 def _column(values: Sequence[float]) -> Array:

@@ -12,9 +12,9 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.common.errors import DataError
 from tinyunet.common.files import read_json
-from tinyunet.data.nifti import DataError
-from tinyunet.data.phantom.anatomy import WHITE, fold, outline, tissues
+from tinyunet.data.phantom.anatomy import WHITE, Head, Outline, fold, outline, tissues
 from tinyunet.data.phantom.fields import Array, Grid, RandomFields
 from tinyunet.data.phantom.scanner import MODALITIES, scan
 from tinyunet.data.phantom.tumour import draw_tumour, grow
@@ -30,12 +30,12 @@ _SMALLEST = 16
 def make_case(
     seed: int, index: int, shape: tuple[int, int, int] = (64, 72, 56)
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.float64]]:
-    """Make one head with a tumour.
+    """Make one head with a tumour, the same for the same seed, index and shape.
 
     Parameters
     ----------
     seed, index
-        Of the data set and of the case; nothing else decides what comes out.
+        Of the data set and of the case.
     shape
         Voxels from left to right, back to front and bottom to top; they are cubes just large enough
         for a head.
@@ -61,24 +61,24 @@ def make_case(
     fields = RandomFields(generator, grid)
     at_rest = _pose(fields)
     tumour = draw_tumour(generator)
-    # The skull holds the surface where it is; inside, the tumour makes room for itself.
-    surfaces = outline(at_rest)
-    voxels = np.flatnonzero(surfaces.brain < 4)
-    points = tumour.displace(at_rest[:, voxels])
-    folding = fold(fields, surfaces.cerebrum, points, voxels)
-    surfaces = surfaces.at(voxels)
-    shares = tissues(fields, points, voxels, surfaces, folding)
-    growth = grow(tumour, fields, points, voxels, surfaces, white=shares[WHITE])
+    # The skull holds the surface where it is; inside, the tumour displaces tissue.
+    everywhere = outline(at_rest)
+    voxels = np.flatnonzero(everywhere.brain < 4)
+    surfaces = Outline(*(distance[voxels] for distance in everywhere))
+    head = Head(fields, voxels, tumour.displace(at_rest[:, voxels]), surfaces)
+    folding = fold(head, everywhere.cerebrum)
+    shares = tissues(head, folding)
+    growth = grow(tumour, head, white=shares[WHITE])
 
     labels = np.zeros(len(voxels), np.uint8)
     labels[growth.edema > 0.5] = 1
     labels[growth.necrosis + growth.enhancing > 0.5] = 3
     labels[growth.necrosis > 0.5] = 2
-    diseased = np.stack([growth.edema, growth.necrosis, growth.enhancing])
+    diseased = np.stack(growth)
     shares = np.concatenate([shares * (1 - diseased.sum(0)), diseased])
-    # What a skull-stripping program leaves: the brain with a rim of fluid, not quite even.
+    # As a skull-stripping program leaves it: the brain with a rim of fluid, not quite even.
     brain = (surfaces.brain < 1.4 - 0.7 * folding.roughness) | (labels > 0)
-    image = scan(fields, points, voxels, shares, brain)
+    image = scan(head, shares, brain)
     volume = np.zeros(grid.positions.shape[1], np.uint8)
     volume[voxels] = labels
     affine = np.diag([grid.spacing] * 3 + [1.0])
@@ -98,7 +98,7 @@ def _pose(fields: RandomFields) -> Array:
     centre = np.array([0, -17, 10]) + generator.normal(0, 2, 3)
     points = linear.astype(np.float32) @ grid.positions + centre.astype(np.float32)[:, None]
     for axis in points:
-        axis += np.float32(2.2) * fields.clouds(70)
+        axis += 2.2 * fields.clouds(70)
     return points
 
 
@@ -113,32 +113,24 @@ def make_dataset(
 ) -> Path:
     """Make a data set, or find it where it has been made before.
 
-    Everything is written to a temporary folder beside, which gets its name when all is there: a
-    folder of that name is complete. Two programs may do so at once.
+    The files are written to a temporary folder, which is renamed when all are there: a folder of that name
+    is complete. Two programs may make it at once.
 
     Parameters
     ----------
     directory
-        The Decathlon task's folder.
+        The Decathlon task's folder, which is returned.
     cases
         How many heads.
-    shape
-        Voxels of each, as for :func:`make_case`.
-    seed
-        Another seed gives other heads.
-
-    Returns
-    -------
-    directory
-        As given.
+    shape, seed
+        As for :func:`make_case`.
 
     Raises
     ------
     ValueError
         ``cases`` or ``shape`` is too small.
     DataError
-        The folder holds something else, or cannot be written (full disk, ...); then nothing is
-        left behind.
+        The folder holds something else, or cannot be written (full disk, ...); nothing is left behind.
     """
     directory = Path(directory)
     if cases < 1:
@@ -198,10 +190,7 @@ def _write(directory: Path, made_of: dict[str, Any]) -> None:
     training = []
     for index in range(made_of["cases"]):
         image, labels, affine = make_case(made_of["seed"], index, tuple(made_of["shape"]))
-        entry = {
-            "image": f"./imagesTr/PHANTOM_{index:03}.nii.gz",
-            "label": f"./labelsTr/PHANTOM_{index:03}.nii.gz",
-        }
+        entry = {key: f"./{key}sTr/PHANTOM_{index:03}.nii.gz" for key in ("image", "label")}
         _write_volume(directory / entry["image"], image, affine)
         _write_volume(directory / entry["label"], labels, affine)
         training.append(entry)

@@ -17,7 +17,7 @@ FIELD_OF_VIEW = (176.0, 198.0, 154.0)
 class Grid:
     """Cubic voxels, just large enough for a head, with the origin in the middle.
 
-    Arrays over the grid are flat, shape=(voxels,), and those of vectors have shape=(3, voxels).
+    Arrays over the grid are flat, shape=(voxels,); arrays of vectors have shape=(3, voxels).
     """
 
     shape: tuple[int, int, int]
@@ -31,14 +31,11 @@ class Grid:
     def positions(self) -> Array:
         """Millimetres right, front and up from the middle. shape=(3, voxels)."""
         axes = [self.spacing * (np.arange(size) - (size - 1) / 2) for size in self.shape]
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"))
-        return grid.reshape(3, -1).astype(np.float32)
+        return np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).astype(np.float32)
 
     def gradient(self, field: Array) -> Array:
         """Change of a field a millimetre along each axis. shape=(3, voxels)."""
-        volume = field.reshape(self.shape)
-        parts = [np.gradient(volume, np.float32(self.spacing), axis=axis) for axis in range(3)]
-        return np.stack(parts).reshape(3, -1)
+        return np.array(np.gradient(field.reshape(self.shape), np.float32(self.spacing))).reshape(3, -1)
 
     def smooth(self, field: Array, share: float) -> Array:
         """Give ``share`` of each voxel's value to its six neighbours, axis after axis."""
@@ -46,8 +43,8 @@ class Grid:
         for axis in range(3):
             neighbours = np.roll(volume, 1, axis)
             neighbours += np.roll(volume, -1, axis)
-            neighbours *= np.float32(share / 2)
-            volume = np.float32(1 - share) * volume
+            neighbours *= share / 2
+            volume = (1 - share) * volume
             volume += neighbours
         return volume.reshape(-1)
 
@@ -67,7 +64,7 @@ class Grid:
             shape=(F, P).
         """
         sizes = np.array(self.shape)[:, None]
-        index = points / np.float32(self.spacing) + np.float32((sizes - 1) / 2)
+        index = points / self.spacing + np.float32((sizes - 1) / 2)
         low = np.floor(index)
         share = index - low
         steps = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])[:, None]
@@ -92,26 +89,21 @@ class RandomFields:
     def __init__(self, generator: np.random.Generator, grid: Grid) -> None:
         self.generator = generator
         self.grid = grid
-        d, h, w = grid.shape
-        frequencies = np.meshgrid(
-            np.fft.fftfreq(d, grid.spacing),
-            np.fft.fftfreq(h, grid.spacing),
-            np.fft.rfftfreq(w, grid.spacing),
-            indexing="ij",
-        )
-        self._frequency = np.linalg.norm(frequencies, axis=0).astype(np.float32)
+        frequencies = [np.fft.fftfreq(size, grid.spacing) for size in grid.shape[:2]]
+        frequencies.append(np.fft.rfftfreq(grid.shape[2], grid.spacing))
+        self._frequency = np.linalg.norm(np.meshgrid(*frequencies, indexing="ij"), axis=0).astype(np.float32)
 
     def clouds(self, wavelength: float) -> Array:
         """Draw a field with structures of about ``wavelength`` millimetres and larger."""
-        return self._shaped(np.exp(-0.5 * (self._frequency * np.float32(wavelength)) ** 2))
+        return self._shaped(np.exp(-0.5 * (self._frequency * wavelength) ** 2))
 
     def waves(self, wavelength: float, bandwidth: float) -> Array:
         """Draw a field that goes up and down every ``wavelength`` millimetres.
 
         Its zeros form a labyrinth of walls half a wavelength apart. ``bandwidth`` is relative.
         """
-        resolved = np.float32(max(wavelength, 3 * self.grid.spacing))
-        distance = (self._frequency * resolved - 1) / np.float32(bandwidth)
+        resolved = max(wavelength, 3 * self.grid.spacing)
+        distance = (self._frequency * resolved - 1) / bandwidth
         return self._shaped(np.exp(-0.5 * distance**2))
 
     def _shaped(self, amplitude: Array) -> Array:

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.phantom.bodies import Array, ellipsoid, inside, mirrored
-from tinyunet.data.phantom.fields import RandomFields
+from tinyunet.data.phantom.anatomy import FLUID, Head
+from tinyunet.data.phantom.bodies import ellipsoid, inside, mirrored
+from tinyunet.data.phantom.fields import Array
 
 MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
 
@@ -21,41 +22,36 @@ _SIGNAL = np.array(
     ],
     np.float32,
 )
-_FLUID, _TUMOUR, _GADOLINIUM = 3, slice(5, 7), 2
+_TUMOUR, _GADOLINIUM = slice(5, 7), 2
 
 
-def scan(
-    fields: RandomFields, points: Array, voxels: NDArray[np.intp], shares: Array, brain: NDArray[np.bool_]
-) -> NDArray[np.int16]:
+def scan(head: Head, shares: Array, brain: NDArray[np.bool_]) -> NDArray[np.int16]:
     """Take the four images of a skull-stripped brain.
 
     Parameters
     ----------
-    fields
-        Of the head; its generator draws contrast, gain and noise of the day.
-    points
-        The chosen voxels in atlas space. shape=(3, P).
-    voxels
-        Their indices. shape=(P,).
+    head
+        Its generator draws contrast, gain and noise of the day.
     shares
         Of white, grey, deep grey, fluid, edema, necrosis and enhancing rim. shape=(7, P).
     brain
-        Which of the chosen voxels are kept. shape=(P,).
+        Which of the head's voxels are kept. shape=(P,).
 
     Returns
     -------
     image
         shape=grid.shape + (4,), int16; 0 outside the brain, 1 or more inside.
     """
+    fields, voxels = head.fields, head.voxels
     generator, grid = fields.generator, fields.grid
     contrast = _SIGNAL * np.exp(generator.normal(0, 0.05, _SIGNAL.shape)).astype(np.float32)
     signals = contrast.T @ shares
     # Vessels and the choroid plexus take up the contrast agent as well.
     vessels = np.clip(fields.clouds(8)[voxels] - 1, 0, 1)
-    plexus = inside(ellipsoid(mirrored(points), (22, -42, 9), (2.5, 6, 4)), grid.spacing)
-    signals[_GADOLINIUM] += (vessels + np.float32(0.6) * plexus) * shares[_FLUID]
-    texture = np.float32(0.025) * fields.clouds(14)[voxels]
-    texture += np.float32(0.06) * fields.clouds(9)[voxels] * shares[_TUMOUR].sum(0)
+    plexus = inside(ellipsoid(mirrored(head.points), (22, -42, 9), (2.5, 6, 4)), grid.spacing)
+    signals[_GADOLINIUM] += (vessels + 0.6 * plexus) * shares[FLUID]
+    texture = 0.025 * fields.clouds(14)[voxels]
+    texture += 0.06 * fields.clouds(9)[voxels] * shares[_TUMOUR].sum(0)
     signals *= 1 + texture
 
     image = np.zeros((grid.positions.shape[1], len(MODALITIES)), np.int16)
@@ -63,11 +59,11 @@ def scan(
     for channel, signal in enumerate(signals):
         everywhere[voxels] = signal
         blurred = grid.smooth(everywhere, 0.2)[voxels]
-        bias = np.exp(np.float32(0.07) * fields.clouds(110)[voxels])
+        bias = np.exp(0.07 * fields.clouds(110)[voxels])
         # The magnitude of a complex signal with noise in both parts: Rician.
         noise = generator.standard_normal((2, len(voxels)), np.float32)
-        noise *= np.float32(generator.uniform(0.02, 0.04))
+        noise *= generator.uniform(0.02, 0.04)
         magnitude = np.hypot(blurred * bias + noise[0], noise[1])
-        gain = np.float32(generator.uniform(250, 900))
+        gain = generator.uniform(250, 900)
         image[voxels, channel] = np.maximum(np.rint(gain * magnitude), 1) * brain
     return image.reshape(*grid.shape, len(MODALITIES))

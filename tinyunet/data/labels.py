@@ -1,0 +1,205 @@
+"""Label files: from numbers to classes, and back into a file that says what its numbers mean.
+
+A file of ours is marked by a comment in its NIfTI header, as JSON: the program, the name of each number, and
+the SHA-256 of the voxels. A program that changes the labels may keep the comment, but not the checksum.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyunet.common.errors import DataError, one_line
+from tinyunet.common.files import atomic
+from tinyunet.data.geometry import Geometry
+from tinyunet.data.nifti import read_extensions, read_volume
+from tinyunet.data.stream import memory_for
+
+# Header fields for the position of voxels in space, in both versions of the format.
+_POSITION_FIELDS = (
+    "xyzt_units",
+    "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "sform_code", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+
+_PROGRAM = "tinyunet.predict"
+# NIfTI's code for a comment.
+_COMMENT = 6
+
+
+def read_labels(path: str | Path, label_values: Sequence[int]) -> tuple[NDArray[np.uint8], Geometry]:
+    """Read a volume of labels.
+
+    Parameters
+    ----------
+    path
+        The file. Numbers within 0.01 of an integer count as it: scaling rounds.
+    label_values
+        ``label_values[i]`` is the number that stands for class ``i`` in the file.
+
+    Returns
+    -------
+    labels
+        Class of each voxel. shape=(D, H, W), uint8, C-contiguous, in the common frame.
+    geometry
+        The file's position and orientation.
+
+    Raises
+    ------
+    DataError
+        As :func:`tinyunet.data.nifti.read_volume`; also if the volume has more than three axes, or
+        holds a number that is not an integer or not among ``label_values``.
+    """
+    voxels, geometry = read_volume(path)
+    if voxels.ndim != 3:
+        raise DataError(f"{path}: {voxels.shape[3]} label volumes; expected one")
+    with memory_for(path):
+        return _classes(path, voxels, label_values), geometry
+
+
+def _classes(path: str | Path, voxels: NDArray[Any], label_values: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the class of each voxel."""
+    allowed = "labels " + ", ".join(map(str, sorted(label_values)))
+    integers = np.rint(voxels)
+    between = np.abs(voxels - integers) > 0.01
+    if between.any():
+        example = voxels[between][0]
+        raise DataError(f"{path}: label {example:.6g} is not an integer; expected {allowed}")
+    labels = np.zeros(voxels.shape, np.uint8)
+    known = np.zeros(voxels.shape, np.bool_)
+    for index, value in enumerate(label_values):
+        here = integers == value
+        labels[here] = index
+        known |= here
+    if not known.all():
+        strangers = ", ".join(f"{value:.0f}" for value in np.unique(integers[~known])[:5])
+        raise DataError(
+            f"{path}: holds label {strangers}; expected {allowed} (where they mean something else: --labels)"
+        )
+    return labels
+
+
+def label_numbers(path: str | Path) -> set[int]:
+    """Return the numbers in a label file, rounded to integers; raises as ``read_volume``."""
+    return {round(number) for number in np.unique(read_volume(path)[0]).tolist()}
+
+
+def save_labels(
+    path: str | Path,
+    labels: NDArray[np.integer[Any]],
+    geometry: Geometry,
+    label_values: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Write labels as uint8 NIfTI that lies exactly over the file the geometry came from.
+
+    Shape, orientation, affine and units are the input's own. The file appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+        ``*.nii`` or ``*.nii.gz``; folders that are missing are made.
+    labels
+        Class of each voxel in the common frame. shape=geometry.canonical_shape, 0 to 255.
+    geometry
+        Of the image that was segmented.
+    label_values
+        ``label_values[i]`` is written for class ``i``; the class itself if not given.
+    names
+        Names of the classes, the background first. With names, the file is marked.
+
+    Raises
+    ------
+    ValueError
+        The shape is not the geometry's, a label does not fit, or ``label_values`` are none of uint8.
+    DataError
+        The file cannot be written: full disk, no permission, ...
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"path: {path} is no name of a NIfTI file; expected *.nii or *.nii.gz")
+    if labels.shape != geometry.canonical_shape:
+        raise ValueError(
+            f"labels: shape {labels.shape}; expected the image's own, {geometry.canonical_shape}"
+        )
+    values = np.arange(256)
+    if label_values is not None:
+        check_label_values(label_values)
+        values = np.asarray(label_values)
+    if labels.min() < 0 or labels.max() >= len(values):
+        raise ValueError(f"labels: {labels.min()} to {labels.max()}; expected 0 to {len(values) - 1}")
+    stored = values.astype(np.uint8)[geometry.from_canonical(labels)]
+    version_2 = geometry.header["sizeof_hdr"] == 540
+    image_class: Any = nibabel.Nifti2Image if version_2 else nibabel.Nifti1Image
+    image = image_class(stored, None)
+    for field in _POSITION_FIELDS:
+        image.header[field] = geometry.header[field]
+    image.header["pixdim"][:4] = geometry.header["pixdim"][:4]
+    if names is not None:
+        image.header.extensions.append(_mark(stored, dict(zip(values.tolist(), names, strict=False))))
+    content = image.to_bytes()
+    # No time stamp: equal labels give equal files.
+    raw = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            file.write(raw)
+    except OSError as error:
+        reason = one_line(error.strerror or str(error))
+        raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error
+
+
+def check_label_values(values: Sequence[Any]) -> None:
+    """Raise ValueError unless these are different whole numbers from 0 to 255, 0 (the background) first."""
+    whole = all(isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values)
+    if not (whole and len({*values}) == len(values) and all(0 <= value <= 255 for value in values)):
+        raise ValueError(f"label_values: {list(values)[:10]}; expected different whole numbers from 0 to 255")
+    if not len(values) or values[0] != 0:
+        raise ValueError(f"label_values: {list(values)[:10]}; expected 0 first, for the background")
+
+
+def marked_meaning(path: str | Path) -> dict[int, str] | None:
+    """Return the name of each number but 0, from the mark in a file; None without a mark."""
+    mark = _read_mark(path)
+    return mark and mark[0]
+
+
+def is_untouched(path: str | Path) -> bool:
+    """Whether we have written a label file, and nobody has changed its voxels since."""
+    try:
+        voxels, geometry = read_volume(path)
+        mark = _read_mark(path)
+    except DataError:
+        return False
+    return mark is not None and voxels.ndim == 3 and mark[1] == _digest(geometry.from_canonical(voxels))
+
+
+def _mark(stored: NDArray[np.uint8], meaning: Mapping[int, str]) -> Any:
+    """Return the header extension for voxels as they are stored."""
+    names = {str(number): name for number, name in meaning.items() if number}
+    content = {"written by": _PROGRAM, "labels": names, "sha256": _digest(stored)}
+    make: Any = nibabel.nifti1.Nifti1Extension  # nibabel has type hints in some places only
+    return make(_COMMENT, json.dumps(content).encode())
+
+
+def _read_mark(path: str | Path) -> tuple[dict[int, str], str] | None:
+    """Return names and digest of a file's mark."""
+    for comment in read_extensions(path):
+        try:
+            content = json.loads(comment.get_content())
+            if comment.get_code() == _COMMENT and content["written by"] == _PROGRAM:
+                names = {int(number): one_line(name) for number, name in content["labels"].items()}
+                return names, content["sha256"]
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            continue  # someone else's comment
+    return None
+
+
+def _digest(stored: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(stored).tobytes()).hexdigest()
