@@ -16,7 +16,7 @@ from PIL import Image
 
 from kernels.base import machine
 from tinyunet import bench
-from tinyunet.benchmarks import conv, mpi, nets, race, systems
+from tinyunet.benchmarks import conv, mpi, nets, race, roofline, systems
 from tinyunet.benchmarks.peers import ours
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, load, make
 from tinyunet.benchmarks.process import Process, WorkerError
@@ -305,8 +305,8 @@ LINES = {
 @pytest.mark.parametrize("table", LINES)
 def test_tables_and_files(table, made_up_race, command, tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    measured = machine.Machine("a processor", 2, "avx512", "omp", 200.0, 30.0)
-    monkeypatch.setattr(machine, "describe", lambda: measured)
+    measured = roofline.Machine("a processor", 2, "avx512", "omp", 200.0, 30.0)
+    monkeypatch.setattr(roofline, "describe", lambda: measured)
     monkeypatch.setattr(mpi, "run", made_up_ranks)
     files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
     code, out, err = command(table, "--size", 16, "--filters", 4, "--batch", 2, *files)

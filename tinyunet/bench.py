@@ -187,7 +187,9 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     machine = load_machine()
     options.threads = getattr(options, "threads", None) or machine.most_threads()
     check_threads(options.threads, machine.most_threads())
-    here = machine.describe()
+    from tinyunet.benchmarks import roofline
+
+    here = roofline.describe()
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
     print(f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s")
     tables = {"conv": _convolutions, "allreduce": _allreduce, "scaling": _scaling}

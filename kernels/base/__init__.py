@@ -1,11 +1,13 @@
-"""What every kernel stands on: compiling, registers as types, layouts, buffers, and the machine.
+"""What every kernel stands on: compiling, registers as types, memory, layouts, and the machine.
 
 ``environment``     settings made before Numba is loaded; ``limits`` the cores and memory of a container
 ``jit``             one place for compiler flags; ``compiled_files`` keeps the machine code
-``simd``            register tiles as Numba types; ``vectors`` and ``exponential`` more operations on them
-``layout``          blocked layouts, and reorders from and to them; ``conv_shapes`` sizes of a convolution
-``buffers``         aligned arrays and scratchpads; ``arrays``, ``chunks``, ``streaming`` how they are walked
-``prefetch``        what will be read soon, fetched while registers multiply
-``machine``         threads, caches, and the measured peak
+``workers``         one parallel loop for every kernel that has many variants
+``simd``            vectors of 16 floats as a Numba type; ``tiles`` register tiles of them
+``exponential``     exp, log and sigmoid of plain arithmetic
+``buffers``         aligned arrays, scratchpads, chunks; ``arrays`` copies and checksums
+``layout``          blocked layouts and how they are packed; ``reorder`` from and to them
+``conv_shapes``     sizes of a convolution; ``prefetch`` memory that is read next
+``machine``         threads, instruction set, and the register tile that fits
 ``arguments``       checks that operators share
 """

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.base.arguments import Floats
-from kernels.base.chunks import CHUNK, chunk_count
+from kernels.base.buffers import CHUNK, chunk_count
 from kernels.base.jit import kernel, parallel_kernel, prange
 from kernels.base.simd import LANES, load, store
 

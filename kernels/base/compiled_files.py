@@ -5,6 +5,9 @@ modules that it imports is inside, too: a kernel would go on calling a function 
 week. So here a file's stamp is of all of its package that it imports, directly or not::
 
     stamp(convolution.py) = SHA-256 of convolution.py, slab.py, transform.py, simd.py, ...
+
+This changes private parts of Numba, so `patch_numba` does it in tested versions only. In others Numba caches
+as ever: after a change of an imported module, ``make clean-cache``.
 """
 
 import contextlib
@@ -16,12 +19,19 @@ import re
 from pathlib import Path
 from typing import IO, Any
 
-from numba.core import caching
+import numba
 
+try:
+    from numba.core import caching
+except ImportError:  # another version of Numba
+    caching = None
 try:
     import fcntl
 except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
+
+#: First and last version of Numba that the tests have run with.
+TESTED = (0, 61), (0, 68)
 
 _DIGEST = hashlib.sha256().digest_size
 _ROOT = Path(__file__).resolve().parents[1]
@@ -66,14 +76,14 @@ def _source_stamp(locator: Any) -> bytes:
     return stamp(Path(locator._py_file).resolve(), _ROOT)
 
 
-class CheckedFile(caching.IndexDataCacheFile):  # type: ignore[misc]
+class CheckedFile(getattr(caching, "IndexDataCacheFile", object)):  # type: ignore[misc]
     """Compiled code of one kernel on disk, and its index, as Numba keeps them; each ends with a digest.
 
     A file that is not as it was written (the disk was full, the machine went down, another program wrote
     it) is a miss: the kernel is compiled again and the file replaced. Numba alone would end every later start
-    with what unpickling raises, and run machine code whatever has become of it.
+    with the error of unpickling, and run damaged machine code.
 
-    Each file of code says what it is of, because Numba writes the index first and numbers the files of each
+    Each file of code names its kernel, because Numba writes the index first and numbers the files of each
     new source from 1: a process that is killed in between leaves an index that names last week's code.
     """
 
@@ -139,6 +149,11 @@ def _read_checked(path: str) -> Any:
 
 
 def patch_numba() -> None:
-    """Make Numba use both: `stamp` and `CheckedFile`."""
-    caching._SourceFileBackedLocatorMixin.get_source_stamp = _source_stamp
-    caching.IndexDataCacheFile = CheckedFile
+    """Make Numba use `stamp` and `CheckedFile`, if this is a tested version and has what they stand on."""
+    version = tuple(map(int, re.findall(r"\d+", numba.__version__)[:2]))
+    locators: Any = getattr(caching, "_SourceFileBackedLocatorMixin", None)
+    needed = "_load_index", "_save_index", "_save_data", "_data_path", "_dump"
+    has_all = all(hasattr(CheckedFile.__base__, name) for name in needed)
+    if TESTED[0] <= version <= TESTED[1] and has_all and hasattr(locators, "get_source_stamp"):
+        locators.get_source_stamp = _source_stamp
+        caching.IndexDataCacheFile = CheckedFile

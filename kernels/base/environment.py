@@ -106,7 +106,7 @@ def _check_layer(numba: Any) -> None:
         from numba.np.ufunc import parallel
 
         try:
-            parallel._check_tbb_version_compatible()
+            getattr(parallel, "_check_tbb_version_compatible", lambda: None)()
             import_module("numba.np.ufunc.tbbpool")
         except ImportError:
             expected = "omp or workqueue, because TBB is not installed (pip install tbb)"
@@ -180,7 +180,9 @@ def _limit_threads(numba: Any) -> None:
     cores = limits.cores()
     if "NUMBA_NUM_THREADS" in os.environ or parallel.NUM_THREADS <= cores:
         return
-    if parallel._is_initialized:  # by a loop of somebody else
+    private = "_is_initialized", "snt_check", "gen_snt_check", "ol_snt_check"
+    if not all(hasattr(parallel, name) for name in private) or parallel._is_initialized:
+        # Another version of Numba, or threads that somebody else's loop has started.
         numba.set_num_threads(min(numba.get_num_threads(), cores))
         return
     # Numba reads the variable again whenever another of its own has changed, and must find the same.

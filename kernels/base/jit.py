@@ -21,14 +21,14 @@ A kernel with many variants
     its machine code. The variant, a :func:`worker_kernel`, takes 1.9 s to compile, a loop of its own 3.
 
 Code that only kernels call
-    What is :func:`specialised`, and the body of a ``prange`` loop, is linked into the kernel that calls it,
-    and optimised and assembled as a part of that. See `linking`.
+    What is :func:`specialised` is compiled into the kernel that calls it, for the constants of that call.
 """
 
 import errno
 import functools
 import inspect
 import threading
+import typing
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -40,7 +40,6 @@ from numba.extending import intrinsic, overload
 
 from kernels.base.compiled_files import patch_numba
 from kernels.base.environment import refusal
-from kernels.base.linking import PartCompiler, link_loops
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -53,7 +52,6 @@ numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
 patch_numba()
-link_loops()
 
 _FLAGS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
@@ -119,36 +117,98 @@ def _compiled(function: Function, **flags: Any) -> Function:
     return compiled
 
 
-def specialised(*names: str) -> Callable[[Function], Function]:
-    """Decorate what looks like a function for compiled kernels, but returns that function's code.
+@typing.overload
+def specialised(function: Function, /) -> Function: ...
+@typing.overload
+def specialised(*names: str) -> Callable[[Function], Function]: ...
+def specialised(*names: Any) -> Any:
+    """Make a function a part of the kernels that call it, compiled for the constants that they pass.
 
-    It is called with the arguments' Numba types; of those called ``names``, integers that must be known at
-    compile time, with their values. The code, of the same parameters, needs them under names of its own.
-    As Numba's ``overload``; but this code is optimised only as a part of the kernels that call it, once.
+    For example::
+
+        @specialised
+        def store_sums(sums, dst, at, kind, m):
+            points = sizes(kind, m)[1]  # decorated by `compile_time`
+            tile_store(tile_load(sums, 0, LANES, 0, 0, points, m, 1), dst, at, LANES, 0, 0)
+
+    An integer that a caller knows at compile time (a literal, what a factory closes over, a result of
+    `compile_time`, and a variable that is such an integer) is known in the function, too.
+
+    Where the code depends on the arguments' types, or branches have tiles of different shapes,
+    ``specialised("kind", "m")`` decorates a function that returns the code: a function of the same
+    parameters. It gets the Numba types of the arguments; of those named, which must be constants, the values.
     """
+    if names and callable(names[0]):
+        return _overloaded(names[0], lambda *_: names[0])
 
-    def decorate(code_for: Function) -> Function:
+    def decorate(code_for: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(code_for)
 
-        @functools.wraps(code_for)
-        def definition(*_: Any) -> Any:
-            raise NotImplementedError(f"{code_for.__name__} runs only inside a compiled kernel")
-
-        def code_for_types(*arguments: Any) -> Any:
+        def code(*arguments: Any) -> Any:
             given = signature.bind(*arguments).arguments
-            if not all(isinstance(given[name], types.IntegerLiteral) for name in names):
+            if not all(_is_constant(given[name]) for name in names):
                 return None
-            return code_for(**given | {name: given[name].literal_value for name in names})
+            return code_for(**given | {name: _value(given[name]) for name in names})
 
-        # Numba compares it with the code's, which has no annotations.
-        parameters = signature.parameters.values()
-        bare = [each.replace(annotation=inspect.Parameter.empty) for each in parameters]
-        code_for_types.__signature__ = inspect.Signature(bare)  # type: ignore[attr-defined]
-        options = {"pipeline_class": PartCompiler}
-        overload(definition, prefer_literal=True, jit_options=options)(code_for_types)
-        return cast(Function, definition)
+        return _overloaded(code_for, code)
 
     return decorate
+
+
+def compile_time(function: Function) -> Function:
+    """Let kernels call a function of integers when they are compiled: the results are constants.
+
+    Arguments and results may be tuples of integers, too. Python calls the function as ever.
+    """
+
+    def code(*arguments: Any) -> Any:
+        if not all(map(_is_constant, arguments)):
+            return None
+        value = function(*map(_value, arguments))
+
+        @intrinsic  # type: ignore[untyped-decorator]
+        def constant(typing_context: Any) -> Any:
+            found = _constant_type(value)
+            return found(), lambda context, builder, *_: _constant(context, builder, found)
+
+        return lambda *_: constant()
+
+    overload(function, prefer_literal=True, strict=False)(code)
+    return function
+
+
+def _overloaded(function: Function, code_for: Callable[..., Any]) -> Function:
+    @functools.wraps(function)
+    def definition(*_: Any) -> Any:
+        raise NotImplementedError(f"{function.__name__} runs only inside a compiled kernel")
+
+    overload(definition, prefer_literal=True, strict=False)(code_for)
+    return cast(Function, definition)
+
+
+def _is_constant(given: types.Type) -> bool:
+    if isinstance(given, types.BaseTuple):  # type: ignore[attr-defined]
+        return all(map(_is_constant, given.types))
+    return isinstance(given, types.IntegerLiteral)
+
+
+def _value(constant: Any) -> Any:
+    if isinstance(constant, types.BaseTuple):  # type: ignore[attr-defined]
+        return tuple(map(_value, constant.types))
+    return constant.literal_value
+
+
+def _constant_type(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return types.Tuple(list(map(_constant_type, value)))  # type: ignore[attr-defined]
+    return types.literal(value)  # type: ignore[attr-defined]
+
+
+def _constant(context: Any, builder: Any, found: Any) -> Any:
+    if isinstance(found, types.BaseTuple):  # type: ignore[attr-defined]
+        parts = [_constant(context, builder, each) for each in found.types]
+        return context.make_tuple(builder, found, parts)
+    return context.get_constant(types.intp, found.literal_value)
 
 
 _addresses: dict[Callable[..., None], int] = {}

@@ -24,112 +24,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.base.arguments import Floats, tensor
-from kernels.base.buffers import empty
+from kernels.base.arguments import Floats
+from kernels.base.buffers import past_caches
 from kernels.base.jit import kernel, parallel_kernel, prange, signed, split_index
 from kernels.base.machine import threads
-from kernels.base.simd import LANES, fence, load, tile_add, tile_load, tile_store, tile_transpose
-from kernels.base.streaming import past_caches, put_vector
+from kernels.base.simd import LANES, fence, load, put_vector
+from kernels.base.tiles import tile_add, tile_load, tile_store, tile_transpose
 
 
 def blocks(channels: int) -> int:
     """Blocks of 16 that hold this many channels."""
     return -(-channels // LANES)
-
-
-def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
-    """Channels last to blocks of 16 channels.
-
-    Parameters
-    ----------
-    src : ndarray, shape=(MB, D, H, W, C), float32
-
-    Returns
-    -------
-    ndarray, shape=(MB, CB, D, H, W, 16), float32
-        With zeros in the lanes past ``C``.
-    """
-    src = tensor("src", src, axes="MB, D, H, W, C", dtype=np.float32)
-    MB, D, H, W, C = src.shape
-    dst = empty((MB, blocks(C), D, H, W, LANES))
-    for n in range(MB):
-        pack_src(src[n], dst[n], (0, 0, 0), (1, 1, 1))
-    return dst
-
-
-def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N802
-    """Blocks of 16 channels to channels last; the lanes past ``channels`` are dropped.
-
-    Parameters
-    ----------
-    src : ndarray, shape=(MB, CB, D, H, W, 16), float32
-    channels : int
-
-    Returns
-    -------
-    ndarray, shape=(MB, D, H, W, channels), float32
-
-    Raises
-    ------
-    ValueError
-        If ``src`` holds another number of channel blocks.
-    """
-    src = tensor("src", src, axes="MB, CB, D, H, W, 16", dtype=np.float32)
-    MB, CB, D, H, W, _ = src.shape
-    if blocks(channels) != CB:
-        raise ValueError(f"src has {CB} channel blocks; {channels} channels need {blocks(channels)}")
-    dst = empty((MB, D, H, W, channels))
-    _unblock(src.reshape(MB, CB, D * H * W, LANES), dst.reshape(MB, D * H * W, channels))
-    return dst
-
-
-def reorder_OIdhw_to_OIdhw16i16o(weights: Floats) -> Floats:  # noqa: N802
-    """Weights to blocks of 16 input by 16 output channels.
-
-    Parameters
-    ----------
-    weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
-
-    Returns
-    -------
-    ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
-        With zeros in the padding lanes.
-    """
-    weights = tensor("weights", weights, axes="OC, IC, KD, KH, KW", dtype=np.float32)
-    OC, IC, KD, KH, KW = weights.shape
-    dst = empty((blocks(OC), blocks(IC), KD, KH, KW, LANES, LANES))
-    pack_weights(weights, dst.reshape(blocks(OC), blocks(IC), KD * KH * KW, LANES, LANES))
-    return dst
-
-
-def reorder_OIdhw16i16o_to_OIdhw(weights: Floats, OC: int, IC: int) -> Floats:  # noqa: N802
-    """Blocked weights back to ``(OC, IC, KD, KH, KW)``; the padding lanes are dropped.
-
-    Parameters
-    ----------
-    weights : ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
-    OC, IC : int
-
-    Returns
-    -------
-    ndarray, shape=(OC, IC, KD, KH, KW), float32
-
-    Raises
-    ------
-    ValueError
-        If the weights hold other numbers of blocks.
-    """
-    axes = "OCB, ICB, KD, KH, KW, 16, 16"
-    weights = tensor("weights", weights, axes=axes, dtype=np.float32)
-    OCB, ICB, KD, KH, KW, _, _ = weights.shape
-    if (blocks(OC), blocks(IC)) != (OCB, ICB):
-        raise ValueError(
-            f"weights have {OCB} x {ICB} blocks; {OC} x {IC} channels need {blocks(OC)} x {blocks(IC)}"
-        )
-    dst = empty((OC, IC, KD, KH, KW))
-    taps = KD * KH * KW
-    unpack_weights(weights.reshape(1, OCB, ICB, taps, LANES, LANES), dst.reshape(OC, IC, taps))
-    return dst
 
 
 def pack_src(
@@ -283,7 +188,7 @@ def pack_weights_part(
                 tap = min(t, taps - LANES)
                 x, y = src + o * apart_out + tap, dst + order.step * tap * apart + o
                 tile = tile_load(weights, x, apart_out, 0, 0, LANES, 1, 1)
-                tile_store(tile_transpose(tile), panel, y, order.step * apart, 0, 0, LANES, 1, 1)
+                tile_store(tile_transpose(tile), panel, y, order.step * apart, 0, 0)
         for tap in range(taps):
             for o in range(squares, outputs):
                 panel[dst + order.step * tap * apart + o] = weights[src + o * apart_out + tap]
@@ -359,7 +264,7 @@ def unpack_weights_part(
                     z = x + chunk * whole
                     other = tile_load(partial, z, order.step * apart, 0, 0, LANES, 1, 1)
                     tile = tile_add(tile, other)
-                tile_store(tile_transpose(tile), dst, y, apart_out, 0, 0, LANES, 1, 1)
+                tile_store(tile_transpose(tile), dst, y, apart_out, 0, 0)
         for o in range(squares, outputs):
             for tap in range(taps):
                 x = src + order.step * tap * apart + o
@@ -367,12 +272,3 @@ def unpack_weights_part(
                 for chunk in range(1, chunks):
                     total += partial[x + chunk * whole]
                 dst[to + o * apart_out + tap] = total
-
-
-@parallel_kernel
-def _unblock(src: Floats, dst: Floats) -> None:
-    MB, voxels, channels = dst.shape
-    for task in prange(MB * voxels):
-        n, voxel = split_index(task, voxels)
-        for c in range(channels):
-            dst[n, voxel, c] = src[n, c // LANES, voxel, c % LANES]

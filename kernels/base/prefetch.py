@@ -16,10 +16,7 @@ from typing import NamedTuple
 
 from kernels.base.arguments import Floats, Triple
 from kernels.base.jit import kernel
-from kernels.base.simd import LANES, address
-
-#: Bytes of a voxel of one channel block: a cache line.
-LINE = 4 * LANES
+from kernels.base.simd import LINE, address
 
 
 class Tensors(NamedTuple):

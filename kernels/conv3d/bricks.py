@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import past_caches
 from kernels.base.jit import call_worker, kernel, parallel_kernel, prange, signed, specialised
 from kernels.base.prefetch import Region, Tensors, tensors
 from kernels.base.simd import LANES
-from kernels.base.streaming import past_caches
 from kernels.conv3d.epilogue import Staged, finish_backward, finish_forward
 from kernels.conv3d.slab import Block, fill_zero, pack_block, pack_channels
 from kernels.ladder.cook_toom import DIFF_DST

@@ -20,7 +20,8 @@ from kernels.base.buffers import scratchpad
 from kernels.base.jit import kernel, parallel_kernel, prange, run_workers, signed, specialised, worker_kernel
 from kernels.base.layout import unpack_weights
 from kernels.base.machine import threads
-from kernels.base.simd import LANES, fence, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.base.simd import LANES, fence
+from kernels.base.tiles import tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.bricks import (
     Cut,
     Epilogue,
@@ -189,7 +190,7 @@ def convolve_slab(
             for w_tile in range(0, brick[2], R):
                 # The last tile is moved back inside; its voxels are written twice.
                 w = min(w_tile, brick[2] - R)
-                sums = tile_zero(R, C)
+                sums = tile_zero(1, R, C)
                 for icb in range(ICB):
                     for tap in range(KD * KH):
                         kd, kh = tap // KH, tap % KH
@@ -197,8 +198,8 @@ def convolve_slab(
                         y = ((ocb * ICB + icb * C) * KD * KH + tap * C) * run * LANES
                         for k in range(run):
                             at = y + k * C * LANES
-                            sums = tile_rank1(sums, own, x + k, 0, I, weights, at, 1, R, C)
-                tile_store(sums, own, to + (row * brick[2] + w) * LANES, 0, LANES, block, 1, R, C)
+                            sums = tile_rank1(sums, own, x + k, 0, I, weights, at)
+                tile_store(sums, own, to + (row * brick[2] + w) * LANES, 0, LANES, block)
 
     return implementation
 
@@ -282,8 +283,8 @@ def accumulate_slab(
                         x = ((icb * extent[0] + d + kd) * extent[1] + h + kh) * line + ic
                         y = G + ((ocb * cut.planes + d) * cut.lines + h) * cut.OW * LANES
                         for w in range(cut.OW):
-                            tile = tile_rank1(tile, own, x + w * I, I, 1, own, y + w * LANES, W, R, 1)
-                    tile_store(tile, sums, at, I * LANES, LANES, 0, W, R, 1)
+                            tile = tile_rank1(tile, own, x + w * I, I, 1, own, y + w * LANES)
+                    tile_store(tile, sums, at, I * LANES, LANES, 0)
 
     return implementation
 

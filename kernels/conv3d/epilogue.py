@@ -28,11 +28,9 @@ import numpy as np
 
 from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.jit import kernel, specialised
-from kernels.base.simd import (
-    LANES,
-    broadcast,
-    load,
-    store,
+from kernels.base.simd import LANES, broadcast, load, store
+from kernels.base.tiles import (
+    put_tile,
     tile_add,
     tile_dot,
     tile_first,
@@ -41,7 +39,6 @@ from kernels.base.simd import (
     tile_mask,
     tile_sum,
 )
-from kernels.base.streaming import put_tile
 from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.ladder.cook_toom import OUTPUT, sizes
 
@@ -258,7 +255,7 @@ def first_voxel(own: Any, brick: Any, md: int, mh: int) -> Any:
 
     def implementation(own, brick, md, mh):  # type: ignore[no-untyped-def]
         tile = tile_load(own, brick.at, PH * brick.apart, brick.apart, 0, PD, PH, 1)
-        return tile_first(transform_axis(transform_axis(tile, K, MH, PD, 1), K, MD, 1, MH))
+        return tile_first(transform_axis(transform_axis(tile, K, MH, 1), K, MD, 0))
 
     return implementation
 
@@ -291,9 +288,9 @@ def finish_row(
         total, product = load(row_sums, 0), load(row_sums, LANES)
         for w in range(columns):
             x, y = at + w * LANES, to + w * LANES
-            tile = transform_axis(tile_load(src, x, apart, 0, 0, PD, 1, 1), K, MD, 1, 1)
+            tile = transform_axis(tile_load(src, x, apart, 0, 0, PD, 1, 1), K, MD, 0)
             tile, one, other = finish_tile(what, tile, y, plane, MD)
-            put_tile(what.dst, y, plane, 0, tile, brick.streams, MD, 1)
+            put_tile(what.dst, y, plane, 0, tile, brick.streams)
             total = total + tile_sum(one)
             product = product + tile_dot(one, other)
         store(row_sums, 0, total)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.base.arguments import Doubles, Floats, Triple
+from kernels.base.buffers import past_caches
 from kernels.base.layout import blocks, pack_weights, weights_order
 from kernels.base.simd import LANES
-from kernels.base.streaming import past_caches
 from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import NO_MOMENTS, Cut, Epilogue, Prologue, plain_epilogue, plain_prologue
 from kernels.conv3d.winograd import (

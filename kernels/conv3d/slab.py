@@ -31,17 +31,8 @@ import numpy as np
 
 from kernels.base.arguments import Floats, Triple
 from kernels.base.jit import kernel, specialised
-from kernels.base.simd import (
-    LANES,
-    broadcast,
-    load,
-    store,
-    tile_fma,
-    tile_load,
-    tile_mask,
-    tile_store,
-    tile_sum,
-)
+from kernels.base.simd import LANES, broadcast, load, store
+from kernels.base.tiles import tile_fma, tile_load, tile_mask, tile_store, tile_sum
 from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.ladder.cook_toom import DIFF_DST, sizes
 
@@ -194,7 +185,7 @@ def pack_columns(
                     x, y = src + k * plane + w * LANES, to + k * apart + w * LANES
                     if 0 <= d + k < D:
                         one = load_deferred(u, v, two, x, plane, scale, also, shift, slopes, 1)
-                        tile_store(one, dst, y, 0, 0, 0, 1, 1, 1)
+                        tile_store(one, dst, y, 0, 0, 0)
                     else:
                         fill_zero(dst, y, 1)
         total = broadcast(np.float32(0.0))
@@ -204,7 +195,7 @@ def pack_columns(
                 tile = load_deferred(u, v, two, x, plane, scale, also, shift, slopes, planes)
             else:
                 tile = tile_load(dst, y, apart, 0, 0, planes, 1, 1)
-            tile_store(transform_axis(tile, K, MD, 1, 1), dst, y, apart, 0, 0, points, 1, 1)
+            tile_store(transform_axis(tile, K, MD, 0), dst, y, apart, 0, 0)
             if K == DIFF_DST:
                 total = total + tile_sum(tile)
         if K == DIFF_DST:

@@ -21,7 +21,8 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from kernels.base.jit import specialised
-from kernels.base.simd import LANES, VECTOR, Tile, fused_multiply_add, tile_load, tile_store
+from kernels.base.simd import LANES, VECTOR, fused_multiply_add
+from kernels.base.tiles import Tile, tile_load, tile_store
 from kernels.ladder.cook_toom import Matrix, matrix, sizes, transpose
 
 
@@ -90,11 +91,13 @@ def _apply_columns(builder: Any, rows: Matrix, vectors: list[Any], pairs: dict[i
 
 
 @intrinsic(prefer_literal=True)
-def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, outer: Any, inner: Any) -> Any:
-    """Transform the middle axis of a tile seen as ``[outer][n][inner]`` vectors."""
-    rows = matrix(kind.literal_value, m.literal_value)
-    before, n, after = outer.literal_value, len(rows[0]), inner.literal_value
-    result_type = Tile(before * len(rows) * after)
+def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, axis: Any) -> Any:
+    """Transform a tile along its axis 0 or 1."""
+    rows, at_axis = matrix(kind.literal_value, m.literal_value), axis.literal_value
+    high, wide, cols = tile.shape
+    n = tile.shape[at_axis]
+    before, after = (1, wide * cols) if at_axis == 0 else (high, cols)
+    result_type = Tile(len(rows), wide, cols) if at_axis == 0 else Tile(high, len(rows), cols)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tile = args[0]
@@ -106,7 +109,7 @@ def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, outer: Any
                 result = builder.insert_value(result, vector, at)
         return result
 
-    return result_type(tile, kind, m, outer, inner), codegen
+    return result_type(tile, kind, m, axis), codegen
 
 
 @specialised("kind", "m")
@@ -119,13 +122,13 @@ def transform_columns(
     be the same place. ``kind`` and ``m``, outputs at a time, are compile-time constants.
     """
     K, M = kind, m
-    n_in, n_out = sizes(K, M)
+    n_in = sizes(K, M)[0]
 
     def implementation(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
         for w in range(columns):
             line = tile_load(src, at + w * LANES, apart, 0, 0, n_in, 1, 1)
-            line = transform_axis(line, K, M, 1, 1)
-            tile_store(line, dst, to + w * LANES, to_apart, 0, 0, n_out, 1, 1)
+            line = transform_axis(line, K, M, 0)
+            tile_store(line, dst, to + w * LANES, to_apart, 0, 0)
 
     return implementation
 
@@ -165,7 +168,7 @@ def transform_tile(
         Outputs at a time along each axis, compile-time constants.
     """
     K, MD, MH, MW = kind, md, mh, mw
-    (in_d, out_d), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
+    (in_d, _), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
     points = out_h * out_w
 
     def implementation(  # type: ignore[no-untyped-def]
@@ -174,13 +177,13 @@ def transform_tile(
         for d in range(in_d):
             first, to_plane = at + d * src_strides[0], scratch_at + d * points * LANES
             plane = tile_load(src, first, src_strides[1], src_strides[2], 0, in_h, in_w, 1)
-            plane = transform_axis(transform_axis(plane, K, MW, in_h, 1), K, MH, 1, out_w)
-            tile_store(plane, scratch, to_plane, out_w * LANES, LANES, 0, out_h, out_w, 1)
+            plane = transform_axis(transform_axis(plane, K, MW, 1), K, MH, 0)
+            tile_store(plane, scratch, to_plane, out_w * LANES, LANES, 0)
         for point in range(points):
             line = tile_load(scratch, scratch_at + point * LANES, points * LANES, 0, 0, in_d, 1, 1)
-            line = transform_axis(line, K, MD, 1, 1)
+            line = transform_axis(line, K, MD, 0)
             h, w = point // out_w, point % out_w
             last = to + h * dst_strides[1] + w * dst_strides[2]
-            tile_store(line, dst, last, dst_strides[0], 0, 0, out_d, 1, 1)
+            tile_store(line, dst, last, dst_strides[0], 0, 0)
 
     return implementation

@@ -16,9 +16,7 @@ import numpy as np
 
 from kernels.base.arguments import Floats
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
-from kernels.base.simd import LANES, broadcast, fma, load, where_positive
-from kernels.base.streaming import put_vector
-from kernels.base.vectors import add_to_doubles
+from kernels.base.simd import LANES, add_to_doubles, broadcast, fma, load, put_vector, where_positive
 from kernels.deferred.tensors import NO_MASK, Mask, Shape
 
 # Voxels of a channel block in a band, at most, unless a row is longer: 128 KiB.

@@ -4,8 +4,7 @@ import numpy as np
 
 from kernels.base.arguments import Floats
 from kernels.base.jit import kernel
-from kernels.base.simd import LANES, broadcast, load, store
-from kernels.base.vectors import read
+from kernels.base.simd import LANES, broadcast, load, read, store
 from kernels.deferred.tensors import Shape, Source
 
 

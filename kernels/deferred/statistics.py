@@ -33,8 +33,7 @@ import numpy as np
 
 from kernels.base.arguments import Combine, Doubles, Floats
 from kernels.base.jit import kernel, parallel_kernel, prange
-from kernels.base.simd import LANES, broadcast, fma, load
-from kernels.base.vectors import add_to_doubles
+from kernels.base.simd import LANES, add_to_doubles, broadcast, fma, load
 from kernels.deferred.masking import RUN, band_of_task, bands
 from kernels.deferred.tensors import Shape
 

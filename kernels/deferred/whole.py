@@ -10,8 +10,7 @@ import numpy as np
 
 from kernels.base.arguments import Floats
 from kernels.base.jit import parallel_kernel, prange, signed
-from kernels.base.simd import LANES, broadcast, fma, load, store
-from kernels.base.vectors import read
+from kernels.base.simd import LANES, broadcast, fma, load, read, store
 from kernels.deferred.normalizing import flat_source
 from kernels.deferred.tensors import Gradient, Shape, Source
 

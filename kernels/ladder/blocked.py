@@ -37,9 +37,8 @@ from kernels.base.conv_shapes import (
     forward_geometry,
 )
 from kernels.base.jit import parallel_kernel, prange, split_index
-from kernels.base.layout import (
-    blocks,
-    pack_src,
+from kernels.base.layout import blocks, pack_src
+from kernels.base.reorder import (
     reorder_nCdhw16c_to_ndhwc,
     reorder_ndhwc_to_nCdhw16c,
     reorder_OIdhw16i16o_to_OIdhw,

@@ -46,18 +46,8 @@ from kernels.base.conv_shapes import (
 from kernels.base.jit import kernel, parallel_kernel, prange, signed, split_index
 from kernels.base.layout import blocks, pack_src, pack_weights, unpack_weights
 from kernels.base.machine import threads, tile_vectors
-from kernels.base.prefetch import LINE
-from kernels.base.simd import (
-    LANES,
-    address,
-    load,
-    prefetch,
-    store,
-    tile_fill,
-    tile_load,
-    tile_rank1,
-    tile_store,
-)
+from kernels.base.simd import LANES, LINE, address, load, prefetch, store
+from kernels.base.tiles import tile_fill, tile_load, tile_rank1, tile_store
 from kernels.ladder.bias import add_voxels
 
 #: Up to this many input channels are packed, or read, as they are; more are padded to blocks of 16.
@@ -217,7 +207,7 @@ def _convolve(
 @functools.cache
 def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Callable[..., None]:
     """Compile the loop nest for one register tile, channel width and stride along a row."""
-    step, rows = width * SW, high * wide
+    step = width * SW
 
     @parallel_kernel
     def convolve(
@@ -243,7 +233,7 @@ def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Call
             oh = min(oh_tile * high, OH - high)
             for ow_tile in range(-(-OW // wide)):
                 ow = min(ow_tile * wide, OW - wide)
-                sums = tile_fill(bias, group * cols * LANES, rows, cols)
+                sums = tile_fill(bias, group * cols * LANES, high, wide, cols)
                 for icb in range(ICB):
                     # Of what the next row of tiles meets, only this row is new. Each tap fetches it
                     # again: what is there already costs nothing but the instruction.
@@ -258,19 +248,10 @@ def _make_convolve(high: int, wide: int, cols: int, width: int, SW: int) -> Call
                             for k in range(run):
                                 prefetch(soon + k * LINE)
                                 sums = tile_rank1(
-                                    sums,
-                                    panel,
-                                    x + k,
-                                    row * stride[1],
-                                    step,
-                                    weights,
-                                    w + k * cols * LANES,
-                                    high,
-                                    wide,
-                                    cols,
+                                    sums, panel, x + k, row * stride[1], step, weights, w + k * cols * LANES
                                 )
                 first = ((od * OH + oh) * OW + ow) * lanes + group * cols * LANES
-                tile_store(sums, dst, first, OW * lanes, lanes, LANES, high, wide, cols)
+                tile_store(sums, dst, first, OW * lanes, lanes, LANES)
 
     return convolve
 
@@ -333,12 +314,12 @@ def _make_accumulate(KW: int, inputs: int, cols: int, width: int, SW: int) -> Ca
                                 prefetch(next_x + near + voxel * apart)
                                 prefetch(next_y + near + voxel * apart)
                                 y = voxel * lanes
-                                sums = tile_rank1(sums, panel, x, width, 1, own, y, KW, inputs, cols)
+                                sums = tile_rank1(sums, panel, x, width, 1, own, y)
                                 ow += 1
                                 x += step if ow < OW else step + SH * row - OW * step
                                 ow = ow if ow < OW else 0
                             first = last
-                        tile_store(sums, partial, at, width * lanes, lanes, LANES, KW, inputs, cols)
+                        tile_store(sums, partial, at, width * lanes, lanes, LANES)
 
     return accumulate
 

@@ -11,8 +11,7 @@ NaN stays NaN, so that a diverged run is seen.
 import numpy as np
 
 from kernels.base.arguments import Array, Floats, tensor
-from kernels.base.buffers import empty
-from kernels.base.chunks import CHUNK, chunk_count
+from kernels.base.buffers import CHUNK, chunk_count, empty
 from kernels.base.exponential import sigmoid
 from kernels.base.jit import parallel_kernel, prange
 

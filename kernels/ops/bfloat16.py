@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.base.arguments import Floats, in_place, tensor
-from kernels.base.chunks import CHUNK, chunk_count
+from kernels.base.buffers import CHUNK, chunk_count
 from kernels.base.jit import parallel_kernel, prange
 
 _Halves = npt.NDArray[np.uint16]

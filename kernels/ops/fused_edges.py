@@ -16,8 +16,7 @@ import numpy as np
 
 from kernels.base.arguments import Floats
 from kernels.base.jit import parallel_kernel, prange, signed
-from kernels.base.simd import LANES, broadcast, load, store
-from kernels.base.vectors import read, where_above
+from kernels.base.simd import LANES, broadcast, load, read, store, where_above
 from kernels.deferred.masking import band_of_task, bands, place_band
 from kernels.deferred.normalizing import aligned, flat_source
 from kernels.deferred.tensors import Shape, Source

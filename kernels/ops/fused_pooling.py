@@ -20,8 +20,17 @@ import numpy as np
 
 from kernels.base.arguments import Bytes, Floats, Triple
 from kernels.base.jit import parallel_kernel, prange, split_index
-from kernels.base.simd import LANES, broadcast, load, store
-from kernels.base.vectors import load_bytes, read, store_bytes, where_above, where_equal
+from kernels.base.simd import (
+    LANES,
+    broadcast,
+    load,
+    load_bytes,
+    read,
+    store,
+    store_bytes,
+    where_above,
+    where_equal,
+)
 from kernels.deferred.masking import band_of_task, bands, clear, finish, flat
 from kernels.deferred.normalizing import flat_source
 from kernels.deferred.tensors import Mask, Shape, Source

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kernels.base.arguments import Array, Floats, contiguous, in_place, tensor
-from kernels.base.chunks import CHUNK, chunk_count
+from kernels.base.buffers import CHUNK, chunk_count
 from kernels.base.jit import parallel_kernel, prange
 
 

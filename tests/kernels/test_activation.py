@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.base.chunks import CHUNK
+from kernels.base.buffers import CHUNK
 from kernels.ops import activation
 
 # One item, less than a vector, and around the end of a chunk.

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernels.base import machine
 from kernels.base.arrays import checksum, copy
-from kernels.base.chunks import CHUNK
+from kernels.base.buffers import CHUNK
 
 DTYPES = st.sampled_from([np.uint8, np.float32, np.float64])
 

@@ -248,6 +248,42 @@ def test_code_of_another_kernel_is_not_run(cache):
     assert add_in_new_process(2) == (3, True)
 
 
+OTHER_VERSION = """
+import sys
+import numba
+from numba.core import caching
+
+usual, version, part = caching.IndexDataCacheFile, *sys.argv[1:]
+numba.__version__ = version
+if part:
+    delattr(caching, part)
+
+from many import make
+
+add = make(2)
+print(add(1), caching.IndexDataCacheFile is usual, sum(add.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "missing", "is_usual"),
+    [
+        (numba.__version__, "", False),
+        ("0.61.0", "", False),
+        ("0.60.2", "", True),
+        ("0.99.0dev0+12.g1", "", True),
+        (numba.__version__, "_SourceFileBackedLocatorMixin", True),
+    ],
+)
+def test_another_version_of_numba_caches_as_it_does(version, missing, is_usual, tmp_path):
+    """As it comes, or with the private part missing: no error, and what is compiled is found again."""
+    (tmp_path / "many.py").write_text(MODULE)
+    command = [sys.executable, "-c", OTHER_VERSION, version, missing]
+    for hits in (0, 1):
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert run.stdout == f"3 {is_usual} {hits}\n", run.stderr
+
+
 def test_a_folder_of_kernels_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -293,52 +329,73 @@ def test_a_specialised_function_has_code_for_each_type_and_constant(tmp_path):
         assert run.returncode == 0, run.stderr
 
 
-LOOPS = """
+CONSTANTS = """
 import sys
 
-import numba
-import numpy as np
-from numba.core.codegen import JITCPUCodegen
+from kernels.base.jit import compile_time, kernel, specialised
 
-from kernels.base.jit import kernel, parallel_kernel, prange
+@compile_time
+def sizes(shape, by):
+    high, wide = shape
+    return (high * by, wide), high + wide
 
-assembled, usual = [], JITCPUCodegen._add_module
-JITCPUCodegen._add_module = lambda owner, module: assembled.append(module.name) or usual(owner, module)
+@specialised
+def repeated(x, count, high):
+    (rows, _), total = sizes((high, 3), count)
+    more = total
+    return scaled(x, rows) + scaled(x, more)
 
-@kernel
-def twice(x):
-    return 2 * x
+@specialised("factor")
+def scaled(x, factor):
+    by = factor
+    return lambda x, factor: by * x
 
-@parallel_kernel
-def fill(dst):
-    total = 0
-    for i in prange(dst.size):
-        dst[i] = twice(i)
-    for i in prange(dst.size):
-        total += int(dst[i])
-    return total
+def make(high):
+    @kernel
+    def call(x, count):
+        return repeated(x, 2, high)
+    return call
 
-@numba.guvectorize(["void(float64[:], float64[:])"], "(n)->(n)", target="parallel")
-def add_one(x, y):
-    for i in range(x.size):
-        y[i] = x[i] + 1
-
-dst = np.zeros(1000)
-assert fill(dst) == 1000 * 999
-assert (dst == 2 * np.arange(1000)).all()
-assert (add_one(dst) == dst + 1).all()
-assert sum(getattr(fill.stats, sys.argv[1]).values()) == 1
-assert not [name for name in assembled if "parfor" in name], assembled
+assert sizes((2, 3), 4) == ((8, 3), 5)
+assert make(2)(10, 3) == 40 + 50
+assert make(3)(10, 3) == 60 + 60
+assert make(3)(0.5, 3) == 3.0 + 3.0
 """
 
 
-def test_what_stands_in_a_loop_is_assembled_with_the_function_around_it(tmp_path):
-    """And what somebody else makes with Numba, in the same process, as ever."""
-    (tmp_path / "loops.py").write_text(LOOPS)
-    for counted in ("cache_misses", "cache_hits"):
-        command = [sys.executable, "-c", "import loops", counted]
+def test_constants_pass_through_specialised_functions_and_those_of_compile_time(tmp_path):
+    (tmp_path / "constants.py").write_text(CONSTANTS)
+    for _ in range(2):  # compiled, and found on disk
+        command = [sys.executable, "-c", "import constants"]
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
+
+
+NO_CONSTANT = """
+from kernels.base.jit import compile_time, kernel, specialised
+
+@compile_time
+def double(count):
+    return 2 * count
+
+@specialised
+def twice(x, count):
+    return x * double(count)
+
+@kernel
+def call(x, count):
+    return twice(x, count)
+
+call(1, 2)
+"""
+
+
+def test_what_is_no_constant_is_refused_when_a_kernel_is_compiled(tmp_path):
+    (tmp_path / "no_constant.py").write_text(NO_CONSTANT)
+    command = [sys.executable, "-c", "import no_constant"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "TypingError" in run.stderr
+    assert "double" in run.stderr
 
 
 class Held(NamedTuple):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.base.chunks import CHUNK
+from kernels.base.buffers import CHUNK
 from kernels.ops import optimizers
 
 SIZES = st.sampled_from([1, 5, 1000, CHUNK - 1, CHUNK + 1, 3 * CHUNK])

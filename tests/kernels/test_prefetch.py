@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kernels.base.buffers import empty
-from kernels.base.prefetch import LINE, Region, lines, part_of, place, tensors, upcoming
+from kernels.base.prefetch import Region, lines, part_of, place, tensors, upcoming
+from kernels.base.simd import LINE
 
 EMPTY = np.zeros(0, np.float32)
 SIZE = (3, 4, 5)

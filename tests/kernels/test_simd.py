@@ -5,8 +5,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from kernels.base import buffers as memory
-from kernels.base import machine, simd
+from kernels.base import machine, simd, tiles
 from kernels.base.jit import kernel
+from tinyunet.benchmarks import roofline
 
 
 def test_vector_arithmetic():
@@ -31,13 +32,13 @@ def test_tile_is_an_outer_product(high, wide, cols):
 
     @kernel
     def update(src, weights, bias, first, out):
-        tile = simd.tile_fill(bias, 0, rows, cols)
+        tile = tiles.tile_fill(bias, 0, high, wide, cols)
         for k in range(5):
-            tile = simd.tile_rank1(tile, src, k, 50, 7, weights, k * cols * 16, high, wide, cols)
-        simd.tile_store(tile, out, 0, wide * cols * 16, cols * 16, 16, high, wide, cols)
-        again = simd.tile_load(out, 0, wide * cols * 16, cols * 16, 16, high, wide, cols)
-        simd.tile_store(again, first, 0, wide * cols * 16, cols * 16, 16, high, wide, cols)
-        simd.tile_store(simd.tile_zero(rows, cols), out, 0, 0, cols * 16, 16, 1, rows, cols)
+            tile = tiles.tile_rank1(tile, src, k, 50, 7, weights, k * cols * 16)
+        tiles.tile_store(tile, out, 0, wide * cols * 16, cols * 16, 16)
+        again = tiles.tile_load(out, 0, wide * cols * 16, cols * 16, 16, high, wide, cols)
+        tiles.tile_store(again, first, 0, wide * cols * 16, cols * 16, 16)
+        tiles.tile_store(tiles.tile_zero(1, rows, cols), out, 0, 0, cols * 16, 16)
 
     generator = np.random.default_rng(0)
     src = generator.integers(-9, 9, 200).astype(np.float32)
@@ -57,8 +58,8 @@ def test_tile_is_an_outer_product(high, wide, cols):
 def test_tile_transpose():
     @kernel
     def transpose(src, dst):
-        tile = simd.tile_load(src, 0, 20, 0, 0, 16, 1, 1)
-        simd.tile_store(simd.tile_transpose(tile), dst, 0, 16, 0, 0, 16, 1, 1)
+        tile = tiles.tile_load(src, 0, 20, 0, 0, 16, 1, 1)
+        tiles.tile_store(tiles.tile_transpose(tile), dst, 0, 16, 0, 0)
 
     src = np.arange(16 * 20, dtype=np.float32)
     dst = np.full((16, 16), np.nan, np.float32)
@@ -69,9 +70,9 @@ def test_tile_transpose():
 def test_tile_add_takes_a_vector_or_a_tile():
     @kernel
     def add(src, dst):
-        tile = simd.tile_load(src, 0, 16, 0, 0, 3, 1, 1)
-        total = simd.tile_add(simd.tile_add(tile, tile), simd.load(src, 48))
-        simd.tile_store(total, dst, 0, 16, 0, 0, 3, 1, 1)
+        tile = tiles.tile_load(src, 0, 16, 0, 0, 3, 1, 1)
+        total = tiles.tile_add(tiles.tile_add(tile, tile), simd.load(src, 48))
+        tiles.tile_store(total, dst, 0, 16, 0, 0)
 
     src = np.arange(64, dtype=np.float32).reshape(4, 16)
     dst = np.full((3, 16), np.nan, np.float32)
@@ -80,7 +81,7 @@ def test_tile_add_takes_a_vector_or_a_tile():
 
 
 def test_machine_figures_are_positive_and_plausible():
-    found = machine.describe()
+    found = roofline.describe()
     assert found.cores >= 1
     assert found.instruction_set in ("avx512", "avx2", "other")
     assert found.threading_layer in ("omp", "tbb", "workqueue")
@@ -121,9 +122,9 @@ def test_activation_of_extreme_numbers_is_the_eager_one(slope):
         slopes = simd.broadcast(slope)
         x, y = simd.load(test, 0), simd.load(value, 0)
         simd.store(one, 0, simd.where_positive(x, y, slopes))
-        by = simd.tile_load(test, 0, 0, 0, 0, 1, 1, 1)
-        masked = simd.tile_mask(simd.tile_load(value, 0, 0, 0, 0, 1, 1, 1), by, slopes)
-        simd.tile_store(masked, tile, 0, 0, 0, 0, 1, 1, 1)
+        by = tiles.tile_load(test, 0, 0, 0, 0, 1, 1, 1)
+        masked = tiles.tile_mask(tiles.tile_load(value, 0, 0, 0, 0, 1, 1, 1), by, slopes)
+        tiles.tile_store(masked, tile, 0, 0, 0, 0)
 
     numbers = np.array([-np.inf, -3e38, -1, -1e-45, -0.0, 0.0, 1e-45, 3e38, np.inf, np.nan])
     found = np.full((2, 16), np.nan, np.float32)

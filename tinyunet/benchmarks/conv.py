@@ -24,7 +24,7 @@ from kernels.base.arguments import Array
 from kernels.base.conv_shapes import Geometry, geometry
 from kernels.conv3d import winograd
 from kernels.ladder import blocked, direct, im2col, naive
-from tinyunet.benchmarks import fused_conv
+from tinyunet.benchmarks import fused_conv, roofline
 from tinyunet.benchmarks.nets import USUAL_FILTERS
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, DEPTH, convolution_arrays
 from tinyunet.benchmarks.process import Process, WorkerError
@@ -241,9 +241,9 @@ def _measure(layer: Layer, runner: Runner, threads: int, exact: dict[str, Array]
     errors = _errors(layer, runner, exact)
     planes = layer.planes(_SLOW_FLOPS) if runner.is_slow else layer.size
     sizes = layer.sizes(planes)
-    before = machine.peak_gflops()
+    before = roofline.peak_gflops()
     one = runner.times(sizes, 1)
-    peak = (before + machine.peak_gflops()) / 2
+    peak = (before + roofline.peak_gflops()) / 2
     many = one if runner.is_slow or threads == 1 else runner.times(sizes, threads)
     up = layer.size / planes
     for direction in DIRECTIONS:

@@ -47,7 +47,8 @@ from kernels.base.conv_shapes import (
     check_float32,
     forward_geometry,
 )
-from kernels.base.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c, weights_order
+from kernels.base.layout import blocks, weights_order
+from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
 from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
 from kernels.conv3d.winograd import convolution, convolution_groups, cutting, weight_gradient

@@ -12,13 +12,12 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.base.arguments import Floats, Triple
-from kernels.base.buffers import scratchpad
+from kernels.base.buffers import at_lines, scratchpad
 from kernels.base.jit import parallel_kernel, prange, run_workers, signed, worker_kernel
 from kernels.base.layout import WeightsOrder, pack_weights_part, weights_order
 from kernels.base.machine import threads
 from kernels.base.prefetch import Region, part_of, tensors, upcoming
-from kernels.base.simd import LANES, address, fence, load
-from kernels.base.streaming import at_lines, put_vector
+from kernels.base.simd import LANES, address, fence, load, put_vector
 from kernels.conv3d.bricks import (
     EMPTY,
     Cut,

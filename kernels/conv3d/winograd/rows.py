@@ -25,8 +25,9 @@ from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.buffers import scratchpad
 from kernels.base.jit import run_workers, specialised, worker_kernel
 from kernels.base.machine import threads
-from kernels.base.prefetch import LINE, tensors, upcoming
-from kernels.base.simd import LANES, fence, prefetch, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.base.prefetch import tensors, upcoming
+from kernels.base.simd import LANES, LINE, fence, prefetch
+from kernels.base.tiles import tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.bricks import (
     EMPTY,
     Cut,
@@ -232,12 +233,12 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
                         # The last tile is moved back inside; its voxels are computed twice.
                         w = min(w_tile, OW - wide)
                         x = first + row * extent[2] * LANES + w * width
-                        sums = tile_zero(wide, cols)
+                        sums = tile_zero(1, wide, cols)
                         for k in range(run):
                             y = at + k * cols * LANES
-                            sums = tile_rank1(sums, own, x + k, 0, width, weights, y, 1, wide, cols)
+                            sums = tile_rank1(sums, own, x + k, 0, width, weights, y)
                         z = to + group * cols * block + (row * OW + w) * LANES
-                        tile_store(sums, own, z, 0, LANES, block, 1, wide, cols)
+                        tile_store(sums, own, z, 0, LANES, block)
             for ocb in range(OCB):
                 at = planes * plane_size + ocb * block
                 finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, last, md, mh)
@@ -305,12 +306,10 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
                                 prefetch(beside)
                                 near += line
                                 beside += line
-                                tile = tile_rank1(tile, own, x, width, 1, own, y, KW, inputs, 1)
-                                tile = tile_rank1(
-                                    tile, own, x + width, width, 1, own, y + LANES, KW, inputs, 1
-                                )
+                                tile = tile_rank1(tile, own, x, width, 1, own, y)
+                                tile = tile_rank1(tile, own, x + width, width, 1, own, y + LANES)
                                 x += 2 * width
                                 y += 2 * LANES
-                        tile_store(tile, sums, to, width * LANES, LANES, 0, KW, inputs, 1)
+                        tile_store(tile, sums, to, width * LANES, LANES, 0)
 
     return accumulate_chunks

@@ -19,8 +19,8 @@ by the kernels of `convolution`, `weight_gradient`, `packing` and those of many 
 from typing import Any
 
 from kernels.base.jit import kernel, specialised
-from kernels.base.prefetch import LINE
-from kernels.base.simd import LANES, prefetch, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.base.simd import LANES, LINE, prefetch
+from kernels.base.tiles import tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.transform import transform_axis
 from kernels.ladder.cook_toom import OUTPUT, sizes
 
@@ -52,7 +52,7 @@ def transform_in(
     ``cols`` blocks lie side by side for each tile, as a register tile of so many columns loads them.
     """
     K, MW = kind, mw
-    voxels, points = sizes(K, MW)
+    voxels = sizes(K, MW)[0]
 
     def implementation(own, at, extent, blocks, to, V, slot, T, cols, kind, mw):  # type: ignore[no-untyped-def]
         rows, wide = extent[0] * extent[1], extent[2]
@@ -64,8 +64,8 @@ def transform_in(
                 y = first + row * tiles * cols * LANES
                 for w in range(tiles):
                     line = tile_load(own, x + w * MW * LANES, 0, LANES, 0, 1, voxels, 1)
-                    line = transform_axis(line, K, MW, 1, 1)
-                    tile_store(line, to, y + w * cols * LANES, slot, 0, 0, points, 1, 1)
+                    line = transform_axis(line, K, MW, 1)
+                    tile_store(line, to, y + w * cols * LANES, 0, slot, 0)
 
     return implementation
 
@@ -98,7 +98,7 @@ def multiply(
             for row in range(0, T, R):
                 # The last rows are moved back inside; their tiles are computed twice.
                 t = min(row, T - R)
-                sums = tile_zero(R, C)
+                sums = tile_zero(1, R, C)
                 for icb in range(ICB):
                     x = V + (icb * T + t) * LANES
                     w = at + (ocb * ICB + icb * C) * LANES * LANES
@@ -107,12 +107,12 @@ def multiply(
                         y = w + ic * C * LANES
                         prefetch(near + ic * line)
                         prefetch(beside + ic * line)
-                        sums = tile_rank1(sums, own, x + ic, 0, LANES, weights, y, 1, R, C)
+                        sums = tile_rank1(sums, own, x + ic, 0, LANES, weights, y)
                     near += LANES * line
                     beside += LANES * line
                     step += LANES
                 to = M + (ocb * T + t) * LANES
-                tile_store(sums, own, to, 0, LANES, T * LANES, 1, R, C)
+                tile_store(sums, own, to, 0, LANES, T * LANES)
 
     return implementation
 
@@ -145,7 +145,7 @@ def multiply_block(
         for t in range(0, T, R):
             place = M + t * LANES
             if fresh:  # noqa: SIM108 - a conditional expression of tiles is no tile to Numba
-                tile = tile_zero(R, C)
+                tile = tile_zero(1, R, C)
             else:
                 tile = tile_load(sums, place, 0, LANES, apart, 1, R, C)
             line = LINE if step < count else 0
@@ -153,11 +153,11 @@ def multiply_block(
                 x, y = V + t * LANES + ic, at + ic * C * LANES
                 prefetch(near + ic * line)
                 prefetch(beside + ic * line)
-                tile = tile_rank1(tile, src, x, 0, LANES, weights, y, 1, R, C)
+                tile = tile_rank1(tile, src, x, 0, LANES, weights, y)
             near += LANES * line
             beside += LANES * line
             step += LANES
-            tile_store(tile, sums, place, 0, LANES, apart, 1, R, C)
+            tile_store(tile, sums, place, 0, LANES, apart)
 
     return implementation
 
@@ -187,7 +187,7 @@ def accumulate(
         for ic in range(0, LANES, R):
             place = at + ic * C * LANES
             if fresh:  # noqa: SIM108 - a conditional expression of tiles is no tile to Numba
-                tile = tile_zero(R, C)
+                tile = tile_zero(1, R, C)
             else:
                 tile = tile_load(sums, place, 0, C * LANES, LANES, 1, R, C)
             line = LINE if ic // R * T < count else 0
@@ -195,10 +195,10 @@ def accumulate(
                 x, y = V + t * LANES + ic, E + t * C * LANES
                 prefetch(near + t * line)
                 prefetch(beside + t * line)
-                tile = tile_rank1(tile, src, x, 0, 1, gradient, y, 1, R, C)
+                tile = tile_rank1(tile, src, x, 0, 1, gradient, y)
             near += T * line
             beside += T * line
-            tile_store(tile, sums, place, 0, C * LANES, LANES, 1, R, C)
+            tile_store(tile, sums, place, 0, C * LANES, LANES)
 
     return implementation
 
@@ -215,8 +215,8 @@ def transform_out(
     def implementation(own, M, slot, dst, to, rows, tiles, ocb, mw):  # type: ignore[no-untyped-def]
         T = rows * tiles
         for t in range(T):
-            line = tile_load(own, M + (ocb * T + t) * LANES, slot, 0, 0, points, 1, 1)
-            line = transform_axis(line, K, MW, 1, 1)
-            tile_store(line, dst, to + (ocb * T + t) * MW * LANES, 0, LANES, 0, 1, MW, 1)
+            line = tile_load(own, M + (ocb * T + t) * LANES, 0, slot, 0, 1, points, 1)
+            line = transform_axis(line, K, MW, 1)
+            tile_store(line, dst, to + (ocb * T + t) * MW * LANES, 0, LANES, 0)
 
     return implementation

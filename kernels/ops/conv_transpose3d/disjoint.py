@@ -28,7 +28,8 @@ from kernels.base.arguments import Array, Floats, Triple
 from kernels.base.buffers import empty
 from kernels.base.jit import kernel, parallel_kernel, prange
 from kernels.base.machine import tile_vectors
-from kernels.base.simd import LANES, load, store, tile_fill, tile_load, tile_rank1, tile_store, tile_zero
+from kernels.base.simd import LANES, load, store
+from kernels.base.tiles import tile_fill, tile_load, tile_rank1, tile_store, tile_zero
 
 _Lines = npt.NDArray[np.intp]
 
@@ -192,19 +193,19 @@ def _make_forward(rows: int, cols: int) -> Callable[..., None]:
                 at = 0
                 for tap in range(taps):
                     for n in range(0, N, width):
-                        sums = tile_fill(bias, n, rows, cols)
+                        sums = tile_fill(bias, n, 1, rows, cols)
                         for segment in range(segments):
                             k = segment * rows * _STEP
                             for _ in range(min(IC - segment * _SEGMENT, _SEGMENT)):
-                                sums = tile_rank1(sums, panel, k, 0, _STEP, weights, at, 1, rows, cols)
+                                sums = tile_rank1(sums, panel, k, 0, _STEP, weights, at)
                                 k += 1
                                 at += width
                         if count == rows and iw + rows <= IW:
                             to = (dst_lines[tap, line] * IW + iw) * N + n
-                            tile_store(sums, dst, to, 0, N, LANES, 1, rows, cols)
+                            tile_store(sums, dst, to, 0, N, LANES)
                         else:
                             # The tile ends beyond its line: one voxel after the other.
-                            tile_store(sums, stored, 0, 0, width, LANES, 1, rows, cols)
+                            tile_store(sums, stored, 0, 0, width, LANES)
                             for r in range(count):
                                 voxel = first + r
                                 to = (dst_lines[tap, voxel // IW] * IW + voxel % IW) * N + n
@@ -242,18 +243,18 @@ def _make_backward_data(rows: int, cols: int) -> Callable[..., None]:
                         line, iw = line + 1, 0
                 at = 0
                 for ic in range(0, IC, width):
-                    sums = tile_zero(rows, cols)
+                    sums = tile_zero(1, rows, cols)
                     for segment in range(segments):
                         k = segment * rows * _STEP
                         for _ in range(min(K - segment * _SEGMENT, _SEGMENT)):
-                            sums = tile_rank1(sums, panel, k, 0, _STEP, weights, at, 1, rows, cols)
+                            sums = tile_rank1(sums, panel, k, 0, _STEP, weights, at)
                             k += 1
                             at += width
                     to = first * IC + ic
                     if count == rows:
-                        tile_store(sums, diff_src, to, 0, IC, LANES, 1, rows, cols)
+                        tile_store(sums, diff_src, to, 0, IC, LANES)
                     else:
-                        tile_store(sums, stored, 0, 0, width, LANES, 1, rows, cols)
+                        tile_store(sums, stored, 0, 0, width, LANES)
                         for r in range(count):
                             _copy(stored, r * width, diff_src, to + r * IC, width)
 
@@ -290,16 +291,14 @@ def _make_backward_weights(rows: int, cols: int) -> Callable[..., None]:
                             a = line * IW * IC + ic
                             b = dst_lines[tap, line] * IW * N + n
                             for iw in range(IW):
-                                sums = tile_rank1(
-                                    sums, src, a + iw * IC, 0, 1, diff_dst, b + iw * N, 1, rows, cols
-                                )
-                        tile_store(sums, partial, to, 0, N, LANES, 1, rows, cols)
+                                sums = tile_rank1(sums, src, a + iw * IC, 0, 1, diff_dst, b + iw * N)
+                        tile_store(sums, partial, to, 0, N, LANES)
                     to = into + IC * N + n
                     total = tile_load(partial, to, 0, 0, LANES, 1, 1, cols)
                     for line in range(first, last):
                         b = dst_lines[tap, line] * IW * N + n
                         for iw in range(IW):
-                            total = tile_rank1(total, ones, 0, 0, 0, diff_dst, b + iw * N, 1, 1, cols)
-                    tile_store(total, partial, to, 0, 0, LANES, 1, 1, cols)
+                            total = tile_rank1(total, ones, 0, 0, 0, diff_dst, b + iw * N)
+                    tile_store(total, partial, to, 0, 0, LANES)
 
     return backward_weights

@@ -6,21 +6,10 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.base.arguments import Floats
+from kernels.base.buffers import past_caches
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
-from kernels.base.prefetch import LINE
-from kernels.base.simd import (
-    LANES,
-    address,
-    fence,
-    load,
-    prefetch,
-    store,
-    tile_fill,
-    tile_rank1,
-    tile_store,
-    tile_zero,
-)
-from kernels.base.streaming import past_caches, put_tile
+from kernels.base.simd import LANES, LINE, address, fence, load, prefetch, store
+from kernels.base.tiles import put_tile, tile_fill, tile_rank1, tile_store, tile_zero
 from kernels.deferred.masking import bands, clear, finish, flat, place_band
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Mask, Shape, Source
@@ -131,16 +120,16 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
                     block, kd, kh = line // (KD * KH), line // KH % KD, line % KH
                     for i in range(count // IW * tiles):
                         row, w = tile_place(i, rows, IW)
-                        sums = tile_fill(biases, block * width, rows, KW)
+                        sums = tile_fill(biases, block * width, 1, rows, KW)
                         at = line * IC * width
                         for icb in range(ICB):
                             k = (icb * count + row * IW + w) * LANES
                             for lane in range(LANES):
-                                sums = tile_rank1(sums, panel, k + lane, 0, LANES, weights, at, 1, rows, KW)
+                                sums = tile_rank1(sums, panel, k + lane, 0, LANES, weights, at)
                                 at += width
                         to = output_line(image, first + row, shape, dst_shape)
                         to += ((block * OD + kd) * OH + kh) * OW + w * KW
-                        put_tile(dst, to * LANES, width, LANES, sums, streams, rows, KW)
+                        put_tile(dst, to * LANES, width, LANES, sums, streams)
             fence()
 
     return forward
@@ -182,7 +171,7 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
                         next_row, next_w = tile_place(i + 1, rows, IW)
                         k = output_line(image, first + row, shape, diff_shape) + w * KW
                         soon = output_line(image, first + next_row, shape, diff_shape) + next_w * KW
-                        sums = tile_zero(rows, cols)
+                        sums = tile_zero(1, rows, cols)
                         at = group * KD * KH * OCB * step * width
                         for line in range(KD * KH * OCB):
                             kd, kh, block = line // (KH * OCB), line // OCB % KH, line % OCB
@@ -190,11 +179,9 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
                             src, near = (k + tap) * LANES, address(diff_dst, (soon + tap) * LANES)
                             for lane in range(step):
                                 prefetch(near + lane * LINE)
-                                sums = tile_rank1(
-                                    sums, diff_dst, src + lane, 0, step, weights, at, 1, rows, cols
-                                )
+                                sums = tile_rank1(sums, diff_dst, src + lane, 0, step, weights, at)
                                 at += width
-                        tile_store(sums, stored, 0, 0, width, LANES, 1, rows, cols)
+                        tile_store(sums, stored, 0, 0, width, LANES)
                         for col in range(cols):
                             block = image * ICB + group * cols + col
                             to = (block * ID * IH + first + row) * IW + w

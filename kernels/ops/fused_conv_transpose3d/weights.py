@@ -9,22 +9,8 @@ from kernels.base.arguments import Doubles, Floats
 from kernels.base.buffers import scratchpad
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
 from kernels.base.machine import tile_vectors
-from kernels.base.prefetch import LINE
-from kernels.base.simd import (
-    LANES,
-    address,
-    broadcast,
-    load,
-    prefetch,
-    tile_add,
-    tile_fma,
-    tile_load,
-    tile_rank1,
-    tile_store,
-    tile_sum,
-    tile_zero,
-)
-from kernels.base.vectors import add_to_doubles
+from kernels.base.simd import LANES, LINE, add_to_doubles, address, broadcast, load, prefetch
+from kernels.base.tiles import tile_add, tile_fma, tile_load, tile_rank1, tile_store, tile_sum, tile_zero
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Shape, Source
 from kernels.ops.fused_conv_transpose3d.panels import output_line
@@ -68,7 +54,7 @@ def backward_weights(source: Source, diff_dst: Floats, diff_weights: Floats, dif
 @kernel
 def _add_bias(diff_dst: Floats, first: int, voxels: int, sums: Doubles, at: int) -> None:
     """Sum over a row of an output, which begins at ``first``."""
-    total, one = tile_zero(_ABREAST, 1), broadcast(np.float32(1))
+    total, one = tile_zero(1, _ABREAST, 1), broadcast(np.float32(1))
     whole = voxels // _ABREAST * _ABREAST
     for voxel in range(0, whole, _ABREAST):
         tile = tile_load(diff_dst, first + voxel * LANES, 0, LANES, 0, 1, _ABREAST, 1)
@@ -121,7 +107,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                         at = (origins[r] + this * OW) * LANES
                         _add_bias(diff_dst, at, OW, partial_bias, task * LANES)
                     for ic in range(0, IC, inputs):
-                        sums = tile_zero(inputs, KW)
+                        sums = tile_zero(1, inputs, KW)
                         k = ic // LANES * high * IW * LANES + ic % LANES
                         fetched = min(ic // inputs, KW - 1) * IW
                         for r in range(high):
@@ -130,14 +116,14 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                             soon = address(diff_dst, near * LANES)
                             for iw in range(IW):
                                 prefetch(soon + iw * LINE)
-                                sums = tile_rank1(sums, panel, k, 0, 1, diff_dst, at, 1, inputs, KW)
+                                sums = tile_rank1(sums, panel, k, 0, 1, diff_dst, at)
                                 k += LANES
                                 at += width
                         to = ((task * KD * KH + tap) * IC + ic) * width
                         if row > start:
                             before = tile_load(partial, to, 0, width, LANES, 1, inputs, KW)
                             sums = tile_add(sums, before)
-                        tile_store(sums, partial, to, 0, width, LANES, 1, inputs, KW)
+                        tile_store(sums, partial, to, 0, width, LANES)
                 row += high
 
     return backward_weights

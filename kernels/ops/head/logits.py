@@ -4,19 +4,8 @@ import numpy as np
 
 from kernels.base.arguments import Floats
 from kernels.base.jit import kernel, parallel_kernel, prange, signed
-from kernels.base.prefetch import LINE
-from kernels.base.simd import (
-    LANES,
-    address,
-    broadcast,
-    prefetch,
-    tile_fma,
-    tile_load,
-    tile_rank1,
-    tile_store,
-    tile_transpose,
-    tile_zero,
-)
+from kernels.base.simd import LANES, LINE, address, broadcast, prefetch
+from kernels.base.tiles import tile_fma, tile_load, tile_rank1, tile_store, tile_transpose, tile_zero
 from kernels.deferred.masking import bands, place_band
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Shape, Source
@@ -106,7 +95,7 @@ def logits_of_block(
     for voxel in range(0, end, LANES):
         for block in range(y.size // (BLOCK * LANES)):
             square = tile_load(y, (block * BLOCK + voxel) * LANES, 0, LANES, 0, 1, LANES, 1)
-            tile_store(tile_transpose(square), turned, 0, 0, LANES, 0, 1, LANES, 1)
+            tile_store(tile_transpose(square), turned, 0, 0, LANES, 0)
             soon = address(x, (ahead + block * step + voxel) * LANES)
             for c in range(0, classes, TILE):
                 at = c * BLOCK + voxel
@@ -115,15 +104,15 @@ def logits_of_block(
                 else:
                     sums = tile_load(planes, at, 0, BLOCK, 0, 1, TILE, 1)
                 # Even and odd channels apart: one sum waits for itself.
-                odd = tile_zero(TILE, 1)
+                odd = tile_zero(1, TILE, 1)
                 for lane in range(0, LANES, 2):
                     prefetch(soon + lane * LINE)
                     prefetch(soon + (lane + 1) * LINE)
                     column, v = (block * LANES + lane) * classes + c, lane * LANES
-                    sums = tile_rank1(sums, weights, column, 0, 1, turned, v, 1, TILE, 1)
+                    sums = tile_rank1(sums, weights, column, 0, 1, turned, v)
                     column, v = column + classes, v + LANES
-                    odd = tile_rank1(odd, weights, column, 0, 1, turned, v, 1, TILE, 1)
-                tile_store(tile_fma(one, sums, odd), planes, at, 0, BLOCK, 0, 1, TILE, 1)
+                    odd = tile_rank1(odd, weights, column, 0, 1, turned, v)
+                tile_store(tile_fma(one, sums, odd), planes, at, 0, BLOCK, 0)
 
 
 @parallel_kernel

@@ -3,21 +3,10 @@
 import numpy as np
 
 from kernels.base.arguments import Doubles, Floats, Labels
-from kernels.base.buffers import scratchpad
+from kernels.base.buffers import past_caches, scratchpad
 from kernels.base.jit import kernel, parallel_kernel, prange, signed
-from kernels.base.simd import (
-    LANES,
-    broadcast,
-    fence,
-    load,
-    store,
-    tile_fma,
-    tile_rank1,
-    tile_store,
-    tile_zero,
-)
-from kernels.base.streaming import past_caches
-from kernels.base.vectors import add_to_doubles
+from kernels.base.simd import LANES, add_to_doubles, broadcast, fence, load, store
+from kernels.base.tiles import tile_fma, tile_rank1, tile_store, tile_zero
 from kernels.deferred.masking import bands, clear, flat, partials, place_band, write_gradient
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Mask, Shape, Source
@@ -127,12 +116,12 @@ def _add_outer(planes: Floats, y: Floats, end: int, classes: int, sums: Doubles,
     for block in range(lanes // LANES):
         for c in range(0, classes, TILE):
             # Even and odd voxels apart: one sum waits for itself.
-            even, odd = tile_zero(TILE, 1), tile_zero(TILE, 1)
+            even, odd = tile_zero(1, TILE, 1), tile_zero(1, TILE, 1)
             for voxel in range(0, end, 2):
                 at, x = c * BLOCK + voxel, (block * BLOCK + voxel) * LANES
-                even = tile_rank1(even, planes, at, 0, BLOCK, y, x, 1, TILE, 1)
-                odd = tile_rank1(odd, planes, at + 1, 0, BLOCK, y, x + LANES, 1, TILE, 1)
-            tile_store(tile_fma(one, even, odd), stored, 0, 0, LANES, 0, 1, TILE, 1)
+                even = tile_rank1(even, planes, at, 0, BLOCK, y, x)
+                odd = tile_rank1(odd, planes, at + 1, 0, BLOCK, y, x + LANES)
+            tile_store(tile_fma(one, even, odd), stored, 0, 0, LANES, 0)
             for i in range(min(TILE, classes - c)):
                 at = (c + i) * lanes + block * LANES
                 add_to_doubles(sums, at, load(stored, i * LANES))
@@ -143,11 +132,11 @@ def _diff_source(planes: Floats, weights: Floats, end: int, classes: int, channe
     """``diff[v, lane] = sum over c of diff_logits[c, v] * weights[c, channel + lane]``."""
     lanes = weights.size // classes
     for voxel in range(0, end, TILE):
-        tile = tile_zero(TILE, 1)
+        tile = tile_zero(1, TILE, 1)
         for c in range(classes):
             at, line = c * BLOCK + voxel, c * lanes + channel
-            tile = tile_rank1(tile, planes, at, 0, 1, weights, line, 1, TILE, 1)
-        tile_store(tile, diff, voxel * LANES, 0, LANES, 0, 1, TILE, 1)
+            tile = tile_rank1(tile, planes, at, 0, 1, weights, line)
+        tile_store(tile, diff, voxel * LANES, 0, LANES, 0)
 
 
 # --- volumes ----------------------------------------------------------------------------------------------

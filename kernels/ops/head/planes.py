@@ -10,8 +10,17 @@ import numpy as np
 from kernels.base.arguments import Doubles, Floats, Labels
 from kernels.base.exponential import exp, log, log1p, sigmoid
 from kernels.base.jit import kernel
-from kernels.base.simd import LANES, broadcast, fma, load, store
-from kernels.base.vectors import add_to_doubles, load_first_bytes, where_above, where_equal
+from kernels.base.simd import (
+    LANES,
+    add_to_doubles,
+    broadcast,
+    fma,
+    load,
+    load_first_bytes,
+    store,
+    where_above,
+    where_equal,
+)
 from kernels.ops.softmax_dice.planes import BLOCK, class_of_plane
 
 # The label past the last voxel: no class.

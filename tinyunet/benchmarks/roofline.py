@@ -1,0 +1,84 @@
+"""The roofline that every speed is quoted against: what one core can multiply, and what a copy moves.
+
+Source: Williams, Waterman and Patterson, "Roofline" (2009).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from kernels.base.arguments import Floats
+from kernels.base.arrays import copy_vectors
+from kernels.base.buffers import empty
+from kernels.base.jit import kernel
+from kernels.base.machine import best_seconds, cores, instruction_set, processor_name, tile_vectors
+from kernels.base.simd import LANES
+from kernels.base.tiles import tile_rank1, tile_store, tile_zero
+
+# Times that each figure is measured.
+_RUNS = 7
+
+
+class Machine(NamedTuple):
+    """What a benchmark must say about where it ran."""
+
+    processor: str
+    cores: int
+    instruction_set: str
+    threading_layer: str
+    peak_gflops: float
+    copy_gb_per_s: float
+
+
+def describe() -> Machine:
+    """Measure and name this machine (about a second)."""
+    return Machine(
+        processor_name(), cores(), instruction_set(), threading_layer(), peak_gflops(), copy_bandwidth()
+    )
+
+
+def peak_gflops() -> float:
+    """GFLOP/s of fused multiply-adds on one core, measured: the roof of every compute-bound kernel.
+
+    The tile is as large as the convolution's, and its operands stay in registers; the best of several
+    runs counts, because a roof is what is possible. Measured anew at each call (70 ms), because a core's
+    clock follows what else the processor does: 2.7 to 3.5 GHz within a minute.
+    """
+    rows = tile_vectors()
+    kernel_peak = _make_peak(rows)
+    src, weights, dst = (empty((n,)) for n in (1, LANES, rows * LANES))
+    src[:] = weights[:] = 0.5
+    repeats = 2_000_000
+    seconds = best_seconds(lambda: kernel_peak(src, weights, dst, repeats), _RUNS)
+    return 2.0 * rows * LANES * repeats / seconds / 1e9
+
+
+def copy_bandwidth() -> float:
+    """GB/s read plus written by a copy on all threads, measured, far beyond the caches."""
+    size = 64_000_000  # floats: 256 MB
+    src, dst = empty((size,)), empty((size,))
+    src[:] = dst[:] = 0.0
+    return 8.0 * size / best_seconds(lambda: copy_vectors(src, dst), _RUNS) / 1e9
+
+
+@functools.cache
+def threading_layer() -> str:
+    """Name of the layer under ``prange``: ``omp``, ``tbb`` or ``workqueue``."""
+    copy_vectors(np.zeros(LANES, np.float32), np.zeros(LANES, np.float32))  # starts the threads
+    return str(numba.threading_layer())
+
+
+@functools.cache
+def _make_peak(rows: int) -> Callable[..., None]:
+    @kernel
+    def peak(src: Floats, weights: Floats, dst: Floats, repeats: int) -> None:
+        sums = tile_zero(1, rows, 1)
+        for _ in range(repeats):
+            # A step of 0: every row takes the same scalar, so nothing but registers is touched.
+            sums = tile_rank1(sums, src, 0, 0, 0, weights, 0)
+        tile_store(sums, dst, 0, 0, LANES, 0)
+
+    return peak
