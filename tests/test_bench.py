@@ -33,6 +33,8 @@ SMALL_NET = (*SMALL, "--filters", 4)
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS=1, tf.function"
 
+RUNGS = [system.name for system in conv.RUNGS]
+
 needs_tensorflow = pytest.mark.skipif(not TENSORFLOW.installed, reason="no TensorFlow here")
 
 
@@ -261,13 +263,14 @@ def made_up_race(monkeypatch):
 
 
 def made_up_ranks(ranks, task, wrapper=()):
-    """Steps of 50 ms a patch; messages of 20 us and 1 GB/s."""
-    if task["do"] == "steps":
+    """Steps of 50 ms a patch, a fifth more beside others; messages of 20 us and 1 GB/s."""
+    if task["do"] == "train":
         times = {"seconds": 0.05 * task["batch"], "backward_end": 0.09, "waited": 0.002}
-        return times | {"buckets": [(0.02, 4_000_000), (0.09, 1_000)]}
-    if task["do"] == "weak":
-        times = {"alone": 0.09, "beside": 0.1, "together": 0.12}
-        return times | {"efficiency": 0.75, "beside_efficiency": 0.9}
+        found = times | {"buckets": [(0.02, 4_000_000), (0.09, 1_000)]}
+        if task.get("in_turn"):
+            found |= {"seconds": 0.12, "alone": 0.09, "beside": 0.1, "together": 0.12}
+            found |= {"efficiency": 0.75, "beside_efficiency": 0.9}
+        return found
     seconds = [2e-5 + 1e-9 * size for size in task["sizes"]]
     return {name: [2 * s for s in seconds] for name in task["algorithms"]} | {"exchange": seconds}
 
@@ -291,7 +294,7 @@ LINES = {
         r"ranks x 1 thread +patches a rank +step ms +waited ms +efficiency +alone ms +beside",
         r"1 +2 +100\.0 +2\.00 +1\.00 +100\.0 +1\.00",
         r"2 +2 +120\.0 +2\.00 +0\.75 +90\.0 +0\.90",
-        r"2 +2 +100\.0 +2\.00 +1\.00",
+        r"2 +2 +120\.0 +2\.00 +0\.83",
         r"1 +4 +200\.0 +2\.00 +1\.00",
         # Two messages, and the array once: half each way, twice.
         r"allreduce here: 20\.0 us a message, 0\.5 GB/s",
@@ -349,14 +352,13 @@ def test_allreduce_table_and_files(command, tmp_path, monkeypatch):
 
 @needs_mpi
 def test_ranks_are_really_run(monkeypatch):
-    steps = {"do": "steps", "size": 16, "batch": 1, "filters": 4, "threads": 1, "count": 1}
-    found = mpi.run(2, steps)
+    net = {"do": "train", "size": 16, "batch": 1, "filters": 4, "rounds": 1}
+    found = mpi.run(2, net)
     assert 0 < found["backward_end"] < found["seconds"]
     assert 0 <= found["waited"] < found["seconds"]
     ready = [seconds for seconds, _ in found["buckets"]]
     assert ready == sorted(ready)
-    net = {"size": 16, "batch": 1, "filters": 4, "threads": 1}
-    found = mpi.run(2, {"do": "weak", **net, "rounds": 1})
+    found = mpi.run(2, net | {"in_turn": True})
     for name, step in (("efficiency", "together"), ("beside_efficiency", "beside")):
         assert found[name] == found["alone"] / found[step] > 0
     found = mpi.run(2, {"do": "allreduce", "sizes": [1000], "algorithms": ["ring"]})
@@ -399,14 +401,6 @@ def test_a_picture_that_fails_loses_no_figures(made_up_race, monkeypatch, comman
     assert (code, err) == (0, told)
     assert "tinyunet eager" in out
     assert rows_of(tmp_path / "figures.json")[0]["system"] == "tinyunet eager"
-
-
-def test_conv_without_threadpoolctl_says_what_to_install(monkeypatch, command):
-    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    monkeypatch.delitem(sys.modules, "tinyunet.benchmarks.conv")
-    code, _, err = command("conv", *SMALL, "--against")
-    assert code == 2
-    assert err.endswith("threadpoolctl is not installed; pip install 'tinyunet[bench]'\n")
 
 
 def test_a_ratio_is_never_shown_as_nothing():
@@ -504,7 +498,7 @@ def test_conv_with_peers(command, tmp_path, monkeypatch):
     files = ("--json", tmp_path / "figures.json", "--plot", tmp_path / "picture.png")
     code, out, err = command("conv", *SMALL, *files, "--against", "tensorflow")
     assert code == 0, err
-    rungs = [*conv.RUNGS, conv.FUSED, *(["TensorFlow"] if TENSORFLOW.installed else [])]
+    rungs = [*RUNGS, *(["TensorFlow"] if TENSORFLOW.installed else [])]
     table = [line.split(" | ")[0].split() for line in out.splitlines() if " | " in line]
     assert [cells[-1] for cells in table[2:]] == rungs, out
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -523,7 +517,7 @@ def test_conv_names_a_wrong_peer():
     measurements, failures = conv.measure(layers, 1, [FAKE])
     names = [{m.name for m in measurements if m.layer == layer} for layer in layers]
     # There is no Winograd of a kernel of 1.
-    assert names == [{*conv.RUNGS, conv.FUSED}, {*conv.RUNGS, conv.FUSED} - {"winograd"}]
+    assert names == [{*RUNGS}, {*RUNGS} - {"winograd"}]
     assert failures == ["Fake:   4 ->  16    6^3 k3: forward is wrong by 1.0e+00 of the largest value"]
 
 

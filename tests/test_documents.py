@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.image import imread
 
-from tinyunet.viz.colours import CLASSES as LABEL_COLOURS
+from tinyunet.viz.figure import CLASSES as LABEL_COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)

@@ -1,6 +1,5 @@
 """``python -m tinyunet.bench TABLE``: what this project and its peers reach on this machine."""
 
-import importlib.util
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,16 +33,19 @@ class Found(NamedTuple):
     ----------
     figures : dict of list of dict
         "rows" of systems, and by table "ranks" and "peaks" of a core.
-    versions, settings : dict of str
-        Of the systems, by their names.
     draw : function of a path
         Draws the picture.
+    versions, settings : dict of str
+        Of the systems, by their names.
     """
 
     figures: dict[str, list[dict[str, Any]]]
-    versions: dict[str, str]
-    settings: dict[str, str]
     draw: Callable[[Path], None]
+    versions: dict[str, str] = {}  # noqa: RUF012 - never written to
+    settings: dict[str, str] = {}  # noqa: RUF012 - never written to
+
+
+# ---- options ---------------------------------------------------------------------------------------
 
 
 def make_parser() -> Parser:
@@ -57,95 +59,41 @@ def make_parser() -> Parser:
     tables = parser.add_subparsers(dest="table", required=True, metavar="TABLE")
     for name, text in _TABLES.items():
         table = tables.add_parser(name, help=text, description=f"Measure {text}.")
-        if name != "allreduce":
-            _add_options(table, name)
-        if name in ("allreduce", "scaling"):
-            _add_ranks(table, name)
-        _add_files(table)
+        _add_options(table, name)
     return parser
 
 
 def _add_options(table: Any, name: str) -> None:
-    table.add_argument(
-        "--size",
-        type=_size,
-        default=96,
-        metavar="N",
-        help=f"voxels along each axis, a multiple of {_MULTIPLE} (default: %(default)s)",
-    )
-    table.add_argument(
-        "--threads",
-        type=whole_number(1),
-        metavar="N",
-        help="threads of every system"
-        + {"scaling": "; the most of them", "conv": ", compared with one"}.get(name, "")
-        + " (default: all cores)",
-    )
-    peers = [s.key for s in PEERS if {"infer": "infer", "conv": "conv"}.get(name, "step") in s.cases]
-    alone = name in ("passes", "scaling")
-    table.add_argument(
-        "--against",
-        nargs="*",
-        choices=peers,
-        default=[] if alone else peers,
-        metavar="PEER",
-        help=f"of {', '.join(peers)} (default: {'none' if alone else 'all; none if nothing follows'})",
-    )
-    if name != "conv":
-        table.add_argument(
-            "--batch", type=whole_number(1), default=1, metavar="N", help="volumes (default: 1)"
-        )
-        table.add_argument(
-            "--filters",
-            type=whole_number(1),
-            default=16,
-            metavar="N",
-            help="channels of the first level (default: %(default)s)",
-        )
-    if name not in ("conv", "memory"):
-        table.add_argument(
-            "--rounds",
-            type=whole_number(1),
-            default=5,
-            metavar="N",
-            help="turns of each system (default: %(default)s)",
-        )
+    def whole(option: str, least: int, text: str, **more: Any) -> None:
+        text += " (default: %(default)s)" if "default" in more else ""
+        table.add_argument(option, type=whole_number(least), metavar="N", help=text, **more)
 
-
-def _add_ranks(table: Any, name: str) -> None:
-    table.add_argument(
-        "--ranks",
-        type=whole_number(2 if name == "allreduce" else 1),
-        metavar="N",
-        help="processes, at most; mpirun is called from here (default: all cores, at least 2)",
-    )
-    if name == "allreduce":
-        return
-    table.add_argument(
-        "--gbits",
-        type=number(0),
-        nargs="+",
-        default=[1.0, 10.0, 100.0],
-        metavar="G",
-        help="networks to predict for, in Gbit/s (default: 1 10 100)",
-    )
-    table.add_argument(
-        "--throttle",
-        type=number(0),
-        nargs="+",
-        default=[],
-        metavar="G",
-        help="compare the prediction with two ranks held to so many Gbit/s; needs root, ip and tc",
-    )
-
-
-def _add_files(table: Any) -> None:
-    table.add_argument(
-        "--plot",
-        type=_new_picture,
-        metavar="FILE",
-        help=f"draw a picture: {', '.join(FORMATS)} (of ranks: NAME-ranks)",
-    )
+    if name != "allreduce":
+        text = f"voxels along each axis, a multiple of {_MULTIPLE} (default: %(default)s)"
+        table.add_argument("--size", type=_size, default=96, metavar="N", help=text)
+        more = {"scaling": "; the most of them", "conv": ", compared with one"}.get(name, "")
+        whole("--threads", 1, f"threads of every system{more} (default: all cores)")
+        peers = [s.key for s in PEERS if (name if name in ("infer", "conv") else "step") in s.cases]
+        alone = name in ("passes", "scaling")
+        text = f"of {', '.join(peers)} (default: {'none' if alone else 'all; none if nothing follows'})"
+        default = [] if alone else peers
+        table.add_argument("--against", nargs="*", choices=peers, default=default, metavar="PEER", help=text)
+    if name not in ("allreduce", "conv"):
+        whole("--batch", 1, "volumes", default=1)
+        whole("--filters", 1, "channels of the first level", default=16)
+    if name not in ("allreduce", "conv", "memory"):
+        whole("--rounds", 1, "turns of each system", default=5)
+    if name in ("allreduce", "scaling"):
+        text = "processes, at most; mpirun is called from here (default: all cores, at least 2)"
+        whole("--ranks", 2 if name == "allreduce" else 1, text)
+    if name == "scaling":
+        speeds = {"type": number(0), "nargs": "+", "metavar": "G"}
+        text = "networks to predict for, in Gbit/s (default: 1 10 100)"
+        table.add_argument("--gbits", default=[1.0, 10.0, 100.0], help=text, **speeds)
+        text = "compare the prediction with two ranks held to so many Gbit/s; needs root, ip and tc"
+        table.add_argument("--throttle", default=[], help=text, **speeds)
+    text = f"draw a picture: {', '.join(FORMATS)} (of ranks: NAME-ranks)"
+    table.add_argument("--plot", type=_new_picture, metavar="FILE", help=text)
     table.add_argument("--json", type=_new_file, metavar="FILE", help="write the machine and all figures")
 
 
@@ -157,7 +105,7 @@ def _size(text: str) -> int:
 
 
 def _new_file(text: str) -> Path:
-    """Tell now, not after half an hour, that a file cannot be written there."""
+    """Say now, not after half an hour, that a file cannot be written there."""
     path = Path(text)
     if not can_be_written(path, follow_links=True):
         raise ArgumentTypeError(f"{text!r}; expected a file in a folder that can be written to")
@@ -179,6 +127,9 @@ def _of_ranks(path: Path) -> Path:
     return path.with_name(f"{path.stem}-ranks{path.suffix}")
 
 
+# ---- tables ----------------------------------------------------------------------------------------
+
+
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table that was asked for, and write the files."""
     options = make_parser().parse_args(arguments)
@@ -193,29 +144,21 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
     print(f"peak of one core {here.peak_gflops:.0f} GFLOP/s, copy {here.copy_gb_per_s:.0f} GB/s")
     tables = {"conv": _convolutions, "allreduce": _allreduce, "scaling": _scaling}
-    found = tables.get(options.table, _nets)(options, here.peak_gflops)
+    found = tables.get(options.table, _nets)(options)
     # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
         about = here._asdict() | {"versions": found.versions, "settings": found.settings}
-        shown = {"machine": signed(about)} | found.figures
-        write_json(options.json, shown, follow_links=True)
+        write_json(options.json, {"machine": signed(about)} | found.figures, follow_links=True)
     if options.plot:
         with attempt(options.plot):
             found.draw(options.plot)
 
 
-def _nets(options: Namespace, _: float) -> Found:
+def _nets(options: Namespace) -> Found:
     from tinyunet.benchmarks import nets
 
-    settings = nets.Settings(
-        options.table,
-        options.size,
-        options.batch,
-        options.filters,
-        options.threads,
-        getattr(options, "rounds", 1),
-        options.against,
-    )
+    # A table of memory has no rounds.
+    settings = nets.Settings._make(getattr(options, name, 1) for name in nets.Settings._fields)
     jobs, skipped = nets.entrants(settings)
     print(*skipped, "", sep="\n", flush=True)
     results, failures = nets.measure(settings, jobs)
@@ -227,24 +170,22 @@ def _nets(options: Namespace, _: float) -> Found:
         raise AgreedError("nothing could be measured")
     return Found(
         {"rows": nets.rows(settings, results)},
+        partial(nets.draw, settings, results),
         {r.job.system.name: r.version for r in results},
         {r.job.system.name: r.settings for r in results if r.settings},
-        partial(nets.draw, settings, results),
     )
 
 
-def _scaling(options: Namespace, peak: float) -> Found:
-    from tinyunet.benchmarks import mpi
-    from tinyunet.benchmarks import rank_scaling as scaling
+def _scaling(options: Namespace) -> Found:
+    from tinyunet.benchmarks import mpi, scaling
 
-    found = _nets(options, peak)
+    found = _nets(options)
     if options.ranks is None and mpi.mpirun() is None:
         print("\nranks: there is no mpirun, skipped")
         return found
     ranks = options.ranks or max(2, options.threads)
     print(f"\nranks: {options.size}^3 voxels, {options.filters} filters\n", flush=True)
-    net = options.size, options.batch, options.filters
-    measured = scaling.measure(*net, ranks, options.rounds)
+    measured = scaling.measure(options.size, options.batch, options.filters, ranks, options.rounds)
     print(f"{scaling.measured_table(measured)}\n", flush=True)
     print(scaling.predicted_table(measured.step, options.gbits), flush=True)
     for gbit in options.throttle:
@@ -254,34 +195,33 @@ def _scaling(options: Namespace, peak: float) -> Found:
         found.draw(path)
         scaling.draw(measured, options.gbits, _of_ranks(path))
 
-    ranks_rows = scaling.rows(measured, options.gbits)
-    return Found(found.figures | {"ranks": ranks_rows}, found.versions, found.settings, draw)
+    rows = scaling.rows(measured, options.gbits)
+    return found._replace(figures=found.figures | {"ranks": rows}, draw=draw)
 
 
-def _allreduce(options: Namespace, _: float) -> Found:
-    from tinyunet.benchmarks import allreduce
+def _allreduce(options: Namespace) -> Found:
+    from tinyunet.benchmarks import scaling
 
-    measured = allreduce.measure(options.ranks or max(2, options.threads))
-    print(f"\n{allreduce.table(measured)}")
-    figures = {"rows": [], "ranks": allreduce.rows(measured)}
-    return Found(figures, {}, {}, partial(allreduce.draw, measured))
+    sums = scaling.measure_sums(options.ranks or max(2, options.threads))
+    print(f"\n{scaling.sums_table(sums)}")
+    return Found({"rows": [], "ranks": scaling.sums_rows(sums)}, partial(scaling.draw_sums, sums))
 
 
-def _convolutions(options: Namespace, _: float) -> Found:
-    if importlib.util.find_spec("threadpoolctl") is None:
-        raise AgreedError("conv: threadpoolctl is not installed; pip install 'tinyunet[bench]'")
+def _convolutions(options: Namespace) -> Found:
     from tinyunet.benchmarks import conv
 
     peers, skipped = choose("conv", options.against)
     print(*skipped, "", sep="\n", flush=True)
-    layers = conv.unet_layers(options.size)
-    measurements, failures = conv.measure(layers, options.threads, peers)
-    print(conv.table(measurements, options.threads))
+    measurements, failures = conv.measure(conv.unet_layers(options.size), options.threads, peers)
+    if measurements:
+        print(conv.table(measurements, options.threads))
     if failures:
         print("", *failures, sep="\n")
+    if not measurements:
+        raise AgreedError("nothing could be measured")
     figures = {"rows": conv.rows(measurements, options.threads), "peaks": conv.peaks(measurements)}
     settings = {m.name: m.settings for m in measurements if m.settings}
-    return Found(figures, {}, settings, partial(conv.draw, measurements))
+    return Found(figures, partial(conv.draw, measurements), settings=settings)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from tinyunet.data.cases import Case, load_case
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.phantom import make_dataset
 from tinyunet.viz import volumes as module
-from tinyunet.viz.colours import CLASSES as LABEL_COLOURS
-from tinyunet.viz.colours import of_class
+from tinyunet.viz.figure import CLASSES as LABEL_COLOURS
+from tinyunet.viz.figure import class_colour
 from tinyunet.viz.volumes import draw_labels, plot_cases
 
 
@@ -83,14 +83,17 @@ def test_the_patients_left_is_left_and_up_is_up() -> None:
 
 
 def test_voxels_keep_their_proportions() -> None:
-    assert module._aspect((1, 2, 3), 2) == 2  # axial: 2 mm high, 1 mm wide
-    assert module._aspect((1, 2, 3), 1) == 3
-    assert module._aspect((1, 2, 3), 0) == 1.5
+    volume = np.zeros((4, 5, 6))
+    for axis, sides in ((2, (4, 10)), (1, (4, 18)), (0, (10, 18))):  # axial: 2 mm high, 1 mm wide
+        axes = Figure().add_subplot()
+        module._show(axes, module._slice(volume, 0, axis), module._in_plane((1, 2, 3), axis))
+        assert axes.images[0].get_extent() == [0, sides[0], 0, sides[1]]
+        assert axes.get_aspect() == 1
 
 
 def test_grey_values_are_those_of_the_brain() -> None:
     volume = head().astype(np.float32) - 500 * head().any(axis=-1, keepdims=True)
-    grey = module._to_grey(volume)
+    grey = module._grey(volume)
     brain = volume.any(axis=-1)
     assert not grey[~brain].any()
     assert grey[brain].min() >= 0
@@ -112,7 +115,7 @@ def test_more_classes_than_colours_are_drawn_as_in_every_other_picture() -> None
     drawn = axes.images[0].to_rgba(np.arange(1, 11))
     legend = [patch.get_facecolor() for patch in figure.legends[0].get_patches()]
     for label, pixel, patch in zip(range(1, 11), drawn, legend, strict=True):
-        expected = colors.to_rgb(of_class(label))
+        expected = colors.to_rgb(class_colour(label))
         np.testing.assert_allclose(pixel[:3], expected, atol=1e-6)
         np.testing.assert_allclose(patch[:3], expected, atol=1e-6)
 

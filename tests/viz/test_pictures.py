@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tinyunet.viz import attempt, colours
-from tinyunet.viz.figure import write
+from tinyunet.viz import attempt
+from tinyunet.viz.figure import CLASSES, LINES, class_colour, line_colour, line_style, write
 from tinyunet.viz.learning_curves import draw_learning_curves
-from tinyunet.viz.predictions import PicturedCase, draw_predictions
+from tinyunet.viz.volumes import PicturedCase, draw_predictions
 
 MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
 LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
@@ -45,7 +45,7 @@ def test_learning_curves_have_a_line_for_each_region_or_class(tmp_path, epochs, 
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     picture = pixels(tmp_path / "curves.png")
     for index in range(3):
-        assert has(picture, colours.of_line(index), 50) == (index < lines)
+        assert has(picture, line_colour(index), 50) == (index < lines)
 
 
 def case(seed, shape=(14, 20, 17)):
@@ -143,19 +143,16 @@ def test_any_name_is_drawn_into_a_file_of_any_name(tmp_path, ending):
 
 
 def test_colours_are_all_different_and_come_again():
-    for palette, of in (
-        (colours.CLASSES, lambda i: colours.of_class(i + 1)),
-        (colours.LINES, colours.of_line),
-    ):
+    for palette, of in ((CLASSES, lambda i: class_colour(i + 1)), (LINES, line_colour)):
         assert len(set(palette)) == len(palette)
         assert [of(i) for i in range(len(palette))] == list(palette)
         assert of(len(palette)) == of(0)
 
 
 def test_lines_of_one_colour_differ_in_their_dashes():
-    styles = [tuple(colours.line_style(index).values()) for index in range(28)]
+    styles = [tuple(line_style(index).values()) for index in range(28)]
     assert len(set(styles)) == 28
-    assert [colour for colour, _ in styles] == [colours.of_line(index) for index in range(28)]
+    assert [colour for colour, _ in styles] == [line_colour(index) for index in range(28)]
 
 
 def test_of_a_picture_that_fails_nothing_is_left(tmp_path, monkeypatch):

@@ -2,54 +2,46 @@
 
 Each rung is checked against float64 before it is timed. All are timed on one core and on all of them,
 and the fastest of the runs counts. A core's clock changes from minute to minute, so the peak that a rung
-is compared with is measured just before and just after it. Our rungs' times are of whole calls, arrays in
-to arrays out: packing and reordering count, but in the last, ``fused``, which is what the compiled net runs.
-Peers run in processes of their own, tensors in to tensors out.
+is compared with is measured just before and just after it. Rungs and peers run in processes of their own:
+our rungs share one for each number of threads. Times are of whole calls, arrays or tensors in to arrays or
+tensors out: packing and reordering count, but in the last rung, ``fused``, which is what the compiled net
+runs.
 """
 
 import contextlib
+import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from kernels.base import machine
 from kernels.base.arguments import Array
 from kernels.base.conv_shapes import Geometry, geometry
-from kernels.conv3d import winograd
-from kernels.ladder import blocked, direct, im2col, naive
-from tinyunet.benchmarks import fused_conv, roofline
+from kernels.ladder import im2col
+from tinyunet.benchmarks import roofline
 from tinyunet.benchmarks.nets import USUAL_FILTERS
+from tinyunet.benchmarks.peers import ladder
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, DEPTH, convolution_arrays
 from tinyunet.benchmarks.process import Process, WorkerError
 from tinyunet.benchmarks.systems import System
-from tinyunet.benchmarks.timing import timed
 
-RUNGS: dict[str, ModuleType] = {
-    "naive": naive,
-    "im2col": im2col,
-    "blocked": blocked,
-    "direct": direct,
-    "winograd": winograd,
-}
-FUSED = "fused"
+RUNGS = tuple(
+    System(name, name, "kernels", ladder.__name__, ("conv",), {"rung": name})
+    for name in (*ladder.RUNGS, ladder.FUSED)
+)
 DIRECTIONS = ("forward", "backward_data", "backward_weights")
 
 _SECONDS = 0.6
 _TOLERANCE = 1e-4
-# The definition runs at about a GFLOP/s: it is timed on as few planes as make this many FLOPs, and
-# its time for the whole layer is marked as scaled up.
+# The definition runs at about a GFLOP/s, and on one core whatever it is given: it is timed on as few planes
+# as make this many FLOPs, and its time for the whole layer is marked as scaled up.
+_SLOW = "naive"
 _SLOW_FLOPS = 2e8
 _CHECKED_FLOPS = 2e8
-
-# Milliseconds of the runs in each direction.
-Times = dict[str, list[float]]
 
 
 class Layer(NamedTuple):
@@ -106,94 +98,15 @@ class Measurement(NamedTuple):
         """GFLOP/s of one core."""
         return self.flops / min(self.one) / 1e6
 
-
-class Rung:
-    """A rung of our ladder: one module of kernels."""
-
-    settings = ""
-
-    def __init__(self, name: str, module: ModuleType) -> None:
-        self.name, self._module = name, module
-        # The definition runs on one core whatever it is given.
-        self.is_slow = module is naive
-
-    def runs(self, layer: Layer) -> bool:
-        """Whether it has a form of the layer."""
-        return self._module is not winograd or layer.K == 3
-
-    def compute(self, sizes: Geometry) -> dict[str, Array]:
-        """Result of each direction."""
-        return {name: call() for name, call in self._calls(sizes).items()}
-
-    def times(self, sizes: Geometry, threads: int) -> Times:
-        """Time each direction."""
-        machine.set_threads(threads)
-        with threadpool_limits(threads, user_api="blas"):
-            return {name: timed(call, _SECONDS)[0] for name, call in self._calls(sizes).items()}
-
-    def _calls(self, sizes: Geometry) -> dict[str, Callable[[], Any]]:
-        src, weights, diff_dst = convolution_arrays(sizes.src_shape, sizes.weights_shape)
-        return _directions(self._module, src, weights, diff_dst)
-
-    def end(self) -> None:
-        """Nothing to end."""
-
-
-class FusedRung(Rung):
-    """The last rung: what the compiled net runs."""
-
-    def __init__(self) -> None:
-        super().__init__(FUSED, fused_conv)
-
-    def compute(self, sizes: Geometry) -> dict[str, Array]:
-        """Result of each direction."""
-        return {name: case.compute() for name, case in fused_conv.cases(sizes).items()}
-
-    def _calls(self, sizes: Geometry) -> dict[str, Callable[[], Any]]:
-        return {name: case.run for name, case in fused_conv.cases(sizes).items()}
-
-
-class Peer:
-    """Another system: a process for each number of threads."""
-
-    is_slow = False
-
-    def __init__(self, system: System, folder: Path) -> None:
-        self.name, self.settings = system.name, ""
-        self._system, self._output = system, folder / "output.npz"
-        self._processes: dict[int, Process] = {}
-
-    def runs(self, layer: Layer) -> bool:
-        """Every layer."""
-        return True
-
-    def compute(self, sizes: Geometry) -> dict[str, Array]:
-        """Result of each direction."""
-        self._ask(1, "convolve", sizes, output=str(self._output))
-        with np.load(self._output) as file:
-            return dict(file)
-
-    def times(self, sizes: Geometry, threads: int) -> Times:
-        """Time each direction."""
-        return self._ask(threads, "time", sizes, seconds=_SECONDS)
-
-    def _ask(self, threads: int, do: str, sizes: Geometry, **arguments: Any) -> dict[str, Any]:
-        if threads not in self._processes:
-            self._processes[threads] = Process(threads)
-            started = self._processes[threads].ask(
-                "start", peer=self._system.peer, case="conv", threads=threads, options={}
-            )
-            self.settings = started["settings"]
-        layer = [sizes.src_shape, sizes.weights_shape]
-        return self._processes[threads].ask(do, layer=layer, **arguments)
-
-    def end(self) -> None:
-        """End the processes."""
-        for process in self._processes.values():
-            process.end()
-
-
-Runner = Rung | Peer
+    def about(self) -> dict[str, Any]:
+        """Return the keys of a row in a file that say what was measured."""
+        ours = self.name in {system.name for system in RUNGS}
+        case = f"{self.direction} {self.layer.IC}->{self.layer.OC} k{self.layer.K}"
+        return {
+            "system": f"tinyunet {self.name}" if ours else self.name,
+            "case": case,
+            "size": self.layer.size,
+        }
 
 
 def unet_layers(size: int) -> list[Layer]:
@@ -209,7 +122,49 @@ def unet_layers(size: int) -> list[Layer]:
     return layers
 
 
-def measure(layers: list[Layer], threads: int, peers: list[System]) -> tuple[list[Measurement], list[str]]:
+# ---- measuring -------------------------------------------------------------------------------------
+
+
+class Workers:
+    """A process for each peer (all rungs are one) and number of threads, started when it is first asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._output = str(folder / "output.npz")
+        self._started: dict[tuple[str, int], tuple[Process, str]] = {}
+
+    def result(self, system: System, sizes: Geometry) -> dict[str, Array]:
+        """Result of each direction."""
+        self._ask(system, 1, sizes, "convolve", output=self._output)
+        with np.load(self._output) as file:
+            return dict(file)
+
+    def times(self, system: System, threads: int, sizes: Geometry) -> dict[str, list[float]]:
+        """Milliseconds of the runs in each direction."""
+        return self._ask(system, threads, sizes, "time", seconds=_SECONDS)
+
+    def settings(self, system: System) -> str:
+        """What it chose for speed."""
+        return self._started[system.peer, 1][1]
+
+    def _ask(self, system: System, threads: int, sizes: Geometry, do: str, **more: Any) -> dict[str, Any]:
+        key = system.peer, threads
+        if key not in self._started:
+            process = Process(threads)
+            self._started[key] = process, ""
+            about = process.ask("start", peer=system.peer, case="conv", threads=threads, options={})
+            self._started[key] = process, about["settings"]
+        shapes = [sizes.src_shape, sizes.weights_shape]
+        return self._started[key][0].ask(do, shapes=shapes, options=system.options, **more)
+
+    def end(self) -> None:
+        """End the processes."""
+        for process, _ in self._started.values():
+            process.end()
+
+
+def measure(
+    layers: list[Layer], threads: int, peers: Sequence[System]
+) -> tuple[list[Measurement], list[str]]:
     """Check and time every rung and peer in every direction, with a progress bar.
 
     Returns
@@ -217,89 +172,65 @@ def measure(layers: list[Layer], threads: int, peers: list[System]) -> tuple[lis
     measurements : list of Measurement
         By layer, then rung or peer, then direction.
     failures : list of str
-        A line for each peer that could not go on.
+        A line for each rung or peer that could not go on.
     """
     measurements: list[Measurement] = []
     failures: dict[str, str] = {}
-    with _runners(peers) as runners:
-        jobs = [(layer, runner) for layer in layers for runner in runners if runner.runs(layer)]
-        with tqdm(jobs, unit="rung", leave=False) as bar:
-            exact: dict[Layer, dict[str, Array]] = {}
-            for layer, runner in bar:
-                bar.set_description(f"{layer} {runner.name}")
-                if layer not in exact:
-                    exact = {layer: _exact(layer)}
-                if runner.name not in failures:
-                    try:
-                        measurements += _measure(layer, runner, threads, exact[layer])
-                    except WorkerError as failure:
-                        failures[runner.name] = f"{runner.name}: {layer}: {failure}"
+    # There is no Winograd of a kernel of 1.
+    jobs = [
+        (layer, system)
+        for layer in layers
+        for system in (*RUNGS, *peers)
+        if system.key != "winograd" or layer.K == 3
+    ]
+    with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as folder, contextlib.ExitStack() as stack:
+        workers = Workers(Path(folder))
+        stack.callback(workers.end)
+        for layer, system in (bar := stack.enter_context(tqdm(jobs, unit="rung", leave=False))):
+            bar.set_description(f"{layer} {system.name}")
+            if system.name not in failures:
+                try:
+                    measurements += _measure(layer, system, threads, workers)
+                except WorkerError as failure:
+                    failures[system.name] = f"{system.name}: {layer}: {failure}"
     return measurements, list(failures.values())
 
 
-def _measure(layer: Layer, runner: Runner, threads: int, exact: dict[str, Array]) -> Iterator[Measurement]:
-    errors = _errors(layer, runner, exact)
-    planes = layer.planes(_SLOW_FLOPS) if runner.is_slow else layer.size
-    sizes = layer.sizes(planes)
+def _measure(layer: Layer, system: System, threads: int, workers: Workers) -> Iterator[Measurement]:
+    errors = _errors(workers.result(system, layer.sizes(layer.planes(_CHECKED_FLOPS))), _exact(layer))
+    slow = system.key == _SLOW
+    planes = layer.planes(_SLOW_FLOPS) if slow else layer.size
+    sizes, up = layer.sizes(planes), layer.size / planes
     before = roofline.peak_gflops()
-    one = runner.times(sizes, 1)
+    one = workers.times(system, 1, sizes)
     peak = (before + roofline.peak_gflops()) / 2
-    many = one if runner.is_slow or threads == 1 else runner.times(sizes, threads)
-    up = layer.size / planes
-    for direction in DIRECTIONS:
+    many = one if slow or threads == 1 else workers.times(system, threads, sizes)
+    settings = workers.settings(system)
+    for name in DIRECTIONS:
+        times = [up * ms for ms in one[name]], [up * ms for ms in many[name]]
         yield Measurement(
-            layer,
-            runner.name,
-            direction,
-            [up * ms for ms in one[direction]],
-            [up * ms for ms in many[direction]],
-            up * sizes.flops,
-            peak,
-            errors[direction],
-            up > 1,
-            runner.settings,
+            layer, system.name, name, *times, up * sizes.flops, peak, errors[name], up > 1, settings
         )
 
 
-@contextlib.contextmanager
-def _runners(peers: list[System]) -> Iterator[list[Runner]]:
-    with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as folder:
-        runners: list[Runner] = [Rung(name, module) for name, module in RUNGS.items()]
-        runners += [FusedRung(), *(Peer(system, Path(folder)) for system in peers)]
-        try:
-            yield runners
-        finally:
-            for runner in runners:
-                runner.end()
-
-
-def _directions(
-    rung: ModuleType, src: Array, weights: Array, diff_dst: Array
-) -> dict[str, Callable[[], Array]]:
-    return {
-        "forward": lambda: rung.forward(src, weights),
-        "backward_data": lambda: rung.backward_data(diff_dst, weights, src.shape),
-        "backward_weights": lambda: rung.backward_weights(src, diff_dst, weights.shape[2:])[0],
-    }
-
-
+@functools.lru_cache(maxsize=1)
 def _exact(layer: Layer) -> dict[str, Array]:
     """Results in float64, on a few planes."""
     sizes = layer.sizes(layer.planes(_CHECKED_FLOPS))
     arrays = convolution_arrays(sizes.src_shape, sizes.weights_shape)
     src, weights, diff_dst = (array.astype(np.float64) for array in arrays)
-    return {name: call() for name, call in _directions(im2col, src, weights, diff_dst).items()}
+    calls = ladder.whole_calls(im2col, src, weights, diff_dst)
+    return {name: call() for name, (call, _) in calls.items()}
 
 
-def _errors(layer: Layer, runner: Runner, exact: dict[str, Array]) -> dict[str, float]:
-    """Largest error, relative to the largest value, on a few planes.
+def _errors(found: dict[str, Array], exact: dict[str, Array]) -> dict[str, float]:
+    """Largest error, relative to the largest value.
 
     Raises
     ------
     WorkerError
         A result is so far off that its time would mean nothing (NaN included).
     """
-    found = runner.compute(layer.sizes(layer.planes(_CHECKED_FLOPS)))
     errors = {}
     for direction, right in exact.items():
         if found[direction].shape != right.shape:
@@ -308,6 +239,9 @@ def _errors(layer: Layer, runner: Runner, exact: dict[str, Array]) -> dict[str, 
         if not errors[direction] < _TOLERANCE:
             raise WorkerError(f"{direction} is wrong by {errors[direction]:.1e} of the largest value")
     return errors
+
+
+# ---- what is shown ---------------------------------------------------------------------------------
 
 
 def table(measurements: list[Measurement], threads: int) -> str:
@@ -321,11 +255,9 @@ def table(measurements: list[Measurement], threads: int) -> str:
     for start in range(0, len(measurements), len(DIRECTIONS)):
         row = measurements[start : start + len(DIRECTIONS)]
         layer = row[0].layer
-        if layer != before:
-            lines.append("-" * len(head))
+        lines += ["-" * len(head)] if layer != before else []
         name = "" if layer == before else str(layer)
-        cells = "".join(_cells(m, threads) for m in row)
-        lines.append(f"{name:18s} {row[0].name:{width}s}{cells}")
+        lines.append(f"{name:18s} {row[0].name:{width}s}" + "".join(_cells(m, threads) for m in row))
         before = layer
     lines.append(
         "ms, GF/s: one core, fastest run; peak: share of its multiply-adds' speed, measured beside it; "
@@ -334,8 +266,7 @@ def table(measurements: list[Measurement], threads: int) -> str:
     if threads > 1:
         lines.append(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
     chosen = {m.name: m.settings for m in measurements if m.settings}
-    lines += [f"{name}: {settings}" for name, settings in chosen.items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{name}: {settings}" for name, settings in chosen.items()])
 
 
 def _cells(m: Measurement, threads: int) -> str:
@@ -349,14 +280,9 @@ def _cells(m: Measurement, threads: int) -> str:
 def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
     """Return the figures for a file: one row a rung or peer, layer, direction and number of threads."""
     return [
-        {
-            **_what(m),
-            "threads": count,
-            "median_ms": statistics.median(ms),
-            "min_ms": min(ms),
-            "max_ms": max(ms),
-            "peak_gb": None,
-        }
+        m.about()
+        | {"threads": count, "median_ms": statistics.median(ms), "min_ms": min(ms), "max_ms": max(ms)}
+        | {"peak_gb": None}
         for m in measurements
         for count, ms in {1: m.one, threads: m.many}.items()
     ]
@@ -364,29 +290,33 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
 
 def peaks(measurements: list[Measurement]) -> list[dict[str, Any]]:
     """Return for a file what the multiply-adds of one core reached beside each rung."""
-    return [_what(m) | {"gflops": m.peak} for m in measurements]
-
-
-def _what(m: Measurement) -> dict[str, Any]:
-    """Return the keys that say what was measured."""
-    return {
-        "system": f"tinyunet {m.name}" if m.name in (*RUNGS, FUSED) else m.name,
-        "case": f"{m.direction} {m.layer.IC}->{m.layer.OC} k{m.layer.K}",
-        "size": m.layer.size,
-    }
+    return [m.about() | {"gflops": m.peak} for m in measurements]
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
     """Draw GFLOP/s by layer, a panel a direction, and the highest peak that was measured beside them."""
     # Here, because matplotlib takes a second to load and pictures are seldom wanted.
-    from tinyunet.benchmarks.plot import draw_layers
+    from tinyunet.viz.figure import line_style, panels, write
 
     layers = list(dict.fromkeys(m.layer for m in measurements))
-    names = list(dict.fromkeys(m.name for m in measurements))
     found = {(m.direction, m.name, m.layer): m.gflops for m in measurements}
-    panels = {
-        direction: {name: [found.get((direction, name, layer)) for layer in layers] for name in names}
-        for direction in DIRECTIONS
-    }
     peak = max(m.peak for m in measurements)
-    draw_layers(path, peak, [f"{x.IC}->{x.OC} {x.size}^3 k{x.K}" for x in layers], panels)
+    figure, (row,) = panels(4.6 * len(DIRECTIONS), 4.6, columns=len(DIRECTIONS), sharey=True)
+    for axes, direction in zip(row, DIRECTIONS, strict=True):
+        axes.axhline(peak, color="0.7", linestyle="--", linewidth=1)
+        note = {"ha": "right", "va": "bottom", "fontsize": 8, "color": "0.4"}
+        axes.text(len(layers) - 0.5, peak, "peak of one core", **note)
+        for index, name in enumerate(dict.fromkeys(m.name for m in measurements)):
+            speeds = [found.get((direction, name, layer), float("nan")) for layer in layers]
+            axes.plot(speeds, marker="o", markersize=4, label=name, **line_style(index))
+        labels = [f"{x.IC}->{x.OC} {x.size}^3 k{x.K}" for x in layers]
+        axes.set_xticks(range(len(layers)), labels, rotation=60, ha="right", fontsize=8)
+        axes.set(title=direction, xlim=(-0.5, len(layers) - 0.5))
+    # Last, because the panels share their y axis.
+    row[0].set_ylim(bottom=0)
+    row[0].set_ylabel("GFLOP/s of one core")
+    # Below, once for all panels: within one it would hide points.
+    handles, names = row[0].get_legend_handles_labels()
+    style = {"ncols": len(names), "handlelength": 3.5, "frameon": False, "fontsize": 8}
+    figure.legend(handles, names, loc="outside lower center", **style)
+    write(figure, path)

@@ -5,12 +5,10 @@ graph switched off in turn; ``scaling`` of the step on 1, 2, 4, ... threads. For
 process is alone, and does a few steps.
 """
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyunet.benchmarks.columns import gigabytes, milliseconds
 from tinyunet.benchmarks.problem import make
 from tinyunet.benchmarks.race import Outcome, Result, race
 from tinyunet.benchmarks.systems import COMPILED, EAGER, OURS, TENSORFLOW, Job, choose
@@ -25,7 +23,7 @@ class Settings(NamedTuple):
     Attributes
     ----------
     table : str
-        "step", "infer", "memory", "passes" or "scaling".
+        One of ``TABLES``.
     against : sequence of str
         Keys of the peers.
     threads : int
@@ -54,29 +52,21 @@ class Settings(NamedTuple):
 
     def title(self) -> str:
         """What stands above the table."""
-        names = {
-            "step": "training step",
-            "infer": "inference",
-            "memory": "memory of training",
-            "passes": "training step without each pass of the graph in turn",
-            "scaling": "training step on more and more threads",
-        }
         on = "" if self.table == "scaling" else f", {count(self.threads, 'thread')}"
-        return f"{names[self.table]}: {self.size}^3 voxels, batch {self.batch}, {self.filters} filters{on}"
+        net = f"{self.size}^3 voxels, batch {self.batch}, {self.filters} filters"
+        return f"{TABLES[self.table].title}: {net}{on}"
+
+
+# ---- who takes part --------------------------------------------------------------------------------
 
 
 def entrants(settings: Settings) -> tuple[list[Job], list[str]]:
-    """Return who takes part, and a line for each system that is not here."""
+    """Return who takes part, and a line for each system that is not installed."""
     systems, skipped = choose(settings.case, settings.against)
-    if settings.table == "scaling":
-        counts = thread_counts(settings.threads)
-        return [Job(s, settings.case, n) for n in counts for s in systems], skipped
-    jobs = [Job(system, settings.case, settings.threads) for system in systems]
+    counts = thread_counts(settings.threads) if settings.table == "scaling" else [settings.threads]
+    jobs = [Job(system, settings.case, threads) for threads in counts for system in systems]
     if settings.table == "passes" and COMPILED in systems:
-        jobs += [
-            Job(COMPILED, settings.case, settings.threads, variant, options)
-            for variant, options in variants()
-        ]
+        jobs += [Job(COMPILED, settings.case, settings.threads, *variant) for variant in variants()]
     return jobs, skipped
 
 
@@ -89,9 +79,8 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
     """Ways to compile: without each pass, without all, with accuracy alone in mind, without the clock."""
     from tinyunet.compiler.passes import NAMES
 
-    single = [(f"without {name}", {"disable": [name]}) for name in NAMES]
     return [
-        *single,
+        *((f"without {name}", {"disable": [name]}) for name in NAMES),
         ("without any pass", {"enable": []}),
         ("strict", {"accuracy": "strict"}),
         ("deterministic", {"deterministic": True}),
@@ -104,6 +93,116 @@ def measure(settings: Settings, jobs: list[Job]) -> Outcome:
     if settings.table == "memory":
         return race(jobs, problem, rounds=1, seconds=0, together=False)
     return race(jobs, problem, settings.rounds)
+
+
+# ---- what is shown ---------------------------------------------------------------------------------
+
+
+def milliseconds(ms: float) -> str:
+    """Four digits or so."""
+    return f"{ms:.0f}" if ms >= 1000 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
+def gigabytes(gb: float | None) -> str:
+    """Two decimals; a dash where it is not known."""
+    return "-" if gb is None else f"{gb:.2f}"
+
+
+def _share(result: Result, base: Result) -> str:
+    return f"{result.peak_gb / base.peak_gb:.0%}" if result.peak_gb and base.peak_gb else "-"
+
+
+#: Cells of a result by the head of their column; the second argument is what results are compared with.
+_COLUMNS: dict[str, Callable[[Result, Result], str]] = {
+    "version": lambda r, _: r.version,
+    "median ms": lambda r, _: milliseconds(r.median),
+    "step ms": lambda r, _: milliseconds(r.median),
+    "min": lambda r, _: milliseconds(min(r.ms)),
+    "max": lambda r, _: milliseconds(max(r.ms)),
+    "faster": lambda r, base: f"{r.speedup(base):.2f} x",
+    "costs": lambda r, base: f"{1 / r.speedup(base) - 1:+.0%}",
+    "GB": lambda r, _: gigabytes(r.peak_gb),
+    "peak GB": lambda r, _: gigabytes(r.peak_gb),
+    "of them before": lambda r, _: gigabytes(r.built_gb),
+    "share": _share,
+    "difference": lambda r, _: f"{r.error:.0e}",
+    "settings": lambda r, _: r.settings,
+}
+
+
+class Table(NamedTuple):
+    """A table of results.
+
+    Attributes
+    ----------
+    title : str
+    columns : tuple of str
+        Of ``_COLUMNS``; none for a table of threads.
+    notes : str
+        What the columns mean, of ``{base}`` and the ``{first}`` result.
+    """
+
+    title: str
+    columns: tuple[str, ...] = ()
+    notes: str = ""
+
+
+_TIMES = ("version", "median ms", "min", "max", "faster", "GB", "difference", "settings")
+_TIMES_NOTES = """\
+faster: than {base}, median over the rounds; GB: peak of the process;
+difference: of losses or probabilities from those of {first}, at most"""
+TABLES = {
+    "step": Table("training step", _TIMES, _TIMES_NOTES),
+    "infer": Table("inference", _TIMES, _TIMES_NOTES),
+    "memory": Table(
+        "memory of training",
+        ("version", "peak GB", "of them before", "share", "step ms", "settings"),
+        "before: once all is loaded and built, before the first step; share: of {base}'s",
+    ),
+    "passes": Table(
+        "training step without each pass of the graph in turn",
+        ("median ms", "min", "max", "costs", "GB", "difference"),
+        "costs: more time than {base}, with all passes, median over the rounds;\n"
+        "difference: of losses from those of {first}, at most",
+    ),
+    "scaling": Table("training step on more and more threads"),
+}
+
+
+def table(settings: Settings, results: list[Result]) -> str:
+    """Return the table and what its columns mean, as text."""
+    if settings.table == "scaling":
+        return _thread_table(results)
+    base, (_, columns, notes) = _base(settings, results), TABLES[settings.table]
+    body = [(r.job.variant or r.job.name, *(_COLUMNS[name](r, base) for name in columns)) for r in results]
+    notes = notes.format(base=base.job.name, first=results[0].job.name)
+    return f"{aligned(('', *columns), body)}\n{notes}"
+
+
+def _thread_table(results: list[Result]) -> str:
+    counts = sorted({result.job.threads for result in results})
+    found = {(result.job.name, result.job.threads): result for result in results}
+    head = ["ms on threads:", str(counts[0])]
+    head += [cell for threads in counts[1:] for cell in (str(threads), "x")]
+    body = []
+    for name in dict.fromkeys(result.job.name for result in results):
+        line, one = [name], found.get((name, counts[0]))
+        for threads in counts:
+            result = found.get((name, threads))
+            line.append(milliseconds(result.median) if result else "-")
+            if threads != counts[0]:
+                line.append(f"{result.speedup(one):.2f}" if result and one else "-")
+        body.append(line)
+    lines = [aligned(head, body), "x: times faster than on one thread, median over the rounds"]
+    chosen = {result.job.name: result.settings for result in results if result.settings}
+    return "\n".join(lines + [f"{name}: {what}" for name, what in chosen.items()])
+
+
+def _base(settings: Settings, results: list[Result]) -> Result:
+    """What the others are compared with: TensorFlow, or our eager engine where it is missing."""
+    wanted = (COMPILED,) if settings.table == "passes" else (TENSORFLOW, EAGER)
+    found = [r for system in wanted for r in results if r.job.system == system and not r.job.variant]
+    return [*found, results[0]][0]
 
 
 def rows(settings: Settings, results: list[Result]) -> list[dict[str, Any]]:
@@ -124,150 +223,51 @@ def rows(settings: Settings, results: list[Result]) -> list[dict[str, Any]]:
 
 
 def draw(settings: Settings, results: list[Result], path: Path) -> None:
-    """Draw the figures: lines over the threads for ``scaling``, else a bar a result."""
+    """Draw the figures: lines over the threads for ``scaling``, else a bar a result, ours in colour."""
     # Here, because matplotlib takes a second to load and pictures are seldom wanted.
-    from tinyunet.benchmarks.plot import Bar, draw_bars, draw_scaling
+    from tinyunet.viz.figure import GREY, line_colour, panels, write
 
     if settings.table == "scaling":
-        lines: dict[str, dict[int, float]] = {}
-        for result in results:
-            one = next(r for r in results if r.job.name == result.job.name)
-            lines.setdefault(result.job.name, {})[result.job.threads] = result.speedup(one)
-        draw_scaling(path, settings.title(), lines)
+        _draw_threads(settings, results, path)
         return
-    bars = []
-    for result in results:
-        if settings.table == "memory":
-            least = middle = most = result.peak_gb or 0.0
+    base, in_memory = _base(settings, results), settings.table == "memory"
+    behind = "costs" if settings.table == "passes" else "faster"
+    figure, ((axes,),) = panels(8, 1.3 + 0.36 * len(results), grid="x")
+    longest = 0.0
+    for row, result in enumerate(results):
+        if in_memory:
+            low = middle = high = result.peak_gb or 0.0
             note = gigabytes(result.peak_gb)
         else:
-            least, middle, most = min(result.ms), result.median, max(result.ms)
-            note = f"{milliseconds(middle)}  {_cost(result, results) or _faster(result, results)}"
-        label = result.job.variant or result.job.name
-        bars.append(Bar(label, middle, least, most, note, result.job.system in OURS))
-    unit = "GB, peak of the process" if settings.table == "memory" else "ms: median, least to most"
-    draw_bars(path, settings.title(), unit, bars)
+            low, middle, high = min(result.ms), result.median, max(result.ms)
+            note = f"{milliseconds(middle)}  {_COLUMNS[behind](result, base)}"
+        colour = line_colour(0) if result.job.system in OURS else GREY
+        whisker = {"ecolor": "0.25", "elinewidth": 1, "capsize": 2}
+        axes.barh(row, middle, 0.66, xerr=[[middle - low], [high - middle]], color=colour, error_kw=whisker)
+        axes.annotate(note, (high, row), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        longest = max(longest, high)
+    axes.set_yticks(range(len(results)), [r.job.variant or r.job.name for r in results])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.22 * longest)
+    axes.set_xlabel("GB, peak of the process" if in_memory else "ms: median, least to most")
+    axes.set_title(settings.title(), wrap=True)
+    write(figure, path)
 
 
-def table(settings: Settings, results: list[Result]) -> str:
-    """Return the table and what its columns mean, as text."""
-    makers = {"memory": _memory, "passes": _passes, "scaling": _scaling}
-    return makers.get(settings.table, _times)(results)
+def _draw_threads(settings: Settings, results: list[Result], path: Path) -> None:
+    from tinyunet.viz.figure import line_style, panels, write
 
-
-def _times(results: list[Result]) -> str:
-    base = _base(results)
-    head = ("", "version", "median ms", "min", "max", "faster", "GB", "difference", "settings")
-    body = [
-        (
-            result.job.name,
-            result.version,
-            *_spread(result),
-            _faster(result, results),
-            gigabytes(result.peak_gb),
-            f"{result.error:.0e}",
-            result.settings,
-        )
-        for result in results
-    ]
-    return (
-        f"{aligned(head, body)}\n"
-        f"faster: than {base.job.name}, median over the rounds; GB: peak of the process;\n"
-        f"difference: of losses or probabilities from those of {results[0].job.name}, at most"
-    )
-
-
-def _memory(results: list[Result]) -> str:
-    base = _base(results)
-    head = ("", "version", "peak GB", "of them before", "share", "step ms", "settings")
-    body = [
-        (
-            result.job.name,
-            result.version,
-            gigabytes(result.peak_gb),
-            gigabytes(result.built_gb),
-            f"{result.peak_gb / base.peak_gb:.0%}" if result.peak_gb and base.peak_gb else "-",
-            milliseconds(result.median),
-            result.settings,
-        )
-        for result in results
-    ]
-    return (
-        f"{aligned(head, body)}\n"
-        f"before: once all is loaded and built, before the first step; share: of {base.job.name}'s"
-    )
-
-
-def _passes(results: list[Result]) -> str:
-    base = _all_passes(results)
-    head = ("", "median ms", "min", "max", "costs", "GB", "difference")
-    body = [
-        (
-            result.job.variant or result.job.name,
-            *_spread(result),
-            _cost(result, results),
-            gigabytes(result.peak_gb),
-            f"{result.error:.0e}",
-        )
-        for result in results
-    ]
-    return (
-        f"{aligned(head, body)}\n"
-        f"costs: more time than {base.job.name}, with all passes, median over the rounds;\n"
-        f"difference: of losses from those of {results[0].job.name}, at most"
-    )
-
-
-def _scaling(results: list[Result]) -> str:
-    names = list(dict.fromkeys(result.job.name for result in results))
+    figure, ((axes,),) = panels(6, 4)
     counts = sorted({result.job.threads for result in results})
-    found = {(result.job.name, result.job.threads): result for result in results}
-    head = ["ms on threads:", str(counts[0])]
-    head += [cell for count in counts[1:] for cell in (str(count), "x")]
-    body = []
-    for name in names:
-        line = [name]
-        for threads in counts:
-            result, one = found.get((name, threads)), found.get((name, counts[0]))
-            line.append(milliseconds(result.median) if result else "-")
-            if threads != counts[0]:
-                line.append(f"{result.speedup(one):.2f}" if result and one else "-")
-        body.append(line)
-    chosen = {r.job.name: r.settings for r in results if r.settings}
-    return "\n".join(
-        [
-            aligned(head, body),
-            "x: times faster than on one thread, median over the rounds",
-            *(f"{name}: {settings}" for name, settings in chosen.items()),
-        ]
-    )
-
-
-def _faster(result: Result, results: list[Result]) -> str:
-    return f"{result.speedup(_base(results)):.2f} x"
-
-
-def _cost(result: Result, results: list[Result]) -> str:
-    """How much longer than with all passes; nothing where no pass was switched off."""
-    if not any(r.job.variant for r in results):
-        return ""
-    return f"{1 / result.speedup(_all_passes(results)) - 1:+.0%}"
-
-
-def _all_passes(results: list[Result]) -> Result:
-    compiled = (r for r in results if r.job.system == COMPILED and not r.job.variant)
-    return next(compiled, results[0])
-
-
-def _spread(result: Result) -> tuple[str, str, str]:
-    ms = result.ms
-    return milliseconds(statistics.median(ms)), milliseconds(min(ms)), milliseconds(max(ms))
-
-
-def _base(results: list[Result]) -> Result:
-    """What the others are compared with: TensorFlow, or our eager engine where it is missing."""
-    for system in (TENSORFLOW, EAGER):
-        for result in results:
-            if result.job.system == system:
-                return result
-    return results[0]
+    axes.plot(counts, counts, color="0.7", linestyle="--", linewidth=1, label="all that is possible")
+    for index, name in enumerate(dict.fromkeys(result.job.name for result in results)):
+        line = [result for result in results if result.job.name == name]
+        times = [result.speedup(line[0]) for result in line]
+        axes.plot([r.job.threads for r in line], times, marker="o", label=name, **line_style(index))
+    axes.set_xticks(counts)
+    axes.set(xlabel="threads", ylabel="times faster than on one")
+    axes.set_title(settings.title(), wrap=True)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    write(figure, path)

@@ -8,11 +8,10 @@ All processes stay in memory between their turns if they fit; if not, some are s
 again and warmed up for each of their turns.
 """
 
-import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +28,9 @@ from tinyunet.common.terminal import count
 _PAUSE_SECONDS = 0.3
 
 
-class Result(NamedTuple):
-    """What was measured of a job.
+@dataclass
+class Result:
+    """A job, and what was measured of it.
 
     Attributes
     ----------
@@ -42,15 +42,21 @@ class Result(NamedTuple):
         Largest difference from the first system's losses or probabilities.
     settings : str
         What its peer chose for speed.
+    failure : str
+        Why it is out of the race; else empty.
+    process : Process or None
+        Its process, between start and end.
     """
 
     job: Job
-    version: str
-    rounds: list[list[float]]
-    built_gb: float | None
-    peak_gb: float | None
-    error: float
+    version: str = ""
+    rounds: list[list[float]] = field(default_factory=list)
+    built_gb: float | None = None
+    peak_gb: float | None = None
+    error: float = 0.0
     settings: str = ""
+    failure: str = ""
+    process: Process | None = None
 
     @property
     def ms(self) -> list[float]:
@@ -69,6 +75,42 @@ class Result(NamedTuple):
         """
         pairs = zip(other.rounds, self.rounds, strict=True)
         return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
+
+    def take_turn(self, seconds: float, folder: Path) -> None:
+        """Start if need be, and time runs; what fails puts it out of the race."""
+        try:
+            process = self.process or self._start(folder)
+            time.sleep(_PAUSE_SECONDS)
+            self.rounds.append(process.ask("turn", seconds=seconds)["ms"])
+            peak = process.ask("memory")["peak_gb"]
+            self.peak_gb = max(peak or 0.0, self.peak_gb or 0.0) or None
+        except WorkerError as failure:
+            self.failure = str(failure)
+            self.end()
+
+    def _start(self, folder: Path) -> Process:
+        job, system, output = self.job, self.job.system, folder / "output.npy"
+        self.process = process = Process(job.threads)
+        about = process.ask(
+            "start",
+            peer=system.peer,
+            case=job.case,
+            threads=job.threads,
+            options=system.options | job.options,
+            problem_file=str(folder / "problem.npz"),
+        )
+        self.version, self.settings = about["version"], about["settings"]
+        self.built_gb = process.ask("memory")["now_gb"]
+        answer = process.ask("check", output=str(output))
+        found = np.array(answer["losses"]) if "losses" in answer else np.load(output)
+        self.error = difference(found, folder / f"{job.case}.npy", system.tolerance)
+        return process
+
+    def end(self) -> None:
+        """End its process."""
+        if self.process is not None:
+            self.process.end()
+            self.process = None
 
 
 class Outcome(NamedTuple):
@@ -94,107 +136,26 @@ def race(
     together : bool
         Whether processes may stay in memory until their next turn.
     """
-    with _starting_line(jobs, problem) as contestants:
-        turns = [contestant for _ in range(rounds) for contestant in contestants]
-        with tqdm(turns, unit="turn", leave=False) as bar:
-            for contestant in bar:
-                bar.set_description(contestant.job.name + ": starting" * (not contestant.ready))
-                contestant.turn(seconds)
-                if not together or not _fits_another(contestants):
-                    contestant.end()
-    return Outcome(
-        [contestant.result() for contestant in contestants if not contestant.failure],
-        [f"{c.job.name}, {count(c.job.threads, 'thread')}: {c.failure}" for c in contestants if c.failure],
-    )
-
-
-class Contestant:
-    """A job and, while it has one, its process.
-
-    Attributes
-    ----------
-    failure : str
-        Why it is out of the race; else empty.
-    peak_gb : float
-        The most memory it has needed so far.
-    """
-
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.job = job
-        self.failure = ""
-        self.peak_gb = 0.0
-        self._folder = folder
-        self._process: Process | None = None
-        self._version, self._settings, self._error = "", "", 0.0
-        self._built_gb: float | None = None
-        self._rounds: list[list[float]] = []
-
-    @property
-    def ready(self) -> bool:
-        """Whether its process is there."""
-        return self._process is not None
-
-    def turn(self, seconds: float) -> None:
-        """Take one turn, unless it is out; start first if need be."""
-        if self.failure:
-            return
+    everybody = [Result(job) for job in jobs]
+    with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as name:
+        problem.save(Path(name) / "problem.npz")
         try:
-            process = self._process or self._start()
-            time.sleep(_PAUSE_SECONDS)
-            self._rounds.append(process.ask("turn", seconds=seconds)["ms"])
-            self.peak_gb = max(self.peak_gb, process.ask("memory")["peak_gb"] or 0.0)
-        except WorkerError as failure:
-            self.failure = str(failure)
-            self.end()
-
-    def _start(self) -> Process:
-        system = self.job.system
-        self._process = process = Process(self.job.threads)
-        started = process.ask(
-            "start",
-            peer=system.peer,
-            case=self.job.case,
-            threads=self.job.threads,
-            options=system.options | self.job.options,
-            problem_file=str(self._folder / "problem.npz"),
-        )
-        self._version, self._settings = started["version"], started["settings"]
-        self._built_gb = process.ask("memory")["now_gb"]
-        output = self._folder / "output.npy"
-        answer = process.ask("check", output=str(output))
-        found = np.array(answer["losses"]) if "losses" in answer else np.load(output)
-        self._error = difference(found, self._folder / f"{self.job.case}.npy", system.tolerance)
-        return process
-
-    def result(self) -> Result:
-        """What has been measured."""
-        return Result(
-            self.job,
-            self._version,
-            self._rounds,
-            self._built_gb,
-            self.peak_gb or None,
-            self._error,
-            self._settings,
-        )
-
-    def end(self) -> None:
-        """End its process."""
-        if self._process is not None:
-            self._process.end()
-            self._process = None
-
-
-@contextlib.contextmanager
-def _starting_line(jobs: list[Job], problem: Problem) -> Iterator[list[Contestant]]:
-    with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as folder:
-        problem.save(Path(folder) / "problem.npz")
-        contestants = [Contestant(job, Path(folder)) for job in jobs]
-        try:
-            yield contestants
+            with tqdm(everybody * rounds, unit="turn", leave=False) as bar:
+                for result in bar:
+                    bar.set_description(result.job.name + ": starting" * (result.process is None))
+                    if not result.failure:
+                        result.take_turn(seconds, Path(name))
+                    # Another fits if what the largest has needed, and half as much again, is still free.
+                    largest = max(other.peak_gb or 0.0 for other in everybody)
+                    if not together or machine_memory()[1] <= 1.5 * largest:
+                        result.end()
         finally:
-            for contestant in contestants:
-                contestant.end()
+            for result in everybody:
+                result.end()
+    return Outcome(
+        [result for result in everybody if not result.failure],
+        [f"{r.job.name}, {count(r.job.threads, 'thread')}: {r.failure}" for r in everybody if r.failure],
+    )
 
 
 def difference(found: NDArray[Any], reference: Path, tolerance: float) -> float:
@@ -216,8 +177,3 @@ def difference(found: NDArray[Any], reference: Path, tolerance: float) -> float:
     if not error <= tolerance:
         raise WorkerError(f"wrong: results differ by {error:.1e}, more than {tolerance:g}")
     return error
-
-
-def _fits_another(contestants: list[Contestant]) -> bool:
-    """Whether what the largest has needed, and half as much again, is still free."""
-    return machine_memory()[1] > 1.5 * max(contestant.peak_gb for contestant in contestants)

@@ -4,6 +4,7 @@ The task is a line of JSON: ``do`` is the name of a function below, everything e
 Rank 0 prints what was found, as a line of JSON.
 """
 
+import functools
 import json
 import statistics
 import sys
@@ -12,12 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.base import machine
 from tinyunet.benchmarks import problem
 from tinyunet.commandline import run
 from tinyunet.compiler import compile
-from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation
@@ -26,6 +27,7 @@ from tinyunet.parallel.communicator import Communicator
 from tinyunet.unet import UNet
 
 _LEAST_SECONDS, _MOST_REPEATS = 0.2, 50
+_STEPS = 3  # of a turn
 
 
 def allreduce(ranks: Communicator, sizes: Sequence[int], algorithms: Sequence[str]) -> Any:
@@ -34,22 +36,22 @@ def allreduce(ranks: Communicator, sizes: Sequence[int], algorithms: Sequence[st
     In an exchange each rank sends an array to its right neighbour while it gets one from its left.
     """
     (mpi,) = ranks.duplicates(1)
+    right, left = (ranks.rank + 1) % ranks.size, (ranks.rank - 1) % ranks.size
+
+    def exchange(array: Any, other: Any) -> None:
+        received, sent = mpi.Irecv(other, left), mpi.Isend(array, right)
+        ranks.wait(received.Test)
+        ranks.wait(sent.Test)
+
+    def reduce(name: str, array: Any) -> None:
+        ranks.wait(Operation(ALGORITHMS[name](mpi, array)).advance)
+
     found: dict[str, list[float]] = {name: [] for name in (*algorithms, "exchange")}
     for size in sizes:
         array, other = (np.ones(max(size // 4, 1), np.float32) for _ in range(2))
-
-        def exchange(array: Any = array, other: Any = other) -> None:
-            right, left = (ranks.rank + 1) % ranks.size, (ranks.rank - 1) % ranks.size
-            received, sent = mpi.Irecv(other, left), mpi.Isend(array, right)
-            ranks.wait(received.Test)
-            ranks.wait(sent.Test)
-
-        def reduce(name: str, array: Any = array) -> Callable[[], None]:
-            return lambda: ranks.wait(Operation(ALGORITHMS[name](mpi, array)).advance)
-
-        found["exchange"].append(_median_seconds(ranks, exchange))
+        found["exchange"].append(_median_seconds(ranks, functools.partial(exchange, array, other)))
         for name in algorithms:
-            found[name].append(_median_seconds(ranks, reduce(name)))
+            found[name].append(_median_seconds(ranks, functools.partial(reduce, name, array)))
             array[:] = 1
     return found
 
@@ -71,86 +73,70 @@ def _median_seconds(ranks: Communicator, run: Callable[[], None]) -> float:
 
 
 class Training:
-    """A net, its compiled step, and when in the last step which parameter was complete.
+    """A net and its compiled step, on one thread.
 
     Parameters
     ----------
     size, batch, filters : int
         Of a rank's patches, and the net's.
-    threads : int
-        Of this rank.
-    local : LocalRanks
-        The ranks that train the same net.
-    """
-
-    def __init__(self, size: int, batch: int, filters: int, threads: int, local: LocalRanks = ALONE) -> None:
-        machine.set_threads(threads)
-        self.given = problem.make(size, batch, filters)
-        model = UNet(in_channels=problem.CHANNELS, classes=problem.CLASSES, filters=filters)
-        shape = self.given.image.shape
-        self.optimizer = Adam(backward_order(model, shape), local=local)
-        self._step = compile(model, dice_cross_entropy, self.optimizer, shape)
-        self.complete_at: dict[int, float] = {}
-
-    def step(self, sums: GradientSum, ranks: int, overlap: bool = True) -> tuple[float, ...]:
-        """Return seconds in all, those to the end of backward, and those then waited."""
-        sums.start()
-        start = time.perf_counter()
-
-        def told(_: str, complete: Sequence[Any]) -> None:
-            now = time.perf_counter() - start
-            self.complete_at.update((id(parameter), now) for parameter in complete)
-            if overlap:
-                sums.complete(complete)
-
-        self._step.gradients(self.given.image, self.given.labels, 1 / ranks, told)
-        backward_end = time.perf_counter() - start
-        sums.finish()
-        waited = time.perf_counter() - start - backward_end
-        self.optimizer.step()
-        return time.perf_counter() - start, backward_end, waited
-
-
-def steps(
-    ranks: Communicator, size: int, batch: int, filters: int, threads: int, count: int, overlap: bool = True
-) -> Any:
-    """Train for some steps on all ranks.
-
-    Parameters
-    ----------
-    size, batch, filters, threads : int
-        See :class:`Training`.
-    count : int
-        Steps; two more come before them.
+    ranks : Communicator
+        Who trains the same net.
     overlap : bool
         Whether gradients are sent while backward goes on, or all when it has ended.
-
-    Returns
-    -------
-    dict
-        Medians of what :meth:`Training.step` returns, and of when each bucket was complete, with its
-        bytes.
     """
-    training = Training(size, batch, filters, threads, ranks.local)
-    sums = GradientSum(training.optimizer, ranks)
-    parameters = training.optimizer.parameters
-    times, completed = [], []
-    for _ in range(count + 2):
-        ranks.barrier()
-        times.append(training.step(sums, ranks.size, overlap))
-        completed.append([training.complete_at[id(parameter)] for parameter in parameters])
-    names = ("seconds", "backward_end", "waited")
-    medians = map(statistics.median, zip(*times[2:], strict=True))
-    ends = np.cumsum([parameter.data.size for parameter in parameters])
-    complete = np.maximum.accumulate(np.median(completed[2:], axis=0))
-    buckets = [
-        (complete[np.searchsorted(ends, part.stop)], 4 * (part.stop - part.start)) for part in sums.buckets
-    ]
-    return dict(zip(names, medians, strict=True)) | {"buckets": buckets}
+
+    def __init__(
+        self, size: int, batch: int, filters: int, ranks: Communicator, overlap: bool = True
+    ) -> None:
+        machine.set_threads(1)
+        self._ranks, self._overlap = ranks, overlap
+        self._given = problem.make(size, batch, filters)
+        model = UNet(in_channels=problem.CHANNELS, classes=problem.CLASSES, filters=filters)
+        shape = self._given.image.shape
+        self._optimizer = Adam(backward_order(model, shape), local=ranks.local)
+        self._step = compile(model, dice_cross_entropy, self._optimizer, shape)
+        self._sums = GradientSum(self._optimizer, ranks)
+
+    def step(self) -> tuple[float, ...]:
+        """Return seconds in all, those to the end of backward, those then waited, and to each gradient."""
+        complete_at: dict[int, float] = {}
+        self._sums.start()
+        start = time.perf_counter()
+
+        def note(_: str, complete: Sequence[Any]) -> None:
+            now = time.perf_counter() - start
+            complete_at.update((id(parameter), now) for parameter in complete)
+            if self._overlap:
+                self._sums.complete(complete)
+
+        self._step.gradients(self._given.image, self._given.labels, 1 / self._ranks.size, note)
+        backward_end = time.perf_counter() - start
+        self._sums.finish()
+        waited = time.perf_counter() - start - backward_end
+        self._optimizer.step()
+        gradients = (complete_at[id(parameter)] for parameter in self._optimizer.parameters)
+        return time.perf_counter() - start, backward_end, waited, *gradients
+
+    def buckets(self, complete_at: NDArray[np.float64]) -> list[tuple[float, int]]:
+        """Seconds to each complete bucket, from those to each gradient, and its bytes."""
+        ends = np.cumsum([parameter.data.size for parameter in self._optimizer.parameters])
+        complete = np.maximum.accumulate(complete_at)
+        return [
+            (float(complete[np.searchsorted(ends, part.stop)]), 4 * (part.stop - part.start))
+            for part in self._sums.buckets
+        ]
 
 
-def weak(ranks: Communicator, size: int, batch: int, filters: int, threads: int, rounds: int) -> Any:
-    """Let rank 0 train alone, all beside each other, and all together, in turn.
+def train(
+    ranks: Communicator,
+    size: int,
+    batch: int,
+    filters: int,
+    rounds: int,
+    in_turn: bool = False,
+    overlap: bool = True,
+) -> Any:
+    """Let all ranks train together; if ``in_turn``, also rank 0 alone, and all beside each other.
 
     A machine whose speed changes does that to all three alike. What ranks beside each other lose is
     theirs because they share caches and memory; what is left is the cost of communication, less the
@@ -159,42 +145,45 @@ def weak(ranks: Communicator, size: int, batch: int, filters: int, threads: int,
     Returns
     -------
     dict
-        Median seconds of a step "alone", "beside" and "together"; "efficiency" and "beside_efficiency",
+        Medians of "seconds", "backward_end" and "waited" of a step together, and its "buckets". If in turn,
+        median seconds of a step "alone", "beside" and "together"; "efficiency" and "beside_efficiency",
         medians over the rounds.
     """
-    own = Training(size, batch, filters, threads)
-    own_sums = GradientSum(own.optimizer, Communicator())
-    shared = Training(size, batch, filters, threads, ranks.local)
-    sums = GradientSum(shared.optimizer, ranks)
+    shared = Training(size, batch, filters, ranks, overlap)
+    own = Training(size, batch, filters, Communicator()) if in_turn else shared
+    steps: list[tuple[float, ...]] = []
 
-    def seconds(everybody: bool, takes_part: bool = True) -> float:
+    def turn(training: Training, takes_part: bool = True) -> float:
         ranks.barrier()
-        runs = []
-        for _ in range(3 if takes_part else 0):
-            if everybody:
-                runs.append(shared.step(sums, ranks.size)[0])
-            else:
-                runs.append(own.step(own_sums, 1)[0])
+        taken = [training.step() for _ in range(_STEPS if takes_part else 0)]
         ranks.barrier()
-        return statistics.median(runs) if runs else 0.0
+        if training is shared:
+            steps.extend(taken)
+        return statistics.median(seconds for seconds, *_ in taken) if taken else 0.0
 
-    seconds(everybody=True)
-    found: dict[str, list[float]] = {"alone": [], "beside": [], "together": []}
+    turn(shared)
+    steps.clear()
+    turns: dict[str, list[float]] = {"alone": [], "beside": [], "together": []}
     for _ in range(rounds):
-        found["alone"].append(seconds(everybody=False, takes_part=ranks.rank == 0))
-        found["beside"].append(seconds(everybody=False))
-        found["together"].append(seconds(everybody=True))
-    shares = {
-        name: statistics.median(a / b for a, b in zip(found["alone"], found[which], strict=True))
-        for name, which in (("efficiency", "together"), ("beside_efficiency", "beside"))
-    }
-    return {name: statistics.median(times) for name, times in found.items()} | shares
+        if in_turn:
+            turns["alone"].append(turn(own, ranks.rank == 0))
+            turns["beside"].append(turn(own))
+        turns["together"].append(turn(shared))
+    medians = np.median(steps, axis=0)
+    found = dict(zip(("seconds", "backward_end", "waited"), medians.tolist(), strict=False))
+    found["buckets"] = shared.buckets(medians[3:])
+    if in_turn:
+        found |= {name: statistics.median(seconds) for name, seconds in turns.items()}
+        for name, way in (("efficiency", "together"), ("beside_efficiency", "beside")):
+            pairs = zip(turns["alone"], turns[way], strict=True)
+            found[name] = statistics.median(a / b for a, b in pairs)
+    return found
 
 
 def main(ranks: Communicator) -> None:
     """Do the task, and print what rank 0 has found."""
     task = json.loads(sys.argv[1])
-    tasks: dict[str, Callable[..., Any]] = {"allreduce": allreduce, "steps": steps, "weak": weak}
+    tasks: dict[str, Callable[..., Any]] = {"allreduce": allreduce, "train": train}
     found = tasks[task.pop("do")](ranks, **task)
     if ranks.rank == 0:
         print(json.dumps(found))

@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 
 class System(NamedTuple):
-    """One way to run the net.
+    """One way to run the net, or a convolution.
 
     Attributes
     ----------
-    key : str
-        What the command line calls it.
-    name : str
-        What tables call it.
+    key, name : str
+        What the command line calls it, and what tables call it.
     package : str
         What must be installed.
     peer : str
@@ -44,28 +42,21 @@ _PEERS = "tinyunet.benchmarks.peers"
 _NET = ("step", "infer")
 
 EAGER = System("eager", "tinyunet eager", "tinyunet", f"{_PEERS}.ours", _NET)
-COMPILED = System(
-    "compiled", "tinyunet compiled", "tinyunet.compiler", f"{_PEERS}.ours", _NET, {"compiled": True}
-)
+COMPILED = EAGER._replace(key="compiled", name="tinyunet compiled", options={"compiled": True})
 OURS = (EAGER, COMPILED)
 
 TENSORFLOW = System("tensorflow", "TensorFlow", "tensorflow", f"{_PEERS}.tensorflow", (*_NET, "conv"))
 PYTORCH = System("torch", "PyTorch", "torch", f"{_PEERS}.pytorch", (*_NET, "conv"))
+OPENVINO = System("openvino", "OpenVINO", "openvino", f"{_PEERS}.openvino", ("infer",))
 PEERS = (
     TENSORFLOW,
     PYTORCH,
     PYTORCH._replace(key="torch-compiled", name="PyTorch compiled", cases=_NET, options={"compiled": True}),
     PYTORCH._replace(key="torch-frozen", name="PyTorch frozen", cases=("infer",), options={"frozen": True}),
-    System("openvino", "OpenVINO", "openvino", f"{_PEERS}.openvino", ("infer",)),
-    System(
-        "openvino-bf16",
-        "OpenVINO bf16",
-        "openvino",
-        f"{_PEERS}.openvino",
-        ("infer",),
-        {"precision": "bf16"},
-        # bfloat16 keeps 8 bits of a number.
-        tolerance=0.1,
+    OPENVINO,
+    # bfloat16 keeps 8 bits of a number.
+    OPENVINO._replace(
+        key="openvino-bf16", name="OpenVINO bf16", options={"precision": "bf16"}, tolerance=0.1
     ),
     System("onnxruntime", "onnxruntime", "onnxruntime", f"{_PEERS}.onnxruntime", ("infer",)),
 )
@@ -90,12 +81,12 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a line on the screen calls it."""
+        """What a line on the terminal calls it."""
         return f"{self.system.name} {self.variant}".rstrip()
 
 
 def choose(case: str, keys: Sequence[str]) -> tuple[list[System], list[str]]:
-    """Return the systems that do ``case``, ours first, and a line for each that is not here.
+    """Return the systems that do ``case``, ours first, and a line for each that is not installed.
 
     Parameters
     ----------

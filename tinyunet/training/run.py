@@ -330,7 +330,7 @@ class Run:
     def _draw(self, cases: list[CaseResult]) -> None:
         # Imported here: matplotlib takes half a second that the first step need not wait for.
         from tinyunet.viz.learning_curves import draw_learning_curves
-        from tinyunet.viz.predictions import PicturedCase, draw_predictions
+        from tinyunet.viz.volumes import PicturedCase, draw_predictions
 
         with attempt(curves := self._folder / "learning_curves.png"):
             draw_learning_curves(curves, self._history)

@@ -8,18 +8,17 @@ writes a volume, such as packing weights, has a row of its own below the others.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from tinyunet.compiler.cost import nbytes
 from tinyunet.compiler.ir import PLAIN, Graph, Node
 from tinyunet.compiler.show import Stage, is_unfused, main_value
-from tinyunet.viz.colours import GREY, of_line
-from tinyunet.viz.figure import write
+from tinyunet.viz.figure import GREY, line_colour, panels, write
 
 _FAMILIES = ("convolution", "batch_norm", "pool", "concatenation", "reorder")
 _OTHER = "0.75"
@@ -41,9 +40,9 @@ def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
         If the file cannot be written.
     """
     shown = [stages[0], stages[-1]] if len(stages) > 1 else list(stages)
-    figure = Figure(figsize=(14, 4.2 * len(shown)), dpi=120, layout="constrained")
+    figure, grid = panels(14, 4.2 * len(shown), len(shown), grid="")
     longest = max(len(item.graph.nodes) for item in shown)
-    for axes, item in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+    for axes, item in zip(grid[:, 0], shown, strict=True):
         _draw_nodes(axes, item.graph)
         nodes, _, moved, _ = item.figures
         axes.set_title(
@@ -69,31 +68,20 @@ def _draw_nodes(axes: Axes, graph: Graph) -> None:
     most = max(nbytes(node, graph) for node in graph.nodes) or 1
     for at, (node, height) in enumerate(zip(graph.nodes, heights, strict=True)):
         size = 0.15 + 1.2 * nbytes(node, graph) / most
-        axes.add_patch(
-            Rectangle(
-                (at - 0.4, height - size / 2),
-                0.8,
-                size,
-                facecolor=_colour(node),
-                edgecolor=_edge(node),
-                linewidth=0.6,
-                zorder=2,
-            )
-        )
+        style: dict[str, Any] = {
+            "facecolor": _colour(node),
+            "edgecolor": _edge(node),
+            "linewidth": 0.6,
+            "zorder": 2,
+        }
+        axes.add_patch(Rectangle((at - 0.4, height - size / 2), 0.8, size, **style))
     axes.set_ylim(min(heights) - 1, max(heights) + 1)
     rows = sorted(set(heights))
     axes.set_yticks(rows, ["no volume" if row == bottom else f"{row:g}" for row in rows])
     axes.set_ylabel("log2 of voxels along an axis")
     axes.set_xlabel("order of execution; boxes are as high as the bytes they move")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        handles=_legend(graph.nodes),
-        ncols=len(_FAMILIES) + 3,
-        fontsize=7,
-        frameon=False,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-    )
+    place: dict[str, Any] = {"fontsize": 7, "frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 1)}
+    axes.legend(handles=_legend(graph.nodes), ncols=len(_FAMILIES) + 3, **place)
 
 
 def _legend(nodes: Sequence[Node]) -> list[Line2D]:
@@ -125,7 +113,7 @@ def _family(node: Node) -> str:
 
 def _colour(node: Node) -> str:
     family = _family(node)
-    return _OTHER if family == "other" else of_line(_FAMILIES.index(family))
+    return _OTHER if family == "other" else line_colour(_FAMILIES.index(family))
 
 
 def _edge(node: Node) -> str:

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tinyunet.viz.colours import GREY, line_style
-from tinyunet.viz.figure import write
+from tinyunet.viz.figure import GREY, line_style, panels, write
 
 
 # Names are the data set's: a "$" in one begins no formula.
@@ -31,9 +29,7 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
     OSError
         If the file cannot be written.
     """
-    # No pyplot: it looks for a screen, and keeps figures alive.
-    figure = Figure(figsize=(9, 4.0), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, ((left, right),) = panels(9, 4.0, columns=2)
     epochs = [entry["epoch"] for entry in history]
     style = {"marker": "o", "markersize": 3.5, "linewidth": 1.6}
 
@@ -56,6 +52,4 @@ def draw_learning_curves(path: Path | str, history: Sequence[Mapping[str, Any]])
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
     write(figure, path, format="png")
