@@ -170,7 +170,8 @@ class Optimizer:
                 name, arrays = type(self).__name__, 3 + 2 * len(self.averages)  # loads and stores
                 work = self.operations * size, arrays * size * self.flat_parameters.itemsize
                 seconds = time.perf_counter() - start
-                verbose.say(verbose.line(name.lower(), (size,), "plain", "fused", "", seconds, *work, name))
+                ran = verbose.Ran(name.lower(), (size,), "plain", "fused", "", seconds, *work, name)
+                verbose.say(ran.line())
             self.local.barrier()
 
     def _check_buffers(self) -> None:

@@ -37,15 +37,8 @@ def seal(file: io.BufferedRandom) -> None:
 def read(path: Path) -> Arrays:
     """Return the arrays of a sealed archive by their names.
 
-    Raises
-    ------
-    OSError
-        The file cannot be opened.
-    ValueError
-        The file is cut off, changed anywhere, or not an archive of arrays as :func:`numpy.savez` writes it.
-        The message is one line without the name of the file.
-    MemoryError
-        The arrays do not fit into memory.
+    OSError if the file cannot be opened, MemoryError if it is too large. ValueError, of one line without the
+    file's name, if it is cut off, changed anywhere, or not an archive as :func:`numpy.savez` writes it.
     """
     with open_file(path) as file:
         _check_seal(file)

@@ -9,33 +9,31 @@ import numpy as np
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+def _check(name: str, value: float, is_right: bool, expected: str) -> float:
+    if not is_right:
+        raise ValueError(f"{name} must be {expected}, not {value}")
+    return value
+
+
 def at_least_zero(name: str, value: float) -> float:
     """Return ``value`` if it is 0 or more, and finite in float32 too."""
-    if not (is_real(value) and 0 <= value <= _LARGEST):
-        raise ValueError(f"{name} must be 0 or more and finite, not {value}")
-    return value
+    return _check(name, value, is_real(value) and 0 <= value <= _LARGEST, "0 or more and finite")
 
 
 def fraction(name: str, value: float) -> float:
     """Return ``value`` if it is from 0 up to, but not, 1."""
-    if not (is_real(value) and 0 <= value < 1):
-        raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
-    return value
+    return _check(name, value, is_real(value) and 0 <= value < 1, "at least 0 and below 1")
 
 
 def share(name: str, value: float) -> float:
     """Return ``value`` if it is from 0 to 1."""
-    if not (is_real(value) and 0 <= value <= 1):
-        raise ValueError(f"{name} must be 0 to 1, not {value}")
-    return value
+    return _check(name, value, is_real(value) and 0 <= value <= 1, "0 to 1")
 
 
 def positive(name: str, value: int) -> int:
     """Return ``value`` if it is a whole number of 1 or more."""
-    if not isinstance(value, numbers.Integral):
-        raise ValueError(f"{name} must be a whole number of 1 or more, not {value}")
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
+    _check(name, value, isinstance(value, numbers.Integral), "a whole number of 1 or more")
+    _check(name, value, value >= 1, "1 or more")
     return value
 
 

@@ -35,13 +35,7 @@ _BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")
 
 
 def open_file(path: Path | str) -> BufferedReader:
-    """Open a regular file for reading.
-
-    Raises
-    ------
-    OSError
-        The file cannot be opened, or is a pipe, a device or a socket: these may send nothing, or never end.
-    """
+    """Open a regular file; OSError for a pipe, a device or a socket, which may send nothing or never end."""
     _refuse_special(os.stat(path).st_mode)  # first, because some devices act when they are opened
     # Another process may have put a pipe there since: this open does not wait for the pipe's other end.
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
@@ -63,12 +57,8 @@ def _refuse_special(mode: int) -> None:
 def read_json(path: Path | str) -> Any:
     """Return the content of a JSON file in UTF-8, with or without a byte order mark.
 
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ValueError
-        The file is too long, or not JSON. The message is one line without the name of the file.
+    OSError if it cannot be read; ValueError, of one line without the file's name, if it is too long or not
+    JSON.
     """
     with open_file(path) as file:
         content = file.read(LONGEST_JSON + 1)
@@ -93,24 +83,14 @@ def parse_json(text: str) -> Any:
 def atomic(
     path: Path | str, previous: Path | None = None, follow_links: bool = False
 ) -> Iterator[BufferedRandom]:
-    """Open a temporary file for writing; it becomes ``path`` when the block ends well.
+    """Give a temporary file, open for writing and reading; it becomes ``path`` when the block ends well.
 
     The temporary file lies in the same folder, because a rename does not cross file systems, and nobody can
     foresee its name. It is on the disk before it is renamed: after a power cut, too, ``path`` is the old file
     or the whole new one. After an error nothing of it is left.
 
-    Parameters
-    ----------
-    path, follow_links
-        See the module.
-    previous : Path, optional
-        Another name in that folder, which the replaced file gets. At each moment at least one of the two
-        names leads to a whole file.
-
-    Yields
-    ------
-    file : BufferedRandom
-        Open for writing and reading.
+    ``previous`` is another name in that folder, which the replaced file gets. At each moment at least one of
+    the two names leads to a whole file.
     """
     temporary = None
     with _named(path, follow_links) as target:

@@ -1,10 +1,11 @@
 """``TINYUNET_VERBOSE=1``: a line on stderr for each operator and kernel that runs.
 
-Not on stdout: there are the results, and of several ranks only one writes there.
+Stdout is for results, and of several ranks only one writes there.
 """
 
 import os
 import sys
+from typing import NamedTuple
 
 _start = "tinyunet: "
 
@@ -25,41 +26,25 @@ def say(text: str) -> None:
     print(_start + text, file=sys.stderr, flush=True)
 
 
-def line(
-    operator: str,
-    shape: tuple[int, ...],
-    layout: str,
-    algorithm: str,
-    fused: str,
-    seconds: float,
-    flops: float | None,
-    nbytes: float,
-    name: str,
-) -> str:
-    """Return what there is to say of a kernel that has just run; columns of all lines lie below each other.
+class Ran(NamedTuple):
+    """A kernel that has just run."""
 
-    Parameters
-    ----------
-    operator : str
-    shape : tuple of int
-        Of the largest array that it wrote.
-    layout : str
-    algorithm : str
-        "eager" if the operator ran alone, fused with nothing.
-    fused : str
-        What the kernel did beside its operator: prologue and epilogue. Comes last, for its length.
-    seconds : float
-        How long it took.
-    flops, nbytes : float
-        What the operator needs at least, by its definition and the sizes of its arrays. None: the
-        operator does not say.
-    name : str
-        Where in the model.
-    """
-    size = "x".join(map(str, shape)) or "1"
-    rate = "-" if flops is None else f"{flops / seconds / 1e9:.1f}"
-    return (
-        f"{operator:39} {size:18} {layout:9} {algorithm:17}"
-        f" {seconds * 1e3:9.3f} ms {rate:>8} GFLOP/s"
-        f" {nbytes / seconds / 1e9:6.1f} GB/s  {name:36} {fused or '-'}"
-    )
+    operator: str
+    shape: tuple[int, ...]  # of the largest array that the kernel wrote
+    layout: str
+    algorithm: str  # "eager" if the operator ran alone, fused with nothing
+    fused: str  # prologue and epilogue of the kernel
+    seconds: float
+    flops: float | None  # at least needed, by the operator's definition and the sizes of its arrays
+    nbytes: float  # likewise
+    name: str  # place in the model
+
+    def line(self) -> str:
+        """Return the columns of a line; ``fused`` is last, because it may be long."""
+        size = "x".join(map(str, self.shape)) or "1"
+        rate = "-" if self.flops is None else f"{self.flops / self.seconds / 1e9:.1f}"
+        return (
+            f"{self.operator:39} {size:18} {self.layout:9} {self.algorithm:17}"
+            f" {self.seconds * 1e3:9.3f} ms {rate:>8} GFLOP/s"
+            f" {self.nbytes / self.seconds / 1e9:6.1f} GB/s  {self.name:36} {self.fused or '-'}"
+        )

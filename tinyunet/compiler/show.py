@@ -87,7 +87,7 @@ def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
     value = main_value(node, graph)
     work = flops(node, graph), nbytes(node, graph)
     told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node, graph)
-    return verbose.line(*told, seconds, *work, node.name)
+    return verbose.Ran(*told, seconds, *work, node.name).line()
 
 
 def main_value(node: Node, graph: Graph) -> Value:

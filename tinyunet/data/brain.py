@@ -94,19 +94,8 @@ def normalise(image: NDArray[Any], brain: NDArray[np.bool_] | None = None) -> ND
 
     One mask serves all sequences: a dark voxel of one sequence (fluid in FLAIR) is brain nevertheless. A
     sequence that is constant inside the brain becomes 0. So all channels are exactly 0 outside, and at least
-    one is not 0 inside (but for constant images): the mask can be found again.
-
-    Parameters
-    ----------
-    image
-        Integers or floats; not changed.
-    brain
-        The mask; :func:`find_brain` finds it if it is not given.
-
-    Returns
-    -------
-    normalised
-        The image's shape, float32, C-contiguous. Mean and deviation are computed in float64.
+    one is not 0 inside (but for constant images): the mask can be found again. The result is float32 and
+    C-contiguous; mean and deviation are computed in float64.
     """
     if brain is None:
         brain, _ = find_brain(image)

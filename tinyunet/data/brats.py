@@ -41,19 +41,9 @@ _NO_CONTRAST = r"\b(non|no|pre|without|un)[- ]*(contrast|gad|gd|ce|enhanced)\w*"
 
 
 def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...] | None:
-    """Choose the files of a case for the channels of a model.
+    """Choose from the files of a case (:func:`case_files`) one for each channel of a model, by its name.
 
-    Parameters
-    ----------
-    image_paths
-        From :func:`case_files`.
-    modalities
-        Names of the model's channels, such as "FLAIR", "T1w", "t1gd", "T2w".
-
-    Returns
-    -------
-    paths
-        One for each channel. None if a name tells none of the four sequences, or two tell the same.
+    None if a name, such as "T1w" or "t1gd", tells none of the four sequences, or two tell the same.
     """
     kinds = []
     for name in modalities:
@@ -68,19 +58,14 @@ def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tupl
 def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
     """Find the labelled cases under a folder, however deep (``HGG/``, ``LGG/``, ...).
 
+    Each case has a folder. Its files are known by their endings, in upper or lower case, with ``.nii`` or
+    ``.nii.gz``; others are ignored. Cases without labels (BraTS' own validation data) are left out.
+
     Parameters
     ----------
-    path
-        Folder with a folder for each case. Files are known by their endings, in upper or lower case, with
-        ``.nii`` or ``.nii.gz``; others are ignored.
     labels
         Key of :data:`tinyunet.data.conventions.CONVENTIONS` for the numbers in the label files; without
         it, names of files and numbers tell the convention.
-
-    Returns
-    -------
-    dataset
-        The cases that have labels; those without (BraTS' own validation data) are left out.
 
     Raises
     ------
@@ -110,13 +95,12 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
         )
     label_paths = [found[name][1] for name in sorted(found)]
     if labels:
-        convention, source = CONVENTIONS[labels], f"--labels {labels}"
+        meaning = CONVENTIONS[labels].classes(f"--labels {labels}")
     else:
-        convention = decide(str(path), _told(path, label_paths), map(label_numbers, label_paths))
-        source = convention.title
-    values = convention.values
-    cases = tuple(Case(name, *found[name], len(MODALITIES), values) for name in sorted(found))
-    return Dataset(path, cases, MODALITIES, convention.names, values, source)
+        decided = decide(str(path), _told(path, label_paths), map(label_numbers, label_paths))
+        meaning = decided.classes(decided.title)
+    cases = tuple(Case(name, *found[name], len(MODALITIES), meaning.values) for name in sorted(found))
+    return Dataset(path, cases, MODALITIES, *meaning)
 
 
 def _case_folders(path: Path) -> Iterator[Path]:
@@ -203,20 +187,10 @@ def _kind_of(name: str) -> str | None:
 
 
 def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the number of each class in the BraTS release that a case folder is named after.
+    """Return the number of each class (background first) in the BraTS release that a case is named after.
 
-    Parameters
-    ----------
-    folder
-        Of a case, with or without labels.
-    label_names
-        Names of the classes, the background first.
-
-    Returns
-    -------
-    values
-        None if the names of the classes do not tell parts of a tumour, or the folder may be of several
-        releases that number them differently.
+    None if the names of the classes do not tell parts of a tumour, or the case may be of several releases
+    that number them differently. The case needs no labels.
     """
     match = _FILE.fullmatch(case_files(folder)[0][0].name)
     assert match

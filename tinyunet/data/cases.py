@@ -22,51 +22,25 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class Case:
-    """The files of one patient.
+    """The files of one patient."""
 
-    Attributes
-    ----------
-    name
-        Unique within its data set.
-    image_paths
-        One file that holds all sequences, or one file for each, in the order of the channels.
-    label_path
-        The file with the labels.
-    channels
-        Number of sequences.
-    label_values
-        ``label_values[i]`` is the number that stands for class ``i`` in the label file.
-    """
-
-    name: str
-    image_paths: tuple[Path, ...]
+    name: str  # unique within the data set
+    image_paths: tuple[Path, ...]  # one file with all sequences, or one for each in the order of the channels
     label_path: Path
-    channels: int
-    label_values: tuple[int, ...]
+    channels: int  # number of sequences
+    label_values: tuple[int, ...]  # [i] is the number that stands for class i in the label file
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The labelled cases of a folder, sorted by name.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    cases
-        Sorted by name.
-    modalities
-        Name of each channel of an image.
-    labels, label_values, source
-        Name and number of each class, the background first, and where both come from.
-    """
+    """The labelled cases of a folder."""
 
     path: Path
-    cases: tuple[Case, ...]
-    modalities: tuple[str, ...]
-    labels: tuple[str, ...]
-    label_values: tuple[int, ...]
-    source: str = ""
+    cases: tuple[Case, ...]  # sorted by name
+    modalities: tuple[str, ...]  # name of each channel of an image
+    labels: tuple[str, ...]  # name of each class, the background first
+    label_values: tuple[int, ...]  # as in each Case
+    source: str = ""  # where names and numbers come from
 
     @property
     def meaning(self) -> Meaning:
@@ -87,19 +61,10 @@ class Dataset:
 def load_case(
     case: Case, notes: list[str] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
-    """Read a case for training: image and geometry as :func:`load_image`, and labels.
+    """Return image and labels of a case, and the image's geometry: see :func:`load_image`.
 
-    Returns
-    -------
-    image, geometry
-        See :func:`load_image`.
-    labels
-        shape=(D, H, W), uint8, C-contiguous.
-
-    Raises
-    ------
-    DataError
-        A file is missing, damaged, or does not fit the others or the data set.
+    Labels have shape=(D, H, W), uint8, C-contiguous. A file that is missing, damaged, or does not fit the
+    others or the data set raises DataError.
     """
     image, geometry = load_image(case.image_paths, case.channels, notes)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
@@ -110,23 +75,17 @@ def load_case(
 def load_image(
     paths: Sequence[str | Path], channels: int | None = None, notes: list[str] | None = None
 ) -> tuple[NDArray[np.float32], Geometry]:
-    """Read and normalise an image, as the network sees it.
+    """Read an image as the network sees it: shape=(D, H, W, C), float32, C-contiguous, normalised.
 
     Parameters
     ----------
     paths
-        One file with all sequences, or one file for each, in the order of the channels.
+        One file with all sequences, or one file for each, in the order of the channels. The geometry of the
+        first is returned.
     channels
         Expected number of sequences; any number if not given.
     notes
         A line is appended for each file in which something is odd.
-
-    Returns
-    -------
-    image
-        shape=(D, H, W, C), float32, C-contiguous, normalised as by :func:`tinyunet.data.brain.normalise`.
-    geometry
-        Of the first file as stored.
 
     Raises
     ------
@@ -179,21 +138,9 @@ def split(
 
     Parameters
     ----------
-    cases
-        Three at least.
-    train_test_split
-        Share of the cases to train on.
-    validate_test_split
-        Share of the other cases to validate on; the rest is for the test.
-    seed
-        Another seed gives another split.
-
-    Raises
-    ------
-    ValueError
-        A share is not between 0 and 1.
-    DataError
-        Fewer than three cases.
+    train_test_split, validate_test_split
+        Share of the cases to train on, and share of the other cases to validate on; ValueError unless these
+        are between 0 and 1. DataError if there are fewer than three cases.
     """
     for name, share in (("train_test_split", train_test_split), ("validate_test_split", validate_test_split)):
         if not 0 < share < 1:
@@ -222,22 +169,11 @@ def on_same_voxels(
     reference_path: str | Path,
     reference: Geometry,
 ) -> NDArray[Scalar]:
-    """Return a volume in the common frame of another file, after checking that both lie on the same voxels.
+    """Return a volume, shape=geometry.canonical_shape + (...), in the common frame of another file.
 
     Axes that are turned by 45 degrees are nearest to two, and the last digit of an affine decides between
-    them: the common frames of two files that are stored alike may have different orders of axes.
-
-    Parameters
-    ----------
-    voxels, path, geometry
-        The volume, shape=geometry.canonical_shape + (...), and its file.
-    reference_path, reference
-        The other file.
-
-    Returns
-    -------
-    voxels
-        The same ones; a copy, C-contiguous, if their axes are in another order.
+    them: the common frames of two files that are stored alike may have different orders of axes. Then the
+    result is a C-contiguous copy, otherwise it is ``voxels``.
 
     Raises
     ------

@@ -63,6 +63,10 @@ class Convention(NamedTuple):
         """Name of each class, the background first."""
         return ("background", *(self.meaning[number] for number in self.values[1:]))
 
+    def classes(self, source: str) -> Meaning:
+        """Return name and number of each class."""
+        return Meaning(self.names, self.values, source)
+
 
 _EDEMA, _ENHANCING, _CAVITY = "edema", "enhancing tumour", "resection cavity"
 _NOW = {1: "necrotic core", 2: _EDEMA, 3: _ENHANCING}
@@ -105,11 +109,8 @@ _ENDINGS = (
 def kind_of_class(name: str) -> str | None:
     """Return the part of a tumour that a class is, by its name such as "non-enhancing tumor".
 
-    Returns
-    -------
-    kind
-        "edema", "core" (necrotic or non-enhancing), "enhancing", "cyst" or "cavity". None if the name
-        tells none of them, or two, such as "enhancing core".
+    A part is "edema", "core" (necrotic or non-enhancing), "enhancing", "cyst" or "cavity"; None if the name
+    tells none of them, or two, such as "enhancing core".
     """
     words = re.sub(_NON_ENHANCING, "nonenhanc", name.lower().replace("_", " "))
     if "hyperintens" in words:  # "surrounding non-enhancing FLAIR hyperintensity" is edema
@@ -165,12 +166,8 @@ def common(told: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def decide(where: str, keys: Sequence[str], numbers: Iterable[set[int]]) -> Convention:
     """Choose among the conventions of :func:`told_by_name` by the numbers in each label file.
 
-    ``where`` begins the message of an error. No more files are read than needed.
-
-    Raises
-    ------
-    UserError
-        No convention fits, or two that differ; the message asks for ``--labels``.
+    No more files are read than needed. If no convention fits, or two that differ, UserError asks for
+    ``--labels``; the message begins with ``where``.
     """
     left = [CONVENTIONS[key] for key in keys]
     found: set[int] = set()

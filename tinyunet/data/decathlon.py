@@ -45,9 +45,9 @@ def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | N
         raise DataError(f"{file}: nested too deeply; expected a Decathlon description") from error
     if labels is None:
         return dataset
-    names, values = CONVENTIONS[labels].names, CONVENTIONS[labels].values
-    cases = tuple(replace(case, label_values=values) for case in dataset.cases)
-    return replace(dataset, cases=cases, labels=names, label_values=values, source=f"--labels {labels}")
+    meaning = CONVENTIONS[labels].classes(f"--labels {labels}")
+    cases = tuple(replace(case, label_values=meaning.values) for case in dataset.cases)
+    return Dataset(path, cases, dataset.modalities, *meaning)
 
 
 def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:

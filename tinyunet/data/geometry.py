@@ -33,21 +33,11 @@ _FARTHEST = 1e6
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Position of a volume in space.
+    """Position of a volume in space."""
 
-    Attributes
-    ----------
-    affine
-        From voxel indices as stored in the file to millimetres. shape=(4, 4), float64.
-    shape
-        Size of the volume as stored in the file, without the sequences.
-    header
-        The file's header; :func:`tinyunet.data.labels.save_labels` writes its position fields again.
-    """
-
-    affine: NDArray[np.float64]
-    shape: tuple[int, int, int]
-    header: Any
+    affine: NDArray[np.float64]  # from voxel indices as stored in the file to millimetres, shape=(4, 4)
+    shape: tuple[int, int, int]  # as stored in the file, without the sequences
+    header: Any  # of the file; :func:`tinyunet.data.labels.save_labels` writes its position fields again
 
     @property
     def orientation(self) -> NDArray[np.float64]:
@@ -105,11 +95,8 @@ class Geometry:
 def affine_of(path: Path, fields: Any) -> NDArray[np.float64]:
     """Return the affine of a NIfTI header (``nibabel.Nifti1Header``) in millimetres.
 
-    Raises
-    ------
-    DataError
-        No scanner gives such voxels: the affine holds NaN or infinity, its axes lie in one plane, or voxels
-        are too small, too large or too far away.
+    DataError if no scanner gives such voxels: the affine holds NaN or infinity, its axes lie in one plane, or
+    voxels are too small, too large or too far away.
     """
     affine = np.array(fields.get_best_affine(), np.float64)
     affine[:3] *= _MILLIMETRES.get(int(fields["xyzt_units"]) & 7, 1.0)

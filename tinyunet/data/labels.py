@@ -34,21 +34,14 @@ _COMMENT = 6
 
 
 def read_labels(path: str | Path, label_values: Sequence[int]) -> tuple[NDArray[np.uint8], Geometry]:
-    """Read a volume of labels.
+    """Return the class of each voxel, shape=(D, H, W), uint8, C-contiguous, common frame; and the geometry.
+
+    Numbers within 0.01 of an integer count as it: scaling rounds.
 
     Parameters
     ----------
-    path
-        The file. Numbers within 0.01 of an integer count as it: scaling rounds.
     label_values
         ``label_values[i]`` is the number that stands for class ``i`` in the file.
-
-    Returns
-    -------
-    labels
-        Class of each voxel. shape=(D, H, W), uint8, C-contiguous, in the common frame.
-    geometry
-        The file's position and orientation.
 
     Raises
     ------
@@ -107,8 +100,6 @@ def save_labels(
         ``*.nii`` or ``*.nii.gz``; folders that are missing are made.
     labels
         Class of each voxel in the common frame. shape=geometry.canonical_shape, 0 to 255.
-    geometry
-        Of the image that was segmented.
     label_values
         ``label_values[i]`` is written for class ``i``; the class itself if not given.
     names

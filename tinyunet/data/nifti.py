@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tinyunet.common.errors import DataError, said
 from tinyunet.data.geometry import Geometry, affine_of
-from tinyunet.data.stream import Stream, memory_for
+from tinyunet.data.stream import Stream, open_stream
 
 #: How to make one file of a volume that is kept in two files.
 CONVERT_PAIR = "nib-convert FILE.hdr FILE.nii.gz makes one file of the two"
@@ -49,15 +49,10 @@ class _Header(NamedTuple):
 
 
 def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
-    """Read a ``.nii`` or ``.nii.gz`` file whole and bring it into the common frame.
+    """Read a ``.nii`` or ``.nii.gz`` file whole; return voxels in the common frame, and the file's geometry.
 
-    Returns
-    -------
-    voxels
-        shape=(D, H, W) or (D, H, W, C), of the file's own type, or float64 if the file asks for
-        scaling (``scl_slope``, ``scl_inter``), which is applied. Every value is finite.
-    geometry
-        The file's position and orientation.
+    Voxels have shape=(D, H, W) or (D, H, W, C) and the file's own type, or float64 if the file asks for
+    scaling (``scl_slope``, ``scl_inter``), which is applied. Every value is finite.
 
     Raises
     ------
@@ -66,7 +61,7 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
         file is verified), has no three-dimensional volume in it, or holds NaN or infinity.
     """
     path = Path(path)
-    with Stream(path, _EXPECTED) as stream, memory_for(path):
+    with open_stream(path, _EXPECTED) as stream:
         header = _read_header(path, stream)
         stored = _read_stored(path, stream, header)
         with _damage_named(path):
@@ -80,15 +75,10 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
 def read_header(path: str | Path) -> tuple[tuple[int, ...], Geometry]:
     """Return the shape of the voxels that :func:`read_volume` would return, and the geometry.
 
-    Only the first bytes are read: the voxels may be cut off or damaged.
-
-    Raises
-    ------
-    DataError
-        The file is missing, is not NIfTI, or has no three-dimensional volume in it.
+    Only the first bytes are read: the voxels may be damaged. Other damage raises DataError.
     """
     path = Path(path)
-    with Stream(path, _EXPECTED) as stream:
+    with open_stream(path, _EXPECTED) as stream:
         header = _read_header(path, stream)
     return (*header.geometry.canonical_shape, *header.shape[3:]), header.geometry
 
@@ -99,15 +89,9 @@ def read_shape(path: str | Path) -> tuple[int, ...]:
 
 
 def read_extensions(path: str | Path) -> list[Any]:
-    """Return the extensions of a file's header, if they are short; none if the header is damaged.
-
-    Raises
-    ------
-    DataError
-        The file is missing or is not NIfTI.
-    """
+    """Return the extensions of a NIfTI file's header, if they are short; none if the header is damaged."""
     path = Path(path)
-    with Stream(path, _EXPECTED) as stream:
+    with open_stream(path, _EXPECTED) as stream:
         raw = stream.read(_EXTENDED_BYTES)
         header_class = _image_class(path, raw, stream).header_class
     with _quiet_nibabel(), contextlib.suppress(Exception):  # nibabel raises nearly any type

@@ -47,21 +47,8 @@ def sample_patch(
     foreground: first a class is drawn among those in the volume, then one of its voxels, so that rare classes
     come as often as common ones. Otherwise, and without foreground, every position is equally likely.
 
-    Parameters
-    ----------
-    image, labels
-        See the module.
-    patch_size
-        (PD, PH, PW), at most the volume's size.
-    foreground_share
-        0 to 1.
-    generator
-        From :func:`generator`.
-
-    Raises
-    ------
-    ValueError
-        The shapes do not agree, the patch is larger than the volume, or the share is no share.
+    ValueError if image and labels differ in shape, ``patch_size`` (D, H, W) is larger than the volume, or the
+    share is not from 0 to 1.
     """
     volume = _check_shapes(image, labels)
     if len(patch_size) != 3 or any(
@@ -107,12 +94,7 @@ def augment(
     plane of two equally long axes (if there is one; so the shape stays). Then each sequence is scaled and
     shifted, and noise is added, in the brain only: the background, where all channels are exactly 0, stays 0,
     because it does not depend on the scanner, and the network sees where the brain ends as in a prediction.
-    The same state of ``generator`` gives the same change.
-
-    Raises
-    ------
-    ValueError
-        Image and labels are not of one size.
+    The same state of ``generator`` gives the same change. ValueError if image and labels differ in shape.
     """
     _check_shapes(image, labels)
     flipped = tuple(axis for axis in range(3) if generator.integers(2))

@@ -8,9 +8,8 @@ import contextlib
 import gzip
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,61 +25,30 @@ _PART = 2**20
 
 
 class Stream:
-    """The bytes of a regular file from the first on; decompressed if the content (not the name) is gzip's.
-
-    Every method raises :class:`DataError`, which names the file and says ``expected``.
+    """The bytes of a file from the first on; decompressed if the content (not the name) is gzip's.
 
     Attributes
     ----------
-    compressed : bool
     position : int
         How many bytes have been read.
     least, most : int
-        Bounds of how many bytes the file holds: exact for a plain file. A compressed file, unless it is
-        padded, is shorter than twice its content and a MB.
+        Bounds of how many bytes the file holds: exact unless it is ``compressed``. A compressed file, unless
+        it is padded, is shorter than twice its content and a MB.
     """
 
-    def __init__(self, path: Path, expected: str) -> None:
-        self._path, self._expected = path, expected
-        with self._named():
-            self._file = open_file(path)
-        self.compressed = self._file.peek(2).startswith(_GZIP_MAGIC)
+    def __init__(self, file: BufferedReader) -> None:
+        self.compressed = file.peek(2).startswith(_GZIP_MAGIC)
         self.position = 0
-        self._bytes = gzip.GzipFile(fileobj=self._file) if self.compressed else self._file
-        size = self._file.seek(0, 2)
-        self._file.seek(0)
-        self.least = self.most = size
+        self._bytes = gzip.GzipFile(fileobj=file) if self.compressed else file
+        self.least = self.most = file.seek(0, 2)
+        file.seek(0)
         if self.compressed:
-            self.least, self.most = (size - _PART) // 2, size * _HIGHEST_RATIO
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        path, expected = self._path, self._expected
-        try:
-            yield
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file; expected {expected}") from None
-        except IsADirectoryError:
-            raise DataError(f"{path}: is a folder; expected {expected}") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            reason = f"truncated or damaged ({said(error)})"
-            raise DataError(f"{path}: {reason}; expected a whole .nii.gz file") from error
-        except OSError as error:
-            reason = error.strerror or said(error)
-            raise DataError(f"{path}: cannot be read ({reason}); expected {expected}") from error
+            self.least, self.most = (self.least - _PART) // 2, self.most * _HIGHEST_RATIO
 
     def read(self, count: int) -> bytes:
         """Return the next ``count`` bytes, or fewer if the file ends or is cut off."""
         found = b""
-        with self._named(), contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError):
             while len(found) < count and (part := self._bytes.read1(count - len(found))):
                 found += part
         self.position += len(found)
@@ -89,9 +57,8 @@ class Stream:
     def fill(self, array: NDArray[np.uint8]) -> int:
         """Read into an array of bytes; return how many bytes there were."""
         done, view = 0, array.data
-        with self._named():
-            while done < len(view) and (count := self._bytes.readinto(view[done : done + _PART])):
-                done += count
+        while done < len(view) and (count := self._bytes.readinto(view[done : done + _PART])):
+            done += count
         self.position += done
         return done
 
@@ -101,6 +68,24 @@ class Stream:
         while passed < count and (some := self.fill(part[: count - passed])):
             passed += some
         return passed
+
+
+@contextlib.contextmanager
+def open_stream(path: Path, expected: str) -> Iterator[Stream]:
+    """Open a regular file; an error of the block becomes a DataError that says what was ``expected``."""
+    try:
+        with open_file(path) as file, memory_for(path):
+            yield Stream(file)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected {expected}") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder; expected {expected}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        reason = f"truncated or damaged ({said(error)})"
+        raise DataError(f"{path}: {reason}; expected a whole .nii.gz file") from error
+    except OSError as error:
+        reason = error.strerror or said(error)
+        raise DataError(f"{path}: cannot be read ({reason}); expected {expected}") from error
 
 
 @contextlib.contextmanager

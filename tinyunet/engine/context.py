@@ -142,7 +142,7 @@ class Context:
         operator = operator_name(self.function) + ("_backward" if direction else "")
         told = operator, shape, "ndhwc" if len(shape) == 5 else "plain", "eager", ""
         work = None, sum(array.nbytes for array in moved.values())
-        verbose.say(verbose.line(*told, seconds, *work, direction + self.function.__name__))
+        verbose.say(verbose.Ran(*told, seconds, *work, direction + self.function.__name__).line())
 
     def _check(self, diff: Array | None, parent: "Context | Leaf | None") -> Array | None:
         if parent is None:

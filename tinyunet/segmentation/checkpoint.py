@@ -88,34 +88,16 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of a checkpoint file.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    config : dict
-        The arguments that :class:`tinyunet.unet.UNet` was made with.
-    model, optimizer : dict of ndarray
-        ``state_dict()`` of each.
-    order : list of str
-        Names of the parameters, in the order in which the optimizer held them.
-    random : dict
-        ``random_state()`` of the model.
-    state : dict
-        Notes of the training: epoch, sequences, labels, ...
-    arrays : dict of ndarray
-        Arrays of the training.
-    """
+    """Content of a checkpoint file."""
 
     path: Path
-    config: dict[str, Any]
-    model: Arrays
-    optimizer: Arrays
-    order: list[str]
-    random: dict[str, Any]
-    state: dict[str, Any]
-    arrays: Arrays
+    config: dict[str, Any]  # arguments of UNet
+    model: Arrays  # state_dict() of the model
+    optimizer: Arrays  # state_dict() of the optimizer
+    order: list[str]  # names of the parameters, in the order in which the optimizer held them
+    random: dict[str, Any]  # random_state() of the model
+    state: dict[str, Any]  # notes of the training: epoch, sequences, labels, ...
+    arrays: Arrays  # arrays of the training
 
     def make_model(self) -> UNet:
         """Return the model as it was saved; CheckpointError if the arrays do not fit the configuration."""
@@ -138,10 +120,7 @@ class Checkpoint:
     def load_optimizer(self, model: Module, optimizer: Optimizer) -> None:
         """Load the saved state into an optimizer, which may hold the model's parameters in another order.
 
-        Raises
-        ------
-        CheckpointError
-            The state belongs to another kind of optimizer, or to other parameters.
+        CheckpointError if the state belongs to another kind of optimizer, or to other parameters.
         """
         sizes = {name: parameter.data.size for name, parameter in model.named_parameters()}
         order = _order(model, optimizer)
@@ -166,21 +145,10 @@ def save(
     arrays: Mapping[str, NDArray[Any]] | None = None,
     previous: Path | None = None,
 ) -> None:
-    """Write a checkpoint; a reader finds the old file or the whole new one.
+    """Write a checkpoint, ``*.npz``; a reader finds the old file or the whole new one.
 
-    Parameters
-    ----------
-    path : Path or str
-        Ends in ``.npz``; its folder exists.
-    model : UNet
-    optimizer : Adam or SGD
-        Holds the model's parameters.
-    state : dict
-        Content for JSON; comes back as :attr:`Checkpoint.state`.
-    arrays : mapping of ndarray, optional
-        Comes back as :attr:`Checkpoint.arrays`.
-    previous : Path, optional
-        Another name in that folder, which the replaced checkpoint gets.
+    ``state`` (content for JSON) and ``arrays`` come back in :class:`Checkpoint`. ``previous`` is another
+    name in that folder, which the replaced checkpoint gets.
 
     Raises
     ------
@@ -231,13 +199,7 @@ def _order(model: Module, optimizer: Optimizer) -> list[str]:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a file that :func:`save` wrote.
-
-    Raises
-    ------
-    CheckpointError
-        There is no such file, it is cut off or changed anywhere, or it is not a checkpoint of this program.
-    """
+    """Read a file that :func:`save` wrote; CheckpointError if it is missing, changed anywhere or not ours."""
     path = Path(path)
     try:
         members = archive.read(path)

@@ -70,15 +70,15 @@ def find_pairs(
 
     Parameters
     ----------
-    predictions : path
+    predictions
         A label file, or a folder of them as ``python -m tinyunet.predict`` fills it.
-    labels : path
+    labels
         The label file; or a folder of files named as the predictions are, perhaps with ``_seg`` or
         ``-seg`` behind; or that of a Decathlon task or of BraTS cases. Labels without a prediction are
         ignored.
-    label_values : sequence of int, optional
+    label_values
         Numbers that stand for background, edema, non-enhancing and enhancing tumour in all files.
-    convention : str, optional
+    convention
         Or key of :data:`tinyunet.data.conventions.CONVENTIONS` for all files.
 
     Raises
@@ -115,10 +115,7 @@ def find_pairs(
 def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     """Compare one pair after the other, behind a progress bar; return names and scores.
 
-    Raises
-    ------
-    UserError
-        A file is damaged, holds other labels, or the two of a pair do not lie on the same voxels.
+    UserError if a file is damaged, holds other labels, or the two of a pair do not lie on the same voxels.
     """
     rows = []
     cases = list(zip(found.pairs, found.prediction_values, strict=True))
@@ -199,8 +196,7 @@ def _given(
 ) -> Meaning | None:
     """Return the meaning that the user has given."""
     if convention:
-        given = CONVENTIONS[convention]
-        return Meaning(given.names, given.values, f"--labels {convention}")
+        return CONVENTIONS[convention].classes(f"--labels {convention}")
     if label_values is None:
         return None
     names = dataset.labels if dataset else _FOUR
@@ -237,7 +233,7 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
     told = [told_by_name(path) for path in truths]
     if any(keys is not None for keys in told):
         decided = decide(where, common([keys or () for keys in told]), map(label_numbers, truths))
-        return Meaning(decided.names, decided.values, decided.title)
+        return decided.classes(decided.title)
     numbers = _numbers(truths, where)
     marks = [marked_meaning(path) for path in predictions]
     alone = by_numbers_alone(numbers)
@@ -256,7 +252,7 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
         values = sorted(numbers - {0}) or [1]
         names = ("background", *(f"label {value}" for value in values))
         return Meaning(names, (0, *values), "nothing says what they mean: --labels does")
-    return Meaning(alone.names, alone.values, f"{alone.title}, by the numbers")
+    return alone.classes(f"{alone.title}, by the numbers")
 
 
 def _numbers(paths: Sequence[Path], where: str) -> set[int]:

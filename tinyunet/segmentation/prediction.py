@@ -27,34 +27,22 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 class Job(NamedTuple):
-    """An image to segment: its name, its files, and the numbers that stand for its classes."""
+    """An image to segment, and the file for its labels."""
 
     name: str
     image_paths: tuple[Path, ...]
-    label_values: tuple[int, ...]
+    label_values: tuple[int, ...]  # [i] is written for class i
     output: Path
-    patches: int
+    patches: int  # how many, for the progress bar
 
 
 class Segmented(NamedTuple):
-    """A label file that was written.
-
-    Attributes
-    ----------
-    output : Path
-        The file.
-    millilitres : dict of float
-        Volume of each class but the background, by name.
-    written_as : str
-        The line that says what the numbers in the file mean.
-    notes : list of str
-        Lines that name a file and what is odd about it.
-    """
+    """A label file that was written."""
 
     output: Path
-    millilitres: dict[str, float]
-    written_as: str
-    notes: list[str]
+    millilitres: dict[str, float]  # volume of each class but the background, by name
+    written_as: str  # the line that says what the numbers in the file mean
+    notes: list[str]  # lines that name a file and what is odd about it
 
 
 def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoint) -> list[Job]:
@@ -62,21 +50,18 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
 
     Parameters
     ----------
-    images : sequence of path
+    images
         NIfTI files with all sequences, or BraTS case folders, of which the model's sequences are
         taken by their names. Labels are numbered as in the data that the model was trained on; for
         BraTS cases as BraTS does, if the classes have such names.
-    output : Path or str
+    output
         The folder for the labels; each file is named as the image is.
-    checkpoint : Checkpoint
-        Holds the model.
 
     Raises
     ------
     UserError
-        An image, or a file that this program did not write, would be overwritten; an image is missing,
-        or two images have the same name; or the names of the model's sequences are not those of a
-        BraTS case.
+        An image, or a file that this program did not write, would be overwritten; an image is missing, or
+        two have the same name; or the names of the model's sequences are not those of a BraTS case.
     """
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
@@ -116,23 +101,11 @@ def predict(
     accuracy: str = "fast",
     deterministic: bool = False,
 ) -> list[Segmented]:
-    """Segment images, shared among the ranks, behind a progress bar.
+    """Segment images, shared among the ranks, behind a progress bar; rank 0 gets all results in their order.
 
     Every image is read once before the first is segmented: a bad image ends the program at once, not after
-    an hour.
-
-    Parameters
-    ----------
-    checkpoint_path, images, output
-        See :func:`plan`.
-    communicator : Communicator
-    eager, accuracy, deterministic
-        See :func:`tinyunet.segmentation.sliding_window.predictor`.
-
-    Returns
-    -------
-    found : list of Segmented
-        In the order of the images at rank 0, empty elsewhere.
+    an hour. ``images`` and ``output`` are those of :func:`plan`; ``eager``, ``accuracy`` and
+    ``deterministic`` those of :func:`tinyunet.segmentation.sliding_window.predictor`.
 
     Raises
     ------

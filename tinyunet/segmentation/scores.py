@@ -31,18 +31,8 @@ def dice_per_class(
 ) -> NDArray[np.float64]:
     """Return Dice of each class, from 0 to 1, never NaN. shape=(classes,).
 
-    Parameters
-    ----------
-    prediction_labels, labels : array of int, same shape
-        From 0 to ``classes - 1``.
-    classes : int
-
-    Raises
-    ------
-    TypeError
-        One of the arrays does not hold integers.
-    ValueError
-        The shapes differ, or a label is not a class.
+    Both arrays hold integers from 0 to ``classes - 1``. TypeError for other types, ValueError if the shapes
+    differ or a label is not a class.
     """
     counts = _confusion(prediction_labels, labels, classes)
     return np.array([_dice(counts, (label,)) for label in range(classes)])
@@ -82,15 +72,10 @@ def _dice(counts: NDArray[np.int64], members: Sequence[int]) -> float:
 
 
 def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str]) -> Scores:
-    """Compare a segmentation with the truth.
+    """Compare the class of each voxel, shape=(D, H, W), with the truth.
 
-    Parameters
-    ----------
-    prediction, labels : ndarray, shape=(D, H, W), uint8
-        Class of each voxel.
-    names : sequence of str
-        Name of each class; class 0 is the background and is not scored. Regions are scored where the names
-        say unmistakably which class is which part of a tumour.
+    Class 0 is the background and is not scored. Regions are scored where the names say unmistakably which
+    class is which part of a tumour.
     """
     classes = dice_per_class(prediction, labels, len(names))
     parts = tumour_parts(names)

@@ -33,14 +33,8 @@ def predictor(
 ) -> Predict:
     """Return a function that runs a model on patches: eager, or compiled for each size that comes.
 
-    Parameters
-    ----------
-    model : UNet
-        May be trained meanwhile: predictions use its present parameters.
-    eager : bool
-    accuracy : {"fast", "strict"}
-    deterministic : bool
-        Of the compiled model: see :func:`tinyunet.compile`.
+    The model may be trained meanwhile: predictions use its present parameters. ``accuracy`` and
+    ``deterministic`` are those of :func:`tinyunet.compile`.
     """
     if eager:
         return partial(_eager, model)
@@ -81,7 +75,7 @@ def predict_volume(
     progress: Callable[[int, int], None] | None = None,
     predict: Predict | None = None,
 ) -> NDArray[np.float32]:
-    """Return the probabilities of each class for each voxel of a volume.
+    """Return the probability of each class for each voxel, shape=(D, H, W, classes), float32.
 
     Parameters
     ----------
@@ -96,15 +90,10 @@ def predict_volume(
     predict : callable, optional
         Runs the model: from :func:`predictor`. Without it, the eager model runs in inference mode.
 
-    Returns
-    -------
-    probabilities : ndarray, shape=(D, H, W, classes), float32
-
     Raises
     ------
     ValueError
-        The image is not a volume, is empty, or has other channels than the model; or ``patch_size`` or
-        ``overlap`` is out of range.
+        The image is not a volume of the model's channels, or ``patch_size`` or ``overlap`` is out of range.
     """
     channels = int(model.config["in_channels"])
     image = real_numbers("image", image)
@@ -145,17 +134,10 @@ def segment(
     progress: Callable[[int, int], None] | None = None,
     predict: Predict | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the most probable class of each voxel. shape=(D, H, W), uint8.
+    """Return the most probable class of each voxel, shape=(D, H, W), uint8; parameters as `predict_volume`.
 
-    For a model of one class, a voxel is 1 where its probability is above a half. Parameters as
-    :func:`predict_volume`; the patch is that of :func:`patch_for`.
-
-    Raises
-    ------
-    ValueError
-        As :func:`predict_volume`, or the model has more than 256 classes.
-    UserError
-        The probability of a voxel is NaN or infinite: the voxel has no class then.
+    For a model of one class, a voxel is 1 where its probability is above a half. A model of more than 256
+    classes raises ValueError; NaN or infinite probabilities raise UserError, because no class is the largest.
     """
     if int(model.config["classes"]) > 256:
         raise ValueError(f"labels are uint8: of 256 classes at most, not {model.config['classes']}")
@@ -172,20 +154,14 @@ def segment(
 
 
 def patch_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """Return where patches begin along one axis: they cover it evenly, end with it, and overlap enough.
-
-    ``overlap`` is the least share of a patch that its neighbour covers again; patch <= size.
-    """
+    """Return where patches, patch <= size, begin along one axis: they cover it evenly and overlap enough."""
     step = max(1, int(patch * (1 - overlap) + 1e-9))  # 10 * (1 - 0.8) is a little below 2
     count = -(-(size - patch) // step) + 1
     return [round(i * (size - patch) / max(1, count - 1)) for i in range(count)]
 
 
 def gaussian_weights(patch_size: Sequence[int]) -> NDArray[np.float32]:
-    """Return the weight of each voxel of a patch, shape=patch_size: 1 in the middle, above 0 everywhere.
-
-    In the corners of a large patch the weight is about e^-24.
-    """
+    """Return the weight of each voxel of a patch: 1 in the middle, about e^-24 in the farthest corners."""
     weights = np.ones((), np.float32)
     for size in patch_size:
         distance = (np.arange(size) - (size - 1) / 2) / (size / 8)

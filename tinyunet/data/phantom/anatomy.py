@@ -61,23 +61,11 @@ class Outline(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The P voxels of a head in and near its brain.
+    """The P voxels of a head in and near its brain."""
 
-    Attributes
-    ----------
-    fields
-        The head's random fields; their generator draws everything else of the head, too.
-    voxels
-        Indices of the voxels in the grid. shape=(P,).
-    points
-        Their points in atlas space. shape=(3, P).
-    surfaces
-        Their distances to the surfaces.
-    """
-
-    fields: RandomFields
-    voxels: NDArray[np.intp]
-    points: Array
+    fields: RandomFields  # their generator draws everything else of the head, too
+    voxels: NDArray[np.intp]  # indices in the grid, shape=(P,)
+    points: Array  # in atlas space, shape=(3, P)
     surfaces: Outline
 
     @property
@@ -87,21 +75,11 @@ class Head(NamedTuple):
 
 
 class Folding(NamedTuple):
-    """The sulci of a head, each array of shape=(P,).
+    """The sulci of a head, each array of shape=(P,)."""
 
-    Attributes
-    ----------
-    distance
-        To the nearest wall: the sheet of fluid in the middle of a sulcus.
-    depth
-        How far below the surface the walls reach.
-    roughness
-        A slow random field along the surface, of deviation 1.
-    """
-
-    distance: Array
-    depth: Array
-    roughness: Array
+    distance: Array  # to the nearest wall: the sheet of fluid in the middle of a sulcus
+    depth: Array  # how far below the surface the walls reach
+    roughness: Array  # a slow random field along the surface, of deviation 1
 
 
 def outline(points: Array) -> Outline:

@@ -30,15 +30,10 @@ _SMALLEST = 16
 def make_case(
     seed: int, index: int, shape: tuple[int, int, int] = (64, 72, 56)
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.float64]]:
-    """Make one head with a tumour, the same for the same seed, index and shape.
+    """Make head number ``index`` of the data set of a seed, with a tumour.
 
-    Parameters
-    ----------
-    seed, index
-        Of the data set and of the case.
-    shape
-        Voxels from left to right, back to front and bottom to top; they are cubes just large enough
-        for a head.
+    ``shape`` counts voxels from left to right, back to front and bottom to top. They are cubes just large
+    enough for a head; ValueError if they are too few.
 
     Returns
     -------
@@ -48,11 +43,6 @@ def make_case(
         shape=shape, uint8: 1 edema, 2 necrotic core, 3 enhancing rim.
     affine
         From voxel indices to millimetres. shape=(4, 4).
-
-    Raises
-    ------
-    ValueError
-        The volume is too small for a head.
     """
     if min(shape) < _SMALLEST:
         raise ValueError(f"shape: {shape}; expected {_SMALLEST} voxels or more along each axis")
@@ -113,17 +103,9 @@ def make_dataset(
 ) -> Path:
     """Make a data set, or find it where it has been made before.
 
-    The files are written to a temporary folder, which is renamed when all are there: a folder of that name
-    is complete. Two programs may make it at once.
-
-    Parameters
-    ----------
-    directory
-        The Decathlon task's folder, which is returned.
-    cases
-        How many heads.
-    shape, seed
-        As for :func:`make_case`.
+    The files are written to a temporary folder, which is renamed to ``directory`` when all are there: a
+    folder of that name is complete. Two programs may make it at once. ``shape`` and ``seed`` are as for
+    `make_case`.
 
     Raises
     ------

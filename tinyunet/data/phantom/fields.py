@@ -49,19 +49,9 @@ class Grid:
         return volume.reshape(-1)
 
     def interpolate(self, fields: Array, points: Array) -> Array:
-        """Evaluate fields between the voxels, linearly; beyond an edge the other side follows.
+        """Evaluate fields, shape=(F, voxels), at points, shape=(3, P) in millimetres, linearly. shape=(F, P).
 
-        Parameters
-        ----------
-        fields
-            shape=(F, voxels).
-        points
-            In millimetres. shape=(3, P).
-
-        Returns
-        -------
-        values
-            shape=(F, P).
+        Beyond an edge the other side follows.
         """
         sizes = np.array(self.shape)[:, None]
         index = points / self.spacing + np.float32((sizes - 1) / 2)

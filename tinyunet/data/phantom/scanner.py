@@ -26,21 +26,14 @@ _TUMOUR, _GADOLINIUM = slice(5, 7), 2
 
 
 def scan(head: Head, shares: Array, brain: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """Take the four images of a skull-stripped brain.
+    """Take the four images of a skull-stripped head, shape=grid.shape + (4,), int16: 0 outside the brain.
 
     Parameters
     ----------
-    head
-        Its generator draws contrast, gain and noise of the day.
     shares
         Of white, grey, deep grey, fluid, edema, necrosis and enhancing rim. shape=(7, P).
     brain
-        Which of the head's voxels are kept. shape=(P,).
-
-    Returns
-    -------
-    image
-        shape=grid.shape + (4,), int16; 0 outside the brain, 1 or more inside.
+        Which of the head's voxels are kept; in these the image is 1 or more. shape=(P,).
     """
     fields, voxels = head.fields, head.voxels
     generator, grid = fields.generator, fields.grid

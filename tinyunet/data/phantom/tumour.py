@@ -10,30 +10,14 @@ from tinyunet.data.phantom.fields import Array
 
 
 class Tumour(NamedTuple):
-    """Place and size of a tumour; millimetres of atlas space.
+    """Place and size of a tumour; millimetres of atlas space."""
 
-    Attributes
-    ----------
-    centre
-        shape=(3, 1).
-    radius
-        Of core and rim together.
-    rim
-        Thickness of the part that enhances.
-    reach
-        How far the edema goes beyond the rim.
-    push
-        How far the tissue beside the tumour is displaced.
-    stretch
-        Turns a ball into the ellipsoid that the tumour would be without ragged edges. shape=(3, 3).
-    """
-
-    centre: Array
-    radius: float
-    rim: float
-    reach: float
-    push: float
-    stretch: Array
+    centre: Array  # shape=(3, 1)
+    radius: float  # of core and rim together
+    rim: float  # thickness of the part that enhances
+    reach: float  # how far the edema goes beyond the rim
+    push: float  # how far the tissue beside the tumour is displaced
+    stretch: Array  # turns a ball into the tumour's ellipsoid, shape=(3, 3)
 
     def displace(self, points: Array) -> Array:
         """Return where in an undisturbed brain the tissue at some points, shape=(3, P), came from.
