@@ -12,7 +12,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m tinyunet.evaluate",
         description="Print Dice of each case, class and tumour region, and their means.",
-        epilog="Dice of what is absent from both prediction and truth is 1, from one of them 0.",
+        epilog="Dice of a class that both prediction and truth lack is 1; if only one lacks it, 0.",
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", help="a label file, or a folder of them")
     parser.add_argument(
@@ -36,7 +36,7 @@ def make_parser() -> Parser:
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
     """Read the options, compare, and print the table."""
     options = make_parser().parse_args(arguments)
-    # Imported here, so that a wrong option is told at once.
+    # Imported here, so that a wrong option is reported at once.
     from tinyunet.common.files import check_replaceable, signed, try_writing, write_json
     from tinyunet.common.terminal import printable
     from tinyunet.segmentation.evaluation import find_pairs, score_pairs

@@ -41,11 +41,11 @@ def make_parser() -> Parser:
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
-    """Read the options, segment, and tell what was found."""
+    """Read the options, segment, and print the volumes of what was found."""
     with communicator.together():  # cores may be others on other nodes
         options = make_parser().parse_args(arguments)
         use_threads(options.threads, communicator)
-    # Imported here, so that a wrong option is told at once.
+    # Imported here, so that a wrong option is reported at once.
     from tinyunet.common.terminal import printable
     from tinyunet.segmentation.prediction import predict
 

@@ -40,7 +40,7 @@ def find_brain(image: NDArray[Any]) -> tuple[NDArray[np.bool_], dict[int, str]]:
         if noise:
             with np.errstate(over="ignore"):
                 differs = np.abs(voxels - value) > noise
-            note = f"background is noise around {value:.2g}, not 0; what is like it is left out"
+            note = f"background is noise around {value:.2g}, not 0; voxels like it are left out"
         else:
             differs = voxels != value
             note = f"background is {value:.3g}, not 0; it is left out" if value else ""

@@ -9,7 +9,7 @@ from typing import NoReturn
 from tinyunet.common.errors import DataError
 from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset
-from tinyunet.data.conventions import CONVENTIONS, ask, common, decide, numbers_of, told_by_name
+from tinyunet.data.conventions import CONVENTIONS, allowed_by_name, ask, common, decide, numbers_of
 from tinyunet.data.labels import label_numbers
 from tinyunet.data.nifti import CONVERT_PAIR
 
@@ -97,7 +97,7 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
     if labels:
         meaning = CONVENTIONS[labels].classes(f"--labels {labels}")
     else:
-        decided = decide(str(path), _told(path, label_paths), map(label_numbers, label_paths))
+        decided = decide(str(path), _allowed(path, label_paths), map(label_numbers, label_paths))
         meaning = decided.classes(decided.title)
     cases = tuple(Case(name, *found[name], len(MODALITIES), meaning.values) for name in sorted(found))
     return Dataset(path, cases, MODALITIES, *meaning)
@@ -118,14 +118,14 @@ def _case_folders(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _told(path: Path, label_paths: Sequence[Path]) -> tuple[str, ...]:
+def _allowed(path: Path, label_paths: Sequence[Path]) -> tuple[str, ...]:
     """Return the conventions that the names of all label files of a data set allow."""
-    told = [told_by_name(label_path) or () for label_path in label_paths]
-    for label_path, keys in zip(label_paths, told, strict=True):
-        if not common([told[0], keys]):
+    allowed = [allowed_by_name(label_path) or () for label_path in label_paths]
+    for label_path, keys in zip(label_paths, allowed, strict=True):
+        if not common([allowed[0], keys]):
             names = label_path.name if not keys else f"{label_paths[0].name} and {label_path.name}"
             raise ask(f"{path}: as {names} is named", set())
-    return common(told)
+    return common(allowed)
 
 
 def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
@@ -195,6 +195,6 @@ def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | N
     match = _FILE.fullmatch(case_files(folder)[0][0].name)
     assert match
     labels = f"{match[1]}{match[2][0]}seg.nii"  # the name that its labels would have
-    keys = told_by_name(Path(os.path.abspath(folder)) / labels) or ()
+    keys = allowed_by_name(Path(os.path.abspath(folder)) / labels) or ()
     numbers = {numbers_of(label_names, CONVENTIONS[key]) for key in keys} - {None}
     return numbers.pop() if len(numbers) == 1 else None

@@ -143,28 +143,28 @@ def numbers_of(names: Sequence[str], convention: Convention) -> tuple[int, ...] 
     return (0, *(numbers[kind] for kind in kinds))
 
 
-def told_by_name(label_path: Path) -> tuple[str, ...] | None:
+def allowed_by_name(label_path: Path) -> tuple[str, ...] | None:
     """Return keys of the conventions that a label file may follow, by its name and that of its folder.
 
     The result is empty if the two names contradict each other, and None if they tell nothing.
     """
-    told: list[tuple[str, ...]] = []
+    allowed: list[tuple[str, ...]] = []
     name, folder = label_path.name.lower().split(".nii")[0], label_path.parent.name.lower()
     for words in (name, folder):
-        told += islice((keys for pattern, keys in _RELEASES if re.search(pattern, words)), 1)
+        allowed += islice((keys for pattern, keys in _RELEASES if re.search(pattern, words)), 1)
     for pattern, possible, usual in _ENDINGS:
         if re.search(pattern, name):
-            told.append(possible if told else usual)
-    return common(told) if told else None
+            allowed.append(possible if allowed else usual)
+    return common(allowed) if allowed else None
 
 
-def common(told: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the conventions that all of some files may follow."""
-    return tuple(key for key in told[0] if all(key in keys for keys in told[1:]))
+def common(allowed: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the conventions that are allowed for every file, from those for each."""
+    return tuple(key for key in allowed[0] if all(key in keys for keys in allowed[1:]))
 
 
 def decide(where: str, keys: Sequence[str], numbers: Iterable[set[int]]) -> Convention:
-    """Choose among the conventions of :func:`told_by_name` by the numbers in each label file.
+    """Choose among the conventions of :func:`allowed_by_name` by the numbers in each label file.
 
     No more files are read than needed. If no convention fits, or two that differ, UserError asks for
     ``--labels``; the message begins with ``where``.

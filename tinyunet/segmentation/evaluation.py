@@ -18,6 +18,7 @@ from tinyunet.data.cases import Dataset, on_same_voxels
 from tinyunet.data.conventions import (
     CONVENTIONS,
     Meaning,
+    allowed_by_name,
     ask,
     by_numbers_alone,
     common,
@@ -25,7 +26,6 @@ from tinyunet.data.conventions import (
     kind_of_class,
     listed,
     read_as,
-    told_by_name,
 )
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.labels import label_numbers, marked_meaning, read_labels
@@ -230,9 +230,9 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
     the message of a UserError, if these contradict each other.
     """
     truths, predictions = [pair.truth for pair in pairs], [pair.prediction for pair in pairs]
-    told = [told_by_name(path) for path in truths]
-    if any(keys is not None for keys in told):
-        decided = decide(where, common([keys or () for keys in told]), map(label_numbers, truths))
+    allowed = [allowed_by_name(path) for path in truths]
+    if any(keys is not None for keys in allowed):
+        decided = decide(where, common([keys or () for keys in allowed]), map(label_numbers, truths))
         return decided.classes(decided.title)
     numbers = _numbers(truths, where)
     marks = [marked_meaning(path) for path in predictions]
@@ -273,7 +273,7 @@ def _prediction_values(prediction: Path, truth: Meaning) -> tuple[int, ...]:
             classes = ", ".join(f"{number} {name}" for number, name in sorted(said.items()))
             raise UserError(f"{prediction}: says of itself {classes}, but {read_as(*truth)}")
         return values
-    keys = told_by_name(prediction)
+    keys = allowed_by_name(prediction)
     if keys is not None and truth.values not in [_values_of(truth, CONVENTIONS[key].meaning) for key in keys]:
         raise UserError(
             f"{prediction}: named as files are that count otherwise, but {read_as(*truth)}; "
