@@ -9,7 +9,7 @@ from kernels.base.arguments import Floats
 from kernels.base.buffers import past_caches
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
 from kernels.base.simd import LANES, LINE, address, fence, load, prefetch, store
-from kernels.base.tiles import put_tile, tile_fill, tile_rank1, tile_store, tile_zero
+from kernels.base.tiles import tile_fill, tile_rank1, tile_store, tile_stream, tile_zero
 from kernels.deferred.masking import bands, clear, finish, flat, place_band
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Mask, Shape, Source
@@ -129,7 +129,10 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
                                 at += width
                         to = output_line(image, first + row, shape, dst_shape)
                         to += ((block * OD + kd) * OH + kh) * OW + w * KW
-                        put_tile(dst, to * LANES, width, LANES, sums, streams)
+                        if streams:
+                            tile_stream(sums, dst, to * LANES, 0, width, LANES)
+                        else:
+                            tile_store(sums, dst, to * LANES, 0, width, LANES)
             fence()
 
     return forward
