@@ -39,7 +39,7 @@ from tinyunet.segmentation import checkpoint, prediction
 from tinyunet.segmentation.scores import overall
 from tinyunet.segmentation.sliding_window import segment
 from tinyunet.training import resume
-from tinyunet.training.run import schedule
+from tinyunet.training.loop import schedule_of
 from tinyunet.training.settings import Settings
 from tinyunet.unet import UNet
 
@@ -398,7 +398,7 @@ def goes_on(found: checkpoint.Checkpoint) -> None:
     assert settings.timeline is None
     assert settings.output == str(found.path.parent.parent)
     settings.check()
-    assert np.isfinite(schedule(settings, 3)(int(found.optimizer["steps"])))
+    assert np.isfinite(schedule_of(settings, 3)(int(found.optimizer["steps"])))
     state = found.state
     assert all(np.isfinite(overall(entry["validation"])) for entry in state["history"])
     assert np.isfinite(np.array(state["sums"]) + state["seconds"]).all()

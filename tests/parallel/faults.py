@@ -15,6 +15,7 @@ from tinyunet.data.cases import Case
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.pauses import Pauses
 from tinyunet.training.samples import Loader
+from tinyunet.training.settings import Settings
 from tinyunet.training.validate import score_cases
 
 
@@ -70,7 +71,8 @@ def loader_hangs(ranks: Communicator) -> None:
             return np.zeros((4, 4, 4, 1), np.float32), np.zeros((4, 4, 4), np.uint8)
 
     case = Case("a", (Path("a"),), Path("a"), 1, (0, 1))
-    batches = Loader([case], Hanging(), (4, 4, 4), 4, 2, 0, ranks.rank, ranks.size).epoch(1)
+    settings = Settings(patch_size=(4, 4, 4), patches_per_case=4, batch_size=2)
+    batches = Loader([case], Hanging(), settings, ranks.rank, ranks.size).epoch(1)
     with Pauses(ranks, None):
         tell_process(ranks)
         next(batches)

@@ -18,12 +18,16 @@ from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam, constant
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.training.loop import BATCH_NORM_MOMENTUM, Trainer
-from tinyunet.training.progress import Progress
+from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Batch, Inspector, Loader, Volumes
+from tinyunet.training.settings import Settings
 from tinyunet.training.step import cancelled_biases, compiled_gradients
 from tinyunet.unet import UNet
 
-PATCH, PATCHES_PER_CASE, BATCH, SEED, LR, EPOCHS = (16, 16, 16), 2, 4, 3, 0.01, 2
+PATCH, SEED, LR, EPOCHS = (16, 16, 16), 3, 0.01, 2
+SETTINGS = Settings(  # of a run on several ranks, which do not synchronise batch norm
+    patch_size=PATCH, patches_per_case=2, batch_size=4, random_seed=SEED, sync_batch_norm=False, ranks=2
+)
 
 
 def take_direct_convolutions(replace: Callable[..., None] = setattr) -> None:
@@ -39,8 +43,8 @@ def make_model(seed: int = SEED) -> UNet:
 
 
 def make_loader(cases: list[Case], rank: int, ranks: int) -> Loader:
-    volumes = Volumes(10**9)
-    return Loader(cases, volumes, PATCH, PATCHES_PER_CASE, BATCH, SEED, rank, ranks)
+    inspector = Inspector(cases, Volumes(10**9), PATCH)
+    return Loader(cases, Volumes(10**9), SETTINGS, rank, ranks, inspector)
 
 
 def state_of(model: UNet) -> dict[str, np.ndarray]:
@@ -51,9 +55,9 @@ def epochs(communicator: Communicator, cases: list[Case]) -> dict[str, np.ndarra
     """Train as the main job does; every rank begins with other weights."""
     model = make_model(SEED + communicator.rank)
     loader = make_loader(cases, communicator.rank, communicator.size)
-    inspector = Inspector(cases, Volumes(10**9), PATCH)
     optimizer = Adam(model.parameters(), local=communicator.local)
-    trainer = Trainer(model, optimizer, loader, inspector, constant(LR), communicator, Progress(shown=False))
+    job = Job(SETTINGS, communicator, Progress(shown=False))
+    trainer = Trainer(job, model, optimizer, loader, schedule=constant(LR))
     losses = [trainer.epoch(epoch).loss for epoch in range(1, EPOCHS + 1)]
     return state_of(model) | {"losses": np.array(losses)}
 

@@ -17,7 +17,7 @@ from tinyunet.compiler import measure
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training import compilation
 from tinyunet.training.compilation import Task, compile_kernels, compile_task
-from tinyunet.training.progress import Progress
+from tinyunet.training.progress import Job, Progress
 from tinyunet.training.settings import Settings
 
 CONFIG = UNet(dim=3, in_channels=2, classes=3, filters=5, depth=3).config
@@ -54,7 +54,7 @@ def test_the_helper_compiles_what_will_be_chosen(monkeypatch, deterministic):
     monkeypatch.setattr(compilation, "segment", lambda *_, **__: None)
     settings = Settings(patch_size=(8, 8, 8), deterministic=deterministic)
     with redirect_stdout(io.StringIO()), Progress(shown=False) as progress:
-        compile_kernels(CONFIG, settings, [(1, 8, 8, 8)], Communicator(), progress)
+        compile_kernels(Job(settings, Communicator(), progress), CONFIG, [(1, 8, 8, 8)])
     (task,) = commands
     compile_task(Task(*json.loads(json.dumps(task))), "forwards")
     assert seen == {deterministic}
@@ -87,7 +87,7 @@ def test_kernels_are_there_whatever_the_helper_does(monkeypatch, python):
     settings = Settings(patch_size=(8, 8, 8))
     shapes = [tuple(shape) for shape in SHAPES]
     with redirect_stdout(io.StringIO()) as said, Progress(shown=True) as progress:
-        compile_kernels(CONFIG, settings, shapes, Communicator(), progress)
+        compile_kernels(Job(settings, Communicator(), progress), CONFIG, shapes)
     assert said.getvalue().startswith("loading kernels")
     with install_listener("numba:compile", RecordingListener()) as compiled:
         compile_task(Task(CONFIG, "fast", SHAPES, (8, 8, 8), machine.threads()), "forwards")
@@ -109,5 +109,5 @@ def test_a_kernel_that_is_missing_calls_the_helper_whatever_is_known(monkeypatch
     monkeypatch.setattr(compilation, "_compile_from_both_ends", lambda task: calls.append("helper"))
     monkeypatch.setattr(compilation, "segment", lambda *_, **__: calls.append("segment"))
     with redirect_stdout(io.StringIO()), Progress(shown=False) as progress:
-        compile_kernels(CONFIG, Settings(patch_size=(8, 8, 8)), [], Communicator(), progress)
+        compile_kernels(Job(Settings(patch_size=(8, 8, 8)), Communicator(), progress), CONFIG, [])
     assert calls == (["steps", "helper"] if room else []) + ["steps", "segment"]

@@ -16,9 +16,7 @@ def test_nothing_is_made_before_there_is_a_file(tmp_path):
     assert not (tmp_path / "runs").exists()
     folder.check(1000)
     assert list((tmp_path / "runs").iterdir()) == []
-    assert not folder.begun
     path = folder / "a.json"
-    assert folder.begun
     assert path.parent.is_dir()
     assert str(folder) == str(path.parent)
     assert folder / "b.json" == path.with_name("b.json")

@@ -13,8 +13,14 @@ from tinyunet.data import phantom
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.training import samples
 from tinyunet.training.samples import Inspector, Loader, Volumes, epoch_samples
+from tinyunet.training.settings import Settings
 
 PATCH = (16, 16, 16)
+
+
+def make_loader(cases, volumes, patches_per_case, batch, seed=0, rank=0, ranks=1, **options):
+    given = {"patch_size": PATCH, "patches_per_case": patches_per_case, "batch_size": batch} | options
+    return Loader(cases, volumes, Settings(random_seed=seed, **given), rank, ranks)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +63,8 @@ def test_each_epoch_and_each_seed_has_its_own_order():
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_ranks_together_get_what_one_rank_gets(cases, ranks):
     volumes = Volumes(10**9)
-    alone = list(Loader(cases, volumes, PATCH, 3, 4, 7).epoch(2))
-    of_ranks = [Loader(cases, volumes, PATCH, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)]
+    alone = list(make_loader(cases, volumes, 3, 4, 7).epoch(2))
+    of_ranks = [make_loader(cases, volumes, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)]
     for number, (whole, *shares) in enumerate(zip(alone, *of_ranks, strict=True)):
         assert sum(share.weight for share in shares) == pytest.approx(1.0)
         shares = [share for share in shares if share.patches]
@@ -72,7 +78,7 @@ def test_ranks_together_get_what_one_rank_gets(cases, ranks):
 
 
 def test_steps_and_volumes_of_an_epoch(cases):
-    loader = Loader(cases, Volumes(10**9), PATCH, 3, 4, 0, 1, 2)
+    loader = make_loader(cases, Volumes(10**9), 3, 4, 0, 1, 2)
     assert (loader.steps, loader.volumes, loader.batch_size) == (3, 9, 4)
     assert len(list(loader.epoch(1))) == 3
     # Two patches a rank, and one that is left: the other rank computes it, too, but for nothing.
@@ -80,7 +86,7 @@ def test_steps_and_volumes_of_an_epoch(cases):
 
 
 def test_several_batches_make_a_step(cases):
-    loader = Loader(cases, Volumes(10**9), PATCH, 3, 2, 0, 1, 2, accumulate=3)
+    loader = make_loader(cases, Volumes(10**9), 3, 2, 0, 1, 2, accumulate=3)
     batches = list(loader.epoch(1))
     assert loader.steps == 2
     assert [batch.ends_step for batch in batches] == [False, False, True, False, True]
@@ -90,7 +96,7 @@ def test_several_batches_make_a_step(cases):
 
 
 def test_an_epoch_of_less_than_a_batch(cases):
-    loader = Loader(cases, Volumes(10**9), PATCH, 1, 8, 0, 0, 4)
+    loader = make_loader(cases, Volumes(10**9), 1, 8, 0, 0, 4)
     assert loader.batch_shapes() == [(1, *PATCH)]
     assert [batch.patches for batch in loader.epoch(1)] == [1]
 
@@ -131,14 +137,14 @@ def test_the_memory_of_a_container_counts(monkeypatch):
 def test_a_patch_is_not_a_view_of_the_kept_volume(cases):
     volumes = Volumes(10**9)
     before = volumes[cases[0]][0].copy()
-    for batch in Loader(cases[:1], volumes, PATCH, 4, 2, 0).epoch(1):
+    for batch in make_loader(cases[:1], volumes, 4, 2, 0).epoch(1):
         batch.images[...] = np.nan
         batch.labels[...] = 9
     np.testing.assert_array_equal(volumes[cases[0]][0], before)
 
 
 def test_the_loader_raises_what_its_thread_met(cases):
-    loader = Loader(cases, Volumes(10**9), (16, 21, 16), 1, 1, 0)
+    loader = make_loader(cases, Volumes(10**9), 1, 1, patch_size=(16, 21, 16))
     with pytest.raises(DataError, match="larger than the volume"):
         list(loader.epoch(1))
 
@@ -156,7 +162,7 @@ def test_the_inspector_reads_everything_and_tells_later(cases, loads):
 
 
 def test_the_next_batch_is_made_while_one_is_used(cases):
-    batches = Loader(cases, Volumes(10**9), PATCH, 2, 2, 0).epoch(1)
+    batches = make_loader(cases, Volumes(10**9), 2, 2, 0).epoch(1)
     next(batches)
     time.sleep(0.3)
     start = time.perf_counter()

@@ -14,8 +14,9 @@ from tinyunet.parallel import timeline
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.timeline import Timeline
 from tinyunet.training.loop import Trainer
-from tinyunet.training.progress import Progress
+from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Batch, Inspector, Loader, Volumes
+from tinyunet.training.settings import Settings
 from tinyunet.training.step import compiled_gradients, eager_gradients, foreground
 
 SHAPE = (2, 8, 7, 9)
@@ -36,19 +37,10 @@ def make_batch(channels=4, classes=4):
 def make_trainer(cases, communicator=None, **options):
     model = UNet(filters=4, depth=3, seed=3)
     volumes = Volumes(10**9)
-    loader = Loader(cases, volumes, (16, 16, 16), patches_per_case=2, batch=2, seed=0)
-    inspector = Inspector(cases, volumes, (16, 16, 16))
-    optimizer = Adam(model.parameters())
-    return Trainer(
-        model,
-        optimizer,
-        loader,
-        inspector,
-        constant(1e-3),
-        communicator or Communicator(),
-        Progress(shown=False),
-        **options,
-    )
+    settings = Settings(patch_size=(16, 16, 16), patches_per_case=2, batch_size=2, **options)
+    loader = Loader(cases, volumes, settings, inspector=Inspector(cases, volumes, (16, 16, 16)))
+    job = Job(settings, communicator or Communicator(), Progress(shown=False))
+    return Trainer(job, model, Adam(model.parameters()), loader, schedule=constant(1e-3))
 
 
 def epochs(cases, communicator=None, **options):

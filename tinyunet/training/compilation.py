@@ -1,7 +1,7 @@
-"""Compiled kernels before the first step, which the first start on a machine has to wait for.
+"""Compiles kernels before the first step: the first start on a machine has to wait for that.
 
 Numba compiles on one core. So a second process, this module run as a program, works through the same graphs
-from their other ends, and what it has compiled is found on disk::
+from their other ends; this process finds on disk what the helper has compiled::
 
     this process    first layer -> ...                    ... <- last layer    helper
 
@@ -29,9 +29,8 @@ from kernels.base.simd import LANES
 from tinyunet.compiler import compile, measure
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
-from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.sliding_window import patch_for, predictor, segment
-from tinyunet.training.progress import Progress
+from tinyunet.training.progress import Job
 from tinyunet.training.samples import Batch, half_the_memory
 from tinyunet.training.settings import Settings
 from tinyunet.training.step import compiled_gradients, eager_gradients
@@ -42,20 +41,10 @@ _TENSORS = 24
 
 
 class Task(NamedTuple):
-    """What is to be compiled, in words that JSON has.
+    """What is to be compiled, of types that JSON has: arguments of the model, and how it is compiled.
 
-    Attributes
-    ----------
-    config : dict
-        Arguments of the model.
-    accuracy : str
-    batch_shapes : list of [MB, D, H, W]
-        Of the training.
-    patch_size : [D, H, W]
-        Of a volume to predict.
-    threads : int
-    deterministic : bool
-        Whether only the algorithms that a model of the work finds best are wanted.
+    ``batch_shapes`` are [MB, D, H, W] of the training, ``patch_size`` is [D, H, W] of a volume to predict.
+    With ``deterministic`` only the algorithms that a model of the work finds best are compiled.
     """
 
     config: Mapping[str, Any]
@@ -67,37 +56,29 @@ class Task(NamedTuple):
 
 
 def compile_kernels(
-    config: Mapping[str, Any],
-    settings: Settings,
-    batch_shapes: Sequence[tuple[int, int, int, int]],
-    communicator: Communicator,
-    progress: Progress,
+    job: Job, config: Mapping[str, Any], batch_shapes: Sequence[tuple[int, int, int, int]]
 ) -> None:
     """Run a training step and an inference on one rank of each node, with a model thrown away.
 
     The first start on a machine compiles the kernels and measures which algorithms are fastest, and
-    keeps both on disk; from then on they are loaded. Were all ranks to compile at once, each would
-    do the whole work, on shared cores; so they wait, and load what they need in their first step.
-    Nodes need not share a disk, so each has a rank that does it.
+    keeps both on disk; later starts load them. If all ranks compiled at once, each would do the whole work,
+    on shared cores. So they wait, and load what they need in their first step. Nodes need not share a disk:
+    one rank of each compiles.
 
     Parameters
     ----------
+    job : Job
     config : mapping
         Arguments of the model.
-    settings : Settings
-        Kernels and algorithms are chosen by what may be lost.
     batch_shapes : sequence of (MB, D, H, W)
-        And by these: all that the training will have.
-    communicator : Communicator
-    progress : Progress
-        Says that a person has to wait, and for how long it was.
+        All that the training will have.
     """
+    settings, communicator, progress = job
     what = "loading kernels (the first start compiles them, which takes about a minute)"
     with progress.kernels(what) as compiled, communicator.together():
         if communicator.local_rank == 0:
-            shapes, patch = [*batch_shapes], settings.patch_size
-            how = settings.accuracy, settings.deterministic
-            task = Task(config, how[0], shapes, patch, machine.threads(), how[1])
+            options, shapes, patch = settings.compile_options, [*batch_shapes], settings.patch_size
+            task = Task(config, settings.accuracy, shapes, patch, machine.threads(), settings.deterministic)
             model, is_helped = UNet(**config), not settings.eager and _has_room_for_two(task)
             try:
                 with _nothing_compiled() if is_helped else nullcontext():
@@ -107,8 +88,8 @@ def compile_kernels(
                 _steps(model, settings, batch_shapes)
             if compiled():  # else inference finds its kernels on disk, too, when it comes
                 image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
-                segment(model, image, predict=predictor(model, settings.eager, *how))
-    # By way of a message: the folder of the cache may be read-only, or another one on each node.
+                segment(model, image, predict=predictor(model, settings.eager, **options))
+    # By a message: the folder of the cache may be read-only, or another one on each node.
     measured = measure.remembered()
     measured.update(communicator.broadcast_object(measured))
 
@@ -117,13 +98,11 @@ def _steps(model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, in
     optimizer = Adam(model.parameters())
     for shape in batch_shapes:
         images = np.zeros((*shape, model.config["in_channels"]), np.float32)
-        batch = Batch(images, np.zeros(shape, np.uint8))
         if settings.eager:
             gradients = eager_gradients(model, optimizer)
         else:
-            how = settings.accuracy, settings.deterministic
-            gradients = compiled_gradients(model, optimizer, images.shape, *how)
-        gradients(batch, None)
+            gradients = compiled_gradients(model, optimizer, images.shape, **settings.compile_options)
+        gradients(Batch(images, np.zeros(shape, np.uint8)), None)
     optimizer.step()
 
 

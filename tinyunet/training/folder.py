@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "dam
 class RunFolder:
     """``OUTPUT/TIME/`` for the files of one run; made when the path of a file is first asked for.
 
-    At the end of its ``with`` block other processes may train in it.
+    After its ``with`` block other processes may train in the folder.
 
     Parameters
     ----------
@@ -38,30 +39,23 @@ class RunFolder:
         self.release()
 
     def go_on(self, path: Path) -> None:
-        """Be the folder of a run that goes on."""
+        """Use the folder of a run that goes on."""
         self._path = path
 
     def check(self, needed_bytes: int) -> None:
-        """See whether a run will fit into its folder, or a new one into ``output``, which is made.
-
-        It is better to hear so at the start than when the first checkpoint is written.
-
-        Parameters
-        ----------
-        needed_bytes : int
-            What the run will take at least.
+        """Check at the start, not with the first checkpoint, whether the run will fit; make ``output``.
 
         Raises
         ------
         OSError
             If ``output`` cannot be made.
         UserError
-            If it cannot be written to, or has too little space, or another process trains in it.
+            If the folder cannot be written to, or has too little space, or another process trains in it.
         """
         if self._path is None:
             self._output.mkdir(parents=True, exist_ok=True)
         self.hold()
-        # A run that goes on may lie elsewhere than where it began, on another disk.
+        # A run that goes on may lie on another disk than ``output``.
         place = self._path or self._output
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{place}: cannot be written to; expected a folder of your own")
@@ -71,13 +65,7 @@ class RunFolder:
             raise UserError(f"{place}: {left} left on this disk; a run takes {taken}")
 
     def hold(self) -> None:
-        """Keep other processes from training in the folder, until :meth:`release` or the end.
-
-        Raises
-        ------
-        UserError
-            If another process trains in it.
-        """
+        """Lock the folder until :meth:`release`, or raise UserError if another process trains in it."""
         if self._path is None or self._lock is not None:
             return
         self._lock = os.open(self._path, os.O_RDONLY)
@@ -96,7 +84,7 @@ class RunFolder:
             self._lock = None
 
     def tidy(self) -> None:
-        """Remove what a run that was killed left half written, and the folder if it is empty."""
+        """Remove files that a killed run left half written, and the folder if it is empty."""
         if self._path is not None and self._path.is_dir():
             for unfinished in self._path.glob(".[0-9]*-*"):
                 with contextlib.suppress(OSError):  # a folder, which is not ours
@@ -104,30 +92,20 @@ class RunFolder:
             if not any(self._path.iterdir()):
                 self._path.rmdir()
 
-    @property
-    def begun(self) -> bool:
-        """Whether the folder has been made."""
-        return self._path is not None
-
     def __truediv__(self, name: str) -> Path:
         """Return the path of a file in the folder."""
         if self._path is None:
-            self._path = _make(self._output, time.strftime("%Y-%m-%d_%H-%M-%S"))
+            now = time.strftime("%Y-%m-%d_%H-%M-%S")
+            # Of two runs that begin in the same second, each gets its own folder.
+            for number in itertools.count(1):
+                path = self._output / (now if number == 1 else f"{now}-{number}")
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    self._path = path
+                    break
             self.hold()
+        assert self._path is not None
         return self._path / name
 
     def __str__(self) -> str:
         return str(self._path or self._output)
-
-
-def _make(output: Path, name: str) -> Path:
-    """Make a new folder: of two runs that begin in one second, each gets its own."""
-    path, number = output / name, 1
-    while True:
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-            path = output / f"{name}-{number}"
-        else:
-            return path

@@ -1,7 +1,12 @@
-"""An epoch of data-parallel training: each rank its patches, one sum of all gradients a step."""
+"""An epoch of data-parallel training: each rank trains on its patches; one sum of all gradients a step.
+
+Parameters, optimizer and random generators are the same on every rank at all times. Within an epoch two
+things may differ: batch norm's running statistics, if they are not synchronised, and what compressed
+gradients have still to send. A checkpoint holds a row of these for each rank.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,30 +15,21 @@ from numpy.typing import NDArray
 from tinyunet.common.errors import AgreedError
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.nn import BatchNorm
-from tinyunet.optim import Adam
+from tinyunet.optim import Adam, Schedule, polynomial, warm_up
 from tinyunet.parallel.buckets import GradientSum
-from tinyunet.parallel.communicator import Communicator
-from tinyunet.parallel.options import Exchange
 from tinyunet.parallel.synchronized_norm import Synchronized
 from tinyunet.training.pauses import Pause, Pauses
-from tinyunet.training.progress import Progress
-from tinyunet.training.samples import Batch, Inspector, Loader
-from tinyunet.training.state import Array, average, broadcast_state, gather_rows, take_row, unchanged
-from tinyunet.training.step import (
-    Gradients,
-    Result,
-    cancelled_biases,
-    compiled_gradients,
-    eager_gradients,
-    foreground,
-)
+from tinyunet.training.progress import Job
+from tinyunet.training.samples import Batch, Loader
+from tinyunet.training.settings import Settings
+from tinyunet.training.step import Result, cancelled_biases, compiled_gradients, eager_gradients, foreground
 from tinyunet.unet import UNet
 
-_USUAL = Exchange()
+Array = NDArray[Any]
 
 
 class EpochResult(NamedTuple):
-    """The loss, as a mean over the patches of an epoch, and Dice of what is not background.
+    """The loss, as a mean over the patches of an epoch, and Dice of all classes but the background.
 
     That Dice is of probabilities, not of the most probable class: the loss has its sums anyway. It
     is taken over all voxels of the epoch and all classes together, so it lies below the Dice of
@@ -44,33 +40,29 @@ class EpochResult(NamedTuple):
     dice: float
 
 
-class Trainer:
-    """Runs epochs.
+def schedule_of(settings: Settings, steps_per_epoch: int) -> Schedule:
+    """Return the learning rate of each step: it rises to its highest, then falls to 0."""
+    steps, warm = settings.epochs * steps_per_epoch, settings.warmup_epochs
+    rising = steps // 20 if warm is None else round(warm * steps_per_epoch)
+    return warm_up(polynomial(settings.highest_lr, steps), max(1, rising))
 
-    After the construction and after each epoch, model and optimizer are the same on every rank.
+
+class Trainer:
+    """Runs epochs; after the construction and after each epoch, all ranks have the same model and optimizer.
 
     Parameters
     ----------
+    job : Job
     model : UNet
-        Is trained in place. Rank 0's parameters count.
+        Trained in place, from rank 0's parameters.
     optimizer : Adam
         Of the model's parameters.
     loader : Loader
         This rank's patches.
-    inspector : Inspector
-        Whatever it has found ends the training.
-    schedule : callable
-        Learning rate of each step, counted from 0.
-    communicator : Communicator
-    progress : Progress
-    eager : bool
-        Run the eager model instead of the compiled step.
-    accuracy : {"fast", "strict"}
-    deterministic : bool
-        Of the compiled step: see :func:`tinyunet.compile`.
-    exchange : Exchange
     pauses : Pauses, optional
-        Tells between two steps what to pause for.
+        Says between two steps what to pause for.
+    schedule : callable, optional
+        Learning rate of each step, counted from 0; by default :func:`schedule_of` the settings.
 
     Attributes
     ----------
@@ -82,39 +74,31 @@ class Trainer:
 
     def __init__(
         self,
+        job: Job,
         model: UNet,
         optimizer: Adam,
         loader: Loader,
-        inspector: Inspector,
-        schedule: Callable[[int], float],
-        communicator: Communicator,
-        progress: Progress,
-        eager: bool = False,
-        accuracy: str = "fast",
-        exchange: Exchange = _USUAL,
         pauses: Pauses | None = None,
-        deterministic: bool = False,
+        schedule: Schedule | None = None,
     ) -> None:
+        settings, self._communicator, self._progress = job
         self.model, self.optimizer, self.loader = model, optimizer, loader
-        self._inspector = inspector
-        self._schedule, self._communicator, self._progress = schedule, communicator, progress
+        self.pauses = pauses or Pauses(self._communicator, None)
+        self._schedule = schedule or schedule_of(settings, loader.steps)
         for _, module in model.named_modules():
             if isinstance(module, BatchNorm):
                 module.momentum = BATCH_NORM_MOMENTUM
-        self._pauses = pauses or Pauses(communicator, None)
         self.number, self.step, self.total = 0, 0, np.zeros(4)
-        broadcast_state(model, optimizer, communicator)
-        self._sums = GradientSum(optimizer, communicator, exchange)
-        together = exchange.synchronize and communicator.size > 1
-        self._together = Synchronized(model, communicator) if together else None
+        self._broadcast_state()
+        self._sums = GradientSum(optimizer, self._communicator, settings.exchange)
+        synchronize = settings.exchange.synchronize and self._communicator.size > 1
+        self._synchronized = Synchronized(model, self._communicator) if synchronize else None
         shape = (*loader.batch_shapes()[0], model.config["in_channels"])
         self._cancelled = {id(bias) for bias in cancelled_biases(model.train(), shape)}
-        self._gradients: Gradients
-        if eager:
+        if settings.eager:
             self._gradients = eager_gradients(model, optimizer)
         else:
-            how = accuracy, deterministic
-            self._gradients = compiled_gradients(model, optimizer, shape, *how)
+            self._gradients = compiled_gradients(model, optimizer, shape, **settings.compile_options)
 
     def epoch(self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None) -> EpochResult:
         """Train on every patch of an epoch, or on those that are left of the present one.
@@ -147,36 +131,60 @@ class Trainer:
             self._progress.step(int(sums[3]), loss=loss, Dice=dice)
             if self.step == self.loader.steps:
                 self._check_parameters()
-                average(self.model.buffers(), self._communicator)
-            elif any(pause := self._pauses.decide(sums[4:])):
+                statistics = _joined(self.model.buffers())
+                self._communicator.allreduce_mean(statistics)
+                _spread(statistics, self.model.buffers())
+            elif any(pause := self.pauses.decide(sums[4:])):
                 self._check_parameters()
                 on_pause(pause)
         return self._result()
 
+    def own_arrays(self) -> dict[str, Array]:
+        """Return at rank 0 what each rank has of its own, for :meth:`take_own_arrays`."""
+        found = {"statistics": self._gather_rows(self.model.buffers())}
+        if self._sums.residuals:
+            found["residuals"] = self._gather_rows(self._sums.residuals)
+        return found
+
+    def take_own_arrays(self, arrays: Mapping[str, Array]) -> None:
+        """Go on from what ranks had of their own.
+
+        With another number of ranks, each takes the mean of all statistics, and residuals are dropped.
+        """
+        rows, ranks = arrays["statistics"], self._communicator
+        mean = rows[0] if len(rows) == 1 else rows.mean(axis=0, dtype=np.float64)
+        _spread(rows[ranks.rank] if len(rows) == ranks.size else mean, self.model.buffers())
+        rows, size = arrays.get("residuals", np.empty(0)), sum(array.size for array in self._sums.residuals)
+        if size and rows.shape == (ranks.size, size):
+            _spread(rows[ranks.rank], self._sums.residuals)
+
+    def _averages(self) -> list[Array]:
+        return [getattr(self.optimizer, name) for name in self.optimizer.averages]
+
+    def _broadcast_state(self) -> None:
+        """Give every rank what rank 0 has: parameters, statistics, optimizer, random generators."""
+        optimizer, ranks = self.optimizer, self._communicator
+        for array in (optimizer.flat_parameters, *self._averages(), *self.model.buffers()):
+            ranks.broadcast(array)
+        optimizer.steps, optimizer.lr = ranks.broadcast_object((optimizer.steps, optimizer.lr))
+        self.model.load_random_state(ranks.broadcast_object(self.model.random_state()))
+
+    def _gather_rows(self, arrays: Sequence[Array]) -> Array:
+        """Return at rank 0 the numbers of each rank, a row for each; one row if all are the same."""
+        rows = self._communicator.gather(_joined(arrays))
+        if not rows:
+            return np.empty((0, 0), np.float32)
+        same = all(np.array_equal(row, rows[0]) for row in rows)
+        return np.stack(rows[:1] if same else rows)
+
     def _check_parameters(self) -> None:
-        """Check what the next loss would tell, before a checkpoint is written."""
-        averages = [getattr(self.optimizer, name) for name in self.optimizer.averages]
-        for array in (self.optimizer.flat_parameters, *averages):
+        """Check before a checkpoint is written what otherwise the next loss would show."""
+        for array in (self.optimizer.flat_parameters, *self._averages()):
             if not np.isfinite(array).all():
                 raise self._diverged("a parameter is no number any more", self.step)
 
     def _diverged(self, what: str, step: int) -> AgreedError:
         return AgreedError(f"{what} in epoch {self.number}, step {step}; try a smaller --lr")
-
-    def own_arrays(self) -> dict[str, Array]:
-        """Return at rank 0 what each rank has of its own, for :meth:`take_own_arrays`."""
-        found = {"statistics": gather_rows(self.model.buffers(), self._communicator)}
-        if self._sums.residuals:
-            found["residuals"] = gather_rows(self._sums.residuals, self._communicator)
-        return found
-
-    def take_own_arrays(self, arrays: Mapping[str, Array]) -> None:
-        """Go on from what ranks had of their own; residuals are dropped if their number changes."""
-        take_row(arrays["statistics"], self.model.buffers(), self._communicator)
-        residuals = arrays.get("residuals")
-        size = self._communicator.size, sum(array.size for array in self._sums.residuals)
-        if size[1] and residuals is not None and residuals.shape == size:
-            take_row(arrays["residuals"], self._sums.residuals, self._communicator)
 
     def _result(self) -> EpochResult:
         loss, intersection, size, patches = self.total.tolist()
@@ -194,30 +202,29 @@ class Trainer:
         sums, ends_step = np.zeros(4 + Pauses.KINDS), False
         while not ends_step:
             with self._communicator.together():
-                self._inspector.check()
                 batch = next(batches)
             ends_step, self._sums.counts = batch.ends_step, batch.patches > 0
             self.optimizer.local.alike = batch.alike
-            if self._together:
-                self._together.counts = self._sums.counts
-            # Patches that do not count: sums of all ranks leave them out, a rank's own statistics would not.
-            learns = batch.patches or self._together
-            with nullcontext() if learns else unchanged(self.model.buffers()):
+            if self._synchronized:
+                self._synchronized.counts = self._sums.counts
+            # Sums of all ranks leave out patches that do not count; a rank's own statistics would not.
+            learns = batch.patches or self._synchronized
+            with nullcontext() if learns else _unchanged(self.model.buffers()):
                 found = self._backward(batch)
             if batch.patches:
                 loss = found.loss * batch.patches
                 sums[:4] += [loss, *foreground(found.dice_sums), batch.patches]
-        sums[4:] = self._pauses.reasons(self.optimizer.steps + 1)
+        sums[4:] = self.pauses.reasons(self.optimizer.steps + 1)
         self._communicator.allreduce_sum(sums)
         return sums
 
     def _backward(self, batch: Batch) -> Result:
-        """Find the gradients of a batch; with those of a step's last one, sum all of them."""
+        """Compute the gradients of a batch; with those of a step's last one, sum all of them."""
         timeline = self._communicator.timeline
         if batch.ends_step:
             self._sums.start()
 
-        def told(name: str, complete: Sequence[Any]) -> None:
+        def listener(name: str, complete: Sequence[Any]) -> None:
             if timeline:
                 timeline.kernel(name)
             for parameter in complete:
@@ -230,7 +237,7 @@ class Trainer:
 
         if timeline:
             timeline.start_kernels()
-        found = self._gradients(batch, told)
+        found = self._gradients(batch, listener)
         if batch.ends_step:
             self._sums.finish()
         else:
@@ -244,3 +251,22 @@ class Trainer:
         self.optimizer.step()
         if timeline:
             timeline.kernel(type(self.optimizer).__name__)
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return np.concatenate([array.ravel() for array in arrays])
+
+
+def _spread(row: Array, arrays: Sequence[Array]) -> None:
+    """Copy joined numbers back into their arrays."""
+    ends = np.cumsum([array.size for array in arrays])
+    for array, part in zip(arrays, np.split(row, ends[:-1]), strict=True):
+        array[...] = part.reshape(array.shape)
+
+
+@contextmanager
+def _unchanged(arrays: Sequence[Array]) -> Iterator[None]:
+    """Restore arrays after the block."""
+    before = _joined(arrays)
+    yield
+    _spread(before, arrays)

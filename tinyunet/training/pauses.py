@@ -1,7 +1,7 @@
-"""When a training pauses between two steps: to write a checkpoint, or because it was asked to end.
+"""Pauses between two steps: to write a checkpoint, or to end.
 
-SIGTERM, SIGHUP and Ctrl-C only leave a note; between two steps the ranks tell each other of it, so that all
-end after the same one, with a checkpoint. A second signal ends the program at once.
+A signal (SIGTERM, SIGHUP, Ctrl-C) is only recorded. Between two steps the ranks sum what each has recorded,
+so that all end after the same step, with a checkpoint. A second signal ends the program at once.
 """
 
 import signal
@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from tinyunet.common.errors import ENDING, Interrupted
 from tinyunet.parallel.communicator import Communicator
 
-# Unless told otherwise, a checkpoint within an epoch is written after so many seconds.
-_SECONDS = 600.0
+_SECONDS = 600.0  # between two checkpoints within an epoch, by default
 # mpirun and the terminal may both deliver the same Ctrl-C.
 _SAME_SIGNAL = 1.0
 _SIGNALS = tuple(ENDING)
@@ -30,18 +29,18 @@ class Pause(NamedTuple):
 
 
 class Pauses:
-    """Collects this rank's reasons to pause, inside of its ``with`` block.
-
-    Attributes
-    ----------
-    KINDS : int
-        Of reasons: for a checkpoint, and each signal.
+    """Records this rank's reasons to pause, inside its ``with`` block.
 
     Parameters
     ----------
     communicator : Communicator
     every : int or None
-        Steps after which a checkpoint is written; None for every ten minutes.
+        Steps between two checkpoints; None for every ten minutes.
+
+    Attributes
+    ----------
+    KINDS : int
+        The number of reasons: a checkpoint, and each signal.
     """
 
     KINDS = 1 + len(_SIGNALS)
@@ -53,7 +52,7 @@ class Pauses:
 
     def __enter__(self) -> Self:
         self._before: dict[int, Any] = {
-            number: signal.signal(number, self._note)
+            number: signal.signal(number, self._record)
             for number in _SIGNALS
             if signal.getsignal(number) != signal.SIG_IGN  # as in the background of a script
         }
@@ -65,49 +64,36 @@ class Pauses:
 
     @property
     def asked(self) -> bool:
-        """Whether this rank was asked to end."""
+        """Whether a signal has asked this rank to end."""
         return bool(self._asked)
 
     def reasons(self, step: int) -> NDArray[np.float64]:
-        """Return this rank's reasons after a step: to be added up over the ranks.
-
-        Parameters
-        ----------
-        step : int
-            Steps of the optimizer since the beginning.
-
-        Returns
-        -------
-        reasons : ndarray, shape=(KINDS,)
-        """
+        """Return this rank's reasons after a step of the optimizer, shape=(KINDS,): ranks sum them."""
         if self._every is not None:
             due = step % self._every == 0
         else:  # one clock for all
-            due = self._communicator.rank == 0 and self._waited() > _SECONDS
+            due = self._communicator.rank == 0 and time.monotonic() - self._last_checkpoint > _SECONDS
         return np.array([due, *(number in self._asked for number in _SIGNALS)], np.float64)
 
     def decide(self, reasons: NDArray[np.float64]) -> Pause:
-        """Return what the reasons of all ranks, added up, come to."""
+        """Return what follows from the summed reasons of all ranks."""
         if reasons[0]:
             self._last_checkpoint = time.monotonic()
         asked = [number for number, count in zip(_SIGNALS, reasons[1:], strict=True) if count]
         return Pause(bool(reasons[0]), max(asked, default=0))
 
     def agree(self) -> Pause:
-        """Ask all ranks whether any was asked to end, where there is nothing else to add up."""
+        """Decide, on all ranks, whether to end, where there is nothing else to sum."""
         reasons = self.reasons(0)
         reasons[0] = 0
         self._communicator.allreduce_sum(reasons)
         return self.decide(reasons)
 
-    def _waited(self) -> float:
-        return time.monotonic() - self._last_checkpoint
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - min(self._asked.values(), default=now) > _SAME_SIGNAL:
             before = self._before[number]
-            # It keeps in mind what it raises: a library may make another error of it.
+            # The handler before keeps what it raises: a library may turn it into another error.
             if callable(before):
                 before(number, frame)
             raise Interrupted(number)

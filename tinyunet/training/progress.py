@@ -1,17 +1,19 @@
-"""What a person sees of a training: lines that stay, and one bar that moves."""
+"""What a user sees of a training: lines that stay, and one bar that moves."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tqdm import tqdm
 
+from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.settings import Settings
+
 _COLUMNS = 110
-# Kernels that a first start compiles, about: a bar needs an end. With more of them it is moved.
+# Kernels that a first start compiles, about: a bar needs an end, which moves if there are more.
 _KERNELS = 210
 # Volumes a second, also when they are fewer than one.
 _BAR = (
@@ -21,14 +23,9 @@ _COMPILATION = "{desc} {percentage:3.0f}%|{bar}| {n_fmt} [{elapsed}<{remaining}]
 
 
 class Progress:
-    """Lines and one bar on the screen, or nothing at all on the ranks that keep quiet.
+    """Lines and one bar on the terminal, inside its ``with`` block; nothing at all unless ``shown``.
 
-    Used as ``with Progress(...) as progress:`` so that the bar is closed whatever happens.
-
-    Parameters
-    ----------
-    shown : bool
-        False on all ranks but one.
+    One rank shows them.
     """
 
     def __init__(self, shown: bool) -> None:
@@ -38,9 +35,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.finish()
 
     def line(self, text: str = "") -> None:
@@ -51,36 +46,30 @@ class Progress:
 
     @contextmanager
     def task(self, text: str) -> Iterator[None]:
-        """Print what is being done, and behind it how long that took."""
-        start = time.perf_counter()
-        if self._shown:
-            print(f"{text} ...", end=" ", flush=True)
+        """Print what the block does, and after it how long that took."""
+        start, end = time.perf_counter(), ""
+        self._print(f"{text} ...", end=" ")
         try:
             yield
-        except BaseException:
-            if self._shown:
-                print(flush=True)
-            raise
-        if self._shown:
-            print(f"{time.perf_counter() - start:.1f} s", flush=True)
+            end = f"{time.perf_counter() - start:.1f} s"
+        finally:
+            self._print(end)
 
     @contextmanager
     def kernels(self, text: str) -> Iterator[Callable[[], int]]:
-        """As :meth:`task`, with a bar as soon as a kernel has to be compiled.
-
-        What it gives returns how many were compiled so far.
-        """
+        """As :meth:`task`, with a bar once a kernel has to be compiled; gives a count of compiled kernels."""
         # Imported here: --help need not wait for Numba.
         from numba.core.event import Listener, install_listener
 
         count = 0
 
         class Compiled(Listener):  # type: ignore[misc]
-            """Told by Numba of each kernel that it compiles, but not of those found on disk."""
+            """Numba calls this for each kernel that it compiles, but not for those found on disk."""
 
             def on_start(_, event: Any) -> None:  # noqa: N805
                 if self._bar is None:
-                    self._bar = self._compilation_bar()
+                    self._print()
+                    self._bar = self._make_bar(10.0, _COMPILATION, desc="compiling kernels", total=_KERNELS)
 
             def on_end(_, event: Any) -> None:  # noqa: N805
                 nonlocal count
@@ -98,40 +87,15 @@ class Progress:
                     self._bar.refresh()
                 self.finish()
 
-    def _compilation_bar(self) -> "tqdm[None]":
-        if self._shown:
-            print(flush=True)
-        return tqdm(
-            desc="compiling kernels",
-            total=_KERNELS,
-            bar_format=_COMPILATION,
-            ncols=_columns(),
-            file=sys.stdout,
-            mininterval=0.1 if sys.stdout.isatty() else 10.0,
-            disable=not self._shown,
-        )
-
     def start(self, volumes: int, done: int = 0) -> None:
         """Show a bar for the patches that all ranks will train on, some of which may be done."""
-        self._bar = tqdm(
-            total=volumes,
-            initial=done,
-            unit="vol",
-            bar_format=_BAR,
-            ncols=_columns(),
-            # Where the lines go, too: mpirun would mix two streams in any order.
-            file=sys.stdout,
-            # Under mpirun, or into a file, every change of the bar is kept.
-            mininterval=0.1 if sys.stdout.isatty() else 1.0,
-            # The mean from the start: validation takes its share of the time left, too.
-            smoothing=0,
-            disable=not self._shown,
-        )
+        # smoothing=0 is the mean from the start: validation takes its share of the time left, too.
+        self._bar = self._make_bar(1.0, _BAR, total=volumes, initial=done, unit="vol", smoothing=0)
 
     def epoch(self, number: int, count: int) -> None:
         """Show which epoch of how many has begun."""
         if self._bar is not None:
-            # In a file each change of the bar is a line: with the next step.
+            # In a file each change of the bar is a line: it comes with the next step.
             self._bar.set_postfix_str("", refresh=False)
             self._bar.set_description_str(f"epoch {number}/{count}", refresh=sys.stdout.isatty())
 
@@ -143,10 +107,34 @@ class Progress:
             self._bar.update(volumes)
 
     def finish(self) -> None:
-        """Close the bar; what it showed last stays on the screen."""
+        """Close the bar; what it showed last stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _print(self, text: str = "", end: str = "\n") -> None:
+        if self._shown:
+            print(text, end=end, flush=True)
+
+    def _make_bar(self, seconds_in_file: float, bar_format: str, **how: Any) -> "tqdm[None]":
+        """Make a bar on stdout, where the lines go, too: mpirun would mix two streams in any order."""
+        # Under mpirun, or in a file, every change of the bar is a line.
+        interval = 0.1 if sys.stdout.isatty() else seconds_in_file
+        shared = {
+            "ncols": _columns(),
+            "file": sys.stdout,
+            "mininterval": interval,
+            "disable": not self._shown,
+        }
+        return tqdm(bar_format=bar_format, **shared, **how)
+
+
+class Job(NamedTuple):
+    """What every part of a training needs: its settings, the ranks, and what the user sees."""
+
+    settings: Settings
+    communicator: Communicator
+    progress: Progress
 
 
 def _columns() -> int:

@@ -1,4 +1,4 @@
-"""Where a training goes on: which checkpoint, and with which settings."""
+"""How a training goes on: from which checkpoint, and with which settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from tinyunet.common.errors import UserError, said
 from tinyunet.common.schema import by_name, each, number, optional, record, text, whole
-from tinyunet.data.cases import Dataset
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.checkpoint import Checkpoint, CheckpointError
 from tinyunet.training.folder import BEST, DAMAGED, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.settings import RULES, Settings
+from tinyunet.training.start import Data
 from tinyunet.unet import UNet
 
-# What may be other than in the run that is resumed: where things are, and what changes no result.
+# Settings that may differ from those of the run: paths, and settings that change no result.
 _FREE = {"data_path", "output", "bucket_mb", "allreduce", "timeline", "checkpoint_every", "stall_warning"}
 _DICE = by_name(number(0, 1))
 _SCORES = record({"classes": _DICE, "regions": _DICE})
@@ -33,7 +33,7 @@ _EPOCH = record(
         "seconds": number(0),
     }
 )
-# What a training takes of a checkpoint's state to go on.
+# The entries of a checkpoint's state that a training needs to go on.
 _STATE = {
     "epoch": whole(),
     "step": whole(),
@@ -56,13 +56,10 @@ class Resumed(NamedTuple):
     Attributes
     ----------
     folder : Path
-        Its folder.
-    latest : Checkpoint
-        Where it goes on.
-    best : Checkpoint
-        The best so far.
+    latest, best : Checkpoint
+        Where the run goes on, and the best epoch so far.
     notes : list of str
-        What a person should know: checkpoints that were refused.
+        What a user should know: checkpoints that were refused.
     """
 
     folder: Path
@@ -71,51 +68,10 @@ class Resumed(NamedTuple):
     notes: list[str]
 
 
-def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
-    """Find the checkpoint to go on from, in a folder that no other process trains in any more.
-
-    Parameters
-    ----------
-    where : str
-        Folder of a run, or a checkpoint in it; empty for the latest run.
-    output : Path or str
-        Where runs are.
-    run : RunFolder
-        Becomes the folder that is found, and holds it.
-
-    Returns
-    -------
-    Resumed or None
-        None if the latest run was asked for, and there is none.
-
-    Raises
-    ------
-    UserError
-        If there is no such run, another process trains in it, or none of its checkpoints can be used.
-    """
-    path = Path(where) if where else _newest(Path(output))
-    if path is None:
-        return None
-    folder = path if path.is_dir() else path.parent
-    names = [LATEST, PREVIOUS] if path.is_dir() or path.name == LATEST else [path.name]
-    if not path.exists() and not (folder / names[-1]).exists():
-        raise UserError(f"--resume: {path}: no such run or checkpoint")
-    # Before anything is read: another process may be writing the next checkpoint, its last one.
-    run.go_on(folder)
-    run.hold()
-    latest, notes = _first_whole([folder / name for name in names])
-    if notes:
-        # Out of the way, or the next checkpoint would make it the previous one.
-        _rename(folder / LATEST, folder / DAMAGED)
-    # Before the end of the first epoch there is no best one.
-    best, more = _first_whole([path for path in [folder / BEST] if path.exists()], latest)
-    return Resumed(folder, latest, best, notes + more)
-
-
 def begin(
     given: Mapping[str, Any], resume: str | None, folder: RunFolder, communicator: Communicator
 ) -> tuple[Settings, Resumed | None]:
-    """Return the settings of a new run or of one that goes on, as rank 0 finds them, on every rank.
+    """Return on every rank the settings of a new run, or of one that goes on, as rank 0 finds them.
 
     Parameters
     ----------
@@ -124,13 +80,13 @@ def begin(
     resume : str or None
         As for :func:`find`; None begins a new run.
     folder : RunFolder
-        Becomes that of the run that goes on; rank 0 holds it.
+        Becomes the folder of the run that goes on; rank 0 locks it.
     communicator : Communicator
 
     Raises
     ------
     AgreedError
-        If settings do not go together, or there is nothing to resume that could be used.
+        If settings do not go together, or there is no usable run to resume.
     """
     resumed, settings = None, Settings(**given, ranks=communicator.size)
     with communicator.together():
@@ -142,21 +98,63 @@ def begin(
     with communicator.together():
         if resumed:
             settings = settings_of(resumed, given)
-            resumed.notes.extend(_not_written(resumed, settings))
+            before = _saved_settings(resumed.latest).timeline
+            if before is not None and settings.timeline is None:
+                note = f"{resumed.latest.path}: names a timeline, {before!a}; give --timeline for one"
+                resumed.notes.append(note)
         settings.check()
     return communicator.broadcast_object(settings), resumed
 
 
-def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
-    """Return the settings of the run, and of those that were given the ones that may change.
+def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
+    """Find the checkpoint to go on from; None if the latest run was asked for, and there is none.
+
+    Parameters
+    ----------
+    where : str
+        Folder of a run, or a checkpoint in it; empty for the latest run.
+    output : Path or str
+        Where runs are.
+    run : RunFolder
+        Becomes the folder that is found, and locks it.
 
     Raises
     ------
     UserError
-        If another one was given, and it is not what the run has.
+        If there is no such run, another process trains in it, or none of its checkpoints can be used.
+    """
+    path = Path(where)
+    if not where:
+        runs = [found for name in (LATEST, PREVIOUS) for found in Path(output).glob(f"*/{name}")]
+        if not runs:
+            return None
+        path = max(runs, key=lambda found: found.stat().st_mtime).parent
+    folder = path if path.is_dir() else path.parent
+    names = [LATEST, PREVIOUS] if path.is_dir() or path.name == LATEST else [path.name]
+    if not path.exists() and not (folder / names[-1]).exists():
+        raise UserError(f"--resume: {path}: no such run or checkpoint")
+    # Lock before reading: another process may be writing the next checkpoint, its last one.
+    run.go_on(folder)
+    run.hold()
+    latest, notes = _first_usable([folder / name for name in names])
+    if notes and (folder / LATEST).exists():
+        # Otherwise the next checkpoint would make it the previous one.
+        (folder / LATEST).replace(folder / DAMAGED)
+    # Before the end of the first epoch there is no best one.
+    best, more = _first_usable([path for path in [folder / BEST] if path.exists()], latest)
+    return Resumed(folder, latest, best, notes + more)
+
+
+def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
+    """Return the settings of the run, updated by those of the given ones that may change.
+
+    Raises
+    ------
+    UserError
+        If a given setting may not change, and differs from the run's.
     """
     settings = _saved_settings(resumed.latest)
-    # What compression has still to send is kept bucket by bucket.
+    # Compression keeps its residuals bucket by bucket.
     free = _FREE if settings.compression == "none" else _FREE - {"bucket_mb"}
     for name, value in given.items():
         if name not in free and value != getattr(settings, name):
@@ -164,44 +162,20 @@ def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
             raise UserError(
                 f"{option}: {value}; the run that is resumed has {getattr(settings, name)}, and keeps it"
             )
-    # A checkpoint may be a stranger's: what is written outside its folder is what was given now.
+    # A checkpoint may be a stranger's: only an option of now names a file outside its folder.
     settings = dataclasses.replace(settings, timeline=None, output=str(resumed.folder.parent))
     return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in free})
 
 
-def _not_written(resumed: Resumed, settings: Settings) -> list[str]:
-    """Say that a file which the run has written until now will not be, if it is so."""
-    before = _saved_settings(resumed.latest).timeline
-    if before is None or settings.timeline is not None:
-        return []
-    return [f"{resumed.latest.path}: names a timeline, {before!a}; give --timeline for one"]
-
-
-def check_data(state: Mapping[str, Any], dataset: Dataset) -> None:
-    """Check that a run is resumed on data of the sequences and classes that it was begun on.
-
-    Raises
-    ------
-    UserError
-        If they are others.
-    """
+def check_same_data(state: Mapping[str, Any], data: Data) -> None:
+    """Raise UserError unless sequences, classes and cases are those that the run began on, in order."""
     for name in ("modalities", "labels", "label_values"):
-        found, before = list(getattr(dataset, name)), list(state[name])
+        found, before = list(getattr(data.dataset, name)), list(state[name])
         if found != before:
             raise UserError(
                 f"--resume: other {name} than the run has ({found}, not {before}); expected the same data"
             )
-
-
-def check_cases(state: Mapping[str, Any], cases: Mapping[str, list[str]]) -> None:
-    """Check that a run is resumed on the cases that it was begun on, in their order.
-
-    Raises
-    ------
-    UserError
-        If they are others.
-    """
-    for part, names in cases.items():
+    for part, names in data.case_names().items():
         before = state["cases"][part]
         if names != before:
             changed = sorted({*names} ^ {*before}) or names
@@ -211,14 +185,8 @@ def check_cases(state: Mapping[str, Any], cases: Mapping[str, list[str]]) -> Non
             )
 
 
-def _newest(output: Path) -> Path | None:
-    """Return the folder of the run that was written to last."""
-    found = [path for name in (LATEST, PREVIOUS) for path in output.glob(f"*/{name}")]
-    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
-
-
 def _saved_settings(found: Checkpoint) -> Settings:
-    """Return the settings of the run that a checkpoint is of."""
+    """Return the settings of the run that wrote a checkpoint."""
     try:
         _STATE["settings"](found.state.get("settings"), "settings")
         saved = dict(found.state["settings"])
@@ -229,13 +197,7 @@ def _saved_settings(found: Checkpoint) -> Settings:
 
 
 def _check(found: Checkpoint) -> None:
-    """Check that a training can go on from a checkpoint, by making of it what a training would.
-
-    Raises
-    ------
-    CheckpointError
-        If something is missing in it, or does not belong together.
-    """
+    """Raise CheckpointError unless a training can go on from a checkpoint: all is there and fits together."""
     settings = _saved_settings(found)
     missing = {*_STATE, "statistics"} - {*found.state, *found.arrays}
     if missing:
@@ -247,20 +209,22 @@ def _check(found: Checkpoint) -> None:
         model = found.make_model()
         found.load_optimizer(model, Adam(model.parameters()))
         _check_statistics(found.arrays["statistics"], model)
-        _check_together(found, settings)
+        _check_consistency(found, settings)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{found.path}: {error}") from error
 
 
-def _check_together(found: Checkpoint, settings: Settings) -> None:
-    """Check that what is said twice is said alike, and that the numbers of epochs follow each other."""
+def _check_consistency(found: Checkpoint, settings: Settings) -> None:
+    """Check that entries agree with each other, and that the numbers of epochs follow each other."""
     state, config = found.state, found.config
     history, labels = state["history"], state["labels"]
     scores = [entry["validation"] for entry in history]
     if state["validation"] is not None:
         scores.append(state["validation"])
+    regions = [[*s["regions"]] for s in scores]
+    in_an_epoch = state["epoch"] > len(history)
     expected = [
         ("dim", config["dim"], 3),
         ("filters", config["filters"], settings.filters),
@@ -273,15 +237,10 @@ def _check_together(found: Checkpoint, settings: Settings) -> None:
         ("epoch and history", len(history) <= state["epoch"] <= len(history) + 1, True),
         ("epoch and epochs in all", state["epoch"] <= settings.epochs, True),
         ("labels and scores", [[*s["classes"]] for s in scores], [[*labels[1:]]] * len(scores)),
-        (
-            "regions of scores",
-            [[*s["regions"]] for s in scores],
-            [[*s["regions"]] for s in scores[:1] * len(scores)],
-        ),
+        ("regions of scores", regions, regions[:1] * len(scores)),
         ("validation and history", state["validation"] is None, not history),
+        ("sums", not in_an_epoch or min(state["sums"][2:]) > 0, True),
     ]
-    if state["epoch"] > len(history):  # in the middle of an epoch
-        expected.append(("sums", min(state["sums"][2:]) > 0, True))
     for name, one, other in expected:
         if one != other:
             raise ValueError(f"does not belong together: {name}")
@@ -302,10 +261,10 @@ def _check_statistics(rows: NDArray[Any], model: UNet) -> None:
             raise ValueError(f"training/statistics: {name} holds {part.min():.6g}; expected variances")
 
 
-def _first_whole(paths: list[Path], otherwise: Checkpoint | None = None) -> tuple[Checkpoint, list[str]]:
+def _first_usable(paths: list[Path], otherwise: Checkpoint | None = None) -> tuple[Checkpoint, list[str]]:
     """Return the first checkpoint that can be used, and what is wrong with those before it.
 
-    With one that is taken ``otherwise``, those of other models cannot be used.
+    ``otherwise`` is used if none can; a checkpoint of another model than that one cannot.
     """
     errors: list[str] = []
     for path in paths:
@@ -322,8 +281,3 @@ def _first_whole(paths: list[Path], otherwise: Checkpoint | None = None) -> tupl
     if otherwise is None:
         raise CheckpointError("; ".join(errors))
     return otherwise, [f"{error}; using {otherwise.path.name} instead" for error in errors]
-
-
-def _rename(path: Path, other: Path) -> None:
-    if path.exists():
-        path.replace(other)

@@ -1,4 +1,4 @@
-"""The main job from beginning to end: data, training, validation, test, and what is kept of it."""
+"""The main job from beginning to end: data, training, validation, test, and the files of a run."""
 
 import dataclasses
 import time
@@ -12,23 +12,22 @@ from tinyunet.common.files import write_json
 from tinyunet.common.terminal import count, printable
 from tinyunet.compiler import measure
 from tinyunet.data.cases import Case, load_case
-from tinyunet.optim import Adam, Schedule, polynomial, warm_up
+from tinyunet.optim import Adam
 from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.scores import mean, overall, summary, table
 from tinyunet.segmentation.sliding_window import predictor
-from tinyunet.training import report
 from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.pauses import Pause, Pauses
-from tinyunet.training.progress import Progress
-from tinyunet.training.resume import Resumed, begin, check_cases, check_data
+from tinyunet.training.progress import Job, Progress
+from tinyunet.training.resume import Resumed, begin, check_same_data
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings
-from tinyunet.training.start import Data, find_data, warn_of_images
-from tinyunet.training.validate import CaseResult, score_cases
+from tinyunet.training.start import Data, find_data
+from tinyunet.training.validate import CaseResult, epoch_heads, epoch_row, score_cases
 from tinyunet.unet import UNet
 from tinyunet.viz import attempt
 
@@ -37,12 +36,12 @@ PICTURED = 3
 
 
 def train(given: Mapping[str, Any], communicator: Communicator, resume: str | None = None) -> None:
-    """Train as told, and leave everything in a folder of its own.
+    """Train, and leave all results in a folder of the run.
 
     Parameters
     ----------
     given : mapping
-        Settings that are not the usual ones, by the names that :class:`Settings` has for them.
+        Settings that differ from the defaults, by their names in :class:`Settings`.
     communicator : Communicator
         All ranks of the job; each calls this function.
     resume : str, optional
@@ -53,25 +52,27 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
     AgreedError
         On every rank, with one line, if data, options or disk are not as they must be.
     StoppedError
-        On every rank, after a signal; its text tells what is left of the run.
+        On every rank, after a signal; its text says what is left of the run.
     KeyboardInterrupt
         After a second signal, or a signal before the training has begun.
     """
     folder = RunFolder(Settings(**given).output)
     with Progress(shown=communicator.rank == 0) as progress, folder:
         settings, resumed = begin(given, resume, folder, communicator)
+        job = Job(settings, communicator, progress)
         communicator.warn_of_stalls(settings.stall_warning)
         for note in resumed.notes if resumed else ():
             progress.line(note)
-        data = find_data(settings, communicator, progress)
+        data = find_data(job)
         with communicator.together():
             if resumed:
-                check_data(resumed.latest.state, data.dataset)
-                check_cases(resumed.latest.state, case_names(data))
+                check_same_data(resumed.latest.state, data)
             model = make_model(settings, data, resumed)
-            loader = make_loader(settings, data, communicator)
-        shape = (*loader.batch_shapes()[0], data.dataset.in_channels)
-        optimizer = Adam(backward_order(model, shape), settings.lr, local=communicator.local)
+            ranks = communicator.rank, communicator.size
+            loader = Loader(data.train, data.volumes, settings, *ranks, data.inspector)
+        shapes = loader.batch_shapes()
+        parameters = backward_order(model, (*shapes[0], data.dataset.in_channels))
+        optimizer = Adam(parameters, settings.lr, local=communicator.local)
         with communicator.together():
             if resumed:
                 resumed.latest.load_optimizer(model, optimizer)
@@ -79,13 +80,12 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
                 # Three checkpoints of parameters and two averages, and one while it is written.
                 folder.check(4 * 3 * optimizer.flat_parameters.nbytes)
                 folder.tidy()
-        warn_of_images(data, communicator, progress)
-        progress.line(report.plan(settings, data, model, communicator.size))
-        shapes = loader.batch_shapes()
+        data.warn(job)
+        progress.line(data.plan(job, model))
         with communicator.patient():
-            compile_kernels(model.config, settings, shapes, communicator, progress)
+            compile_kernels(job, model.config, shapes)
         with Pauses(communicator, settings.checkpoint_every) as pauses:
-            run = Run(settings, data, model, optimizer, loader, folder, communicator, progress, pauses)
+            run = Run(job, data, folder, Trainer(job, model, optimizer, loader, pauses))
             try:
                 if resumed:
                     run.resume(resumed)
@@ -102,7 +102,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
 
 def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
     """Return a new model, or that of a run which goes on."""
-    # What was fastest then: another algorithm would round in another way.
+    # The algorithms that were fastest then: others would round differently.
     measure.use(resumed.latest.state["algorithms"] if resumed else {})
     if resumed:
         return resumed.latest.make_model()
@@ -116,71 +116,18 @@ def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
     )
 
 
-def make_loader(settings: Settings, data: Data, communicator: Communicator) -> Loader:
-    """Return what gives this rank its batches."""
-    return Loader(
-        data.train,
-        data.volumes,
-        settings.patch_size,
-        settings.patches_per_case,
-        settings.batch,
-        settings.random_seed,
-        communicator.rank,
-        communicator.size,
-        settings.accumulate,
-    )
-
-
-def case_names(data: Data) -> dict[str, list[str]]:
-    """Return the names of the cases of each part, in their order, which the order of patches follows."""
-    parts = {"training": data.train, "validation": data.validation, "test": data.test}
-    return {part: [case.name for case in cases] for part, cases in parts.items()}
-
-
-def schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
-    """Return the learning rate of each step: it rises to its highest, then falls to 0."""
-    steps, warm = settings.epochs * steps_per_epoch, settings.warmup_epochs
-    rising = steps // 20 if warm is None else round(warm * steps_per_epoch)
-    return warm_up(polynomial(settings.highest_lr, steps), max(1, rising))
-
-
 class Run:
-    """One training, its folder, and what is known of it so far."""
+    """One training, its folder, and its results so far."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        data: Data,
-        model: UNet,
-        optimizer: Adam,
-        loader: Loader,
-        folder: RunFolder,
-        communicator: Communicator,
-        progress: Progress,
-        pauses: Pauses,
-    ) -> None:
-        self._settings, self._data, self._model, self._folder = settings, data, model, folder
-        self._communicator, self._progress, self._pauses = communicator, progress, pauses
-        self._trainer = Trainer(
-            model,
-            optimizer,
-            loader,
-            data.inspector,
-            schedule(settings, loader.steps),
-            communicator,
-            progress,
-            settings.eager,
-            settings.accuracy,
-            settings.exchange,
-            pauses,
-            settings.deterministic,
-        )
-        how = settings.accuracy, settings.deterministic
-        self._predict = predictor(model, settings.eager, *how)
+    def __init__(self, job: Job, data: Data, folder: RunFolder, trainer: Trainer) -> None:
+        self._job, self._data, self._folder, self._trainer = job, data, folder, trainer
+        self._settings, self._communicator, self._progress = job
+        self._model, self._pauses = trainer.model, trainer.pauses
+        self._predict = predictor(self._model, job.settings.eager, **job.settings.compile_options)
         self._history: list[dict[str, Any]] = []
         self._saved, self._where, self._seconds = "", str(folder), 0.0
         self._best_epoch, self._best_score = 0, -1.0
-        self._best_state = model.state_dict()
+        self._best_state = self._model.state_dict()
 
     def resume(self, resumed: Resumed) -> None:
         """Go on from where a checkpoint was written."""
@@ -196,47 +143,40 @@ class Run:
             self._best_epoch = best.state["epoch"]
             self._best_score = overall(best.state["validation"])
         elif len(self._history) == self._settings.epochs:
-            # The best one is lost, and no other epoch will be: the last is taken.
+            # The best checkpoint is lost, and no epoch is left to replace it: the last epoch does.
             self._best_epoch = trainer.number
             self._keep(best=True)
         self._progress.line(printable(f"going on with {resumed.folder} after {self._saved}"))
 
     def train(self) -> None:
         """Run all epochs that are left; after each, validate, and write checkpoints and history."""
-        epochs, loader = self._settings.epochs, self._trainer.loader
-        done = (self._trainer.number - 1) * loader.volumes + int(self._trainer.total[3])
+        trainer, loader, epochs = self._trainer, self._trainer.loader, self._settings.epochs
+        done = (trainer.number - 1) * loader.volumes + int(trainer.total[3])
         self._progress.start(epochs * loader.volumes, max(done, 0))
         first = len(self._history) + 1
         for epoch in range(first, epochs + 1):
             self._start = time.perf_counter() - self._seconds
             self._progress.epoch(epoch, epochs)
-            result = self._trainer.epoch(epoch, self._pause)
+            result = trainer.epoch(epoch, self._pause)
             try:
-                cases = self._score(self._data.validation)
+                validation = mean([case.scores for case in self._score(self._data.validation)])
             except StoppedError as stopped:
                 self._seconds = time.perf_counter() - self._start
                 self._keep()
                 raise self._stopped(stopped.signal_number) from None
-            validation = mean([case.scores for case in cases])
             best = overall(validation) > self._best_score
             if best:
                 self._best_epoch, self._best_score = epoch, overall(validation)
                 self._best_state = self._model.state_dict()
-            self._history.append(
-                {
-                    "epoch": epoch,
-                    **result._asdict(),
-                    "validation": validation,
-                    "lr": self._trainer.optimizer.lr,
-                    "seconds": time.perf_counter() - self._start,
-                }
-            )
+            entry = {"epoch": epoch, **result._asdict(), "validation": validation}
+            seconds = time.perf_counter() - self._start
+            self._history.append(entry | {"lr": trainer.optimizer.lr, "seconds": seconds})
             self._seconds = 0.0
             self._keep(best)
-            warn_of_images(self._data, self._communicator, self._progress)
+            self._data.warn(self._job)
             if epoch == first:
-                self._progress.line(report.epoch_heads(validation))
-            self._progress.line(report.epoch_row(epoch, result, validation, best))
+                self._progress.line(epoch_heads(validation))
+            self._progress.line(epoch_row(epoch, result, validation, best))
         self._progress.finish()
 
     def test(self) -> None:
@@ -259,31 +199,23 @@ class Run:
         self._progress.line(f"everything is in {printable(str(self._folder))}")
 
     def left(self) -> str:
-        """Say what there is of the run if it ends now."""
+        """Return what there is of the run if it ends now, in words."""
         if not self._saved:
             return "nothing was written"
         return f"{self._where}/{LATEST} holds {self._saved}; go on with --resume {self._where}"
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
-        """Score cases, unless any rank is asked to end meanwhile."""
-        names = self._data.dataset.labels
-        found = score_cases(
-            self._model,
-            cases,
-            self._data.volumes,
-            names,
-            self._communicator,
-            keep,
-            self._predict,
-            lambda: self._pauses.asked,
-        )
+        """Score cases, unless a signal asks any rank to end meanwhile."""
+        names, volumes = self._data.dataset.labels, self._data.volumes
+        how = keep, self._predict, lambda: self._pauses.asked
+        found = score_cases(self._model, cases, volumes, names, self._communicator, *how)
         pause = self._pauses.agree()
         if pause.signal:
             raise self._stopped(pause.signal)
         return found
 
     def _pause(self, pause: Pause) -> None:
-        """Write a checkpoint between two steps, and end if that is what was asked for."""
+        """Write a checkpoint between two steps, and end if a signal asks for that."""
         self._seconds = time.perf_counter() - self._start
         self._keep()
         if pause.signal:
@@ -293,10 +225,9 @@ class Run:
         return StoppedError(f"{ENDING[number]}; {self.left()}", number)
 
     def _keep(self, best: bool | None = None) -> None:
-        """Write the latest checkpoint; after an epoch also the history, and if it is the best, that."""
-        trainer, folder = self._trainer, self._folder
-        state, arrays = self._state(), trainer.own_arrays()
-        saved = self._model, trainer.optimizer, state, arrays
+        """Write the latest checkpoint and the history, and the best checkpoint if this one is."""
+        trainer, folder, state = self._trainer, self._folder, self._state()
+        saved = self._model, trainer.optimizer, state, trainer.own_arrays()
         with self._communicator.together():
             if self._communicator.rank == 0:
                 if best:
@@ -309,20 +240,21 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides arrays."""
+        trainer, dataset = self._trainer, self._data.dataset
         return {
-            "epoch": self._trainer.number,
-            "step": self._trainer.step,
-            "steps": self._trainer.loader.steps,
-            "sums": self._trainer.total.tolist(),
+            "epoch": trainer.number,
+            "step": trainer.step,
+            "steps": trainer.loader.steps,
+            "sums": trainer.total.tolist(),
             "seconds": self._seconds,
             "history": self._history,
             "validation": self._history[-1]["validation"] if self._history else None,
-            "modalities": self._data.dataset.modalities,
-            "labels": self._data.dataset.labels,
-            "label_values": self._data.dataset.label_values,
-            "labels_source": self._data.dataset.source,
+            "modalities": dataset.modalities,
+            "labels": dataset.labels,
+            "label_values": dataset.label_values,
+            "labels_source": dataset.source,
             "spacing": self._data.spacing,
-            "cases": case_names(self._data),
+            "cases": self._data.case_names(),
             "algorithms": measure.known(),
             "settings": dataclasses.asdict(self._settings),
         }
@@ -346,6 +278,6 @@ class Run:
 
 
 def _place(state: Mapping[str, Any]) -> str:
-    """Say where a training stands, in words."""
+    """Return how far a training has come, in words."""
     place = f"epoch {state['epoch']}"
     return place if len(state["history"]) == state["epoch"] else f"{place}, step {state['step']}"

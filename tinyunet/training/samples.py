@@ -1,4 +1,8 @@
-"""Which patches a rank is given, and having them ready when they are wanted."""
+"""The patches of a rank, read and cut in the background.
+
+Seed, epoch and number of a patch decide what it holds: not the number of ranks, nor the rank that cuts it,
+nor the time.
+"""
 
 import os
 import threading
@@ -13,8 +17,9 @@ from numpy.typing import NDArray
 from kernels.base.limits import memory_limit
 from tinyunet.data.cases import Case, check_patch_fits, load_case
 from tinyunet.data.patches import augment, generator, sample_patch
+from tinyunet.training.settings import Settings
 
-# Half of the patches are cut around a tumour voxel, which is one voxel in a hundred otherwise.
+# Half of the patches are cut around a tumour voxel, which otherwise is one voxel in a hundred.
 FOREGROUND_SHARE = 0.5
 
 Volume = tuple[NDArray[np.float32], NDArray[np.uint8]]
@@ -27,8 +32,8 @@ class Batch(NamedTuple):
     ----------
     images, labels : ndarray, shape=(MB, D, H, W, C) float32 and (MB, D, H, W) uint8
     weight : float
-        Share of these patches in all that a step of the optimizer is made of, over ranks and
-        batches; 0 if they are here only because a rank must compute something.
+        Share of these patches in all patches of an optimizer's step, over ranks and batches; 0 if they are
+        here only because a rank must compute something.
     ends_step : bool
         Whether the optimizer's step follows.
     alike : bool
@@ -48,14 +53,7 @@ class Batch(NamedTuple):
 
 
 class Volumes:
-    """Cases read from their files once and kept, the latest ones, up to a number of bytes.
-
-    Any thread may ask for any case.
-
-    Parameters
-    ----------
-    most_bytes : int
-        The last one read is kept even if it is larger.
+    """Keeps the cases that were read last, up to ``most_bytes``, and one however large. Any thread may ask.
 
     Attributes
     ----------
@@ -70,13 +68,7 @@ class Volumes:
         self._lock = threading.Lock()
 
     def __getitem__(self, case: Case) -> Volume:
-        """Return image and labels, shape=(D, H, W, C) and (D, H, W); not to be changed.
-
-        Raises
-        ------
-        DataError
-            As :func:`tinyunet.data.cases.load_case`.
-        """
+        """Return image and labels, shape=(D, H, W, C) and (D, H, W), to be read only; or raise DataError."""
         with self._lock:
             if case.name in self._kept:
                 self._kept.move_to_end(case.name)
@@ -99,37 +91,8 @@ def half_the_memory(ranks_here: int) -> int:
     return int(min(machine, memory_limit())) // 2 // ranks_here
 
 
-def epoch_samples(
-    cases: int, patches_per_case: int, batch: int, seed: int, epoch: int
-) -> list[NDArray[np.int64]]:
-    """Return the patches of an epoch, batch by batch: the same on every rank.
-
-    Parameters
-    ----------
-    cases, patches_per_case : int
-        Patch ``i`` belongs to case ``i % cases``.
-    batch : int
-        Patches in each but the last, which has what is left.
-    seed, epoch : int
-        Another order for each.
-
-    Returns
-    -------
-    samples : list of ndarray of int64
-        Each patch once.
-    """
-    count = cases * patches_per_case
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return [order[start : start + batch] for start in range(0, count, batch)]
-
-
-def shares(patches: int, ranks: int) -> list[int]:
-    """Return how many of a batch's patches each rank gets: as equal as can be."""
-    return [len(part) for part in np.array_split(np.arange(patches), ranks)]
-
-
 class Inspector:
-    """Reads cases in the background, so that a bad file is known soon and not when its turn comes.
+    """Reads cases in the background: a bad file ends the training at once, not when its turn comes.
 
     Parameters
     ----------
@@ -140,7 +103,7 @@ class Inspector:
     patch_size : (D, H, W)
         Has to fit into each.
     whole : sequence of Case
-        But for these: no patches are cut from them, and what segments them pads.
+        Cases from which no patches are cut: they may be smaller.
     """
 
     def __init__(
@@ -150,26 +113,14 @@ class Inspector:
         patch_size: tuple[int, int, int],
         whole: Sequence[Case] = (),
     ) -> None:
-        self._cases, self._volumes, self._patch_size = cases, volumes, patch_size
-        self._whole = whole
+        self._cases, self._volumes, self._patch_size, self._whole = cases, volumes, patch_size, whole
         self._notes: list[str] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="inspector", daemon=True)
         self._thread.start()
 
     def check(self, wait: float = 0.0) -> None:
-        """Raise what was found so far.
-
-        Parameters
-        ----------
-        wait : float
-            Seconds to wait for the last case, at most.
-
-        Raises
-        ------
-        DataError
-            As :meth:`Volumes.__getitem__`, or if a patch is larger than a volume.
-        """
+        """Raise the error found so far, if any: DataError. Wait up to ``wait`` seconds for the last case."""
         if wait > 0:
             self._thread.join(wait)
         if self._error is not None:
@@ -187,117 +138,116 @@ class Inspector:
                 self._notes = self._notes + self._volumes.notes[case.name]
                 if case not in self._whole:
                     check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
-        except BaseException as error:  # a thread that ends tells nobody
+        except BaseException as error:  # the error of a thread is lost otherwise
             self._error = error
+
+
+def epoch_samples(
+    cases: int, patches_per_case: int, batch: int, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
+    """Return the patches of an epoch in batches: each patch once, the same order on every rank.
+
+    Patch ``i`` belongs to case ``i % cases``. The last batch has the rest. Seed and epoch decide the order.
+    """
+    count = cases * patches_per_case
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return [order[start : start + batch] for start in range(0, count, batch)]
 
 
 class Loader:
     """The batches of one rank.
 
-    What a patch holds depends on the seed, the epoch and its number alone: not on the number of
-    ranks, nor on which of them cuts it, nor on when.
+    Each rank gets one of ``ranks`` parts of each batch. The parts are equal, but for the epoch's last batch;
+    if that has fewer patches than there are ranks, the last ranks get one that does not count.
 
     Parameters
     ----------
     cases : sequence of Case
         What to train on.
     volumes : Volumes
-        Where to get them from.
-    patch_size : (D, H, W)
-    patches_per_case, batch, seed : int
-        See :func:`epoch_samples`.
+    settings : Settings
+        Size and number of patches, batch, seed, and batches in a step (the last step may have fewer).
     rank, ranks : int
-        This rank gets the ``rank``-th of ``ranks`` parts of each batch. They are equal, but for the
-        epoch's last batch; if that has fewer patches than there are ranks, the last ranks get one
-        that does not count.
-    accumulate : int
-        Batches in a step of the optimizer; the epoch's last step may have fewer.
+    inspector : Inspector, optional
+        Whatever it finds ends the training.
 
     Attributes
     ----------
     batch_size : int
         Patches in a batch, over all ranks.
+    volumes : int
+        Patches in an epoch, over all ranks.
+    steps : int
+        Steps of the optimizer in an epoch.
     """
 
     def __init__(
         self,
         cases: Sequence[Case],
         volumes: Volumes,
-        patch_size: tuple[int, int, int],
-        patches_per_case: int,
-        batch: int,
-        seed: int,
+        settings: Settings,
         rank: int = 0,
         ranks: int = 1,
-        accumulate: int = 1,
+        inspector: Inspector | None = None,
     ) -> None:
-        self._cases, self._volumes, self._patch_size = cases, volumes, patch_size
-        self._patches_per_case, self.batch_size, self._seed = patches_per_case, batch, seed
-        self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
-
-    @property
-    def steps(self) -> int:
-        """Steps of the optimizer in an epoch."""
-        return -(-self.volumes // (self.batch_size * self._accumulate))
-
-    @property
-    def volumes(self) -> int:
-        """Patches in an epoch, over all ranks."""
-        return len(self._cases) * self._patches_per_case
+        self._cases, self._volumes, self._settings = cases, volumes, settings
+        self._rank, self._ranks, self._inspector = rank, ranks, inspector
+        self.batch_size = settings.batch
+        self.volumes = len(cases) * settings.patches_per_case
+        self.steps = -(-self.volumes // (self.batch_size * settings.accumulate))
 
     def batch_shapes(self) -> list[tuple[int, int, int, int]]:
         """Return the shapes (MB, D, H, W) that batches of any rank have, the usual one first."""
-        full = [self.batch_size] if self.volumes >= self.batch_size else []
-        last = self.volumes % self.batch_size
-        batches = full + ([last] if last else [])
-        sizes = [max(1, size) for batch in batches for size in shares(batch, self._ranks)]
-        return [(size, *self._patch_size) for size in dict.fromkeys(sizes)]
+        whole, last = divmod(self.volumes, self.batch_size)
+        batches = [self.batch_size] * (whole > 0) + [last] * (last > 0)
+        parts = [np.array_split(np.arange(batch), self._ranks) for batch in batches]
+        sizes = dict.fromkeys(max(1, len(part)) for batch in parts for part in batch)
+        return [(size, *self._settings.patch_size) for size in sizes]
 
     def epoch(self, epoch: int, steps_done: int = 0) -> Iterator[Batch]:
-        """Give this rank's batches of an epoch; the next is made while one is trained on.
+        """Give this rank's batches of an epoch, without those of the first steps, which were done before.
 
-        Parameters
-        ----------
-        epoch : int
-        steps_done : int
-            Batches of these first steps are left out; one step is left at least.
+        The next batch is made while the model trains on one.
 
         Raises
         ------
         DataError
             As :meth:`Volumes.__getitem__`, or if a patch is larger than the volume.
         """
-        parts = self._parts(epoch)[steps_done * self._accumulate :]
-        coming = self._begin_batch(epoch, *parts[0])
-        for following in parts[1:]:
-            batch = coming.result()
-            coming = self._begin_batch(epoch, *following)
+        parts = self._parts(epoch)[steps_done * self._settings.accumulate :]
+        next_batch = self._begin_batch(epoch, *parts[0])
+        for following in [*parts[1:], None]:
+            if self._inspector:
+                self._inspector.check()
+            batch = next_batch.result()
+            if following is not None:
+                next_batch = self._begin_batch(epoch, *following)
             yield batch
-        yield coming.result()
 
     def _begin_batch(self, *arguments: Any) -> "Future[Batch]":
         """Make a batch in the background; see :meth:`_batch`.
 
-        Not by way of an executor: while a disk keeps its thread waiting, Python could not end.
+        An executor would not do: Python could not end while a disk keeps its thread waiting.
         """
-        coming = Future[Batch]()
+        batch = Future[Batch]()
 
         def make() -> None:
             try:
-                coming.set_result(self._batch(*arguments))
+                batch.set_result(self._batch(*arguments))
             except BaseException as error:
-                coming.set_exception(error)
+                batch.set_exception(error)
 
         threading.Thread(target=make, name="loader", daemon=True).start()
-        return coming
+        return batch
 
     def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool, bool]]:
-        """Patches of this rank in each batch, and what else there is in a :class:`Batch`."""
-        batches = epoch_samples(len(self._cases), self._patches_per_case, self.batch_size, self._seed, epoch)
-        found = []
+        """Return this rank's patches in each batch, and the other entries of a :class:`Batch`."""
+        settings, found = self._settings, []
+        order = len(self._cases), settings.patches_per_case, self.batch_size, settings.random_seed
+        batches = epoch_samples(*order, epoch)
         for number, batch in enumerate(batches):
-            first = number - number % self._accumulate
-            step = batches[first : first + self._accumulate]
+            first = number - number % settings.accumulate
+            step = batches[first : first + settings.accumulate]
             mine = np.array_split(batch, self._ranks)[self._rank]
             weight = len(mine) / sum(map(len, step))
             ends_step = number + 1 == first + len(step)
@@ -313,9 +263,8 @@ class Loader:
         return Batch(np.stack(images), np.stack(labels), weight, ends_step, alike)
 
     def _patch(self, epoch: int, sample: int) -> Volume:
-        case = self._cases[sample % len(self._cases)]
+        case, size = self._cases[sample % len(self._cases)], self._settings.patch_size
         image, labels = self._volumes[case]
-        check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
-        random = generator(self._seed, epoch, sample)
-        patch = sample_patch(image, labels, self._patch_size, FOREGROUND_SHARE, random)
-        return augment(*patch, random)
+        check_patch_fits(case.image_paths[0], image.shape, size)
+        random = generator(self._settings.random_seed, epoch, sample)
+        return augment(*sample_patch(image, labels, size, FOREGROUND_SHARE, random), random)

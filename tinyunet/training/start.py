@@ -1,4 +1,4 @@
-"""What has to be there before the first step: data."""
+"""The data of a training, in three parts, and the plan that it prints."""
 
 from collections import ChainMap
 from collections.abc import Sequence
@@ -6,29 +6,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from kernels.base import machine
 from tinyunet.common.terminal import count, printable
 from tinyunet.data import phantom, spacing
 from tinyunet.data.cases import Case, Dataset, check_patch_fits_all, split
+from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
 from tinyunet.data.spacing import Spacing
-from tinyunet.parallel.communicator import Communicator
-from tinyunet.training.progress import Progress
+from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
-from tinyunet.training.settings import Settings
+from tinyunet.unet import UNet
 
 # The built-in data set: 27 heads to train on, 2 to validate on, 3 to test on.
 PHANTOMS = Path("data")
 PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED = 32, (64, 72, 56), 0
-# Files that are named at once.
-_WARNINGS = 5
-# Seconds to wait for the inspection of all files, which is enough for the phantoms. What it takes
-# longer for is inspected during the training.
-_PATIENCE = 2.0
+_WARNINGS = 5  # printed at once, at most
+_PATIENCE = 2.0  # seconds to inspect files, enough for the phantoms; the rest is inspected meanwhile
 
 
 class Data(NamedTuple):
-    """What a training is given: cases in three parts, each case in one of them.
+    """The cases of a training, each in one of three parts.
 
     Attributes
     ----------
@@ -51,29 +49,49 @@ class Data(NamedTuple):
     inspector: Inspector
     spacing: Spacing
 
+    def case_names(self) -> dict[str, list[str]]:
+        """Return the names of the cases of each part, in their order, which the order of patches follows."""
+        parts = {"training": self.train, "validation": self.validation, "test": self.test}
+        return {part: [case.name for case in cases] for part, cases in parts.items()}
 
-def find_data(settings: Settings, communicator: Communicator, progress: Progress) -> Data:
-    """Find the cases to train on, or make the built-in phantoms if no folder is named.
+    def warn(self, job: Job) -> None:
+        """Print what any rank has found odd in an image since the last call; every rank calls this."""
+        everyones = job.communicator.gather(self.inspector.take_notes())
+        _warn([note for notes in everyones for note in notes], job.progress)
 
-    Parameters
-    ----------
-    settings : Settings
-        Without a ``data_path``, phantoms are taken from ``data/``; rank 0 makes them if they are
-        not there.
-    communicator : Communicator
-    progress : Progress
+    def plan(self, job: Job, model: UNet) -> str:
+        """Return a few lines: what will be done, on what data, with what model."""
+        settings, parameters = job.settings, sum(each.data.size for each in model.parameters())
+        patch = " x ".join(map(str, settings.patch_size))
+        return "\n".join(
+            [
+                printable(f"data     {self.dataset.path}"),
+                f"         {printable(', '.join(self.dataset.modalities))}; {len(self.train)} cases to train "
+                f"on, {len(self.validation)} to validate on, {len(self.test)} to test on",
+                printable(f"         {read_as(*self.dataset.meaning)}"),
+                f"model    U-Net of {count(settings.depth, 'level')} from "
+                f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
+                f"steps    {count(settings.epochs, 'epoch')}, "
+                f"{count(settings.batch, 'patch', 'patches')} of {patch} voxels a step",
+                f"ranks    {count(job.communicator.size, 'rank')} of {count(machine.threads(), 'thread')}",
+            ]
+        )
+
+
+def find_data(job: Job) -> Data:
+    """Find the cases to train on, or make the built-in phantoms in ``data/`` if no folder is named.
 
     Raises
     ------
     AgreedError
-        On every rank, if on any the folder or, within two seconds, a file turned out to be bad.
+        On every rank, if on any rank the folder or, within two seconds, a file turned out to be bad.
     """
+    settings, communicator, progress = job
     made_of = (PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED)
     path = Path(settings.data_path or PHANTOMS / phantom.folder_name(*made_of))
     with communicator.together():
         if settings.data_path is None and communicator.rank == 0:
-            there = path.exists()
-            with nullcontext() if there else progress.task(f"making {PHANTOM_CASES} phantoms"):
+            with nullcontext() if path.exists() else progress.task(f"making {PHANTOM_CASES} phantoms"):
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
         dataset = read_dataset(path, labels=settings.labels)
@@ -91,18 +109,12 @@ def find_data(settings: Settings, communicator: Communicator, progress: Progress
         inspector = Inspector([*whole, *train][share], volumes, settings.patch_size, whole)
         inspector.check(wait=_PATIENCE)
     everyones = dict(ChainMap(*communicator.broadcast_object(communicator.gather(spacings))))
-    warn(spacing.notes(everyones), progress)
+    _warn(spacing.notes(everyones), progress)
     usual = spacing.usual(list(everyones.values()))
     return Data(dataset, train, validation, test, volumes, inspector, usual)
 
 
-def warn_of_images(data: Data, communicator: Communicator, progress: Progress) -> None:
-    """Say what any rank has found odd in an image since the last call; every rank calls this."""
-    everyones = communicator.gather(data.inspector.take_notes())
-    warn([note for notes in everyones for note in notes], progress)
-
-
-def warn(notes: Sequence[str], progress: Progress) -> None:
+def _warn(notes: Sequence[str], progress: Progress) -> None:
     """Print some warnings, and how many more there are."""
     for note in notes[:_WARNINGS]:
         progress.line(printable(f"warning: {note}"))

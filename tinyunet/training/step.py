@@ -1,4 +1,4 @@
-"""Where the gradients of a step come from: the compiled graph, or the eager model and its tape."""
+"""The gradients of a step: from the compiled graph, or from the eager model and its tape."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,33 +20,24 @@ from tinyunet.unet import UNet
 
 
 class Result(NamedTuple):
-    """What a batch came to, besides the gradients: the loss, and the sums of its Dice.
+    """The loss of a batch, and the sums of its Dice, as in :mod:`tinyunet.losses`.
 
-    Attributes
-    ----------
-    loss : float
-    dice_sums : ndarray, shape=(3, MB, classes), float64
-        Intersection, prediction and target of probabilities, as in :mod:`tinyunet.losses`.
+    These are, shape=(3, MB, classes), intersection, prediction and target of probabilities.
     """
 
     loss: float
     dice_sums: NDArray[np.float64]
 
 
-#: Fills the optimizer's flat gradients from a batch, times its weight; who listens is told meanwhile.
+#: Fills the optimizer's flat gradients from a batch, times its weight, and calls the listener meanwhile.
 Gradients = Callable[[Batch, Listener | None], Result]
 
 
 def compiled_gradients(
-    model: UNet,
-    optimizer: Optimizer,
-    batch_shape: tuple[int, ...],
-    accuracy: str = "fast",
-    deterministic: bool = False,
+    model: UNet, optimizer: Optimizer, batch_shape: tuple[int, ...], **options: Any
 ) -> Gradients:
-    """Compile the step for batches of a shape, (MB, D, H, W, C); see :func:`tinyunet.compile`."""
-    how: dict[str, Any] = {"accuracy": accuracy, "deterministic": deterministic}
-    step = compile(model, dice_cross_entropy, optimizer, batch_shape, **how)
+    """Compile the step for batches of shape (MB, D, H, W, C), with options of :func:`tinyunet.compile`."""
+    step = compile(model, dice_cross_entropy, optimizer, batch_shape, **options)
 
     def gradients(batch: Batch, listener: Listener | None = None) -> Result:
         loss = step.gradients(batch.images, batch.labels, batch.weight, listener)
@@ -65,23 +56,16 @@ def eager_gradients(model: UNet, optimizer: Optimizer) -> Gradients:
             logits = model.logits(batch.images)
             loss = dice_cross_entropy(logits, batch.labels, from_logits=True)
         loss.backward(batch.weight, listener)
-        sums = np.stack(dice_forward(logits.data, batch.labels))
-        return Result(loss.item(), sums)
+        return Result(loss.item(), np.stack(dice_forward(logits.data, batch.labels)))
 
     return gradients
 
 
 def cancelled_biases(model: UNet, batch_shape: tuple[int, ...]) -> list[Parameter]:
-    """Return the biases that the batch norm behind them takes away again.
+    """Return the biases that the batch norm after them subtracts again, of a model in training.
 
-    Their gradient is zero, but for rounding; and where all is rounding Adam, which divides by the
-    size of a gradient, makes whole steps of it. So whoever wants ranks to agree sets it to zero.
-
-    Parameters
-    ----------
-    model : UNet
-        In training.
-    batch_shape : (MB, D, H, W, C)
+    Their gradient is zero, but for rounding. Adam divides by the size of a gradient, and so makes whole
+    steps of rounding. Ranks that are to agree set this gradient to zero.
     """
     graph, parameters = trace(model, batch_shape), dict(model.named_parameters())
     found = []
@@ -93,15 +77,10 @@ def cancelled_biases(model: UNet, batch_shape: tuple[int, ...]) -> list[Paramete
 
 
 def foreground(dice_sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return intersection and size (prediction plus target) of all that is not background.
+    """Return intersection and size (prediction plus target) of all classes but the background.
 
-    Sums of a batch are added up before the ratio is taken, so that a class which a patch lacks
-    does not count as found.
-
-    Parameters
-    ----------
-    dice_sums : ndarray, shape=(3, MB, classes)
-        A single class is no background.
+    Sums of a batch, shape=(3, MB, classes), are added up before the ratio is taken, so that a class which a
+    patch lacks does not count as found. A single class is no background.
     """
     first = 0 if dice_sums.shape[-1] == 1 else 1
     intersection, prediction, target = dice_sums[:, :, first:].sum(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Scoring whole volumes, the cases shared among the ranks."""
+"""Whole volumes scored, the cases shared among the ranks, and an epoch's scores as a row of a table."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.common.terminal import printable
 from tinyunet.data.cases import Case
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.scores import Scores, score
 from tinyunet.segmentation.sliding_window import Predict, segment
+from tinyunet.training.loop import EpochResult
 from tinyunet.training.samples import Volumes
 from tinyunet.unet import UNet
 
@@ -35,7 +37,7 @@ def score_cases(
     predict: Predict | None = None,
     asked_to_end: Callable[[], bool] = lambda: False,
 ) -> list[CaseResult]:
-    """Segment cases, each on one rank, and return all scores on every rank.
+    """Segment cases, each on one rank, and return all scores, in the order of the cases, on every rank.
 
     Parameters
     ----------
@@ -54,15 +56,10 @@ def score_cases(
     asked_to_end : callable
         Whether to leave the other cases out.
 
-    Returns
-    -------
-    results : list of CaseResult
-        In the order of the cases.
-
     Raises
     ------
     UserError
-        If a case cannot be used. On its rank alone, which ends the others: they may have many cases left.
+        On one rank alone, if its case cannot be used. That ends the others: they may have many cases left.
     """
     mine = []
     for index in range(communicator.rank, len(cases), communicator.size):
@@ -71,8 +68,25 @@ def score_cases(
         image, labels = volumes[cases[index]]
         prediction = segment(model, image, OVERLAP, predict=predict)
         scores = score(prediction, labels, names)
-        kept = prediction if index < keep else None
-        mine.append((index, CaseResult(cases[index].name, scores, kept)))
+        mine.append((index, CaseResult(cases[index].name, scores, prediction if index < keep else None)))
     everyones = [result for results in communicator.gather(mine) for result in results]
     in_order = [result for _, result in sorted(everyones, key=lambda indexed: indexed[0])]
     return communicator.broadcast_object(in_order)
+
+
+def epoch_heads(scores: Scores) -> str:
+    """Return the heads of the columns that :func:`epoch_row` fills."""
+    names = map(printable, scores["regions"] or scores["classes"])
+    return "epoch   loss   Dice   validation:" + "".join(f"  {name:>{_width(name)}}" for name in names)
+
+
+def epoch_row(epoch: int, result: EpochResult, scores: Scores, best: bool) -> str:
+    """Return loss, Dice and validation of an epoch in one line."""
+    dice = scores["regions"] or scores["classes"]
+    columns = "".join(f"  {value:>{_width(name)}.3f}" for name, value in dice.items())
+    start = f"{epoch:>5}  {result.loss:5.3f}  {result.dice:5.3f}              "
+    return start + columns + ("  best" if best else "")
+
+
+def _width(name: str) -> int:
+    return max(len(printable(name)), 5)
