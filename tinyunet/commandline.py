@@ -1,6 +1,6 @@
 """What the commands share: reading options, and leaving with one line when something is wrong.
 
-Exit codes: 0 when all is done, 2 for what the user can put right, 130 after Ctrl-C, 143 after SIGTERM,
+Exit codes: 0 when all is done, 2 for errors that the user can put right, 130 after Ctrl-C, 143 after SIGTERM,
 129 after SIGHUP, 1 for a fault of the program (with its traceback).
 """
 
@@ -30,10 +30,8 @@ from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
-# Seconds among which the ranks' turns to speak are spread.
-_TURNS = 2.0
-# Seconds that a launcher may take to pass on what a rank has said: once told to abort, it ends at once.
-_HEARD = 0.2
+_TURNS = 2.0  # seconds among which the ranks' turns to print are spread
+_HEARD = 0.2  # seconds that a launcher may need to pass on a message: once told to abort, it ends at once
 
 
 class _HelpShown(SystemExit):
@@ -41,7 +39,7 @@ class _HelpShown(SystemExit):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are raised, to be shown by :func:`run` like any other."""
+    """An argument parser that raises its errors, and :func:`run` prints them like any other."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
@@ -64,8 +62,7 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
         except ValueError:
             number = least - 1
         if number < least:
-            expected = f"a whole number of at least {least}"
-            raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+            raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number of at least {least}")
         if number > most:
             raise argparse.ArgumentTypeError(f"{text!r}; expected at most {most}")
         return number
@@ -75,6 +72,8 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
 
 def number(above: float, below: float = float("inf")) -> Callable[[str], float]:
     """Return a reader of numbers strictly between two bounds, for ``type=`` of an option."""
+    expected = f"a number above {above:g}"
+    expected += f" and below {below:g}" if below < float("inf") else ", and not infinite"
 
     def read(text: str) -> float:
         try:
@@ -82,8 +81,6 @@ def number(above: float, below: float = float("inf")) -> Callable[[str], float]:
         except ValueError:
             value = above
         if not above < value < below:
-            expected = f"a number above {above:g}"
-            expected += f" and below {below:g}" if below < float("inf") else ", and not infinite"
             raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
         return value
 
@@ -126,13 +123,7 @@ def add_labels(group: Any, dest: str = "convention") -> None:
 
 
 def size(numbers: list[int]) -> tuple[int, int, int]:
-    """Return the size of a patch given as one number for all axes or one for each.
-
-    Raises
-    ------
-    AgreedError
-        If they are neither one nor three.
-    """
+    """Return the size of a patch from one number for all axes or one for each; else raise AgreedError."""
     match numbers:
         case [side]:
             return side, side, side
@@ -141,23 +132,21 @@ def size(numbers: list[int]) -> tuple[int, int, int]:
     raise AgreedError(f"--patch-size: {len(numbers)} numbers; expected 1 or 3 (see --help)")
 
 
-def use_threads(asked: int | None, communicator: Communicator) -> int:
+def use_threads(asked: int | None, communicator: Communicator) -> None:
     """Let kernels use as many threads as asked for, or this rank's share of the cores.
 
     Raises
     ------
     UserError
-        If they are more than there are cores, or than ``NUMBA_NUM_THREADS``.
+        If there are fewer cores, or ``NUMBA_NUM_THREADS`` is less.
     """
     machine = load_machine()
     check_threads(asked, machine.most_threads())
-    threads = asked or min(communicator.threads(), machine.most_threads())
-    machine.set_threads(threads)
-    return threads
+    machine.set_threads(asked or min(communicator.threads(), machine.most_threads()))
 
 
 def load_machine() -> ModuleType:
-    """Return :mod:`kernels.base.machine`, late: so a wrong option is told before Numba is loaded.
+    """Return :mod:`kernels.base.machine`, late: a wrong option is reported before Numba is loaded.
 
     Raises
     ------
@@ -172,13 +161,7 @@ def load_machine() -> ModuleType:
 
 
 def check_threads(asked: int | None, most: int) -> None:
-    """Check that kernels can use as many threads as asked for.
-
-    Raises
-    ------
-    UserError
-        If they are more than ``most``.
-    """
+    """Raise UserError if kernels cannot use as many threads as asked for."""
     if asked is not None and asked > most:
         raise UserError(f"--threads: {asked}; expected at most {most}, the cores here")
 
@@ -189,25 +172,22 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     Parameters
     ----------
     program : str
-        Name that errors begin with.
+        Errors begin with this name.
     main : callable
-        The command; it is given the ranks. An error that it raises on one rank only ends all.
+        The command; it gets the ranks. An error that it raises on one rank only ends all.
     """
     sys.stdout, sys.stderr = terminal_stream(sys.stdout), terminal_stream(sys.stderr)
     communicator, signals = Communicator(), Signals()
     try:
-        # MPI's start does not come back to Python: a signal ends the process meanwhile, and so the others.
+        # MPI's start does not come back to Python: meanwhile a signal ends the process, and so the others.
         communicator = world()
         signals.begin()
         verbose.name_rank(communicator.rank, communicator.size)
         if communicator.rank > 0:
-            # One rank speaks for all, also when the text is argparse's own, as that of --help.
+            # One rank prints for all, also argparse's own text, as that of --help.
             sys.stdout = terminal_stream(None)
         with watched_over(program, communicator):
             main(communicator)
-    except KeyboardInterrupt as interrupt:
-        signals.ignore()
-        _interrupted(program, communicator, interrupt)
     except AgreedError as error:
         if isinstance(error, StoppedError):
             signals.ignore()
@@ -220,9 +200,9 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         if communicator.size == 1 and isinstance(error, SystemExit):
             raise
         signals.ignore()
-        if signals.noted:  # raised where a library was called back, and made another error there
-            _interrupted(program, communicator, signals.noted)
-        _failed(program, communicator, error)
+        if not isinstance(error, KeyboardInterrupt) and signals.raised:
+            error = signals.raised  # raised in a callback of a library, which made another error of it
+        _end_all_ranks(program, communicator, error)
     finally:
         signals.end()
     sys.exit(0)
@@ -233,12 +213,12 @@ class Signals:
 
     Attributes
     ----------
-    noted : KeyboardInterrupt or None
-        What was raised last.
+    raised : KeyboardInterrupt or None
+        The latest of them.
     """
 
     def __init__(self) -> None:
-        self.noted: KeyboardInterrupt | None = None
+        self.raised: KeyboardInterrupt | None = None
         self._before = {
             number: signal.signal(number, signal.SIG_DFL)
             for number in ENDING
@@ -257,18 +237,18 @@ class Signals:
         self._before = {}
 
     def end(self) -> None:
-        """Leave all as it was, unless what comes is ignored by now."""
+        """Restore the handlers, unless signals are ignored by now."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _raise(self, number: int, frame: object) -> NoReturn:
-        self.noted = Interrupted(number)
-        raise self.noted
+        self.raised = Interrupted(number)
+        raise self.raised
 
 
 @contextlib.contextmanager
 def watched_over(program: str, communicator: Communicator) -> Iterator[None]:
-    """Inside, a rank that is killed is named; who leaves the block ends of its own accord."""
+    """Name a rank that is killed inside this block; a rank that leaves the block ends by itself."""
     if communicator.size == 1:  # the shell says so
         yield
         return
@@ -284,55 +264,39 @@ def watched_over(program: str, communicator: Communicator) -> Iterator[None]:
         (line or sentinel.Line(address, communicator.rank)).leave()
 
 
-def _failed(program: str, communicator: Communicator, error: BaseException) -> NoReturn:
-    """End all ranks for what one of them has met, and perhaps others at the same time."""
-    known = as_user_error(error)
-    code = 1 if known is None else 2
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        code = error.code & 0xFF or 1  # without this rank nothing is done
+def _end_all_ranks(program: str, communicator: Communicator, error: BaseException) -> NoReturn:
+    """Print one line for an error or a signal, or a fault's traceback, and end all ranks wherever they are.
+
+    Many ranks may meet the same. The lower ones print first, within two seconds; a rank prints nothing after
+    another rank of its node, and the first that has printed ends all others.
+    """
+    interrupted, known = isinstance(error, KeyboardInterrupt), as_user_error(error)
+    if interrupted:
+        number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
+        text, code = ENDING[number] + (f"; {error}" if str(error) else ""), 128 + number
+    elif known is not None:
+        text, code = one_line(str(known)), 2
+    else:
+        text = f"rank {communicator.rank} failed\n{''.join(traceback.format_exception(error))}"
+        # sys.exit(0) of one rank is a failure, too: the others lack its part of the work.
+        code = (
+            error.code & 0xFF if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        ) or 1
     try:
-        if _has_turn(communicator):
-            text = "".join(traceback.format_exception(error))
-            failed = f"rank {communicator.rank} failed\n{text}"
-            _say(f"{program}: {failed if known is None else one_line(str(known))}")
-            _let_it_be_heard(communicator)
+        time.sleep(_TURNS * communicator.rank / communicator.size)
+        if communicator.is_first_to_speak():
+            _say(f"{program}: {text}")
+            if communicator.size > 1:  # not until the next rank's turn
+                time.sleep(min(_HEARD, _TURNS / communicator.size / 2))
     finally:
+        if interrupted:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            if communicator.size == 1:
+                os._exit(code)  # at once: threads may be waiting for a disk
         communicator.abort(code)
-
-
-def _interrupted(program: str, communicator: Communicator, interrupt: KeyboardInterrupt) -> NoReturn:
-    """Leave at once after a signal, without waiting for other ranks, which may be anywhere.
-
-    No rank ends MPI in order, because that would be another wait for all.
-    """
-    number = interrupt.signal_number if isinstance(interrupt, Interrupted) else signal.SIGINT
-    note = f"; {interrupt}" if str(interrupt) else ""
-    if _has_turn(communicator):
-        _say(f"{program}: {ENDING[number]}{note}")
-        _let_it_be_heard(communicator)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    code = 128 + number
-    if communicator.size > 1:  # or the launcher kills those who have no turn yet, and says so
-        communicator.abort(code)
-    os._exit(code)
-
-
-def _has_turn(communicator: Communicator) -> bool:
-    """Let lower ranks speak first, and tell whether one has: the launcher ends all as soon as one left.
-
-    What many ranks meet at once, such as Ctrl-C, is then said by one of them.
-    """
-    time.sleep(_TURNS * communicator.rank / communicator.size)
-    return communicator.is_first_to_speak()
-
-
-def _let_it_be_heard(communicator: Communicator) -> None:
-    """Give the launcher time, but not until the next rank's turn, which may have met the same."""
-    if communicator.size > 1:
-        time.sleep(min(_HEARD, _TURNS / communicator.size / 2))
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more; the program ends all the same
+    with contextlib.suppress(OSError):  # nobody reads it any more; the program ends all the same
         print(line, file=sys.stderr, flush=True)

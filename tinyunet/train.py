@@ -51,8 +51,6 @@ def make_parser() -> Parser:
 def _add_option(group: Any, setting: "Field[Any]") -> None:
     """Add the option of a setting, with its default in the help unless the help says it in words."""
     text, option, default = setting.metadata["help"], setting.metadata["option"], setting.default
-    if "type" in option:
-        option = {"metavar": "N"} | option
     if default is not None and "action" not in option:
         text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
     group.add_argument("--" + setting.name.replace("_", "-"), default=default, help=text, **option)

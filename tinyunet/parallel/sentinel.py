@@ -1,15 +1,15 @@
-"""Who was killed: a process that outlives the ranks of its node, and says it.
+"""Names a rank that was killed: a process for each node that outlives the ranks.
 
-A rank that is killed (by a person, or by the system when memory is short) cannot say so, and its
-launcher ends the others at once. So the first rank of each node starts one more process, to which all
-ranks of the node hold a line. A line that breaks is a rank that was killed: one that ends of its own
-accord says so before. The lines of those that the launcher then kills break later, and ``epoll`` gives
-them in their order.
+A rank that is killed (by a person, or by the system when memory is short) cannot report that, and its
+launcher ends the others at once. So the first rank of each node starts one more process, and all ranks of the
+node connect to it. A rank that ends by itself sends a message before; a connection that breaks without one
+belongs to a killed rank. The connections of ranks that the launcher then kills break later, and ``epoll``
+reports them in their order.
 
-Any process of the node can find the address. So Linux is asked who calls, other users are not listened
-to, and what no rank would say counts for nothing.
+Any process of the node can find the address. So the sentinel asks Linux who connects, accepts only processes
+of this user, and ignores messages that no rank would send.
 
-It runs on Linux only. It computes nothing, and ends with the ranks.
+It runs on Linux only, needs the standard library only, and ends with the ranks.
 """
 
 import contextlib
@@ -22,10 +22,8 @@ import struct
 import subprocess
 import sys
 
-# Seconds after which a process to which nobody has a line ends.
-_PATIENCE = 3.0
-# Of messages, each of which arrives as a whole; what is longer is cut off, and no rank's.
-_LONGEST = 50
+_PATIENCE = 3.0  # seconds until a sentinel without connections ends
+_LONGEST = 50  # bytes of a message; it arrives as a whole, and a longer one is cut off and ignored
 _LEAVING = b"leave"
 _NAME = re.compile(rb"rank \d{1,9} \(process \d{1,9}", re.ASCII)
 _NOBODY = b"a rank (process ?"
@@ -37,28 +35,20 @@ def start(address: str, program: str, ranks: int) -> None:
     Parameters
     ----------
     address : str
-        Some name that nobody else on this node uses.
+        A name that nobody else on this node uses.
     program : str
-        What its sentence begins with.
+        The sentence begins with this name.
     ranks : int
         Ranks of this node.
     """
     if sys.platform == "linux":
-        # What is started forks and ends: the process that stays is no child of this rank.
+        # The program started forks and ends: the process that stays is no child of this rank.
         command = [sys.executable, "-I", "-S", __file__, address, program, str(ranks)]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
 
 
 class Line:
-    """A rank's line to the process of its node, if there is one.
-
-    Parameters
-    ----------
-    address : str
-        Where it was started.
-    rank : int
-        Of this process.
-    """
+    """The connection of a rank to the process of its node, if there is one at the address."""
 
     def __init__(self, address: str, rank: int) -> None:
         self._socket: socket.socket | None = None
@@ -68,12 +58,11 @@ class Line:
             self._socket.sendall(f"rank {rank} (process {os.getpid()}".encode())
 
     def leave(self) -> None:
-        """Tell that this rank ends of its own accord, and so may all others."""
-        if self._socket is None:
-            return
-        with contextlib.suppress(OSError):  # the process has ended already, or never was
-            self._socket.sendall(_LEAVING)
-        self._socket.close()
+        """Report that this rank ends by itself, and so may all others."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # the process has ended already, or never was
+                self._socket.sendall(_LEAVING)
+            self._socket.close()
 
 
 def _new_socket() -> socket.socket:
@@ -81,7 +70,7 @@ def _new_socket() -> socket.socket:
 
 
 def main() -> None:
-    """Start to listen; then, as a process of its own, tell which rank is killed."""
+    """Listen; then, as a process of its own, print which rank is killed."""
     address, program, ranks = sys.argv[1:]
     server = _new_socket()
     server.bind(f"\0{address}")
@@ -96,9 +85,9 @@ def main() -> None:
 
 
 def _first_killed(server: socket.socket, ranks: int) -> bytes:
-    """Wait for the first line of a rank that breaks; return nothing if one says that it leaves."""
+    """Wait for the first connection of a rank that breaks; return nothing if a rank says that it leaves."""
     lines: dict[int, socket.socket] = {}
-    names: dict[int, bytes] = {}  # of those lines that ranks hold
+    names: dict[int, bytes] = {}  # of the connections that have said that they are ranks
     epoll = select.epoll()
     epoll.register(server, select.EPOLLIN)
     while events := epoll.poll(None if names else _PATIENCE, maxevents=1):
@@ -111,21 +100,21 @@ def _first_killed(server: socket.socket, ranks: int) -> bytes:
             else:
                 line.close()
             continue
-        said = lines[at].recv(_LONGEST)
-        if at in names and said == _LEAVING:
+        message = lines[at].recv(_LONGEST)
+        if at in names and message == _LEAVING:
             return b""
-        if at in names and not said:
-            # Of those that had no line yet it may have been the first.
+        if at in names and not message:
+            # A rank that had not connected yet may have been killed first.
             return names[at] if len(names) == ranks else _NOBODY
-        if at not in names and not _NAME.fullmatch(said):
+        if at not in names and not _NAME.fullmatch(message):
             lines.pop(at).close()  # no rank
         else:
-            names.setdefault(at, said)
+            names.setdefault(at, message)
     return b""
 
 
 def _is_ours(line: socket.socket) -> bool:
-    """Whether this user's process is at the other end."""
+    """Whether a process of this user connects."""
     credentials = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     return bool(user == os.geteuid())
