@@ -242,7 +242,7 @@ def test_another_programs_description_is_passed_over_where_numbers_are_given(com
     assert row(done.out, "one") == [0.667]
 
 
-def test_a_shell_may_close_the_screen(tmp_path):
+def test_a_shell_may_close_the_terminal(tmp_path):
     write(tmp_path / "a.nii", [0, 1, 2, 3])
     files = f"{tmp_path}/a.nii {tmp_path}/a.nii --labels decathlon --json {tmp_path}/scores.json"
     program = f"{sys.executable} -m tinyunet.evaluate {files} >&- 2>&-"

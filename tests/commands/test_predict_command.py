@@ -73,7 +73,7 @@ def test_what_is_written_is_what_the_model_says(command, model, dataset, tmp_pat
     assert found.any(), "the model finds nothing: this test cannot fail"
 
 
-def test_the_screen_names_each_file_and_its_millilitres(command, model, tmp_path):
+def test_the_terminal_names_each_file_and_its_millilitres(command, model, tmp_path):
     images = [write_image(tmp_path / f"{name}.nii", (18, 18, 18)) for name in ("a", "b")]
     done = command("predict", model, *images, "-o", tmp_path / "found")
     assert done.code == 0

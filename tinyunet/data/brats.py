@@ -9,7 +9,7 @@ from typing import NoReturn
 from tinyunet.common.errors import DataError
 from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset
-from tinyunet.data.conventions import CONVENTIONS, allowed_by_name, ask, common, decide, numbers_of
+from tinyunet.data.conventions import CONVENTIONS, allowed_by_name, allowed_by_names, decide, numbers_of
 from tinyunet.data.labels import label_numbers
 from tinyunet.data.nifti import CONVERT_PAIR
 
@@ -60,12 +60,7 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
 
     Each case has a folder. Its files are known by their endings, in upper or lower case, with ``.nii`` or
     ``.nii.gz``; others are ignored. Cases without labels (BraTS' own validation data) are left out.
-
-    Parameters
-    ----------
-    labels
-        Key of :data:`tinyunet.data.conventions.CONVENTIONS` for the numbers in the label files; without
-        it, names of files and numbers tell the convention.
+    ``labels`` is the key of a convention; without it, names of files and numbers tell the convention.
 
     Raises
     ------
@@ -97,7 +92,8 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
     if labels:
         meaning = CONVENTIONS[labels].classes(f"--labels {labels}")
     else:
-        decided = decide(str(path), _allowed(path, label_paths), map(label_numbers, label_paths))
+        keys = allowed_by_names(str(path), label_paths)
+        decided = decide(str(path), keys, map(label_numbers, label_paths))
         meaning = decided.classes(decided.title)
     cases = tuple(Case(name, *found[name], len(MODALITIES), meaning.values) for name in sorted(found))
     return Dataset(path, cases, MODALITIES, *meaning)
@@ -118,23 +114,10 @@ def _case_folders(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _allowed(path: Path, label_paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the conventions that the names of all label files of a data set allow."""
-    allowed = [allowed_by_name(label_path) or () for label_path in label_paths]
-    for label_path, keys in zip(label_paths, allowed, strict=True):
-        if not common([allowed[0], keys]):
-            names = label_path.name if not keys else f"{label_paths[0].name} and {label_path.name}"
-            raise ask(f"{path}: as {names} is named", set())
-    return common(allowed)
-
-
 def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
     """Return the files of one case: FLAIR, T1w, t1gd and T2w; and the labels, or None.
 
-    Raises
-    ------
-    DataError
-        The folder cannot be listed, or a sequence is missing or there twice.
+    DataError if the folder cannot be listed, or a sequence is missing or there twice.
     """
     folder = Path(folder)
     files: dict[str, Path] = {}

@@ -206,7 +206,7 @@ def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequenc
 
 
 def check_patch_fits_all(cases: Sequence[Case], patch_size: Sequence[int]) -> None:
-    """Check by the headers of the files alone that a patch is no larger than any volume."""
+    """Check, by the headers of the files alone, that a patch is no larger than any volume."""
     for case in cases:
         check_patch_fits(case.image_paths[0], read_shape(case.image_paths[0]), patch_size)
 

@@ -155,16 +155,29 @@ def allowed_by_name(label_path: Path) -> tuple[str, ...] | None:
     for pattern, possible, usual in _ENDINGS:
         if re.search(pattern, name):
             allowed.append(possible if allowed else usual)
-    return common(allowed) if allowed else None
+    return _common(allowed) if allowed else None
 
 
-def common(allowed: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the conventions that are allowed for every file, from those for each."""
+def allowed_by_names(where: str, label_paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return keys of the conventions that the names of all label files allow.
+
+    If there are none, UserError asks for ``--labels``; the message begins with ``where``.
+    """
+    allowed = [allowed_by_name(path) or () for path in label_paths]
+    for path, keys in zip(label_paths, allowed, strict=True):
+        if not _common([allowed[0], keys]):
+            names = path.name if not keys else f"{label_paths[0].name} and {path.name}"
+            raise ask(f"{where}: as {names} is named", set())
+    return _common(allowed)
+
+
+def _common(allowed: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the keys that are in each of some lists."""
     return tuple(key for key in allowed[0] if all(key in keys for keys in allowed[1:]))
 
 
 def decide(where: str, keys: Sequence[str], numbers: Iterable[set[int]]) -> Convention:
-    """Choose among the conventions of :func:`allowed_by_name` by the numbers in each label file.
+    """Choose among the conventions of :func:`allowed_by_names` by the numbers in each label file.
 
     No more files are read than needed. If no convention fits, or two that differ, UserError asks for
     ``--labels``; the message begins with ``where``.

@@ -19,9 +19,9 @@ from tinyunet.data.conventions import (
     CONVENTIONS,
     Meaning,
     allowed_by_name,
+    allowed_by_names,
     ask,
     by_numbers_alone,
-    common,
     decide,
     kind_of_class,
     listed,
@@ -102,7 +102,7 @@ def find_pairs(
     elif not found:
         raise UserError(f"{predictions}: no label files in it; expected .nii or .nii.gz")
     else:
-        if labels.is_dir() and dataset and not _cases(truths) & _cases(found):
+        if labels.is_dir() and dataset and set(map(_case, truths)).isdisjoint(map(_case, found)):
             truths = {case.name: case.label_path for case in dataset.cases}
         pairs = [_pair(name, path, truths, labels) for name, path in found.items()]
     given = _given(label_values, convention, dataset)
@@ -148,7 +148,7 @@ def _dataset(
             except DataError:
                 if known is None:
                     raise
-    if labels.is_file() or _cases(files) & _cases(predictions):
+    if labels.is_file() or not set(map(_case, files)).isdisjoint(map(_case, predictions)):
         return None
     try:
         return read_dataset(labels, labels=known)
@@ -182,10 +182,6 @@ def _pair(name: str, prediction: Path, truths: Mapping[str, Path], labels: Path)
 def _case(name: str) -> str:
     """Return the name of a case: that of a label file without BraTS' ending."""
     return re.sub(r"([_-]seg|_segm|_gtv)$", "", name, flags=re.IGNORECASE)
-
-
-def _cases(files: Mapping[str, Path]) -> set[str]:
-    return {_case(name) for name in files}
 
 
 # --- What their numbers mean -----------------------------------------------------------------------------
@@ -230,29 +226,28 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
     the message of a UserError, if these contradict each other.
     """
     truths, predictions = [pair.truth for pair in pairs], [pair.prediction for pair in pairs]
-    allowed = [allowed_by_name(path) for path in truths]
-    if any(keys is not None for keys in allowed):
-        decided = decide(where, common([keys or () for keys in allowed]), map(label_numbers, truths))
+    if any(allowed_by_name(path) is not None for path in truths):
+        decided = decide(where, allowed_by_names(where, truths), map(label_numbers, truths))
         return decided.classes(decided.title)
     numbers = _numbers(truths, where)
-    marks = [marked_meaning(path) for path in predictions]
     alone = by_numbers_alone(numbers)
-    if alone is None and any(marks):
-        said = marks[0]
-        if said is None or marks.count(said) < len(marks):
-            raise ask(f"{where}: the predictions do not say the same, and", numbers)
-        return Meaning(("background", *said.values()), (0, *said), "as the predictions say")
     if alone is None:
+        marks = [marked_meaning(path) for path in predictions]
+        said = marks[0]
+        if said and marks.count(said) == len(marks):
+            return Meaning(("background", *said.values()), (0, *said), "as the predictions say")
+        if any(marks):
+            raise ask(f"{where}: the predictions do not say the same, and", numbers)
         found = _numbers(predictions, where)
         if {(3 in some, 4 in some) for some in (numbers, found)} == {(True, False), (False, True)}:
             raise ask(f"{where}: the predictions hold {listed(found)}, and", numbers)
         numbers |= found
         alone = by_numbers_alone(numbers)
-    if alone is None:
-        values = sorted(numbers - {0}) or [1]
-        names = ("background", *(f"label {value}" for value in values))
-        return Meaning(names, (0, *values), "nothing says what they mean: --labels does")
-    return alone.classes(f"{alone.title}, by the numbers")
+    if alone:
+        return alone.classes(f"{alone.title}, by the numbers")
+    values = sorted(numbers - {0}) or [1]
+    names = ("background", *(f"label {value}" for value in values))
+    return Meaning(names, (0, *values), "nothing says what they mean: --labels does")
 
 
 def _numbers(paths: Sequence[Path], where: str) -> set[int]:
