@@ -27,6 +27,7 @@ TINYUNET = """
     engine
     autograd
     functional
+    module
     nn
     unet
     losses

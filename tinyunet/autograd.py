@@ -1,21 +1,19 @@
 # ruff: noqa: D102 - forward and backward of every operator are described once, in Function
 """Define-by-run differentiation: the tape is what the program did, written while it did it.
 
-A :class:`Function` is an operator with its gradient beside it. Each ``Function.apply`` adds one
-:class:`Context` to the tape: which operator ran, where its inputs came from, and the arrays that
-its gradient will need. :meth:`Tensor.backward` visits the contexts from the newest to the oldest.
-The order of creation *is* a topological order, since an input exists before what is computed from
-it: a heap of serial numbers is all the sorting there is, and nothing recurses.
+Each ``Function.apply`` runs an operator and puts a :class:`Context` on the tape: which operator ran, where
+its inputs came from, and the arrays that its gradient will need. :meth:`Tensor.backward` visits the contexts
+from the newest to the oldest, and each hands gradients on to its parents::
 
-The tape comes first, the arithmetic of :class:`Tensor` second: the two need each other.
+    x ---> Multiply ---> Sum ---> loss          forward: contexts 1, 2
+    x.grad <-- Multiply <-- Sum <-- 1           backward: contexts 2, 1
+
+The order of creation *is* a topological order, since an input exists before what is computed from it: there
+is nothing to sort, and nothing recurses.
 """
 
-import heapq
 import numbers
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import EllipsisType
 from typing import Any, TypeAlias
 
@@ -23,62 +21,14 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tinyunet.common.turns import one_at_a_time
-from tinyunet.engine.context import Array, Context, Gradients, Leaf, Listener
+from tinyunet.engine.context import Array, Context, Gradients, Listener, go_back, recording
+from tinyunet.engine.context import intercept as intercept
+from tinyunet.engine.context import is_recording as is_recording
+from tinyunet.engine.context import listening as listening
+from tinyunet.engine.context import no_grad as no_grad
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = int | slice | EllipsisType | None
-
-
-class _Recording(threading.local):
-    """Each thread has its own."""
-
-    on = True
-    tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None" = None
-
-
-_recording = _Recording()
-
-
-@contextmanager
-def no_grad() -> Iterator[None]:
-    """Put nothing on the tape: ``with no_grad():``, or ``@no_grad()`` over a function."""
-    before, _recording.on = _recording.on, False
-    try:
-        yield
-    finally:
-        _recording.on = before
-
-
-def is_recording() -> bool:
-    """Return whether operators go on the tape: not inside :func:`no_grad`."""
-    return _recording.on
-
-
-@contextmanager
-def intercept(tracer: "Callable[[type[Function], tuple[Any, ...]], Tensor] | None") -> Iterator[None]:
-    """Inside, no operator runs: each call of ``Function.apply`` is handed to ``tracer`` instead.
-
-    None: inside they run again.
-    """
-    before, _recording.tracer = _recording.tracer, tracer
-    try:
-        yield
-    finally:
-        _recording.tracer = before
-
-
-@contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Inside, ``listener`` is told the name of each operator that has just run forward."""
-
-    def run(function: type[Function], arguments: tuple[Any, ...]) -> Tensor:
-        with intercept(None):
-            dst = function.apply(*arguments)
-        listener(function.__name__, ())
-        return dst
-
-    with intercept(run):
-        yield
 
 
 class Function:
@@ -90,15 +40,15 @@ class Function:
     #: ``ctx.needs_gradient`` is False, and trailing Nones may be left out. ``gradient`` is
     #: C-contiguous and must not be written to.
     backward: Callable[[Context, Array], Gradients]
-    #: Whether what ``backward`` returns is new memory that nobody else holds, not even another of
-    #: its gradients: then the tape adds to it in place.
+    #: Whether ``backward`` returns new memory that nobody else holds, not even another of its
+    #: gradients: then the tape adds to it in place.
     gives_away = False
 
     @classmethod
     def apply(cls, *arguments: Any) -> "Tensor":
         """Run ``forward``; if an argument requires a gradient, the call goes on the tape."""
-        if _recording.tracer is not None:
-            return _recording.tracer(cls, arguments)
+        if recording.tracer is not None:
+            return recording.tracer(cls, arguments)
         ctx = Context(cls, tuple(map(_parent, arguments)))
         dst = Tensor(ctx.forward(*(a.data if isinstance(a, Tensor) else a for a in arguments)))
         if ctx.recording:
@@ -108,23 +58,12 @@ class Function:
 
 
 def _parent(argument: Any) -> "Context | Tensor | None":
-    if isinstance(argument, Tensor) and argument.requires_grad and _recording.on:
+    if isinstance(argument, Tensor) and argument.requires_grad and recording.on:
         return argument._context or argument
     return None
 
 
-def _uses_of_leaves(newest: Context) -> Counter[Leaf]:
-    """How often each leaf is an argument on the tape that ends here."""
-    uses, seen, waiting = Counter[Leaf](), {newest}, [newest]
-    while waiting:
-        for parent in waiting.pop().parents:
-            if isinstance(parent, Context):
-                if parent not in seen:
-                    seen.add(parent)
-                    waiting.append(parent)
-            elif parent is not None:
-                uses[parent] += 1
-    return uses
+# ---- tensors -----------------------------------------------------------------------------------
 
 
 class Tensor:
@@ -133,8 +72,7 @@ class Tensor:
     Parameters
     ----------
     data : array_like
-        C-contiguous arrays of float32 or float64 are shared, not copied. Anything else is
-        converted, other types of numbers to float32.
+        C-contiguous arrays of float32 or float64 are shared, not copied; anything else becomes float32.
     requires_grad : bool
         Whether ``grad`` is wanted.
 
@@ -142,16 +80,15 @@ class Tensor:
     ----------
     data : ndarray
     grad : ndarray or None
-        On leaves only: the sum of what every ``backward`` since it was None has found.
+        On leaves only: the sum of the gradients that every ``backward`` since it was None has found.
     """
 
     __slots__ = ("__weakref__", "_context", "data", "grad", "requires_grad")
     __array_ufunc__ = None  # array + tensor is left to Tensor.__radd__
 
     def __init__(self, data: ArrayLike, requires_grad: bool = False) -> None:
-        array = _numbers(data)
-        is_float = isinstance(data, np.ndarray | np.generic | Tensor) and array.dtype in ("f4", "f8")
-        self.data: Array = array if is_float else array.astype(np.float32)
+        is_array = isinstance(data, np.ndarray | np.generic | Tensor)
+        self.data: Array = _floats(data, keep=is_array, otherwise=np.float32)
         self.grad: Array | None = None
         self.requires_grad = requires_grad
         self._context: Context | None = None
@@ -162,7 +99,7 @@ class Tensor:
         Parameters
         ----------
         gradient : array_like, shape = self.shape
-            What to start from. A tensor of one element may leave it out: one.
+            Gradient to start from. A tensor of one element may leave it out: one.
         listener : callable, optional
             Called after each operator with its name, and the leaves whose ``grad`` is complete.
 
@@ -176,32 +113,9 @@ class Tensor:
         """
         start = self._starting_gradient(gradient)
         if self._context is None:
-            return self.accumulate(start)
-        gradients, ours = {self._context: start}, set[Context]()
-        newest_first = [(-self._context.serial_number, self._context)]
-        uses = _uses_of_leaves(self._context) if listener else Counter[Leaf]()
-        while newest_first:
-            _, ctx = heapq.heappop(newest_first)
-            parents = ctx.parents
-            for parent, diff in zip(parents, ctx.backward(gradients.pop(ctx)), strict=True):
-                if parent is None or diff is None:
-                    continue
-                if not isinstance(parent, Context):
-                    parent.accumulate(diff)
-                elif parent not in gradients:
-                    gradients[parent] = diff
-                    heapq.heappush(newest_first, (-parent.serial_number, parent))
-                    if ctx.function.gives_away:
-                        ours.add(parent)
-                elif parent in ours:
-                    gradients[parent] += diff
-                else:  # the first one may be some other tensor's gradient too, the sum is not
-                    gradients[parent] = np.asarray(gradients[parent] + diff)
-                    ours.add(parent)
-            if listener is not None:
-                leaves = [p for p in parents if p is not None and not isinstance(p, Context)]
-                uses.subtract(leaves)
-                listener(f"d {ctx.function.__name__}", [p for p in set(leaves) if not uses[p]])
+            self.accumulate(start)
+        else:
+            go_back(self._context, start, listener)
 
     def _starting_gradient(self, gradient: ArrayLike | None) -> Array:
         if not self.requires_grad:
@@ -210,7 +124,7 @@ class Tensor:
             if self.data.size != 1:
                 raise ValueError(f"backward: a tensor of shape {self.shape} needs a gradient")
             return np.ones_like(self.data)
-        start = np.asarray(_numbers(gradient), dtype=self.dtype)
+        start = _floats(gradient, keep=False, otherwise=self.dtype)
         if start.shape != self.shape:
             raise ValueError(f"backward: gradient has shape {start.shape}, tensor {self.shape}")
         return start
@@ -247,14 +161,13 @@ class Tensor:
         history = f", made by {self._context.function.__name__}" if self._context else ""
         return f"Tensor({self.data}, requires_grad={self.requires_grad}{history})"
 
-    # ---- arithmetic: one operator of the second half each ----------------------------------
+    # ---- arithmetic: one operator below each ----
 
     def _operand(self, other: Any) -> "Tensor | Array":
         if isinstance(other, Tensor):
             return other
-        array = _numbers(other)  # Python numbers and integers take this tensor's precision
-        is_float = isinstance(other, np.ndarray) and array.dtype in ("f4", "f8")
-        return array if is_float else array.astype(self.dtype)
+        # Numbers and integers take this tensor's precision.
+        return _floats(other, keep=isinstance(other, np.ndarray), otherwise=self.dtype)
 
     def __add__(self, other: Any) -> "Tensor":
         return Add.apply(self, self._operand(other))
@@ -329,9 +242,10 @@ class Tensor:
         return Reshape.apply(self, sizes)
 
 
-def _numbers(data: ArrayLike | Tensor) -> NDArray[Any]:
-    """``data`` as a C-contiguous array of real numbers or truth values; a tensor's own array."""
-    return np.asarray(real_numbers("tensor", data), order="C")
+def _floats(data: ArrayLike | Tensor, *, keep: bool, otherwise: DTypeLike) -> Array:
+    """``data`` as a C-contiguous array of float32 or float64 (to keep), or of the type ``otherwise``."""
+    array = np.asarray(real_numbers("tensor", data), order="C")
+    return array if keep and array.dtype in ("f4", "f8") else array.astype(otherwise, copy=False)
 
 
 def real_numbers(name: str, data: ArrayLike | Tensor) -> NDArray[Any]:
@@ -339,10 +253,13 @@ def real_numbers(name: str, data: ArrayLike | Tensor) -> NDArray[Any]:
 
     Complex numbers would lose their imaginary part; text and dates would become numbers of no meaning.
     """
-    array = np.asarray(data.data if isinstance(data, Tensor) else data)
+    array = np.asarray(data)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected real numbers, not {type(data).__name__} ({array.dtype})")
     return array
+
+
+# ---- operators: forward directly followed by its gradient --------------------------------------
 
 
 def _broadcast(ctx: Context, operation: np.ufunc, a: Array, b: Array) -> Array:
@@ -350,9 +267,8 @@ def _broadcast(ctx: Context, operation: np.ufunc, a: Array, b: Array) -> Array:
     try:
         return operation(a, b)
     except ValueError:
-        raise ValueError(
-            f"{operation.__name__}: shapes {a.shape} and {b.shape} cannot be broadcast together"
-        ) from None
+        shapes = f"shapes {a.shape} and {b.shape} cannot be broadcast together"
+        raise ValueError(f"{operation.__name__}: {shapes}") from None
 
 
 def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:

@@ -17,17 +17,8 @@ from tinyunet import functional
 from tinyunet.autograd import Tensor, real_numbers
 from tinyunet.common.checks import fraction, share
 from tinyunet.functional import BATCH_NORM_MOMENTUM
-from tinyunet.nn import (
-    BatchNorm,
-    Conv3d,
-    ConvTranspose3d,
-    Dropout,
-    Generator,
-    MaxPool3d,
-    Module,
-    Sequential,
-    Upsample3d,
-)
+from tinyunet.module import Generator, Module
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Dropout, MaxPool3d, Sequential, Upsample3d
 
 
 class Block(Module):
@@ -104,25 +95,21 @@ class UNet(Module):
         seed: int = 0,
         momentum: float = BATCH_NORM_MOMENTUM,
     ) -> None:
-        sizes = {"in_channels": in_channels, "classes": classes, "filters": filters, "depth": depth}
-        in_channels, classes, filters, depth = (_whole(*item) for item in sizes.items())
-        seed = operator.index(seed)
         if dim not in (2, 3):
             raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
         if not isinstance(use_upsampling, bool | np.bool_):
             raise ValueError(f"UNet: use_upsampling must be True or False, not {use_upsampling!r}")
         fraction("UNet: dropout", dropout)
-        # NumPy's own kinds of them are not written to JSON.
-        dim, use_upsampling, dropout = int(dim), bool(use_upsampling), float(dropout)
+        # Python's own kinds of numbers: NumPy's are not written to JSON.
         self.config: dict[str, Any] = {
-            "dim": dim,
-            "in_channels": in_channels,
-            "classes": classes,
-            "filters": filters,
-            "depth": depth,
-            "use_upsampling": use_upsampling,
-            "dropout": dropout,
-            "seed": seed,
+            "dim": int(dim),
+            "in_channels": (in_channels := _whole("in_channels", in_channels)),
+            "classes": (classes := _whole("classes", classes)),
+            "filters": (filters := _whole("filters", filters)),
+            "depth": (depth := _whole("depth", depth)),
+            "use_upsampling": bool(use_upsampling),
+            "dropout": (dropout := float(dropout)),
+            "seed": (seed := operator.index(seed)),
         }
         if share("UNet: momentum", momentum) != BATCH_NORM_MOMENTUM:
             self.config["momentum"] = float(momentum)  # not always: older files have none

@@ -1,14 +1,17 @@
-"""One call on the tape: where its inputs came from, and what it keeps for its gradient.
+"""The tape: a context for each call of an operator, and the walk back over them.
 
-A context points to its parent *contexts*, not to its input tensors, so that an activation lives
-only while some ``ctx.save`` (or the caller) needs it. Each context is emptied once its gradient is
-done; going backward through it again is an error.
+A context holds where the call's inputs came from, and what the operator keeps for its gradient. It points to
+its parent *contexts*, not to its input tensors, so an activation lives only while some ``ctx.save`` (or the
+caller) needs it. Its backward empties a context; going back through it again is an error.
 """
 
 import itertools
 import math
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,7 +27,7 @@ _serial_numbers = itertools.count()
 
 
 class Leaf(Protocol):
-    """Where a gradient ends: a tensor that nobody computed."""
+    """Where a gradient ends: a tensor that no operator computed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,15 +41,18 @@ class Leaf(Protocol):
         """Add to the gradient found so far."""
 
 
-#: Told, while backward goes on, what has just run and which leaves have got their whole gradient.
+#: Called during backward with the operator that has just run, and the leaves whose gradient is now complete.
 Listener: TypeAlias = Callable[[str, Sequence[Leaf]], None]
+
+
+#: Called with an operator and its arguments; returns the tensor that the operator would.
+Tracer: TypeAlias = Callable[[type[Any], tuple[Any, ...]], Any]
 
 
 class Context:
     """One call. An operator may put plain attributes on it: ``ctx.stride = stride``.
 
-    Arrays that it was given it keeps by :meth:`save` alone: the compiled graph, which uses their memory
-    again, refuses all other ways.
+    It must keep arrays that it was given by :meth:`save` alone: the compiled graph uses their memory again.
 
     Attributes
     ----------
@@ -78,13 +84,12 @@ class Context:
 
     @property
     def saved(self) -> tuple[Any, ...]:
-        """What was given to :meth:`save`, after a look whether it still holds the same numbers.
+        """What was given to :meth:`save`; RuntimeError if a saved array no longer holds the same numbers.
 
-        Arrays of fewer than 2048 elements are compared whole. Of larger ones, some 180 to 1500
-        elements are, spread evenly: writing over a channel, a slice or the whole array is noticed,
-        changing a few voxels need not be. (Read-only arrays would not do: an optimizer writes
-        through another view, and to Numba a read-only array is another type, for which every
-        kernel would be compiled a second time.)
+        Arrays of fewer than 2048 elements are compared whole. Of larger ones, some 180 to 1500 elements are,
+        spread evenly: a change of a channel, a slice or the whole array is noticed, a change of a few voxels
+        may not be. (Read-only arrays would not do: an optimizer writes through another view, and to Numba a
+        read-only array is another type, for which it would compile every kernel a second time.)
         """
         for array, sample in self._saved:
             if array is not None and _sample(array) != sample:
@@ -95,15 +100,15 @@ class Context:
         return tuple(array for array, _ in self._saved)
 
     def forward(self, *arguments: Any) -> Array:
-        """Result of the operator, which may keep something here."""
+        """Return the result of the operator, which may keep something here."""
         start = time.perf_counter()
         result: Array = self.function.forward(self, *arguments)
         if verbose.wanted():
-            self._say("", time.perf_counter() - start, (result,), arguments)
+            self._print("", time.perf_counter() - start, (result,), arguments)
         return result
 
     def backward(self, gradient: Array) -> Gradients:
-        """Gradients for :attr:`parents`, checked; then let go of everything that was kept."""
+        """Return gradients for :attr:`parents`, checked, and drop everything that was kept."""
         if not self.recording:
             raise RuntimeError(
                 f"{self.function.__name__}: backward has already run here and freed this part of"
@@ -112,7 +117,7 @@ class Context:
         start = time.perf_counter()
         gradients = self.checked(self.function.backward(self, gradient))
         if verbose.wanted():
-            self._say("d ", time.perf_counter() - start, gradients, (gradient,))
+            self._print("d ", time.perf_counter() - start, gradients, (gradient,))
         self.parents, self._saved, self.recording = (), (), False
         return gradients
 
@@ -127,38 +132,123 @@ class Context:
         most = len(self.parents)
         if not isinstance(gradients, tuple) or len(gradients) > most:
             given = len(gradients) if isinstance(gradients, tuple) else type(gradients).__name__
-            raise RuntimeError(
-                f"{self.function.__name__}.backward must return a tuple of at most {most} gradients, "
-                f"one for each argument of forward, not {given}"
-            )
+            raise self._wrong(f"a tuple of at most {most} gradients, one for each argument of forward", given)
         gradients += (None,) * (most - len(gradients))
-        return tuple(map(self._check, gradients, self.parents))
+        return tuple(map(self._checked_one, gradients, self.parents))
 
-    def _say(self, direction: str, seconds: float, written: Gradients, read: Sequence[Any]) -> None:
-        """Print a line of what has just run; what it keeps or has kept was moved, too."""
+    def _checked_one(self, diff: Array | None, parent: "Context | Leaf | None") -> Array | None:
+        if parent is None:
+            return None
+        if diff is None or np.shape(diff) != parent.shape:
+            raise self._wrong(f"a gradient of shape {parent.shape}", None if diff is None else np.shape(diff))
+        # Kernels want contiguous memory; a gradient has the precision of what it belongs to.
+        if np.asarray(diff).dtype.kind not in "biuf":
+            raise self._wrong("gradients of real numbers", np.asarray(diff).dtype)
+        return np.asarray(diff, dtype=parent.dtype, order="C")
+
+    def _wrong(self, expected: str, given: object) -> RuntimeError:
+        return RuntimeError(f"{self.function.__name__}.backward must return {expected}, not {given}")
+
+    def _print(self, direction: str, seconds: float, written: Gradients, read: Sequence[Any]) -> None:
+        """Print a line of what has just run; arrays that the context keeps or has kept were moved, too."""
         arrays = (*written, *read, *(array for array, _ in self._saved))
         moved = {id(array): array for array in arrays if isinstance(array, np.ndarray)}
         shape = max((np.shape(a) for a in written if a is not None), key=math.prod, default=())
         operator = operator_name(self.function) + ("_backward" if direction else "")
-        told = operator, shape, "ndhwc" if len(shape) == 5 else "plain", "eager", ""
+        what = operator, shape, "ndhwc" if len(shape) == 5 else "plain", "eager", ""
         work = None, sum(array.nbytes for array in moved.values())
-        verbose.say(verbose.Ran(*told, seconds, *work, direction + self.function.__name__).line())
+        verbose.say(verbose.Ran(*what, seconds, *work, direction + self.function.__name__).line())
 
-    def _check(self, diff: Array | None, parent: "Context | Leaf | None") -> Array | None:
-        if parent is None:
-            return None
-        if diff is None or np.shape(diff) != parent.shape:
-            raise RuntimeError(
-                f"{self.function.__name__}.backward must return a gradient of shape {parent.shape},"
-                f" not {'None' if diff is None else np.shape(diff)}"
-            )
-        if np.asarray(diff).dtype.kind not in "biuf":
-            raise RuntimeError(
-                f"{self.function.__name__}.backward must return gradients of real numbers, "
-                f"not {np.asarray(diff).dtype}"
-            )
-        # Kernels want contiguous memory; a gradient has the precision of what it belongs to.
-        return np.asarray(diff, dtype=parent.dtype, order="C")
+
+def go_back(newest: Context, gradient: Array, listener: Listener | None) -> None:
+    """Visit contexts from the newest to the oldest; leaves accumulate the gradients that reach them."""
+    gradients, ours = {newest: gradient}, set[Context]()  # ours: sums that the tape may add to in place
+    uses = _uses_of_leaves(newest) if listener else Counter[Leaf]()
+    while gradients:
+        ctx = max(gradients, key=lambda each: each.serial_number)  # no gradient can still reach the newest
+        parents = ctx.parents
+        for parent, diff in zip(parents, ctx.backward(gradients.pop(ctx)), strict=True):
+            if parent is None or diff is None:
+                continue
+            if not isinstance(parent, Context):
+                parent.accumulate(diff)
+            elif parent in ours:
+                gradients[parent] += diff
+            elif parent in gradients:  # which another tensor may hold too; nobody else holds the sum
+                gradients[parent] = np.asarray(gradients[parent] + diff)
+                ours.add(parent)
+            else:
+                gradients[parent] = diff
+                ours |= {parent} if ctx.function.gives_away else set()
+        if listener is not None:
+            leaves = [p for p in parents if p is not None and not isinstance(p, Context)]
+            uses.subtract(leaves)
+            listener(f"d {ctx.function.__name__}", [p for p in set(leaves) if not uses[p]])
+
+
+def _uses_of_leaves(newest: Context) -> Counter[Leaf]:
+    """How often each leaf is an argument on the tape that ends here."""
+    uses, seen, waiting = Counter[Leaf](), {newest}, [newest]
+    while waiting:
+        for parent in waiting.pop().parents:
+            if not isinstance(parent, Context):
+                uses.update([] if parent is None else [parent])
+            elif parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return uses
+
+
+class _Recording(threading.local):
+    """Whether operators go on the tape, and who takes them instead; each thread has its own."""
+
+    on = True
+    tracer: Tracer | None = None
+
+
+recording = _Recording()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Put nothing on the tape: ``with no_grad():``, or ``@no_grad()`` over a function."""
+    before, recording.on = recording.on, False
+    try:
+        yield
+    finally:
+        recording.on = before
+
+
+def is_recording() -> bool:
+    """Return whether operators go on the tape: not inside :func:`no_grad`."""
+    return recording.on
+
+
+@contextmanager
+def intercept(tracer: Tracer | None) -> Iterator[None]:
+    """Call ``tracer(function, arguments)`` in the place of each ``function.apply(*arguments)`` inside.
+
+    Pass None to run operators normally inside an outer `intercept`.
+    """
+    before, recording.tracer = recording.tracer, tracer
+    try:
+        yield
+    finally:
+        recording.tracer = before
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call ``listener(name, ())`` after each operator that runs forward inside."""
+
+    def run(function: type[Any], arguments: tuple[Any, ...]) -> Any:
+        with intercept(None):
+            dst = function.apply(*arguments)
+        listener(function.__name__, ())
+        return dst
+
+    with intercept(run):
+        yield
 
 
 def operator_name(function: type[Any]) -> str:
