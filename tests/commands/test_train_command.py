@@ -297,7 +297,7 @@ def test_a_picture_that_fails_costs_no_result(dataset, tmp_path, monkeypatch, co
         raise OSError(28, "No space left") if broken == "disk" else RuntimeError("no\nfont")
 
     if broken == "matplotlib":
-        monkeypatch.setitem(sys.modules, "tinyunet.viz.predictions", None)
+        monkeypatch.setitem(sys.modules, "tinyunet.viz.volumes", None)
     monkeypatch.setattr(Figure, "savefig", fail)
     done = command("train", *arguments(dataset, tmp_path)[2:])
     assert done.code == 0

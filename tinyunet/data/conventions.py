@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from tinyunet.common.errors import UserError
 
-# Patterns for the parts of a tumour in the names of classes, where "_" is a space and "non-enhancing" one
-# word.
+# Patterns for the parts of a tumour in class names, where "_" is a space and "non-enhancing" one word.
 _KINDS = {
     "edema": r"edema|hyperintens|\b(ed|snfh)\b",
     "core": r"nonenhanc|necro|core|\b(ncr|net|netc)\b",
@@ -26,7 +25,7 @@ _KINDS = {
 }
 _NON_ENHANCING = r"\b(non|un|not|no)[- ]*(contrast[- ]*|gd[- ]*|gadolinium[- ]*)?enhanc\w*"
 _NEGATION = r"\b(non|no|not|without|outside|except)\b"
-#: The three regions that BraTS scores consist of 1 edema, 2 core, 3 enhancing tumour.
+# What each part is for BraTS' three regions: 0 no tumour, 1 edema, 2 core, 3 enhancing tumour.
 _PARTS = {"edema": 1, "core": 2, "cyst": 2, "enhancing": 3, "cavity": 0}
 # Conventions that agree differ in a cavity only: so many files are read to see whether there is one.
 _FILES_READ = 10
@@ -50,13 +49,8 @@ class Convention(NamedTuple):
     @property
     def values(self) -> tuple[int, ...]:
         """Number of each class, in the order of the Decathlon's brain-tumour task: edema first."""
-        kinds = list(_KINDS)
-
-        def place(number: int) -> tuple[int, int]:
-            kind = kind_of_class(self.meaning[number])
-            return kinds.index(kind) if kind else len(kinds), number
-
-        return (0, *sorted(self.meaning, key=place))
+        order = [*_KINDS, None]
+        return (0, *sorted(self.meaning, key=lambda n: (order.index(kind_of_class(self.meaning[n])), n)))
 
     @property
     def names(self) -> tuple[str, ...]:

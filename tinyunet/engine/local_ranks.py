@@ -30,9 +30,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyunet.common.errors import UserError
-from tinyunet.common.terminal import in_bytes
-
 _ITEMS = 16  # a part begins at a cache line of float32
 _MARK = 16  # random bytes after the memory: a rank that reads them has opened the right memory
 
@@ -86,6 +83,10 @@ class LocalRanks:
         nbytes = size * np.dtype(dtype).itemsize
         memory = shared_memory(self._mpi, nbytes)
         if memory is None:
+            # Imported here: a program without ranks needs neither.
+            from tinyunet.common.errors import UserError
+            from tinyunet.common.terminal import in_bytes
+
             raise UserError(f"no memory of {in_bytes(nbytes)[0]} for the ranks of a node to share")
         return memory.view(dtype)
 

@@ -107,26 +107,24 @@ def summary(rows: Sequence[tuple[str, Scores]]) -> dict[str, Any]:
 def table(rows: Sequence[tuple[str, Scores]]) -> str:
     """Return an aligned table: a row for each case, a column for each class or region, the mean below."""
     rows = [(printable(name), scores) for name, scores in rows]
-    groups = [(group, list(names)) for group, names in rows[0][1].items() if names]
     width = max(len(name) for name, _ in [*rows, ("case", {})])
     over, heads = " " * width, "case".ljust(width)
-    for group, names in groups:
-        columns = "".join(f"  {_column(name)}" for name in names)
-        over += "  " + f" {group} ".center(len(columns) - 2, "─")
-        heads += columns
-    lines = [over, heads, "─" * len(heads)]
-    lines += [_row(name.ljust(width), scores) for name, scores in rows]
+    columns: list[int] = []
+    for group, dice in rows[0][1].items():
+        names = [printable(name).rjust(_LEAST_WIDTH) for name in dice]
+        if names:
+            over += "  " + f" {group} ".center(len("  ".join(names)), "─")
+        heads += "".join(f"  {name}" for name in names)
+        columns += map(len, names)
+
+    def row(name: str, scores: Scores) -> str:
+        values = [dice for entries in scores.values() for dice in entries.values()]
+        return name.ljust(width) + "".join(
+            f"  {dice:{column}.3f}" for dice, column in zip(values, columns, strict=True)
+        )
+
+    rule = "─" * len(heads)
+    lines = [over, heads, rule, *(row(*each) for each in rows)]
     if len(rows) > 1:
-        lines += ["─" * len(heads), _row("mean".ljust(width), mean([s for _, s in rows]))]
+        lines += [rule, row("mean", mean([scores for _, scores in rows]))]
     return "\n".join(lines)
-
-
-def _row(name: str, scores: Scores) -> str:
-    for entries in scores.values():
-        for column, dice in entries.items():
-            name += f"  {dice:.3f}".rjust(len(_column(column)) + 2)
-    return name
-
-
-def _column(name: str) -> str:
-    return printable(name).rjust(_LEAST_WIDTH)
