@@ -62,7 +62,8 @@ def main(communicator: Communicator) -> None:
     """Compile, and show the stages."""
     options = parse()
     from tinyunet.compiler.compiled import Inference, TrainingStep
-    from tinyunet.compiler.passes import Options, chosen
+    from tinyunet.compiler.ir import Options
+    from tinyunet.compiler.passes import chosen
     from tinyunet.compiler.show import nodes_table, summary
     from tinyunet.losses import dice_cross_entropy
     from tinyunet.optim import Adam

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import kernels.ops.softmax_dice
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import at_least_zero
+from tinyunet.engine.absent import Absent
 from tinyunet.engine.context import Array, Context, Gradients
 
 # Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else. Its inverse times
@@ -254,9 +255,11 @@ def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) 
     TypeError, ValueError
         ``labels`` are not integers, have another shape, or hold what is not a class.
     """
-    array, highest = np.asarray(labels), classes - 1
+    highest = classes - 1
     if highest > 255:
         raise ValueError(f"prediction has {classes} classes; labels are bytes, so expected at most 256")
+    # Of a loss that is traced, the labels have no numbers: a compiled step checks them at each call.
+    array = labels if isinstance(labels, Absent) else np.asarray(labels)
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, not {array.dtype}")
     if array.shape != shape:
@@ -265,6 +268,8 @@ def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) 
         )
     if not array.size:
         raise ValueError("labels are empty; expected a batch of one at least")
+    if isinstance(array, Absent):
+        return array  # type: ignore[return-value]
     if array.min() < 0 or array.max() > highest:
         raise ValueError(f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}")
     return array.astype(np.uint8, copy=False)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from launcher import launch, needs_mpi
 from tinyunet import Adam, UNet
 from tinyunet.common.errors import ENDING
 from tinyunet.compiler import measure
+from tinyunet.compiler.passes import choose_algorithm
 from tinyunet.segmentation import checkpoint
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
@@ -291,10 +291,8 @@ def test_a_strangers_algorithms_are_taken_where_they_are_candidates_and_for_this
     train, run_copy, undisturbed, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TINYUNET_CACHE", str(tmp_path / "cache"))
-    # The package has the function under the module's name.
-    chooser = sys.modules["tinyunet.compiler.passes.choose_algorithm"]
-    monkeypatch.setattr(chooser, "_FACTOR", np.inf)  # so that there is something to measure
-    monkeypatch.setattr("tinyunet.compiler.choices._SMALL", 0)
+    monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)  # so that there is something to measure
+    monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
     measure.remembered.cache_clear()
     assert train(*SMALL, "--epochs", "1", "--output", tmp_path / "own").code == 0
     (cache,) = (tmp_path / "cache").iterdir()

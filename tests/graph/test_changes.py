@@ -7,7 +7,7 @@ import pytest
 
 import tinyunet
 from tinyunet.autograd import Tensor
-from tinyunet.compiler.changes import Glance
+from tinyunet.compiler.compiled import Glance
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm, Conv3d, Module, Parameter, Sequential
 from tinyunet.optim import Adam
@@ -35,7 +35,6 @@ CHANGES = {
     "attribute taken away": lambda net: delattr(net, "whole"),
     "attribute of another name": lambda net: replace(net, "you", vars(net).pop("me")),
     "attribute of a part": lambda net: replace(net.body[1], "momentum", 0.5),
-    "training": lambda net: replace(net.body[1], "training", False),
     "another part": lambda net: replace(net.body, "0", Conv3d(2, 3, 3)),
     "one more part": lambda net: net.body.append(BatchNorm(3)),
     "item of a list": lambda net: net.settings["sizes"].__setitem__(1, 3),
@@ -47,7 +46,6 @@ CHANGES = {
     "class": lambda net: replace(net.body[1], "__class__", Module),
     "class of a part in a list": lambda net: replace(net.beside[0], "__class__", Module),
     "data": lambda net: replace(net.body[0].weights, "data", net.body[0].weights.data.copy()),
-    "grad": lambda net: replace(net.body[0].weights, "grad", np.zeros(1)),
     "what is learnt": lambda net: replace(net.body[0].weights, "requires_grad", False),
     "parameter": lambda net: replace(net.body[0], "weights", Parameter(net.body[0].weights.data)),
     "buffer": lambda net: replace(net.body[1], "running_mean", np.ones(3, np.float32)),
@@ -72,10 +70,33 @@ def test_what_is_changed_in_place_is_not_looked_at():
     assert glance.is_same()
 
 
-def test_a_tensor_may_change_without_a_trace():
+def test_the_data_of_a_tensor_that_is_no_parameter():
     net = Net()
     net.settings["scale"] = Tensor(np.ones(3))
-    assert not Glance(net, ()).is_same()
+    glance = Glance(net, ())
+    assert glance.is_same()
+    net.settings["scale"].data = np.ones(3)
+    assert not glance.is_same()
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_gradients_are_of_interest_to_a_step_alone(gradients):
+    net = Net()
+    glance = Glance(net, (), gradients)
+    net.body[0].weights.grad = np.zeros(1)
+    assert glance.is_same() is not gradients
+
+
+def test_the_mode_makes_no_other_model_but_may_be_refused():
+    net = Net()
+    glance = Glance(net, ())
+    net.eval()
+    assert glance.is_same()
+    assert not glance.is_frozen
+    net.train()
+    net.body[1].eval()
+    assert glance.is_same()
+    assert glance.is_frozen
 
 
 def test_objects_beside_the_model_are_seen():

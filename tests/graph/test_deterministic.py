@@ -10,9 +10,8 @@ from agreement import batch
 
 import tinyunet
 from tinyunet import Adam, UNet, losses
-from tinyunet.compiler import choices as algorithms
+from tinyunet.compiler.passes import choose_algorithm
 
-choose_algorithm = sys.modules["tinyunet.compiler.passes.choose_algorithm"]
 SHAPE = (1, 12, 14, 16, 4)
 
 
@@ -29,7 +28,7 @@ def trained(**how) -> bytes:
 
 def test_what_is_fastest_makes_no_difference(monkeypatch):
     """Here every convolution has several candidates, and the fastest is the first, or the last."""
-    monkeypatch.setattr(algorithms, "_SMALL", 0)
+    monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
     monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
     found: dict[bool, set[bytes]] = {True: set(), False: set()}
     for which in (0, -1):
@@ -44,7 +43,7 @@ def test_no_clock_and_no_file(tmp_path):
     code = "\n".join(
         (
             "import hashlib, test_deterministic as t",
-            "t.algorithms._SMALL = 0",  # or there were nothing to measure in a net so small
+            "t.choose_algorithm._SMALL = 0",  # or there were nothing to measure in a net so small
             "t.choose_algorithm._FACTOR = 10",
             "print(hashlib.sha256(t.trained(deterministic=True)).hexdigest())",
         )
@@ -71,5 +70,5 @@ def test_the_tile_is_the_best_of_the_model(training):
     nodes = [n for n in graph.nodes if n.op in choose_algorithm._OPS and n.runs_fused]
     assert nodes
     for node in nodes:
-        costs = algorithms.costs(node, graph, "strict")
+        costs = choose_algorithm.costs(node, graph, "strict")
         assert costs[node.attributes["tile"]] == min(costs.values())

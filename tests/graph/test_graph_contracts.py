@@ -6,7 +6,9 @@ from agreement import INPUT
 
 import tinyunet
 from tinyunet import SGD, UNet, losses
-from tinyunet.compiler import contracts, fused
+from tinyunet.compiler.operators import KERNELS
+from tinyunet.compiler.operators.record import Binder
+from tinyunet.compiler.program import bind
 
 
 def bound(model):
@@ -31,11 +33,11 @@ MODEL = UNet(filters=17, depth=2)
 
 def test_every_array_is_looked_at():
     nodes, graph, arrays = bound(MODEL)
-    checked = [node for node in nodes if node.op in contracts._SHAPES]
+    checked = [node for node in nodes if KERNELS[node.op].sizes]
     assert {node.op for node in nodes} - {node.op for node in checked} == {"pad_bias"}
     for node in checked:
-        fused.bind(node, graph, arrays)  # as it is, it fits
+        bind(Binder(node, graph, arrays))  # as it is, it fits
         for name in {*node.inputs.values(), *node.outputs.values()}:
             for wrong in misfits(arrays[name]):
                 with pytest.raises(ValueError, match=r"^graph: .*; its kernel takes"):
-                    fused.bind(node, graph, {**arrays, name: wrong})
+                    bind(Binder(node, graph, {**arrays, name: wrong}))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import tinyunet
 from tinyunet import Adam, UNet, losses
 from tinyunet.compiler import memory
-from tinyunet.compiler.executor import Program
 from tinyunet.compiler.ir import Graph, Node, Value
+from tinyunet.compiler.program import Program
 
 
 def chain(sizes: list[int], reads: list[list[int]]) -> Graph:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 from collections import Counter
 
 import numpy as np
@@ -12,17 +11,12 @@ from agreement import ROUNDING, assert_agree, assert_within, batch
 import tinyunet
 from kernels.conv3d.winograd import both_gradients
 from tinyunet import Adam, Module, UNet, functional, losses
-from tinyunet.compiler import choices as algorithms
 from tinyunet.compiler import measure, passes
 from tinyunet.compiler.ir import BLOCKED, Graph
+from tinyunet.compiler.passes import choose_algorithm, fuse_backward, fuse_gradients
 from tinyunet.compiler.show import is_unfused
 from tinyunet.nn import BatchNorm, Conv3d
 
-# The package has the functions under the modules' names.
-choose_algorithm, fuse_backward, fuse_gradients = (
-    sys.modules[f"tinyunet.compiler.passes.{name}"]
-    for name in ("choose_algorithm", "fuse_backward", "fuse_gradients")
-)
 SHAPE = (1, 12, 14, 16, 4)
 CONFIG = {"filters": 16, "depth": 2}
 
@@ -132,8 +126,8 @@ class TestBothGradients:
     @pytest.fixture(autouse=True)
     def _everywhere(self, monkeypatch):
         monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
-        monkeypatch.setattr(algorithms, "_SMALL", 0)
-        monkeypatch.setattr(algorithms, "_TRANSFORM", 0)
+        monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
+        monkeypatch.setattr(choose_algorithm, "_TRANSFORM", 0)
 
     def test_nothing_forms_a_gradient_but_who_needs_it(self):
         found = operators(compiled())
@@ -198,10 +192,10 @@ class TestAlgorithms:
 
         With a ReLU a voxel near zero could take the other side, which is no error of a tile.
         """
-        monkeypatch.setattr(algorithms, "_SMALL", 0)
+        monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
         monkeypatch.setattr(choose_algorithm, "fastest", lambda *candidates: candidates[-1][-1])
-        monkeypatch.setitem(algorithms._TILES, "strict", (tile,))
-        monkeypatch.setitem(algorithms._TILES_OF_FEW, "strict", ((*tile[:2], 1),))
+        monkeypatch.setitem(choose_algorithm._TILES, "strict", (tile,))
+        monkeypatch.setitem(choose_algorithm._TILES_OF_FEW, "strict", ((*tile[:2], 1),))
         monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
         bound = ROUNDING if tile == (2, 2, 2) else 1e-3
         assert_agree(functools.partial(Smooth, filters), (2, 9, 6, 8), bound, steps=1)
@@ -210,7 +204,7 @@ class TestAlgorithms:
     def test_every_tile_with_both_gradients_in_one_pass(self, monkeypatch, tile):
         monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
         # Or F(2, 2, 2) would be no better than direct.
-        monkeypatch.setattr(algorithms, "_TRANSFORM", 0)
+        monkeypatch.setattr(choose_algorithm, "_TRANSFORM", 0)
         self.test_every_tile_in_every_direction(monkeypatch, tile, 12)
 
     def test_images(self):

@@ -50,7 +50,7 @@ def test_a_line_for_each_node_and_the_unfused_are_named():
 def test_flops_of_the_unet():
     """The convolutions' 2 * taps * IC * OC a voxel, forward and twice backward but for the images."""
     graph = step(enable=()).stages(SHAPE)[-1].graph
-    from tinyunet.compiler.cost import flops
+    from tinyunet.compiler.operators import flops
 
     fine, coarse = 6 * 7 * 8, 3 * 3 * 4
     first = 2 * 27 * 4 * 4 * fine

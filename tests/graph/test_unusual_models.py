@@ -22,7 +22,7 @@ import tinyunet
 from kernels.conv3d import operator as conv3d
 from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
-from tinyunet.compiler import choices as algorithms
+from tinyunet.compiler.passes import choose_algorithm
 from tinyunet.nn import BatchNorm, ConvTranspose3d, ReLU
 
 
@@ -153,7 +153,7 @@ class Scaled(Module):
 def test_few_channels_that_need_a_gradient(monkeypatch, filters):
     """They are read as they come, and both gradients of a layer in one pass would read blocks."""
     monkeypatch.setattr(conv3d, "pays_together", lambda plan: plan.tile is not None)
-    monkeypatch.setattr(algorithms, "_SMALL", 0)
+    monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
     first = UNet(filters=filters, depth=2) if filters else None
     assert_agree(lambda: Scaled(copy.deepcopy(first)), SHAPE, ROUNDING, steps=1)
 

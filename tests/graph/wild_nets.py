@@ -23,7 +23,7 @@ from kernels.base import machine
 from kernels.conv3d.winograd import both_gradients
 from tinyunet import Adam, Function, Module, Parameter, UNet, losses, no_grad
 from tinyunet import functional as F
-from tinyunet.compiler import choices as algorithms
+from tinyunet.compiler.passes import choose_algorithm
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Sequential
 
 # Kernel and stride of convolutions. Those of the product are drawn most often.
@@ -252,7 +252,7 @@ def check(model, images, loss, few, together):
 
     with contextlib.ExitStack() as patches:
         if few:  # Winograd also where it does not pay
-            patches.enter_context(mock.patch.object(algorithms, "_SMALL", 0))
+            patches.enter_context(mock.patch.object(choose_algorithm, "_SMALL", 0))
         if together:  # both gradients in one pass also where that does not pay
             patches.enter_context(mock.patch.object(both_gradients, "pays", return_value=True))
         src, labels = batch(model, images)

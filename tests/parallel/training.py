@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels.base import machine
-from tinyunet.compiler import choices as algorithms
+from tinyunet.compiler.passes import choose_algorithm
 from tinyunet.data.cases import Case
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.losses import dice_cross_entropy
@@ -35,7 +35,7 @@ def take_direct_convolutions(replace: Callable[..., None] = setattr) -> None:
 
     The main job has the ranks agree before it trains.
     """
-    replace(algorithms, "_SMALL", np.inf)
+    replace(choose_algorithm, "_SMALL", np.inf)
 
 
 def make_model(seed: int = SEED) -> UNet:

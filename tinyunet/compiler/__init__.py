@@ -31,7 +31,8 @@ from typing import Any, overload
 import numpy as np
 
 from tinyunet.compiler.compiled import Inference, TrainingStep
-from tinyunet.compiler.passes import Options, chosen
+from tinyunet.compiler.ir import Options
+from tinyunet.compiler.passes import chosen
 from tinyunet.compiler.trace import Loss
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer

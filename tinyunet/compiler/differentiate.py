@@ -3,17 +3,17 @@
 Where a value was used twice its gradient is a sum, and the sum is a node too. Only what leads to a
 parameter is written: the gradient of the images is not.
 
-The gradient of ``x`` is called ``d(x)``. A convolution has two nodes, because the gradient of its
-source and that of its weights want different kernels; every other operator has one.
+The gradient of ``x`` is called ``d(x)``. An operator's record says what nodes its gradient is: one that calls
+its ``backward``, if it says nothing.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
-from tinyunet.compiler.ir import CONVOLUTIONS, Graph, Node, Value
+from tinyunet.compiler.ir import Graph, Node, Value
+from tinyunet.compiler.operators import OPERATORS
 
 
 def differentiate(graph: Graph) -> Graph:
@@ -25,30 +25,18 @@ def differentiate(graph: Graph) -> Graph:
     for node in reversed(graph.nodes):
         for backward in _backward_nodes(node, tape):
             tape.add(backward)
-    nodes = tuple(n.with_inputs(gradient=start.name) if n.op == "eager_loss" else n for n in graph.nodes)
-    found = {name: tape.of[name] for name, v in graph.values.items() if _is_wanted(v, tape)}
+    nodes = tuple(n.with_inputs({"gradient": start.name}) if n.op == "eager_loss" else n for n in graph.nodes)
+    found = {n: tape.of[n] for n, v in graph.values.items() if v.kind == "parameter" and n in tape.of}
     for gradient in found.values():
         tape.values[gradient] = replace(tape.values[gradient], kind="gradient")
-    return (
-        replace(
-            graph,
-            nodes=nodes + tuple(tape.nodes),
-            values=tape.values,
-            data={**graph.data, start.name: one},
-            gradients=found,
-        )
-        .rewrite({})
-        .check()
-    )
+    data = {**graph.data, start.name: one}
+    whole = replace(graph, nodes=nodes + tuple(tape.nodes), values=tape.values, data=data, gradients=found)
+    return whole.rewrite({}).check()
 
 
 def gradient_name(value: str) -> str:
     """What the gradient of a value is called, if it is no sum of several."""
     return f"d({value})"
-
-
-def _is_wanted(value: Value, tape: "_Tape") -> bool:
-    return value.kind == "parameter" and value.name in tape.of
 
 
 @dataclass
@@ -93,47 +81,11 @@ def _backward_nodes(node: Node, tape: _Tape) -> Iterator[Node]:
     }
     if gradient is None or not wanted:
         return
-    if node.op in CONVOLUTIONS:
-        kernel = tape.graph.values[node.inputs["weights"]].shape[2:]
-        yield from _convolution(node, gradient, wanted, kernel)
+    record = OPERATORS.get(node.attributes["function"])
+    if record and record.differentiate:
+        yield from record.differentiate(node, gradient, wanted, tape.graph)
         return
-    saved = {
-        f"saved.{name}": node.inputs.get(name) or node.outputs[name]
-        for name in node.attributes["saves"]
-        if name
-    }
-    yield Node(
-        f"d {node.name}",
-        f"{node.op}_backward",
-        {"gradient": gradient} | saved,
-        wanted,
-        dict(node.attributes) | {"of": node.name},
-        "backward",
-        views={"diff_a": "gradient"} if node.op == "reshape" else {},
-    )
-
-
-def _convolution(
-    node: Node, gradient: str, wanted: dict[str, str], kernel: tuple[int, ...]
-) -> Iterator[Node]:
-    settings: dict[str, Any] = {n: node.attributes[n] for n in ("stride", "padding", "function")}
-    settings["kernel"] = kernel
-    if "diff_src" in wanted:
-        yield Node(
-            f"d {node.name}.src",
-            f"{node.op}_backward_data",
-            {"diff_dst": gradient, "weights": node.inputs["weights"]},
-            {"diff_src": wanted["diff_src"]},
-            settings,
-            "backward",
-        )
-    weights = {role: value for role, value in wanted.items() if role != "diff_src"}
-    if weights:
-        yield Node(
-            f"d {node.name}.weights",
-            f"{node.op}_backward_weights",
-            {"src": node.inputs["src"], "diff_dst": gradient},
-            weights,
-            settings,
-            "backward",
-        )
+    saved = {f"saved.{name}": node.values[name] for name in node.attributes["saves"] if name}
+    settings = dict(node.attributes) | {"of": node.name}
+    inputs = {"gradient": gradient} | saved
+    yield Node(f"d {node.name}", f"{node.op}_backward", inputs, wanted, settings, "backward")

@@ -5,14 +5,14 @@ written by one node and read by any number (static single assignment). A :class:
 call: an operator, its inputs and outputs by role ("src", "weights", "dst"), and its settings. A
 :class:`Graph` lists the nodes in topological order: forward first, then the gradients.
 
-A pass is a function from graph to graph. It rewrites with :meth:`Graph.rewrite`, and
-:meth:`Graph.check` says whether what came out still is a graph.
+A pass is a function from graph and :class:`Options` to graph. It rewrites with :meth:`Graph.rewrite`, and
+:meth:`Graph.check` refuses what is no graph any more.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,24 @@ Phase = Literal["prepare", "forward", "backward"]
 
 #: Layouts of a volume; everything else (weights, vectors, sums) is "plain".
 NDHWC, BLOCKED, PLAIN = "ndhwc", "nCdhw16c", "plain"
-#: Operators with weights, whose gradient is two nodes.
-CONVOLUTIONS = ("convolution", "transposed_convolution")
+
+
+class Options(NamedTuple):
+    """Settings of a compilation, which passes read.
+
+    Attributes
+    ----------
+    passes : tuple of str
+        All that run.
+    accuracy : {"fast", "strict"}
+        What convolutions may lose.
+    deterministic : bool
+        Choose algorithms by the model of their work alone, not by the clock.
+    """
+
+    passes: tuple[str, ...]
+    accuracy: str
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,24 +123,22 @@ class Node:
         """Whether a kernel of the compiled graph runs it; otherwise its eager operator does, or nothing."""
         return self.attributes.get("implementation") == "fused"
 
-    def with_inputs(self, **roles: str | None) -> Self:
-        """Return the same call with inputs replaced or added; None removes (dots written as "__")."""
-        new = dict(self.inputs)
-        for role, value in roles.items():
-            if value is None:
-                new.pop(role.replace("__", "."), None)
-            else:
-                new[role.replace("__", ".")] = value
-        return replace(self, inputs=new)
+    @property
+    def values(self) -> dict[str, str]:
+        """Names of all values by role, inputs first."""
+        return {**self.inputs, **self.outputs}
 
-    def with_outputs(self, **roles: str) -> Self:
+    def with_inputs(self, roles: Mapping[str, str]) -> Self:
+        """Return the same call with inputs replaced or added."""
+        return replace(self, inputs={**self.inputs, **roles})
+
+    def with_outputs(self, roles: Mapping[str, str]) -> Self:
         """Return the same call with outputs replaced or added."""
         return replace(self, outputs={**self.outputs, **roles})
 
-    def with_attributes(self, **attributes: Any) -> Self:
-        """Return the same call with settings replaced or added (dots written as "__")."""
-        new = {name.replace("__", "."): value for name, value in attributes.items()}
-        return replace(self, attributes={**self.attributes, **new})
+    def with_attributes(self, settings: Mapping[str, Any]) -> Self:
+        """Return the same call with settings replaced or added."""
+        return replace(self, attributes={**self.attributes, **settings})
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,10 @@ class Graph:
         """Return for each value the node that writes it."""
         return {value: node for node in self.nodes for value in node.outputs.values()}
 
+    def backward_of(self, node: Node) -> Node | None:
+        """Return the (first) node of the gradient of a node, if there is one."""
+        return next((other for other in self.nodes if other.attributes.get("of") == node.name), None)
+
     def are_fixed(self, values: Iterable[str]) -> bool:
         """Whether values are made of parameters, buffers and constants alone, before a run."""
         made = self.producers()
@@ -189,9 +207,7 @@ class Graph:
         """
         nodes = tuple(new for node in self.nodes for new in changes.get(node.name, (node,)))
         known = {**self.values, **{value.name: value for value in values}}
-        inputs = others.get("inputs", self.inputs)
-        outputs = others.get("outputs", self.outputs)
-        mentioned = {*inputs, *outputs}
+        mentioned = {*others.get("inputs", self.inputs), *others.get("outputs", self.outputs)}
         for node in nodes:
             mentioned.update(node.inputs.values(), node.outputs.values())
         kept = {name: value for name, value in known.items() if name in mentioned}
@@ -206,10 +222,8 @@ class Graph:
             A value is read before it is written, written twice or unknown; an output is never
             written; a name comes twice; memory is written to that is still needed.
         """
-        outside = {
-            name for name, v in self.values.items() if v.kind not in ("temporary", "gradient", "shared")
-        }
-        written, names = set(outside), set()
+        own = ("temporary", "gradient", "shared")
+        written, names = {name for name, v in self.values.items() if v.kind not in own}, set[str]()
         for node in self.nodes:
             _require(node.name not in names, f"node {node.name!r} comes twice")
             names.add(node.name)

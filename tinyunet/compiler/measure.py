@@ -20,16 +20,16 @@ import numpy as np
 
 import kernels
 from kernels.base import machine
+from kernels.base.arguments import Triple
 from kernels.base.buffers import empty
-from kernels.base.layout import blocks
-from kernels.base.simd import LANES
-from kernels.conv3d import operator as conv3d
 from tinyunet.common.files import read_json, write_json
-from tinyunet.compiler import convolutions, fused
-from tinyunet.compiler.binder import Binder, Call
-from tinyunet.compiler.choices import Tile
 from tinyunet.compiler.ir import Graph, Node
+from tinyunet.compiler.operators import KERNELS
+from tinyunet.compiler.operators.convolution import plan_of, weights_shape
+from tinyunet.compiler.operators.record import Binder, Call, lanes
 
+#: Winograd F(tile); None is direct.
+Tile = Triple | None
 Direction = Literal["forwards", "backwards"]
 _RUNS = 3
 _compiling: Direction | None = None
@@ -69,7 +69,7 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     """
     if _compiling:
         for tile in candidates:
-            _bound(node.with_attributes(tile=tile), graph)()
+            _bound(node.with_attributes({"tile": tile}), graph)()
         return candidates[0]
     memory, key = remembered(), _key(node, graph, candidates)
     for tiles in (_of_run, memory):
@@ -78,7 +78,7 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     memory.update(_read() | memory)  # another process may have measured it meanwhile
     # What is no candidate (a file may come from anywhere) is measured, too.
     if key not in memory or _tile(memory[key]) not in candidates:
-        times = [_seconds(node.with_attributes(tile=tile), graph) for tile in candidates]
+        times = [_seconds(node.with_attributes({"tile": tile}), graph) for tile in candidates]
         best = candidates[int(np.argmin(times))]
         memory[key] = None if best is None else list(best)
         _save(memory | _read() | {key: memory[key]})
@@ -104,7 +104,7 @@ def _tile(found: list[int] | None) -> Tile:
 
 
 def _key(node: Node, graph: Graph, candidates: Sequence[Tile]) -> str:
-    plan = convolutions.plan_of(node.with_attributes(tile=None), graph)
+    plan = plan_of(node.with_attributes({"tile": None}), graph)
     roles = sorted(r for r in (*node.inputs, *node.outputs) if r.endswith((".x", ".scale", "moments")))
     parts: list[Any] = [node.op, *plan[:4], plan.width, *roles, machine.threads()]
     parts += [
@@ -123,33 +123,34 @@ def _seconds(node: Node, graph: Graph) -> float:
 
 def _bound(node: Node, graph: Graph) -> Call:
     """Return what runs a node, on arrays of the right shapes; and packs its weights, if a step does."""
-    arrays: dict[str, Any] = {}
-    for role, name in (*node.inputs.items(), *node.outputs.items()):
-        value, shape = graph.values[name], fused.sums_shape(node, role, graph)
-        if role == "weights":
-            shape = (convolutions.packed_size(node, graph),)
+    kernel, arrays, pack = KERNELS[node.op], dict[str, Any](), None
+    for role, name in node.values.items():
+        value = graph.values[name]
+        shape, dtype = value.storage_shape, value.dtype
+        if role in ("moments", "sums", "sums_b"):
+            shape = kernel.sums(node, role, graph)
         elif role == "bias":
-            shape = (blocks(value.shape[0]) * LANES,)
-        arrays[name] = empty(shape or value.storage_shape, value.dtype)
+            shape = lanes(shape[0])
+        arrays[name] = empty(shape, dtype)
         arrays[name].fill(0.5)
-    run = convolutions.BINDERS[node.op](Binder(node, graph, arrays))
-    packs = "weights" in node.inputs and convolutions.packs(node, graph)
-    if graph.gradients and packs:  # anew at each step
-        run = _with_packing(node, graph, arrays, run)
-    return run
+    if kernel.packed:
+        name, size = node.inputs["weights"], kernel.packed(node, graph)
+        if size:
+            settings, outputs = {"for": node}, {"packed": "packed"}
+            packing = Node("pack_weights", "pack_weights", {"weights": "as they are"}, outputs, settings)
+            both = {"as they are": np.ones(weights_shape(node, graph), np.float32)}
+            both["packed"] = arrays[name] = empty((size,), np.float32)
+            arrays[name].fill(0.5)
+            pack = KERNELS["pack_weights"].bind(Binder(packing, graph, both))
+    run = kernel.bind(Binder(node, graph, arrays))
+    if not (graph.gradients and pack):
+        return run
 
-
-def _with_packing(node: Node, graph: Graph, arrays: dict[str, Any], run: Call) -> Call:
-    plan, packed = convolutions.plan_of(node, graph), arrays[node.inputs["weights"]]
-    panel = packed.reshape(conv3d.packed_shape(plan))
-    weights = np.ones(graph.values[node.inputs["weights"]].shape, np.float32)
-    adjoint = convolutions.is_adjoint(node)
-
-    def both() -> None:
-        conv3d.pack(plan, weights, panel, adjoint=adjoint)
+    def both_() -> None:
+        pack()
         run()
 
-    return both
+    return both_  # anew at each step
 
 
 def _path() -> Path:

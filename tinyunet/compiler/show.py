@@ -7,9 +7,9 @@ from functools import cached_property
 
 from tinyunet.common import verbose
 from tinyunet.common.terminal import aligned
-from tinyunet.compiler.cost import flops, nbytes
 from tinyunet.compiler.ir import Graph, Node, Value
 from tinyunet.compiler.memory import plan
+from tinyunet.compiler.operators import flops, nbytes
 
 
 @dataclass(frozen=True)

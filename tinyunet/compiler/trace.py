@@ -1,23 +1,18 @@
-"""From a model to a graph: the model's own ``forward`` runs once, on arrays that have no numbers.
+"""From a model to a graph: the model's own ``forward`` runs once, on tensors that have no numbers.
 
-Inside :func:`tinyunet.autograd.intercept` every operator that the model calls is written down instead
-of run. What it hands back is a tensor of the right shape whose voxels all lie on one place in memory,
-so that tracing a volume of any size costs nothing. (An operator that ``operators`` does not describe does
-run, in each trace, on arrays of full size.)
+Inside :func:`tinyunet.autograd.intercept` every operator that the model calls is written down instead of run.
+What it hands back has a shape and a type (:mod:`tinyunet.engine.absent`). So tracing a volume of any size
+costs nothing, and a model that looks at numbers, in an ``if`` or in NumPy, is refused: what it found would be
+a constant of the graph. A loss may look at them: such a one stays one node, which runs on a tape of its own
+at each step.
 
-The trace cannot see what a program computes beside the operators, in plain NumPy. So it is made three
-times, with zeros, positive and negative numbers, and other labels: if a constant of the one differs from
-that of another, it depends on the data. (What is the same for all three is not noticed.) In a loss this is
-what the one-hot labels of :mod:`tinyunet.losses` are, and such a loss stays one node, run on a tape of its
-own at each step. In a model it is an error.
+An operator that has no record (one of the user's) is run once, on zeros, to see what shape it makes.
 """
 
 import inspect
-import itertools
-import math
-import types
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +20,9 @@ import numpy.typing as npt
 
 from tinyunet.autograd import Function, Tensor, intercept, is_recording
 from tinyunet.compiler.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
-from tinyunet.compiler.operators import OPERATORS, Operator
-from tinyunet.compiler.own import Loans
+from tinyunet.compiler.operators import OPERATORS
+from tinyunet.compiler.operators.record import Operator
+from tinyunet.engine.absent import Absent, NeedsNumbersError
 from tinyunet.engine.context import Context, operator_name
 from tinyunet.nn import Module
 
@@ -35,101 +31,91 @@ Array = npt.NDArray[Any]
 
 IMAGES, LABELS = "images", "labels"
 
-# Values whose memory holds something else later.
-_PASSING = ("input", "temporary")
 
-# Settings of operators that are compared between traces.
-_COMPARED = (int, float, str, tuple, slice, np.generic, types.EllipsisType)
-
-
-@dataclass
 class _Trace:
-    """What is known while the model runs. Arrays hold ``fill`` times something of their own."""
+    """The graph as far as the model has run. Objects are known by identity, and so are kept."""
 
-    fill: int
-    names: dict[int, tuple[str, Kind]]  # of parameters (tensors) and buffers (arrays), by identity
-    models: frozenset[str]  # those names
-    nodes: list[Node] = field(default_factory=list)
-    values: dict[str, Value] = field(default_factory=dict)
-    data: dict[str, Array] = field(default_factory=dict)
-    constants: list[Any] = field(default_factory=list)
-    kept: list[Any] = field(default_factory=list)  # an identity is good only while its object lives
+    def __init__(self, model: Module, inputs: tuple[str, ...]) -> None:
+        self.names: dict[int, tuple[str, Kind]] = {}
+        self.names |= {id(p): (name, "parameter") for name, p in model.named_parameters()}
+        self.names |= {id(b): (name, "buffer") for name, b in model.named_buffers()}
+        self.models = {name for name, _ in self.names.values()}
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+        self.data: dict[str, Array] = {}
+        self._kept: list[Any] = []
+        for name in inputs:
+            if name in self.models:
+                raise ValueError(
+                    f"compile: the model has a parameter or buffer {name!r}, as the graph calls its input;"
+                    " give it another name"
+                )
+
+    def stands_for(self, value: Value) -> Absent:
+        """Return an array without numbers that stands for a value."""
+        self.values[value.name] = value
+        return self._named(Absent(value.name, value.shape, value.dtype), value)
 
     def tensor(self, value: Value) -> Tensor:
-        """A tensor without memory that stands for a value."""
+        """Return a tensor of such an array."""
         tensor = Tensor(np.zeros((), np.float32), value.needs_gradient)
-        numbers = np.sin(np.arange(1 + math.prod(value.shape[-1:])) + len(self.kept)) + 2
-        last_axis = (self.fill * numbers[1:]).astype(value.dtype).reshape(value.shape[-1:])
-        tensor.data = np.broadcast_to(last_axis, value.shape)
-        self.values[value.name] = value
-        self.names[id(tensor)] = value.name, value.kind
-        self.kept.append(tensor)
-        return tensor
+        tensor.data = self.stands_for(value)  # type: ignore[assignment]
+        return self._named(tensor, value)
+
+    def _named(self, thing: Any, value: Value) -> Any:
+        self.names[id(thing)] = value.name, value.kind
+        self._kept.append(thing)
+        return thing
 
     def __call__(self, function: type[Function], arguments: tuple[Any, ...]) -> Tensor:
         """Write down one call of an operator, and return what stands for its result."""
         roles = _argument_names(function, len(arguments))
         inputs: dict[str, str] = {}
-        order: list[Any] = []
+        settings: list[tuple[str, Any]] = []
         for role, argument in zip(roles, arguments, strict=True):
-            if isinstance(argument, Tensor | np.ndarray):
+            is_array = isinstance(argument, Tensor | np.ndarray | Absent)
+            if is_array:
                 inputs[role] = self._value_of(argument)
-                written = role.startswith("running_")
-                if written and isinstance(argument, np.ndarray) and not argument.flags.c_contiguous:
+                written = role.startswith("running_") and isinstance(argument, np.ndarray)
+                if written and not argument.flags.c_contiguous:
                     raise ValueError(f"compile: {role} is written to; it must be a contiguous array")
-                order.append(None)
-            else:
-                self.constants.append(argument)
-                order.append(argument)
+            settings.append((role, None if is_array else argument))
         needs = tuple(isinstance(a, Tensor) and a.requires_grad and is_recording() for a in arguments)
-        passing = {role for role, v in inputs.items() if self.values[v].kind in _PASSING}
-        lent = frozenset(passing if _is_own(function) else ())
-        known = OPERATORS.get(function) or _find_out(function, arguments, roles, needs, lent)
-        name = self.unique(_module_of(inputs.values()) or known.name)
-        arrays = {r: a.data if isinstance(a, Tensor) else a for r, a in zip(roles, arguments, strict=True)}
-        shape = known.shape(arrays)
-        first = next((a for a in arguments if isinstance(a, Tensor)), arguments[0])
-        dtype = np.dtype(known.dtype or first.dtype)
-        dst = Value(self.free(f"{name}.dst"), shape, dtype, _layout(shape), needs_gradient=any(needs))
-        outputs = {"dst": dst.name}
-        for workspace, describe in known.workspaces.items() if any(needs) else ():
-            extent, kind = describe(arrays, shape)
-            value = Value(self.free(f"{name}.{workspace}"), extent, np.dtype(kind), _layout(extent))
-            self.values[value.name] = value
-            outputs[workspace] = value.name
-        # What nobody has described may call its settings as passes call theirs.
-        described = zip(roles, order, strict=True) if function in OPERATORS else ()
-        attributes = {role: setting for role, setting in described if setting is not None} | {
+        given = dict(zip(roles, map(_shaped, arguments), strict=True))
+        known = OPERATORS.get(function)
+        attributes: dict[str, Any] = {
             "function": function,
-            "arguments": tuple(zip(roles, order, strict=True)),
+            "arguments": tuple(settings),
             "needs_gradient": needs,
-            "saves": known.saves,
         }
-        if _is_own(function):
-            attributes["lent"] = lent
-        if "weights" in arrays:
-            attributes["kernel"] = arrays["weights"].shape[2:]
+        if known is None:  # its settings may be called as passes call theirs
+            known = _run(function, given, needs)
+            passing = ("input", "temporary")  # memory that holds something else later
+            attributes["copied"] = {r for r, name in inputs.items() if self.values[name].kind in passing}
+        else:
+            attributes |= {role: setting for role, setting in settings if setting is not None}
+        attributes["saves"] = known.saves(needs) if callable(known.saves) else known.saves
+        if "weights" in inputs:
+            attributes["kernel"] = given["weights"].shape[2:]
+        name = self.unique(_module_of(inputs.values()) or known.name)
+        outputs, result = self._outputs(known, name, given, any(needs))
         views = {"dst": "a"} if known.name == "reshape" else {}
         self.nodes.append(Node(name, known.name, inputs, outputs, attributes, views=views))
-        return self.tensor(dst)
+        return result
 
-    def loss(self, loss: Loss, prediction: Tensor, from_logits: bool) -> Tensor:
-        """Trace a loss, on labels of as many classes as it takes: not all channels need be classes."""
-        mine = len(self.nodes)
-        voxels = 1 + np.arange(math.prod(prediction.shape[:-1]))  # of one voxel the label is not 0
-        refused: list[ValueError] = []
-        for classes in range(max((*prediction.shape[-1:], 2)), 1, -1):
-            labels = (self.fill * voxels % classes).astype(np.uint8).reshape(prediction.shape[:-1])
-            self.names[id(labels)] = LABELS, "input"
-            self.values[LABELS] = Value(LABELS, labels.shape, labels.dtype, kind="input")
-            self.kept.append(labels)
-            try:
-                more = {"from_logits": True} if from_logits else {}
-                return loss(prediction, labels, **more)
-            except ValueError as error:
-                del self.nodes[mine:]
-                refused.append(error)
-        raise refused[0]
+    def _outputs(
+        self, known: Operator, name: str, given: dict[str, Any], needs_gradient: bool
+    ) -> tuple[dict[str, str], Tensor]:
+        """Name what an operator writes; workspaces are for its gradient."""
+        shape, first = known.shape(given), next(a for a in given.values() if isinstance(a, np.ndarray))
+        kind = np.dtype(known.dtype(given) if known.dtype else first.dtype)
+        dst = Value(self.free(f"{name}.dst"), shape, kind, _layout(shape), needs_gradient=needs_gradient)
+        outputs, result = {"dst": dst.name}, self.tensor(dst)
+        for workspace, describe in known.workspaces.items() if needs_gradient else ():
+            extent, of_type = describe(given, shape)
+            value = Value(self.free(f"{name}.{workspace}"), extent, np.dtype(of_type), _layout(extent))
+            outputs[workspace], self.values[value.name] = value.name, value
+        return outputs, result
 
     def _value_of(self, argument: Tensor | Array) -> str:
         name, kind = self.names.get(id(argument), ("", "constant"))
@@ -137,13 +123,14 @@ class _Trace:
         if not name:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 raise ValueError("compile: the model uses a parameter that is not among its own")
-            name = f"constant:{len(self.constants)}"
-            self.constants.append(array)
+            if isinstance(array, Absent):
+                raise NeedsNumbersError(array.name)
+            name = f"constant:{len(self._kept)}"
             self.names[id(argument)] = name, "constant"
-            self.kept.append(argument)
+            self._kept.append(argument)
         if name not in self.values:
-            needs = kind == "parameter"
             layout = _layout(array.shape) if kind == "constant" else PLAIN
+            needs = kind == "parameter"
             self.values[name] = Value(name, array.shape, array.dtype, layout, kind, needs)
             # A constant may be any view; a parameter is written to where it is.
             self.data[name] = np.asarray(array, order="C") if kind == "constant" else array
@@ -157,8 +144,7 @@ class _Trace:
 
     def unique(self, name: str) -> str:
         """Return a name for a node that no other has."""
-        taken = {node.name for node in self.nodes}
-        count = 1
+        taken, count = {node.name for node in self.nodes}, 1
         while (name if count == 1 else f"{name}:{count}") in taken:
             count += 1
         return name if count == 1 else f"{name}:{count}"
@@ -170,7 +156,7 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     Parameters
     ----------
     model : Module
-        Is not run and not changed.
+        Is not run. Afterwards its attributes are as before, but for tensors that ``forward`` leaves in it.
     input_shape : tuple of int
         Of the images, batch and channels included.
     loss : callable, optional
@@ -187,124 +173,133 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     ValueError
         The shapes do not fit, or the model computes with data beside the operators.
     """
-    before = model.random_state()
-    first, split, prediction, result = _record(model, input_shape, loss, 0)
-    others = [_record(model, input_shape, loss, fill)[0] for fill in (1, -1)]
+    inputs, before = (IMAGES, LABELS) if loss else (IMAGES,), model.random_state()
+    traced, logits = _Trace(model, inputs), _wants_logits(model, loss)
+    dtype = next((p.dtype for _, p in model.named_parameters()), np.dtype(np.float32))
+    images = traced.tensor(Value(IMAGES, tuple(input_shape), dtype, _layout(tuple(input_shape)), "input"))
+    with _attributes_kept(model):
+        with intercept(traced):
+            try:
+                prediction = model.logits(images) if logits else model(images)  # type: ignore[attr-defined]
+            except NeedsNumbersError as error:
+                raise ValueError(
+                    f"compile: the model looks at the numbers of {error.name!r}; what depends on the data"
+                    " must be computed by tinyunet's operators; use the eager model"
+                ) from None
+        result = _result(traced, prediction, "model must return one")
+        if loss:
+            result = _trace_loss(traced, loss, prediction, result, model)
     if str(model.random_state()) != str(before):
         model.load_random_state(before)
         raise ValueError(
             "compile: the model draws random numbers, but not by tinyunet's operators; use the eager model"
         )
-    alike = min(_calls_alike(first, other) for other in others)
-    if alike < split:
-        raise ValueError(
-            f"compile: what {first.nodes[alike].name} is given depends on the data, but is not computed"
-            " by tinyunet's operators; use the eager model"
-        )
-    if all(alike == len(traced.nodes) for traced in (first, *others)):
-        return _graph(first, result, loss)
-    _check_eager_loss(first, split, prediction)
-    value = first.values[prediction]
-    del first.nodes[split:]
-    name, outputs = first.unique("loss"), {"dst": first.free("loss.dst")}
-    outputs["diff_prediction"] = f"d({prediction})"
-    node = Node(
-        name,
-        "eager_loss",
-        {"prediction": prediction, "labels": LABELS},
-        outputs,
-        {"function": loss, "from_logits": _wants_logits(model, loss)},
-    )
-    scalar = Value(outputs["dst"], (), np.dtype(np.float64), needs_gradient=True)
-    first.values |= {scalar.name: scalar}
-    first.values[f"d({prediction})"] = replace(value, name=f"d({prediction})", needs_gradient=False)
-    first.nodes.append(node)
-    return _graph(first, scalar.name, loss)
-
-
-def _record(
-    model: Module, input_shape: tuple[int, ...], loss: Loss | None, fill: int
-) -> tuple[_Trace, int, str, str]:
-    """Return the trace, how many of its nodes are the model's, and the names of prediction and result.
-
-    The result is the loss, or the prediction where there is none.
-    """
-    names: dict[int, tuple[str, Kind]] = {}
-    names |= {id(p): (name, "parameter") for name, p in model.named_parameters()}
-    names |= {id(b): (name, "buffer") for name, b in model.named_buffers()}
-    models = frozenset(name for name, _ in names.values())
-    for name in (IMAGES, LABELS) if loss else (IMAGES,):
-        if name in models:
-            raise ValueError(
-                f"compile: the model has a parameter or buffer {name!r}, as the graph calls its input;"
-                " give it another name"
-            )
-    traced = _Trace(fill, names, models)
-    dtype = next((p.dtype for p in model.parameters()), np.dtype(np.float32))
-    images = Value(IMAGES, tuple(input_shape), dtype, _layout(input_shape), "input")
-    with intercept(traced):
-        src = traced.tensor(images)
-        logits = _wants_logits(model, loss)
-        prediction = model.logits(src) if logits else model(src)  # type: ignore[attr-defined]
-        _, kind = traced.names.get(id(prediction), ("", "parameter"))
-        if kind == "parameter":
-            raise TypeError("compile: the model must return one Tensor made by tinyunet's operators")
-        mine, result = len(traced.nodes), prediction
-        if loss:
-            result = traced.loss(loss, prediction, logits)
-            if id(result) not in traced.names:
-                raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
-            if result.shape != ():
-                raise ValueError(f"compile: the loss must be one number, not {result.shape}")
-    return traced, mine, traced.names[id(prediction)][0], traced.names[id(result)][0]
-
-
-def _graph(traced: _Trace, output: str, loss: Loss | None) -> Graph:
-    inputs = (IMAGES, LABELS) if loss else (IMAGES,)
-    logits = [n.inputs["logits"] for n in traced.nodes if n.op in ("dice_sums", "cross_entropy")]
-    classes = min((max(traced.values[name].shape[-1], 2) for name in logits), default=0)
-    graph = Graph(tuple(traced.nodes), traced.values, inputs, (output,), traced.data, classes=classes)
+    read = [n.inputs["logits"] for n in traced.nodes if n.op in ("dice_sums", "cross_entropy")]
+    classes = min((max(traced.values[name].shape[-1], 2) for name in read), default=0)
+    graph = Graph(tuple(traced.nodes), traced.values, inputs, (result,), traced.data, classes=classes)
     return graph.rewrite({}).check()
+
+
+def _result(traced: _Trace, found: Any, what: str) -> str:
+    """Return the name of what a model or a loss has returned."""
+    name, kind = traced.names.get(id(found), ("", ""))
+    if not isinstance(found, Tensor) or kind not in ("temporary", "input"):
+        raise TypeError(f"compile: the {what} Tensor made by tinyunet's operators")
+    return name
+
+
+def _trace_loss(traced: _Trace, loss: Loss, prediction: Tensor, name: str, model: Module) -> str:
+    """Write down a loss, as its operators or as one node; return the name of its value."""
+    shape, mine = prediction.shape[:-1], len(traced.nodes)
+    labels = traced.stands_for(Value(LABELS, shape, np.dtype(np.uint8), kind="input"))
+    options = {"from_logits": True} if _wants_logits(model, loss) else {}
+    try:
+        with intercept(traced):
+            found = loss(prediction, labels, **options)
+    except NeedsNumbersError:
+        del traced.nodes[mine:]
+        return _eager_loss(traced, loss, options, traced.values[name])
+    result = _result(traced, found, "loss must be a")
+    if found.shape != ():
+        raise ValueError(f"compile: the loss must be one number, not {found.shape}")
+    return result
+
+
+def _eager_loss(traced: _Trace, loss: Loss, options: dict[str, bool], prediction: Value) -> str:
+    """Write down a loss that looks at numbers as one node; of the model it may read the prediction alone."""
+    trial = Tensor(np.zeros(prediction.shape, prediction.dtype), requires_grad=True)
+    with np.errstate(all="ignore"):
+        try:
+            found = loss(trial, np.zeros(prediction.shape[:-1], np.int64), **options)
+        except NeedsNumbersError as error:
+            raise ValueError(
+                f"compile: the loss reads {error.name!r} beside the prediction, and the labels beside "
+                "tinyunet's operators; use the eager model, or a loss that takes logits"
+            ) from None
+    if not isinstance(found, Tensor):
+        raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
+    if found.shape != ():
+        raise ValueError(f"compile: the loss must be one number, not {found.shape}")
+    for leaf in _leaves(found):
+        if leaf is not trial:
+            name, _ = traced.names.get(id(leaf), ("of another model", ""))
+            raise ValueError(
+                f"compile: the loss reads the parameter {name!r}, and the labels beside tinyunet's "
+                "operators; use the eager model, or weight_decay of the optimizer"
+            )
+    scalar = Value(traced.free("loss.dst"), (), np.dtype(np.float64), needs_gradient=True)
+    gradient = replace(prediction, name=f"d({prediction.name})", needs_gradient=False)
+    traced.values |= {scalar.name: scalar, gradient.name: gradient}
+    inputs, outputs = {"prediction": prediction.name, "labels": LABELS}, {"dst": scalar.name}
+    settings = {"function": loss, "options": options}
+    outputs["diff_prediction"] = gradient.name
+    traced.nodes.append(Node(traced.unique("loss"), "eager_loss", inputs, outputs, settings))
+    return scalar.name
+
+
+def _leaves(found: Tensor) -> Iterator[Any]:
+    """Everything that a tensor was computed from, and that wants a gradient."""
+    waiting: list[Any] = [found._context]
+    seen: set[int] = set()
+    while waiting:
+        context = waiting.pop()
+        if isinstance(context, Context) and id(context) not in seen:
+            seen.add(id(context))
+            waiting += context.parents
+        elif context is not None and not isinstance(context, Context):
+            yield context
+
+
+@contextmanager
+def _attributes_kept(model: Module) -> Iterator[None]:
+    """Afterwards put back what ``forward`` sets in the model, but for the tensors that it leaves there."""
+    before = [(part, dict(vars(part))) for _, part in model.named_modules()]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            for name in [n for n, v in vars(part).items() if v is not attributes.get(n, part)]:
+                if holds_traced(vars(part)[name]):
+                    continue
+                if name in attributes:
+                    vars(part)[name] = attributes[name]
+                else:
+                    del vars(part)[name]
+
+
+def holds_traced(value: Any) -> bool:
+    """Whether a value is, or contains, a tensor that a trace has left."""
+    if isinstance(value, list | tuple):
+        return any(map(holds_traced, value))
+    if isinstance(value, dict):
+        return any(map(holds_traced, value.values()))
+    return isinstance(value, Tensor) and isinstance(value.data, Absent)
 
 
 def _wants_logits(model: Module, loss: Loss | None) -> bool:
     if loss is None or not callable(getattr(type(model), "logits", None)):
         return False
     return "from_logits" in inspect.signature(loss).parameters
-
-
-def _calls_alike(first: _Trace, second: _Trace) -> int:
-    """Return how many calls, from the first on, are the same in two traces."""
-    pairs = zip(first.nodes, second.nodes, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: _same_call(*pair, first, second), pairs))
-
-
-def _check_eager_loss(traced: _Trace, split: int, prediction: str) -> None:
-    """Check that a loss which runs on a tape of its own reads nothing of the model but its prediction."""
-    inside = {IMAGES} | {v for node in traced.nodes[:split] for v in node.outputs.values()}
-    for node in traced.nodes[split:]:
-        for name in node.inputs.values():
-            if traced.values[name].kind == "parameter":
-                raise ValueError(
-                    f"compile: the loss reads the parameter {name!r}, and the labels beside tinyunet's "
-                    "operators; use the eager model, or weight_decay of the optimizer"
-                )
-            if name in inside - {prediction}:
-                raise ValueError(
-                    f"compile: the loss reads {name!r} beside the prediction, and the labels beside "
-                    "tinyunet's operators; use the eager model, or a loss that takes logits"
-                )
-
-
-def _same_call(a: Node, b: Node, first: _Trace, second: _Trace) -> bool:
-    if (a.op, a.inputs, a.outputs) != (b.op, b.inputs, b.outputs):
-        return False
-    settings = [[x for _, x in node.attributes["arguments"] if isinstance(x, _COMPARED)] for node in (a, b)]
-    return settings[0] == settings[1] and all(
-        np.array_equal(first.data[name], second.data[name])
-        for name in a.inputs.values()
-        if name in first.data and first.values[name].kind == "constant"
-    )
 
 
 def _argument_names(function: type[Function], count: int) -> list[str]:
@@ -327,50 +322,19 @@ def _layout(shape: tuple[int, ...]) -> str:
     return NDHWC if len(shape) == 5 else PLAIN
 
 
-def _is_own(function: type[Function]) -> bool:
-    """Whether an operator is the user's."""
-    return function.__module__.partition(".")[0] != "tinyunet"
+def _shaped(argument: Any) -> Any:
+    """An argument as a record takes it: zeros without memory in the place of what has no numbers."""
+    array = argument.data if isinstance(argument, Tensor) else argument
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape) if isinstance(array, Absent) else array
 
 
-def _find_out(
-    function: type[Function],
-    arguments: tuple[Any, ...],
-    roles: list[str],
-    needs: tuple[bool, ...],
-    lent: frozenset[str],
-) -> Operator:
-    """Run an operator that nobody has described, to see the shape it makes and what it saves."""
-    ctx, loans = Context(function, tuple(Tensor(0.0) if need else None for need in needs)), Loans()
-    arrays = [
-        np.array(a.data if isinstance(a, Tensor) else a, order="C")
-        if isinstance(a, Tensor | np.ndarray)
-        else a
-        for a in arguments
-    ]
-    for index, role in enumerate(roles):
-        if role in lent:
-            arrays[index] = loans.lend(arrays[index])
-    known = _description(ctx, dict(zip(roles, arrays, strict=True)))
-    arrays.clear()
-    loans.check(f"{function.__name__}.forward", ValueError)
-    return known
-
-
-def _description(ctx: Context, given: dict[str, Any]) -> Operator:
+def _run(function: type[Function], given: dict[str, Any], needs: tuple[bool, ...]) -> Operator:
+    """Run an operator that has no record on copies, and return one with what it makes."""
+    ctx = Context(function, tuple(Tensor(0.0) if need else None for need in needs))
+    arrays = [np.array(a, order="C") if isinstance(a, np.ndarray) else a for a in given.values()]
     with np.errstate(all="ignore"):
-        returned = ctx.function.forward(ctx, *given.values())
-    dst = Tensor(returned).data
-    shape, dtype, saves = dst.shape, dst.dtype, list[str]()
-    workspaces: dict[str, Any] = {}
-    known = {id(array): role for role, array in given.items()} | {id(dst): "dst"}
-    for index, array in enumerate(ctx.saved):
-        name = "" if array is None else known.get(id(array), f"saved{index}")
-        saves.append(name)
-        if array is not None and id(array) not in known:
-            like = array.shape, array.dtype
-            workspaces[name] = lambda *_, like=like: like
-    ctx.save()
-    name = operator_name(ctx.function)
-    if _is_own(ctx.function):  # may be called as one that passes know
-        name = f"own:{name}"
-    return Operator(name, lambda _: shape, tuple(saves), workspaces, dtype)
+        dst = Tensor(function.forward(ctx, *arrays)).data
+    # Its name may be that of one that passes know.
+    return Operator(
+        f"own:{operator_name(function)}", function, lambda _: dst.shape, dtype=lambda _: dst.dtype
+    )

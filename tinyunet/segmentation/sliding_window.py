@@ -18,7 +18,8 @@ from tinyunet.autograd import no_grad, real_numbers
 from tinyunet.common.errors import UserError
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.compiler import Inference
-from tinyunet.compiler.passes import NAMES, Options
+from tinyunet.compiler.ir import Options
+from tinyunet.compiler.passes import NAMES
 from tinyunet.unet import UNet
 
 #: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).

@@ -15,8 +15,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from tinyunet.compiler.cost import nbytes
 from tinyunet.compiler.ir import PLAIN, Graph, Node
+from tinyunet.compiler.operators import nbytes
 from tinyunet.compiler.show import Stage, is_unfused, main_value
 from tinyunet.viz.figure import GREY, line_colour, panels, write
 

@@ -8,10 +8,8 @@ Saves, for each normalisation, a read of ``x`` and a write of ``y``; a consumer 
 ``y`` at the same price. What cannot read a deferred source keeps the ``normalize`` for itself.
 """
 
-from tinyunet.compiler.ir import Graph, Node
-from tinyunet.compiler.passes.split import split
-from tinyunet.compiler.passes.switches import Options
-from tinyunet.compiler.support import READS, can_block
+from tinyunet.compiler.ir import Graph, Node, Options
+from tinyunet.compiler.operators import KERNELS, can_block, split
 
 
 def defer_normalization(graph: Graph, options: Options) -> Graph:
@@ -23,9 +21,9 @@ def defer_normalization(graph: Graph, options: Options) -> Graph:
         value = normalize.outputs["dst"]
         readers = graph.consumers(value)
         changes = {
-            reader.name: [_read_deferred(reader, value, normalize)]
+            reader.name: [_read_deferred(reader, _roles(reader, value), normalize)]
             for reader in readers
-            if _takes(reader, value) and can_block(reader, graph)
+            if _takes(reader, _roles(reader, value)) and can_block(reader, graph)
         }
         if len(changes) == len(readers) and value not in graph.outputs:
             changes[normalize.name] = []
@@ -33,19 +31,19 @@ def defer_normalization(graph: Graph, options: Options) -> Graph:
     return graph
 
 
-def _takes(reader: Node, value: str) -> bool:
-    roles = [role for role, name in reader.inputs.items() if name == value]
-    takes = READS.get(reader.op, ())
-    return all(role in takes and f"{role}.scale" not in reader.inputs for role in roles)
+def _roles(reader: Node, value: str) -> list[str]:
+    return [role for role, name in reader.inputs.items() if name == value]
 
 
-def _read_deferred(reader: Node, value: str, normalize: Node) -> Node:
-    for role in [role for role, name in reader.inputs.items() if name == value]:
-        reader = reader.with_inputs(
-            **{
-                role: normalize.inputs["src"],
-                f"{role}__scale": normalize.inputs["src.scale"],
-                f"{role}__shift": normalize.inputs["src.shift"],
-            }
-        ).with_attributes(**{f"{role}__slope": normalize.attributes["src.slope"]})
+def _takes(reader: Node, roles: list[str]) -> bool:
+    kernel = KERNELS.get(reader.op)
+    return all(kernel and role in kernel.reads and f"{role}.scale" not in reader.inputs for role in roles)
+
+
+def _read_deferred(reader: Node, roles: list[str], normalize: Node) -> Node:
+    for role in roles:
+        inputs = {r.replace("src", role, 1): name for r, name in normalize.inputs.items()}
+        reader = reader.with_inputs(inputs).with_attributes(
+            {f"{role}.slope": normalize.attributes["src.slope"]}
+        )
     return reader

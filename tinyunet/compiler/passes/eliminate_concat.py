@@ -11,11 +11,10 @@ What the concatenation kept apart now meets, so the passes that look at neighbou
 
 from dataclasses import replace
 
-from tinyunet.compiler.ir import PLAIN, Graph, Node
+from tinyunet.compiler.ir import PLAIN, Graph, Node, Options
+from tinyunet.compiler.operators import can_block
 from tinyunet.compiler.passes.defer_normalization import defer_normalization
 from tinyunet.compiler.passes.fuse_backward import fuse_backward
-from tinyunet.compiler.passes.switches import Options
-from tinyunet.compiler.support import can_block
 
 _READERS = ("convolution", "convolution_backward_weights")
 
@@ -46,9 +45,9 @@ def _eliminate(graph: Graph, node: Node) -> Graph:
     if not fit or whole in graph.outputs or PLAIN in parts:
         return graph
     a, b = node.inputs["a"], node.inputs["b"]
-    changes = {reader.name: [reader.with_inputs(src=a, src_b=b)] for reader in readers}
+    changes = {reader.name: [reader.with_inputs({"src": a, "src_b": b})] for reader in readers}
     changes[node.name] = []
-    undo = next((n for n in graph.nodes if n.attributes.get("of") == node.name), None)
+    undo = graph.backward_of(node)
     if undo is not None:
         made = graph.producer(undo.inputs["gradient"])
         plain = made is not None and made.op == "convolution_backward_data" and can_block(made, graph)

@@ -9,8 +9,8 @@ Saves a read and a write of each convolution's output; nothing at all is left of
 
 from dataclasses import replace
 
-from tinyunet.compiler.ir import CONVOLUTIONS, Graph, Node
-from tinyunet.compiler.passes.switches import Options
+from tinyunet.compiler.ir import Graph, Node, Options
+from tinyunet.compiler.operators import is_convolution
 
 
 def fold_batch_norm(graph: Graph, options: Options) -> Graph:
@@ -19,42 +19,30 @@ def fold_batch_norm(graph: Graph, options: Options) -> Graph:
         return graph
     for node in graph.nodes:
         made = graph.producer(node.inputs["src"]) if node.op == "batch_norm_inference" else None
-        alone = made is not None and graph.consumers(made.outputs["dst"]) == [node]
-        if made is not None and made.op in CONVOLUTIONS and alone and _are_fixed(graph, made, node):
+        if made is not None and is_convolution(made) and graph.consumers(made.outputs["dst"]) == [node]:
             graph = _fold(graph, made, node)
     return graph
 
 
-def _are_fixed(graph: Graph, convolution: Node, norm: Node) -> bool:
-    """Whether all but the images that both take is there before a run, and need not be computed."""
-    taken = {*convolution.inputs.values(), *norm.inputs.values()}
-    taken -= {convolution.inputs["src"], norm.inputs["src"]}
-    return graph.are_fixed(taken)
-
-
 def _fold(graph: Graph, convolution: Node, norm: Node) -> Graph:
-    parameters = {role: norm.inputs[role] for role in ("scale", "shift", "mean", "variance")}
-    old = {role: convolution.inputs[role] for role in ("weights", "bias") if role in convolution.inputs}
+    parameters = {"gamma": norm.inputs["scale"], "beta": norm.inputs["shift"]}
+    parameters |= {role: norm.inputs[role] for role in ("mean", "variance")}
+    old = {role: name for role, name in convolution.inputs.items() if role in ("weights", "bias")}
+    if not graph.are_fixed([*parameters.values(), *old.values()]):  # made from the images
+        return graph
     new = {role: f"{norm.name}:folded {role}" for role in ("weights", "bias")}
-    fold = Node(
-        f"fold {norm.name}",
-        "fold",
-        old | parameters,
-        new,
-        {
-            "epsilon": norm.attributes["epsilon"],
-            "axis": int(convolution.op == "transposed_convolution"),
-            "implementation": "fused",
-        },
-        "prepare",
-    )
+    outputs = {f"folded_{role}": name for role, name in new.items()}
+    axis = int(convolution.op == "transposed_convolution")
+    settings = {"epsilon": norm.attributes["epsilon"], "axis": axis, "implementation": "fused"}
+    fold = Node(f"fold {norm.name}", "fold", old | parameters, outputs, settings, "prepare")
     values = [
         replace(graph.values[like], name=new[role], kind="temporary", needs_gradient=False)
-        for role, like in (("weights", convolution.inputs["weights"]), ("bias", norm.inputs["shift"]))
+        for role, like in (("weights", old["weights"]), ("bias", norm.inputs["shift"]))
     ]
-    folded = convolution.with_inputs(**new).with_outputs(dst=norm.outputs["dst"])
+    folded = convolution.with_inputs(new).with_outputs({"dst": norm.outputs["dst"]})
     if "bias" not in convolution.inputs:  # it has one now
-        order = [*convolution.attributes["arguments"]]
-        order = [("bias", None) if role == "bias" else (role, s) for role, s in order]
-        folded = folded.with_attributes(arguments=tuple(order))
+        order = [
+            ("bias", None) if role == "bias" else (role, s) for role, s in folded.attributes["arguments"]
+        ]
+        folded = folded.with_attributes({"arguments": tuple(order)})
     return graph.rewrite({convolution.name: [fold, folded], norm.name: []}, values)

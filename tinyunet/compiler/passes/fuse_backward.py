@@ -16,10 +16,8 @@ memory that is a tensor of full size less: an arena of 12.0 GB for 13.5 at 144^3
 
 from dataclasses import replace
 
-from tinyunet.compiler.ir import Graph, Node
-from tinyunet.compiler.passes.split import split
-from tinyunet.compiler.passes.switches import Options
-from tinyunet.compiler.support import ADDS, FORMS, WRITES, can_block, suffix
+from tinyunet.compiler.ir import Graph, Node, Options
+from tinyunet.compiler.operators import KERNELS, can_block, split
 
 # Bytes of a gradient above which it is formed once, if two kernels read it: what caches do not hold.
 _FORMED_ONCE = 32 * 1024 * 1024
@@ -28,25 +26,25 @@ _FORMED_ONCE = 32 * 1024 * 1024
 def fuse_backward(graph: Graph, options: Options) -> Graph:
     """Return the graph with ``accumulate``, ``mask`` and ``gradient`` nodes in their neighbours."""
     graph = split(graph)
-    for node in graph.nodes:
-        if node.op == "accumulate":
-            graph = _fuse_accumulate(graph, node)
-    for node in graph.nodes:
-        if node.op == "mask":
-            graph = _fuse_mask(graph, node)
-    for node in graph.nodes:
-        if node.op == "gradient":
-            graph = _fuse_gradient(graph, node)
+    for op, fuse in (("accumulate", _fuse_accumulate), ("mask", _fuse_mask), ("gradient", _fuse_gradient)):
+        for node in graph.nodes:
+            if node.op == op:
+                graph = fuse(graph, node)
     return graph
 
 
-def _writer(graph: Graph, value: str, reader: Node) -> tuple[Node, str] | None:
-    """Return the node that writes a gradient for this reader alone, and the role, if it can do more."""
+def _writer(graph: Graph, value: str, reader: Node) -> tuple[Node, str, str] | None:
+    """Return the node that writes a gradient for this reader alone, the role, and the end of its name.
+
+    None if the kernel of that node can do no more with the gradient.
+    """
     made = graph.producer(value)
     if made is None or graph.consumers(value) != [reader] or not can_block(made, graph):
         return None
     role = next(role for role, name in made.outputs.items() if name == value)
-    return (made, role) if role in WRITES.get(made.op, ()) else None
+    end = "_b" if role.endswith("_b") else ""
+    is_masked = f"mask{end}.x" in made.inputs  # the mask is the last: what is added now would miss it
+    return (made, role, end) if role in KERNELS[made.op].masks and not is_masked else None
 
 
 def _fuse_accumulate(graph: Graph, node: Node) -> Graph:
@@ -54,17 +52,14 @@ def _fuse_accumulate(graph: Graph, node: Node) -> Graph:
         found = _writer(graph, node.inputs[last], node)
         if found is None:
             continue
-        made, role = found
-        accumulate = f"accumulate{suffix(role)}"
-        if {f"mask{suffix(role)}.x", accumulate} & {*made.inputs}:
-            continue  # it would mask the other gradient, too, or forget one
-        earlier = [n.name for n in graph.nodes[: graph.nodes.index(made)]]
-        before = graph.producer(node.inputs[other])
-        if before is None or before.name not in earlier or made.op not in ADDS:
+        made, role, end = found
+        earlier, before = graph.nodes[: graph.nodes.index(made)], graph.producer(node.inputs[other])
+        is_free = f"accumulate{end}" not in made.inputs and KERNELS[made.op].adds
+        if not is_free or before is None or before not in earlier:
             continue
-        fused = made.with_inputs(**{accumulate: node.inputs[other]})
-        fused = fused.with_outputs(**{role: node.outputs["dst"]})
-        fused = replace(fused, in_place={**fused.in_place, role: accumulate})
+        fused = made.with_inputs({f"accumulate{end}": node.inputs[other]})
+        fused = fused.with_outputs({role: node.outputs["dst"]})
+        fused = replace(fused, in_place={**fused.in_place, role: f"accumulate{end}"})
         return graph.rewrite({made.name: [fused], node.name: []})
     return graph
 
@@ -73,13 +68,10 @@ def _fuse_mask(graph: Graph, node: Node) -> Graph:
     found = _writer(graph, node.inputs["gradient"], node)
     if found is None:
         return graph
-    made, role = found
-    mask, end = f"mask{suffix(role)}", suffix(role)
-    if f"{mask}.x" in made.inputs:
-        return graph
-    parts = {f"{mask}__{part}": node.inputs[f"mask.{part}"] for part in ("x", "scale", "shift", "mean")}
-    fused = made.with_inputs(**parts).with_attributes(**{f"{mask}__slope": node.attributes["mask.slope"]})
-    fused = fused.with_outputs(**{role: node.outputs["diff_src"], f"sums{end}": node.outputs["sums"]})
+    made, role, end = found
+    parts = {f"mask{end}.{part}": node.inputs[f"mask.{part}"] for part in ("x", "scale", "shift", "mean")}
+    fused = made.with_inputs(parts).with_attributes({f"mask{end}.slope": node.attributes["mask.slope"]})
+    fused = fused.with_outputs({role: node.outputs["diff_src"], f"sums{end}": node.outputs["sums"]})
     return graph.rewrite({made.name: [fused], node.name: []})
 
 
@@ -87,11 +79,11 @@ def _fuse_gradient(graph: Graph, node: Node) -> Graph:
     readers = graph.consumers(node.outputs["dst"])
     if len(readers) > 1 and graph.values[node.outputs["dst"]].nbytes > _FORMED_ONCE:
         return graph.rewrite({node.name: [replace(node, in_place={"dst": "diff_dst"})]})
-    parts = {role.replace(".", "__"): value for role, value in node.inputs.items()}
     changes = {
-        reader.name: [reader.with_inputs(**parts)]
+        reader.name: [reader.with_inputs(node.inputs)]
         for reader in readers
-        if reader.op in FORMS and "diff_dst.x" not in reader.inputs and can_block(reader, graph)
+        if reader.op in KERNELS and KERNELS[reader.op].forms
+        if "diff_dst.x" not in reader.inputs and can_block(reader, graph)
     }
     if len(changes) == len(readers):
         changes[node.name] = []

@@ -6,7 +6,7 @@
 Both need the transformed tiles of ``g``, and ``src`` is what the mask of ``d(src)`` is made of: one reading
 of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd.both_gradients``). That is for
 Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
-model of ``algorithms`` finds best.
+model of ``choose_algorithm`` finds best.
 
 The gradient of a bias is the sum of ``g``, and is not gathered. It need not be: batch norm takes the mean
 away, and whatever was added to all voxels with it. So its gradient is 0, and only such convolutions, and
@@ -16,13 +16,10 @@ A ``g`` that ``fuse_backward`` formed once for two readers has one now, which fo
 memory less. But as long as ``g`` is not formed, ``dz`` and ``x`` live; a very large one stays.
 """
 
-from dataclasses import replace
-
 from kernels.conv3d import operator as conv3d
-from tinyunet.compiler.choices import costs
-from tinyunet.compiler.convolutions import plan_of
-from tinyunet.compiler.ir import BLOCKED, Graph, Node
-from tinyunet.compiler.passes.switches import Options
+from tinyunet.compiler.ir import BLOCKED, Graph, Node, Options
+from tinyunet.compiler.operators.convolution import plan_of
+from tinyunet.compiler.passes.choose_algorithm import costs
 
 # Bytes of a gradient above which memory counts for more than the 2 % of a step that forming it takes.
 _FORMED_FIRST = 512 * 1024 * 1024
@@ -32,11 +29,10 @@ def fuse_gradients(graph: Graph, options: Options) -> Graph:
     """Return the graph with ``convolution_backward`` in the place of both gradients of a convolution."""
     if "choose_algorithm" not in options.passes:  # all convolutions are to be direct
         return graph
-    nodes = {node.name: node for node in graph.nodes}
+    weights = {n.attributes["of"]: n for n in graph.nodes if n.op == "convolution_backward_weights"}
     for data in graph.nodes:
-        weights = nodes.get(f"{data.name.removesuffix('.src')}.weights")
-        if data.op == "convolution_backward_data" and weights is not None:
-            graph = _fuse(graph, data, weights, options.accuracy)
+        if data.op == "convolution_backward_data" and data.attributes["of"] in weights:
+            graph = _fuse(graph, data, weights[data.attributes["of"]], options.accuracy)
     return graph
 
 
@@ -44,21 +40,21 @@ def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
     if not (data.runs_fused and weights.runs_fused):
         return graph
     found = costs(data, graph, accuracy)  # those of the other gradient are the same
-    both = replace(
-        data,
-        name=data.name.removesuffix(".src"),
-        op="convolution_backward",
-        inputs={**weights.inputs, **data.inputs},
-        outputs={**weights.outputs, **data.outputs},
-        attributes={**weights.attributes, **data.attributes, "tile": min(found, key=found.__getitem__)},
+    both = Node(
+        f"d {data.attributes['of']}",
+        "convolution_backward",
+        {**weights.inputs, **data.inputs},
+        {**weights.outputs, **data.outputs},
+        {**weights.attributes, **data.attributes, "tile": min(found, key=found.__getitem__)},
+        "backward",
+        data.in_place,
     )
     formed = _formed(data.inputs["diff_dst"], graph)
     if not _has_kernel(both, formed, graph):
         return graph
     changes: dict[str, list[Node]] = {data.name: [both], weights.name: []}
     if formed and graph.values[data.inputs["diff_dst"]].nbytes <= _FORMED_FIRST:
-        forms = replace(both, inputs={**both.inputs, **formed.inputs})
-        changes |= {data.name: [forms], formed.name: []}
+        changes |= {data.name: [both.with_inputs(formed.inputs)], formed.name: []}
     return graph.rewrite(changes)
 
 

@@ -1,0 +1,171 @@
+"""How a node runs that no pass has touched: the eager operator, its results copied into the arena.
+
+What an operator of tinyunet saves is not kept by its context but where the graph says: as an input, a result
+or a workspace of its own. The graph cannot know what an operator of the user's keeps, and where. So it gets
+copies of all arrays whose memory is used again, and a new :class:`Context` at each run, as on the tape.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyunet.autograd import Function, Tensor
+from tinyunet.compiler.ir import Node
+from tinyunet.engine.context import Context
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Call = Callable[[], None]
+
+
+class _SavedElsewhere(Context):
+    """What an operator's forward leaves for its backward, without the arrays."""
+
+    def __init__(self, function: type[Function], needs_gradient: tuple[bool, ...]) -> None:
+        self.function, self.needs_gradient = function, needs_gradient
+        self.recording = any(needs_gradient)
+        self.arrays: tuple[npt.NDArray[Any] | None, ...] = ()
+
+    def save(self, *arrays: npt.NDArray[Any] | None) -> None:
+        self.arrays = arrays
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        return self.arrays
+
+
+def bind(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+    """Return a function without arguments that runs the node.
+
+    Parameters
+    ----------
+    node : Node
+    inputs, outputs : mapping of role to array
+    calls : dict
+        Shared by all nodes of a graph: where a forward leaves its context for its backward.
+    """
+    if node.op in _SPECIAL:
+        return _SPECIAL[node.op](node, inputs, outputs)
+    if "convolution_backward" in node.op:
+        return _convolution_backward(node, inputs, outputs)
+    forward, backward = (
+        (_own_forward, _own_backward) if "copied" in node.attributes else (_forward, _backward)
+    )
+    return (backward if "of" in node.attributes else forward)(node, inputs, outputs, calls)
+
+
+def _forward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+    function, saves = node.attributes["function"], node.attributes["saves"]
+    arguments = [inputs.get(role, setting) for role, setting in node.attributes["arguments"]]
+    call = calls[node.name] = _SavedElsewhere(function, node.attributes["needs_gradient"])
+
+    def run() -> None:
+        _store(outputs["dst"], function.forward(call, *arguments))
+        for name, array in zip(saves, call.arrays, strict=False):
+            if name != "dst" and name in outputs:
+                _store(outputs[name], array)
+        call.arrays = ()
+
+    return run
+
+
+def _backward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+    function, call = node.attributes["function"], calls[node.attributes["of"]]
+    saved = tuple(inputs.get(f"saved.{name}") for name in node.attributes["saves"])
+
+    def run() -> None:
+        call.arrays = saved
+        _store_gradients(node, outputs, function.backward(call, inputs["gradient"]))
+        call.arrays = ()
+
+    return run
+
+
+def _own_forward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+    function, needs, copied = (node.attributes[name] for name in ("function", "needs_gradient", "copied"))
+    arguments, target = node.attributes["arguments"], outputs["dst"]
+    parents = tuple(inputs[role] if need else None for (role, _), need in zip(arguments, needs, strict=True))
+
+    def run() -> None:
+        given = {role: array.copy() if role in copied else array for role, array in inputs.items()}
+        ctx = Context(function, parents)  # type: ignore[arg-type]
+        dst = Tensor(function.forward(ctx, *(given.get(role, value) for role, value in arguments))).data
+        if (dst.shape, dst.dtype) != (target.shape, target.dtype):
+            raise RuntimeError(
+                f"compile: {function.__name__}.forward returns {dst.dtype} of {dst.shape}, and returned"
+                f" {target.dtype} of {target.shape} when it was compiled; shapes must not depend on the data;"
+                " use the eager model"
+            )
+        np.copyto(target, dst)
+        if ctx.recording:
+            ctx.shape, ctx.dtype = dst.shape, dst.dtype
+            calls[node.name] = ctx
+
+    return run
+
+
+def _own_backward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+    function = node.attributes["function"]
+
+    def run() -> None:
+        ctx = calls.pop(node.attributes["of"])
+        found = ctx.checked(function.backward(ctx, inputs["gradient"].copy()))
+        _store_gradients(node, outputs, found)
+
+    return run
+
+
+def _store_gradients(node: Node, outputs: Arrays, gradients: tuple[Any, ...]) -> None:
+    for (role, _), gradient in zip(node.attributes["arguments"], gradients, strict=False):
+        if f"diff_{role}" in outputs:
+            _store(outputs[f"diff_{role}"], gradient)
+
+
+def _convolution_backward(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
+    """One of a convolution's two gradients."""
+    kernels, kernel = node.attributes["function"].module, node.attributes["kernel"]
+    how = node.attributes["stride"], node.attributes["padding"]
+
+    def data() -> None:
+        shape = outputs["diff_src"].shape
+        _store(outputs["diff_src"], kernels.backward_data(inputs["diff_dst"], inputs["weights"], shape, *how))
+
+    def weights() -> None:
+        found = kernels.backward_weights(inputs["src"], inputs["diff_dst"], kernel, *how)
+        for role, gradient in zip(("diff_weights", "diff_bias"), found, strict=True):
+            if role in outputs:
+                _store(outputs[role], gradient)
+
+    return data if "diff_src" in outputs else weights
+
+
+def _accumulate(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
+    def run() -> None:
+        np.add(inputs["a"], inputs["b"], out=outputs["dst"])
+
+    return run
+
+
+def _eager_loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
+    function, options = node.attributes["function"], node.attributes["options"]
+
+    def run() -> None:
+        prediction = Tensor(inputs["prediction"].copy(), requires_grad=True)  # which it may keep
+        # As integers that people compute with: bytes would wrap.
+        loss = function(prediction, inputs["labels"].astype(np.int64), **options)
+        loss.backward(inputs["gradient"])
+        _store(outputs["dst"], loss.data)
+        _store(outputs["diff_prediction"], prediction.grad)
+
+    return run
+
+
+_SPECIAL: dict[str, Callable[[Node, Arrays, Arrays], Call]] = {
+    "accumulate": _accumulate,
+    "eager_loss": _eager_loss,
+}
+
+
+def _store(target: npt.NDArray[Any], array: Any) -> None:
+    np.copyto(target, array, casting="same_kind")

@@ -1,0 +1,88 @@
+"""All operators, and what passes ask of them. A new operator is one record in one of the files here."""
+
+import math
+
+import numpy as np
+
+from tinyunet.autograd import Function
+from tinyunet.compiler.ir import PLAIN, Graph, Node
+from tinyunet.compiler.operators import convolution, head, normalization, volumes
+from tinyunet.compiler.operators.record import Kernel, Operator
+
+_ALL = (*convolution.OPERATORS, *normalization.OPERATORS, *volumes.OPERATORS)
+OPERATORS: dict[type[Function], Operator] = {operator.function: operator for operator in _ALL}
+BY_NAME = {operator.name: operator for operator in _ALL}
+KERNELS: dict[str, Kernel] = volumes.MADE_BY_PASSES | head.KERNELS
+for _operator in _ALL:
+    KERNELS |= _operator.kernels
+
+#: Roles that passes add, beside those with a dot.
+_FUSED_ROLES = {"accumulate", "src_b", "diff_src_b", "moments", "sums"}
+
+
+def is_convolution(node: Node) -> bool:
+    """Whether a node is a convolution or a transposed one, forward."""
+    return node.op in ("convolution", "transposed_convolution")
+
+
+def slope_of(node: Node | None) -> float | None:
+    """Return the slope below 0 of an activation that can be deferred; None for every other node."""
+    operator = BY_NAME.get(node.op) if node else None
+    return operator.slope(node) if node and operator and operator.slope else None
+
+
+def needs_fused_kernel(node: Node) -> bool:
+    """Whether a pass has put something into the node that its eager operator cannot do."""
+    roles, kernel = {*node.values}, KERNELS.get(node.op)
+    extra = any("." in role and not role.startswith("saved.") for role in roles)
+    return (kernel is not None and not kernel.has_eager) or extra or bool(roles & _FUSED_ROLES)
+
+
+def can_block(node: Node, graph: Graph) -> bool:
+    """Whether there is a kernel for the node on blocked tensors."""
+    kernel, values = KERNELS.get(node.op), [graph.values[v] for v in node.values.values()]
+    volumes = [value for value in values if value.layout != PLAIN and value.dtype != np.uint8]
+    if kernel is None or not volumes or any(value.dtype != np.float32 for value in volumes):
+        return False
+    for role, name in node.values.items():
+        value, is_weights = graph.values[name], role in ("weights", "diff_weights")
+        # Weights that are computed, and parameters that are taken as volumes, have the other's layout.
+        if len(value.shape) == 5 and node.op != "head" and is_weights != (value.layout == PLAIN):
+            return False
+    return kernel.fits(node, graph)
+
+
+def split(graph: Graph) -> Graph:
+    """Return the graph with every batch norm and activation of volumes in pieces; twice is once."""
+    for node in graph.nodes:
+        operator = BY_NAME.get(node.op)
+        if operator and operator.split and normalization.is_volume(graph, node):
+            readers, dst = graph.consumers(node.outputs["dst"]), node.outputs["dst"]
+            alone = len(readers) == 1 and dst not in graph.outputs
+            slope = slope_of(readers[0]) if alone else None
+            graph = operator.split(graph, node, *((readers[0], slope) if slope is not None else (None, 1.0)))
+    for node in graph.nodes:
+        slope = slope_of(node)
+        made = graph.producer(node.inputs["src"]) if slope is not None else None
+        if slope is not None and made and is_convolution(made) and normalization.is_volume(graph, node):
+            graph = normalization.split_activation(graph, node, slope)
+    return graph
+
+
+def nbytes(node: Node, graph: Graph) -> int:
+    """Bytes of everything the node reads and writes, each once. A view moves nothing."""
+    roles = [v for r, v in node.inputs.items() if r not in node.views.values()]
+    roles += [v for r, v in node.outputs.items() if r not in node.views]
+    return sum(graph.values[value].nbytes for value in roles)
+
+
+def flops(node: Node, graph: Graph) -> int:
+    """Multiplications and additions of the definition, whatever algorithm runs."""
+    shapes, kernel = {role: graph.values[v].shape for role, v in node.values.items()}, KERNELS.get(node.op)
+    if kernel and kernel.flops:
+        return kernel.flops(node, shapes)
+    if node.views:
+        return 0
+    operator = BY_NAME.get(node.op.removesuffix("_backward"))
+    work = operator.work[node.op.endswith("_backward")] if operator else 1
+    return work * max((math.prod(shape) for shape in shapes.values()), default=0)

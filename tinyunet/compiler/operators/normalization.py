@@ -1,0 +1,333 @@
+"""Batch norm in pieces, so that passes can move them; and the activation after it, or after a convolution.
+
+    forward     moments of x > statistics: scale, shift > normalize: y = act(scale x + shift)
+    backward    mask: dz = dy act'(scale x + shift), and sums of dz and dz (x - mean)
+                > statistics_backward: a, b, d and the gradients of gamma and beta
+                > gradient: dx = a dz + b x + d
+
+Nothing is saved yet: it is the same arithmetic in smaller nodes. An activation that follows the batch norm
+becomes part of ``normalize`` and ``mask``; one that follows a convolution becomes a ``normalize`` of its own,
+with scale 1 and shift 0.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kernels.deferred import masking, statistics, whole
+from kernels.deferred.tensors import NO_MASK
+from tinyunet import functional
+from tinyunet.compiler.ir import NDHWC, Graph, Node, Value
+from tinyunet.compiler.operators.record import (
+    Arguments,
+    Array,
+    Binder,
+    Call,
+    Kernel,
+    Operator,
+    Shape,
+    Shapes,
+    lanes,
+    same,
+    sums,
+    vector,
+    volume,
+)
+from tinyunet.compiler.operators.volumes import check_vectors
+
+_FUSED = {"implementation": "fused"}
+
+
+def _normalised(a: Arguments) -> Shape:
+    vectors = [name for name in a if name.endswith(("mean", "variance"))]
+    check_vectors(a, a["src"].shape[-1], "scale", "shift", *vectors)
+    return same(a)
+
+
+def _channels(dtype: Any = None) -> Any:
+    return lambda a, _: (a["src"].shape[-1:], dtype or a["src"].dtype)
+
+
+# ---- in pieces -------------------------------------------------------------------------------
+
+
+def is_volume(graph: Graph, node: Node) -> bool:
+    """Whether a node reads a volume that could be blocked."""
+    value = graph.values[node.inputs["src"]]
+    return value.layout == NDHWC and value.dtype == np.float32
+
+
+def _split_training(graph: Graph, node: Node, activation: Node | None, slope: float) -> Graph:
+    name, src = node.name, node.inputs["src"]
+    channels = graph.values[src].shape[-1]
+    parameters = {"gamma": node.inputs["scale"], "beta": node.inputs["shift"]}
+    parameters |= {role: node.inputs[role] for role in ("running_mean", "running_variance")}
+    outputs = {role: f"{name}:{role}" for role in ("scale", "shift", "mean", "rstd")}
+    settings = {
+        key: node.attributes[key] for key in ("momentum", "epsilon", "combine") if key in node.attributes
+    }
+    moments = f"{name}:moments"
+    nodes = [
+        Node(moments, "moments", {"src": src}, {"moments": moments}),
+        Node(
+            f"{name}:statistics", "statistics", {"moments": moments} | parameters, outputs, settings | _FUSED
+        ),
+    ]
+    values = [sums(moments), *(vector(v, channels) for v in outputs.values())]
+    return _with_normalize(graph, node, activation, slope, nodes, values)
+
+
+def _split_inference(graph: Graph, node: Node, activation: Node | None, slope: float) -> Graph:
+    if graph.backward_of(node):
+        return graph
+    name, channels = node.name, graph.values[node.inputs["src"]].shape[-1]
+    inputs = {"gamma": node.inputs["scale"], "beta": node.inputs["shift"]}
+    inputs |= {role: node.inputs[role] for role in ("mean", "variance")}
+    outputs = {role: f"{name}:{role}" for role in ("scale", "shift")}
+    settings = {"epsilon": node.attributes["epsilon"]} | _FUSED
+    phase = "prepare" if graph.are_fixed(inputs.values()) else node.phase
+    made = Node(f"{name}:statistics", "fixed_statistics", inputs, outputs, settings, phase)
+    values = [vector(v, channels) for v in outputs.values()]
+    return _with_normalize(graph, node, activation, slope, [made], values)
+
+
+def _with_normalize(
+    graph: Graph,
+    node: Node,
+    activation: Node | None,
+    slope: float,
+    nodes: Iterable[Node],
+    values: list[Value],
+) -> Graph:
+    """Put statistics and a ``normalize`` in the place of a batch norm and the activation after it."""
+    result = (activation or node).outputs["dst"]
+    source = {"src": node.inputs["src"]} | {f"src.{r}": f"{node.name}:{r}" for r in ("scale", "shift")}
+    normalize = Node(f"{node.name}:normalize", "normalize", source, {"dst": result}, {"src.slope": slope})
+    changes: dict[str, list[Node]] = {node.name: [*nodes, normalize]}
+    if activation:
+        changes[activation.name] = []
+    backward = graph.backward_of(node)
+    if backward:
+        undo = graph.backward_of(activation) if activation else None
+        mask, tail, more = _batch_norm_backward(graph, node, backward, undo)
+        mask = mask.with_attributes({"mask.slope": slope})
+        changes |= {undo.name: [mask], backward.name: tail} if undo else {backward.name: [mask, *tail]}
+        values = values + more
+    return graph.rewrite(changes, values)
+
+
+def _batch_norm_backward(
+    graph: Graph, node: Node, backward: Node, undo: Node | None
+) -> tuple[Node, list[Node], list[Value]]:
+    name, src = node.name, node.inputs["src"]
+    channels = graph.values[src].shape[-1]
+    dy = (undo or backward).inputs["gradient"]
+    dz = undo.outputs["diff_src"] if undo else f"{dy}*"
+    vectors = {role: f"d {name}:{role}" for role in "abd"}
+    found = {r: backward.outputs.get(r, f"d({name}.{r})") for r in ("diff_scale", "diff_shift")}
+    values = [sums(f"d {name}:sums"), *(vector(v, channels) for v in vectors.values())]
+    values.append(replace(graph.values[dy], name=dz))
+    values += [Value(v, (channels,), np.dtype(np.float32)) for v in found.values() if v not in graph.values]
+    mask = _mask(name, dy, dz, src, {part: f"{name}:{part}" for part in ("scale", "shift", "mean")})
+    inputs = {"sums": f"d {name}:sums", "gamma": node.inputs["scale"]}
+    inputs |= {role: f"{name}:{role}" for role in ("mean", "rstd")}
+    settings = {"count": int(np.prod(graph.values[src].shape[:-1]))} | _FUSED
+    if "combine" in node.attributes:  # sums are those of several processes
+        settings["combine"] = node.attributes["combine"]
+    tail = [
+        Node(f"d {name}.statistics", "statistics_backward", inputs, vectors | found, settings, "backward")
+    ]
+    if "diff_src" in backward.outputs:
+        inputs = {"diff_dst": dz, "diff_dst.x": src} | {f"diff_dst.{role}": v for role, v in vectors.items()}
+        outputs = {"dst": backward.outputs["diff_src"]}
+        tail.append(Node(f"d {name}.gradient", "gradient", inputs, outputs, phase="backward"))
+    return mask, tail, values
+
+
+def _mask(name: str, dy: str, dz: str, x: str, vectors: dict[str, str]) -> Node:
+    inputs = {"gradient": dy, "mask.x": x} | {f"mask.{part}": value for part, value in vectors.items()}
+    outputs = {"diff_src": dz, "sums": f"d {name}:sums"}
+    return Node(f"d {name}.mask", "mask", inputs, outputs, {}, "backward", {"diff_src": "gradient"})
+
+
+def split_activation(graph: Graph, node: Node, slope: float) -> Graph:
+    """Return the graph with an activation as a ``normalize`` that changes nothing else, and a ``mask``."""
+    src = node.inputs["src"]
+    channels = graph.values[src].shape[-1]
+    graph = _with_constants(graph, channels)
+    ones, zeros = f"ones:{channels}", f"zeros:{channels}"
+    inputs = {"src": src, "src.scale": ones, "src.shift": zeros}
+    normalize = Node(f"{node.name}:normalize", "normalize", inputs, dict(node.outputs), {"src.slope": slope})
+    changes, values = {node.name: [normalize]}, list[Value]()
+    backward = graph.backward_of(node)
+    if backward:
+        dy, dz = backward.inputs["gradient"], backward.outputs["diff_src"]
+        mask = _mask(node.name, dy, dz, src, {"scale": ones, "shift": zeros, "mean": zeros})
+        changes[backward.name] = [mask.with_attributes({"mask.slope": slope})]
+        values.append(sums(f"d {node.name}:sums"))
+    return graph.rewrite(changes, values)
+
+
+def _with_constants(graph: Graph, channels: int) -> Graph:
+    """Add a scale of ones and a shift of zeros, both constants of the graph."""
+    values, data = dict(graph.values), dict(graph.data)
+    for name, number in ((f"ones:{channels}", 1), (f"zeros:{channels}", 0)):
+        values[name] = replace(vector(name, channels), kind="constant")
+        array = np.zeros(values[name].shape, np.float32)
+        array[:channels] = number
+        data.setdefault(name, array)
+    return replace(graph, values=values, data=data)
+
+
+# ---- calls -----------------------------------------------------------------------------------
+
+
+def _out(b: Binder, *roles: str) -> list[Array]:
+    return [b.arrays[b.node.outputs[role]] for role in roles]
+
+
+def _moments(b: Binder) -> Call:
+    x, moments = b.array("src"), b.array("moments")
+    return lambda: statistics.gather_moments(x, moments)
+
+
+def _normalize(b: Binder) -> Call:
+    source, dst = b.source(), b.array("dst")
+    return lambda: whole.normalize(source, dst)
+
+
+def _apply_mask(b: Binder) -> Call:
+    diff, mask = b.array("diff_src"), b.mask() or NO_MASK
+    return lambda: masking.apply_mask(diff, mask)
+
+
+def _form_gradient(b: Binder) -> Call:
+    gradient, dst = b.gradient(), b.array("dst")
+    return lambda: whole.form_gradient(gradient, dst)
+
+
+def _statistics(b: Binder) -> Call:
+    moments, gamma, beta = b.array("moments"), b.array("gamma"), b.array("beta")
+    epsilon, momentum = (float(b.node.attributes[name]) for name in ("epsilon", "momentum"))
+    running = b.array("running_mean"), b.array("running_variance")
+    out, combine = _out(b, "scale", "shift", "mean", "rstd"), b.node.attributes.get("combine")
+
+    def run() -> None:
+        found = statistics.combine_moments(moments, combine) if combine else moments
+        statistics.finish_moments(found, gamma, beta, epsilon, momentum, *running, *out)
+
+    return run
+
+
+def _fixed_statistics(b: Binder) -> Call:
+    gamma, beta, mean, variance = (b.array(r) for r in ("gamma", "beta", "mean", "variance"))
+    (scale, shift), epsilon, channels = _out(b, "scale", "shift"), b.node.attributes["epsilon"], gamma.size
+
+    def run() -> None:
+        scale[:], shift[:] = 0.0, 0.0
+        scale[:channels] = gamma / np.sqrt(variance.astype(np.float64) + epsilon)
+        shift[:channels] = beta - mean.astype(np.float64) * scale[:channels]
+
+    return run
+
+
+def _fold(b: Binder) -> Call:
+    weights, bias = _out(b, "folded_weights", "folded_bias")
+    old, old_bias = b.array("weights"), b.array("bias") if "bias" in b.node.inputs else np.zeros_like(bias)
+    gamma, beta, mean, variance = (b.array(r) for r in ("gamma", "beta", "mean", "variance"))
+    epsilon, shape = b.node.attributes["epsilon"], [1] * weights.ndim
+    shape[b.node.attributes["axis"]] = bias.size
+
+    def run() -> None:
+        factor = gamma / np.sqrt(variance.astype(np.float64) + epsilon)
+        weights[:] = old * factor.reshape(shape)
+        bias[:] = (old_bias - mean.astype(np.float64)) * factor + beta
+
+    return run
+
+
+def _statistics_backward(b: Binder) -> Call:
+    part, count, combine = b.array("sums"), b.node.attributes["count"], b.node.attributes.get("combine")
+    arrays = [b.array(r) for r in ("gamma", "mean", "rstd")]
+    out = _out(b, "a", "b", "d", "diff_scale", "diff_shift")
+
+    def run() -> None:
+        statistics.finish_gradient(part, count, *arrays, *out)
+        if combine:
+            # The source's gradient goes through everybody's statistics; gamma's and beta's stay
+            # this process' own, which are summed with all other gradients.
+            own = [diff.copy() for diff in out[3:]]
+            everyones, voxels = statistics.combine_sums(part, count, combine)
+            statistics.finish_gradient(everyones, voxels, *arrays, *out)
+            out[3][:], out[4][:] = own
+
+    return run
+
+
+# ---- what kernels take -----------------------------------------------------------------------
+
+
+def _whole(*roles: str) -> Any:
+    """Shapes of a kernel whose roles are all blocked volumes of the same shape, but moments."""
+
+    def sizes(b: Binder) -> Shapes:
+        *size, C = b.value(roles[0]).shape
+        shape = volume(tuple(size), C)
+        return dict.fromkeys(roles, shape) | {"moments": (masking.partials(shape), 3, *lanes(C))}
+
+    return sizes
+
+
+def _moments_shape(node: Node, role: str, graph: Graph) -> Shape:
+    value = graph.values[node.inputs["src"]]
+    return (masking.partials(value.storage_shape), 3, *lanes(value.shape[-1]))
+
+
+def _statistics_sizes(b: Binder) -> Shapes:
+    (C,) = b.value("gamma").shape
+    parameters = dict.fromkeys(("gamma", "beta", "running_mean", "running_variance"), (C,))
+    vectors = dict.fromkeys(("scale", "shift", "mean", "rstd"), lanes(C))
+    return {**parameters, **vectors, "moments": (b.array("moments").shape[0], 3, *lanes(C))}
+
+
+def _statistics_backward_sizes(b: Binder) -> Shapes:
+    (C,) = b.value("gamma").shape
+    vectors = dict.fromkeys(("mean", "rstd", "a", "b", "d"), lanes(C))
+    parameters = dict.fromkeys(("gamma", "diff_scale", "diff_shift"), (C,))
+    return {**vectors, **parameters, "sums": (2, b.array("sums").shape[1], *lanes(C))}
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+_SAVED = ("src", "scale", "mean", "variance")
+
+OPERATORS = (
+    Operator(
+        "batch_norm_training",
+        functional.BatchNormTraining,
+        _normalised,
+        _SAVED,
+        {"mean": _channels(), "variance": _channels(np.float64)},
+        work=(8, 12),
+        split=_split_training,
+        kernels={
+            "moments": Kernel(_moments, _whole("src"), sums=_moments_shape, has_eager=False),
+            "statistics": Kernel(_statistics, _statistics_sizes),
+            "normalize": Kernel(_normalize, _whole("src", "dst"), has_eager=False),
+            "mask": Kernel(_apply_mask, _whole("diff_src", "gradient"), has_eager=False),
+            "statistics_backward": Kernel(_statistics_backward, _statistics_backward_sizes),
+            "gradient": Kernel(_form_gradient, _whole("dst", "diff_dst"), has_eager=False),
+        },
+    ),
+    Operator(
+        "batch_norm_inference",
+        functional.BatchNormInference,
+        _normalised,
+        _SAVED,
+        work=(2, 1),
+        split=_split_inference,
+        kernels={"fixed_statistics": Kernel(_fixed_statistics), "fold": Kernel(_fold)},
+    ),
+)

@@ -1,0 +1,233 @@
+"""Operators of volumes without weights: pooling, activations, concatenation, sums, reorders.
+
+And the arithmetic of tensors, and losses: what is not listed with kernels runs as the eager operator does.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
+
+from kernels.base.arguments import NDHWC, tensor
+from kernels.ops import fused_edges as edges
+from kernels.ops import fused_pooling as pooling
+from kernels.ops.pooling import pooled_shape
+from tinyunet import autograd, functional, losses
+from tinyunet.compiler.ir import BLOCKED, Graph, Node
+from tinyunet.compiler.operators.record import (
+    Arguments,
+    Binder,
+    Call,
+    Kernel,
+    Operator,
+    Shape,
+    Shapes,
+    same,
+    volume,
+)
+
+
+def checked_volume(a: Arguments) -> Shape:
+    """Shape of the source, if it has the axes of a volume."""
+    if a["src"].ndim != 5:
+        raise ValueError(f"src must have the axes ({NDHWC}), got shape {a['src'].shape}")
+    return same(a)
+
+
+def check_vectors(a: Arguments, channels: int, *names: str) -> None:
+    """Refuse a vector, where there is one, that has not one number a channel, of the source's type."""
+    for name in names:
+        if a[name] is not None:
+            tensor(name, a[name], shape=(channels,), dtype=a["src"].dtype)
+
+
+# ---- pooling ---------------------------------------------------------------------------------
+
+
+def _pooling_sizes(b: Binder) -> Shapes:
+    MB, *sizes, C = b.value("src" if b.has("src") else "diff_src").shape
+    small = (MB, *(n // k for n, k in zip(sizes, b.node.attributes["size"], strict=True)))
+    return {
+        **dict.fromkeys(("src", "diff_src"), volume((MB, *sizes), C)),
+        **dict.fromkeys(("dst", "argmax", "gradient", "saved.argmax"), volume(small, C)),
+    }
+
+
+def _pool(b: Binder) -> Call:
+    source, dst, size = b.source(), b.array("dst"), tuple(b.node.attributes["size"])
+    argmax = b.array("argmax") if b.has("argmax") else np.empty(dst.shape, np.uint8)
+    return lambda: pooling.forward(source, dst, argmax, size)
+
+
+def _pool_backward(b: Binder) -> Call:
+    diff_dst, argmax, dst = b.array("gradient"), b.array("saved.argmax"), b.array("diff_src")
+    accumulate, mask, size = b.has("accumulate"), b.mask(), tuple(b.node.attributes["size"])
+    return lambda: pooling.backward(diff_dst, argmax, dst, accumulate, mask, size)
+
+
+_POOLING = Operator(
+    "max_pooling",
+    functional.MaxPooling,
+    lambda a: pooled_shape(checked_volume(a), a["size"]),
+    ("argmax",),
+    {"argmax": lambda _, shape: (shape, np.uint8)},
+    kernels={
+        "max_pooling": Kernel(_pool, _pooling_sizes, reads=("src",)),
+        "max_pooling_backward": Kernel(_pool_backward, _pooling_sizes, masks=("diff_src",), adds=True),
+    },
+)
+
+# ---- sums of gradients, reorders: passes make them -------------------------------------------
+
+
+def _accumulate(b: Binder) -> Call:
+    first, second, dst = b.array("a"), b.array("b"), b.array("dst")
+
+    def run() -> None:
+        np.add(first, second, out=dst)
+
+    return run
+
+
+def _reorder_sizes(b: Binder) -> Shapes:
+    *size, C = b.value("dst").shape
+    blocked, last = ("dst", "src") if b.value("dst").layout == BLOCKED else ("src", "dst")
+    return {blocked: volume(tuple(size), C), last: (*size, C)}
+
+
+def _reorder(b: Binder) -> Call:
+    dst = b.array("dst")
+    if b.value("dst").layout == BLOCKED:
+        src = b.array("src")
+        return lambda: edges.to_blocked(src, dst)
+    source = b.source()
+    return lambda: edges.to_ndhwc(source, dst)
+
+
+MADE_BY_PASSES = {"accumulate": Kernel(_accumulate), "reorder": Kernel(_reorder, _reorder_sizes)}
+
+# ---- shapes ----------------------------------------------------------------------------------
+
+
+def _upsampled(a: Arguments) -> Shape:
+    MB, *sizes, C = checked_volume(a)
+    return (MB, *[i * f for i, f in zip(sizes, a["factor"], strict=True)], C)
+
+
+def _concatenated(a: Arguments) -> Shape:
+    first, second = a["a"].shape, a["b"].shape
+    if first[:-1] != second[:-1]:
+        raise ValueError(f"concatenate: shapes {first} and {second} differ before their channels")
+    return (*first[:-1], first[-1] + second[-1])
+
+
+def _padded(a: Arguments) -> Shape:
+    return (a["src"].shape[0], *a["size"], a["src"].shape[-1])
+
+
+def _reshaped(a: Arguments) -> Shape:
+    size, known = a["a"].size, math.prod(n for n in a["shape"] if n != -1)
+    shape = tuple(size // max(known, 1) if n == -1 else n for n in a["shape"])
+    if math.prod(shape) != size:
+        raise ValueError(f"cannot reshape array of size {size} into shape {tuple(a['shape'])}")
+    return shape
+
+
+def _broadcast(name: str) -> Callable[[Arguments], Shape]:
+    def shape(a: Arguments) -> Shape:
+        first, second = a["a"].shape, a["b"].shape
+        try:
+            return np.broadcast_shapes(first, second)
+        except ValueError:
+            raise ValueError(f"{name}: shapes {first} and {second} cannot be broadcast together") from None
+
+    return shape
+
+
+def _summed(a: Arguments) -> Shape:
+    axes, shape = a["axis"], a["a"].shape
+    gone = range(len(shape)) if axes is None else normalize_axis_tuple(axes, len(shape))
+    kept = [1 if axis in gone else n for axis, n in enumerate(shape)]
+    return tuple(kept if a["keepdims"] else [n for axis, n in enumerate(kept) if axis not in gone])
+
+
+def _powered(a: Arguments) -> Shape:
+    if not isinstance(a["exponent"], numbers.Real):
+        raise TypeError(f"power: exponent must be a number, not {type(a['exponent']).__name__}")
+    return tuple(a["a"].shape)
+
+
+class _Nothing:
+    """In the place of a context."""
+
+
+def _sliced(a: Arguments) -> Shape:
+    # A view of an array without memory costs nothing.
+    return autograd.Slice.forward(_Nothing(), a["a"], a["index"]).shape  # type: ignore[arg-type]
+
+
+def _view_backward(node: Node, gradient: str, wanted: dict[str, str], graph: Graph) -> Iterator[Node]:
+    attributes = dict(node.attributes) | {"of": node.name}
+    inputs, views = {"gradient": gradient}, {"diff_a": "gradient"}
+    yield Node(f"d {node.name}", "reshape_backward", inputs, wanted, attributes, "backward", views=views)
+
+
+def _either(a: Arguments) -> Any:
+    return np.result_type(a["a"], a["b"])
+
+
+def _double(_: Arguments) -> Any:
+    return np.float64
+
+
+def _dice_sums(a: Arguments) -> Shape:
+    return (3, a["logits"].shape[0], a["logits"].shape[-1])
+
+
+_LOGITS = ("logits", "labels")
+
+OPERATORS = (
+    _POOLING,
+    Operator("upsampling", functional.Upsampling, _upsampled),
+    Operator("concatenation", functional.Concatenation, _concatenated),
+    Operator("zero_padding", functional.ZeroPadding, _padded),
+    Operator("dropout", functional.Dropout, same, ("kept",), {"kept": lambda _, shape: (shape, np.bool_)}),
+    # Activations that passes can defer: what is above 0, and a slope times what is below.
+    Operator("relu", functional.Relu, same, ("dst",), slope=lambda node: 0.0),
+    Operator(
+        "leaky_relu", functional.LeakyRelu, same, ("dst",), slope=lambda node: float(node.attributes["slope"])
+    ),
+    Operator("sigmoid", functional.Sigmoid, same, ("dst",), work=(20, 1)),
+    Operator("softmax", functional.Softmax, same, ("dst",), work=(20, 1)),
+    # Losses.
+    Operator("dice_sums", losses.DiceSums, _dice_sums, _LOGITS, dtype=_double, work=(30, 30)),
+    Operator("cross_entropy", losses.CrossEntropy, lambda _: (), _LOGITS, dtype=_double, work=(30, 30)),
+    Operator(
+        "binary_cross_entropy", losses.BinaryCrossEntropy, lambda _: (), _LOGITS, dtype=_double, work=(60, 60)
+    ),
+    # The arithmetic of tensors.
+    Operator("reshape", autograd.Reshape, _reshaped, differentiate=_view_backward),
+    Operator("slice", autograd.Slice, _sliced),
+    Operator("sum", autograd.Sum, _summed),
+    Operator("add", autograd.Add, _broadcast("add"), dtype=_either),
+    Operator(
+        "multiply",
+        autograd.Multiply,
+        _broadcast("multiply"),
+        lambda needs: ("b" if needs[0] else "", "a" if needs[1] else ""),
+        dtype=_either,
+    ),
+    Operator(
+        "divide",
+        autograd.Divide,
+        _broadcast("divide"),
+        lambda needs: ("b", "dst" if needs[1] else ""),
+        dtype=_either,
+    ),
+    Operator("power", autograd.Power, _powered, ("a",)),
+    Operator("exp", autograd.Exp, lambda a: tuple(a["a"].shape), ("dst",)),
+    Operator("log", autograd.Log, lambda a: tuple(a["a"].shape), ("a",)),
+)
