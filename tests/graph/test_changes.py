@@ -79,24 +79,36 @@ def test_the_data_of_a_tensor_that_is_no_parameter():
     assert not glance.is_same()
 
 
-@pytest.mark.parametrize("gradients", [False, True])
-def test_gradients_are_of_interest_to_a_step_alone(gradients):
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_matter_to_a_step_alone(training):
     net = Net()
-    glance = Glance(net, (), gradients)
+    glance = Glance(net, (), training)
     net.body[0].weights.grad = np.zeros(1)
-    assert glance.is_same() is not gradients
+    assert glance.is_same() is not training
 
 
-def test_the_mode_makes_no_other_model_but_may_be_refused():
+@pytest.mark.parametrize("training", [False, True])
+def test_a_part_in_inference_while_the_model_trains_matters_to_a_step_alone(training):
     net = Net()
-    glance = Glance(net, ())
+    glance = Glance(net, (), training)
     net.eval()
     assert glance.is_same()
-    assert not glance.is_frozen
     net.train()
     net.body[1].eval()
+    for _ in range(2):
+        assert glance.is_same() is not training
+    net.train()
     assert glance.is_same()
-    assert glance.is_frozen
+
+
+def test_numbers_and_text_that_are_equal_are_the_same():
+    net = Net()
+    net.rate, net.name = 0.5, "a net"
+    glance = Glance(net, ())
+    net.rate, net.name = float("0.5"), "a " + "".join(["n", "et"])
+    assert glance.is_same()
+    net.rate = 0.25
+    assert not glance.is_same()
 
 
 def test_objects_beside_the_model_are_seen():

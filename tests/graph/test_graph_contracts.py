@@ -7,8 +7,8 @@ from agreement import INPUT
 import tinyunet
 from tinyunet import SGD, UNet, losses
 from tinyunet.compiler.operators import KERNELS
-from tinyunet.compiler.operators.record import Binder
 from tinyunet.compiler.program import bind
+from tinyunet.compiler.record import Binder
 
 
 def bound(model):

@@ -6,20 +6,17 @@
     predict = tinyunet.compile(model, input_shape)
     probabilities = predict(images)
 
-On the way from a model to a run:
+The way from a model to a run:
 
-``ir``              what a graph is
-``trace``           the forward part, from the model; ``operators`` knows what each makes and saves
-``differentiate``   the gradients, written out
-``passes``          rewrite it; ``support`` knows what can be fused, ``algorithms`` counts what a convolution
-                    may take and ``measure`` times it
-``finish``          packing and sizes; ``layouts`` reorders where blocked meets channels last
-``memory``          places all arrays in one arena; ``sharing`` what ranks of a node pack together
-``executor``        a list of calls, run in order: ``fused`` and ``convolutions`` bind kernels to arrays
-                    (by ``binder``, if ``contracts`` finds that they fit), ``unfused`` the eager
-                    operators, ``own`` those of the user
-``compiled``        what `compile` returns
-``show``, ``cost``  tables, bytes and operations
+``trace``           the model's ``forward`` runs once, on tensors without numbers, into a graph (``ir``)
+``differentiate``   the gradients, written out as nodes of the same graph
+``passes``          rewrite the graph; ``measure`` times the algorithms of convolutions
+``memory``          places all arrays that a step needs in one arena
+``program``         a list of calls, bound to their arrays and run in order
+``compiled``        what `compile` returns: a program for each shape
+
+``operators`` holds one record for each operator, which all of these ask: what it makes and saves, its
+gradient, its kernels. ``eager`` runs what no pass has touched; ``show`` prints tables.
 
 Eager and compiled agree up to rounding; with no pass enabled they are the same kernels in the same order,
 and agree bit for bit.
@@ -42,31 +39,12 @@ __all__ = ["Inference", "TrainingStep", "compile"]
 
 @overload
 def compile(
-    model: Module,
-    loss: Loss,
-    optimizer: Optimizer,
-    input_shape: tuple[int, ...],
-    *,
-    enable: Collection[str] | None = None,
-    disable: Collection[str] = (),
-    accuracy: str = "fast",
-    deterministic: bool = False,
-    debug: bool = False,
+    model: Module, loss: Loss, optimizer: Optimizer, input_shape: tuple[int, ...], **options: Any
 ) -> TrainingStep: ...
 
 
 @overload
-def compile(
-    model: Module,
-    input_shape: tuple[int, ...],
-    /,
-    *,
-    enable: Collection[str] | None = None,
-    disable: Collection[str] = (),
-    accuracy: str = "fast",
-    deterministic: bool = False,
-    debug: bool = False,
-) -> Inference: ...
+def compile(model: Module, input_shape: tuple[int, ...], **options: Any) -> Inference: ...
 
 
 def compile(

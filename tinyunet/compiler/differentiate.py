@@ -54,7 +54,7 @@ class _Tape:
             value, before = self.graph.values[target], self.of.get(target)
             name = gradient_name(target) if before is None else f"{before}+"
             more = f"{name}more"
-            self.values[name] = replace(value, name=name, kind="temporary", needs_gradient=False, split=())
+            self.values[name] = replace(value, name=name, kind="temporary", needs_gradient=False)
             self.of[target] = name
             fresh[role] = name
             if before is not None:

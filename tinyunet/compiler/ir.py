@@ -62,8 +62,6 @@ class Value:
         or the arena ("temporary").
     needs_gradient : bool
         Whether it depends on a parameter.
-    split : tuple of int
-        For the concatenation of blocked tensors: channels of each part, each padded on its own.
     """
 
     name: str
@@ -72,7 +70,6 @@ class Value:
     layout: str = PLAIN
     kind: Kind = "temporary"
     needs_gradient: bool = False
-    split: tuple[int, ...] = ()
 
     @property
     def storage_shape(self) -> tuple[int, ...]:
@@ -80,7 +77,7 @@ class Value:
         if self.layout != BLOCKED:
             return self.shape
         MB, D, H, W, C = self.shape
-        return MB, sum(map(blocks, self.split or (C,))), D, H, W, LANES
+        return MB, blocks(C), D, H, W, LANES
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ measured again in each process.
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from tinyunet.common.files import read_json, write_json
 from tinyunet.compiler.ir import Graph, Node
 from tinyunet.compiler.operators import KERNELS
 from tinyunet.compiler.operators.convolution import plan_of, weights_shape
-from tinyunet.compiler.operators.record import Binder, Call, lanes
+from tinyunet.compiler.record import Binder, Call, lanes
 
 #: Winograd F(tile); None is direct.
 Tile = Triple | None
@@ -72,17 +73,17 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
             _bound(node.with_attributes({"tile": tile}), graph)()
         return candidates[0]
     memory, key = remembered(), _key(node, graph, candidates)
+    names = [None if tile is None else list(tile) for tile in candidates]  # as in the file
     for tiles in (_of_run, memory):
-        if key in tiles and _tile(tiles[key]) in candidates:
-            return _tile(tiles[key])
+        if tiles.get(key, "unknown") in names:
+            return candidates[names.index(tiles[key])]
     memory.update(_read() | memory)  # another process may have measured it meanwhile
     # What is no candidate (a file may come from anywhere) is measured, too.
-    if key not in memory or _tile(memory[key]) not in candidates:
+    if memory.get(key, "unknown") not in names:
         times = [_seconds(node.with_attributes({"tile": tile}), graph) for tile in candidates]
-        best = candidates[int(np.argmin(times))]
-        memory[key] = None if best is None else list(best)
+        memory[key] = names[int(np.argmin(times))]
         _save(memory | _read() | {key: memory[key]})
-    return _tile(memory[key])
+    return candidates[names.index(memory[key])]
 
 
 def use(algorithms: Mapping[str, list[int] | None]) -> None:
@@ -99,21 +100,12 @@ def known() -> dict[str, list[int] | None]:
     return remembered() | _of_run
 
 
-def _tile(found: list[int] | None) -> Tile:
-    return None if found is None else (found[0], found[1], found[2])
-
-
 def _key(node: Node, graph: Graph, candidates: Sequence[Tile]) -> str:
     plan = plan_of(node.with_attributes({"tile": None}), graph)
-    roles = sorted(r for r in (*node.inputs, *node.outputs) if r.endswith((".x", ".scale", "moments")))
-    parts: list[Any] = [node.op, *plan[:4], plan.width, *roles, machine.threads()]
-    parts += [
-        "training" if graph.gradients else "inference",
-        machine.instruction_set(),
-        machine.processor_name(),
-        *candidates,
-    ]
-    return " ".join(map(str, parts))
+    roles = sorted(r for r in node.values if r.endswith((".x", ".scale", "moments")))
+    phase = "training" if graph.gradients else "inference"
+    machines = machine.threads(), phase, machine.instruction_set(), machine.processor_name()
+    return " ".join(map(str, (node.op, *plan[:4], plan.width, *roles, *machines, *candidates)))
 
 
 def _seconds(node: Node, graph: Graph) -> float:
@@ -123,34 +115,29 @@ def _seconds(node: Node, graph: Graph) -> float:
 
 def _bound(node: Node, graph: Graph) -> Call:
     """Return what runs a node, on arrays of the right shapes; and packs its weights, if a step does."""
-    kernel, arrays, pack = KERNELS[node.op], dict[str, Any](), None
+    kernel, arrays = KERNELS[node.op], dict[str, Any]()
     for role, name in node.values.items():
-        value = graph.values[name]
-        shape, dtype = value.storage_shape, value.dtype
+        shape = graph.values[name].storage_shape
         if role in ("moments", "sums", "sums_b"):
             shape = kernel.sums(node, role, graph)
         elif role == "bias":
             shape = lanes(shape[0])
-        arrays[name] = empty(shape, dtype)
+        elif role == "weights" and kernel.packed:
+            shape = (kernel.packed(node, graph) or math.prod(shape),)
+        arrays[name] = empty(shape, graph.values[name].dtype)
         arrays[name].fill(0.5)
-    if kernel.packed:
-        name, size = node.inputs["weights"], kernel.packed(node, graph)
-        if size:
-            settings, outputs = {"for": node}, {"packed": "packed"}
-            packing = Node("pack_weights", "pack_weights", {"weights": "as they are"}, outputs, settings)
-            both = {"as they are": np.ones(weights_shape(node, graph), np.float32)}
-            both["packed"] = arrays[name] = empty((size,), np.float32)
-            arrays[name].fill(0.5)
-            pack = KERNELS["pack_weights"].bind(Binder(packing, graph, both))
     run = kernel.bind(Binder(node, graph, arrays))
-    if not (graph.gradients and pack):
+    if not (graph.gradients and kernel.packed and kernel.packed(node, graph)):
         return run
+    packing = Node("", "pack_weights", {"weights": ""}, {"packed": node.inputs["weights"]}, {"for": node})
+    arrays[""] = np.ones(weights_shape(node, graph), np.float32)
+    pack = KERNELS["pack_weights"].bind(Binder(packing, graph, arrays))
 
-    def both_() -> None:
+    def both() -> None:  # weights change at each step
         pack()
         run()
 
-    return both_  # anew at each step
+    return both
 
 
 def _path() -> Path:

@@ -24,7 +24,7 @@ from tinyunet.compiler.ir import Graph, Node
 from tinyunet.compiler.measure import Direction
 from tinyunet.compiler.memory import ALIGNMENT, plan
 from tinyunet.compiler.operators import KERNELS
-from tinyunet.compiler.operators.record import Binder, check
+from tinyunet.compiler.record import Binder, check
 from tinyunet.compiler.show import verbose_line
 from tinyunet.engine.local_ranks import ALONE, LocalRanks
 

@@ -28,13 +28,9 @@ class Stage:
     @property
     def figures(self) -> tuple[int, int, int, float]:
         """Nodes, of which unfused, bytes moved, FLOPs."""
-        nodes = self.graph.nodes
-        return (
-            len(nodes),
-            sum(is_unfused(node) for node in nodes),
-            sum(nbytes(node, self.graph) for node in nodes),
-            sum(flops(node, self.graph) for node in nodes),
-        )
+        nodes, graph = self.graph.nodes, self.graph
+        unfused, moved = sum(map(is_unfused, nodes)), sum(nbytes(node, graph) for node in nodes)
+        return len(nodes), unfused, moved, sum(flops(node, graph) for node in nodes)
 
 
 def is_unfused(node: Node) -> bool:
@@ -48,16 +44,8 @@ def summary(stages: Iterable[Stage]) -> str:
     rows = []
     for item in stages:
         nodes, unfused, moved, operations = item.figures
-        rows.append(
-            (
-                item.name,
-                str(nodes),
-                str(unfused),
-                f"{moved / 1e6:.1f}",
-                f"{operations / 1e9:.2f}",
-                f"{item.arena / 1e6:.1f}",
-            )
-        )
+        mega = f"{moved / 1e6:.1f}", f"{operations / 1e9:.2f}", f"{item.arena / 1e6:.1f}"
+        rows.append((item.name, str(nodes), str(unfused), *mega))
     return aligned(head, rows)
 
 
@@ -67,18 +55,9 @@ def nodes_table(graph: Graph) -> str:
     rows = []
     for node in graph.nodes:
         value = main_value(node, graph)
-        rows.append(
-            (
-                node.name,
-                node.op,
-                "x".join(map(str, value.shape)) or "1",
-                value.layout,
-                str(kernel_of(node)),
-                fused_parts(node, graph),
-                f"{flops(node, graph) / 1e6:.1f}",
-                f"{nbytes(node, graph) / 1e6:.2f}",
-            )
-        )
+        what = node.name, node.op, "x".join(map(str, value.shape)) or "1", value.layout
+        work = f"{flops(node, graph) / 1e6:.1f}", f"{nbytes(node, graph) / 1e6:.2f}"
+        rows.append((*what, kernel_of(node), fused_parts(node, graph), *work))
     return aligned(head, rows, left=6)
 
 
@@ -111,7 +90,7 @@ def kernel_of(node: Node) -> str:
 
 def fused_parts(node: Node, graph: Graph) -> str:
     """Return what the kernel does beside its own operator, before (prologue) and after (epilogue)."""
-    roles = {*node.inputs, *node.outputs}
+    roles = {*node.values}
     before = ["concatenation"] if "src_b" in roles else []
     scales = [name for role, name in node.inputs.items() if role in ("src.scale", "src_b.scale")]
     if scales and node.op != "normalize":
@@ -121,14 +100,11 @@ def fused_parts(node: Node, graph: Graph) -> str:
     if "diff_dst.x" in roles and node.op != "gradient":
         before.append("batch-norm gradient")
     packing = node.op in ("pad_bias", "fold") or not node.runs_fused
-    after = [name for role, name in _EPILOGUES.items() if role in roles and not packing]
+    epilogues = {"bias": "bias", "accumulate": "sum", "diff_src_b": "split"}
+    after = [name for role, name in epilogues.items() if role in roles and not packing]
     if {"mask.x", "mask_b.x"} & roles and node.op != "mask":
         after.append("activation mask and sums")
     if "moments" in node.outputs and node.op != "moments":
         after.append("moments")
-    parts = [f"prologue: {', '.join(before)}"] if before else []
-    parts += [f"epilogue: {', '.join(after)}"] if after else []
-    return "; ".join(parts)
-
-
-_EPILOGUES = {"bias": "bias", "accumulate": "sum", "diff_src_b": "split"}
+    parts = (("prologue", before), ("epilogue", after))
+    return "; ".join(f"{where}: {', '.join(what)}" for where, what in parts if what)

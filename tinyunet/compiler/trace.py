@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tinyunet.autograd import Function, Tensor, intercept, is_recording
 from tinyunet.compiler.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
 from tinyunet.compiler.operators import OPERATORS
-from tinyunet.compiler.operators.record import Operator
+from tinyunet.compiler.record import Operator
 from tinyunet.engine.absent import Absent, NeedsNumbersError
 from tinyunet.engine.context import Context, operator_name
 from tinyunet.nn import Module

@@ -7,7 +7,7 @@ import numpy as np
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import PLAIN, Graph, Node
 from tinyunet.compiler.operators import convolution, head, normalization, volumes
-from tinyunet.compiler.operators.record import Kernel, Operator
+from tinyunet.compiler.record import Kernel, Operator
 
 _ALL = (*convolution.OPERATORS, *normalization.OPERATORS, *volumes.OPERATORS)
 OPERATORS: dict[type[Function], Operator] = {operator.function: operator for operator in _ALL}

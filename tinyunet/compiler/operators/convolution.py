@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.base.arguments import tensor
+from kernels.base.arguments import Floats, tensor
 from kernels.base.buffers import empty
 from kernels.base.conv_shapes import forward_geometry
 from kernels.conv3d import operator as conv3d
@@ -25,19 +25,8 @@ from kernels.ops import fused_conv_transpose3d as conv_transpose3d
 from kernels.ops.conv_transpose3d import enlarged_shape
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node
-from tinyunet.compiler.operators.record import (
-    Arguments,
-    Array,
-    Binder,
-    Call,
-    Kernel,
-    Operator,
-    Shape,
-    Shapes,
-    lanes,
-    volume,
-)
 from tinyunet.compiler.operators.volumes import check_vectors, checked_volume
+from tinyunet.compiler.record import Arguments, Binder, Call, Kernel, Operator, Shape, Shapes, lanes, volume
 
 # ---- what a node is about --------------------------------------------------------------------
 
@@ -235,32 +224,28 @@ def _pad_bias(b: Binder) -> Call:
 # ---- calls -----------------------------------------------------------------------------------
 
 
-def _weights(b: Binder) -> Array:
+def _weights(b: Binder) -> Floats:
     return b.array("weights").reshape(conv3d.packed_shape(plan_of(b.node, b.graph)))
 
 
-def _bias(b: Binder, role: str, shape: Shape) -> Array:
+def _bias(b: Binder, role: str, shape: Shape) -> Floats:
     """A bias, or its gradient; where the convolution has none zeros, which nobody reads."""
     return b.array(role) if b.has(role) else np.zeros(shape, np.float32)
 
 
-def _diff_weights(b: Binder) -> Array:
+def _diff_weights(b: Binder) -> Floats:
     """Where the gradient of the weights goes; nowhere that is read, if they are not learnt."""
     return b.array("diff_weights") if b.has("diff_weights") else empty(weights_shape(b.node, b.graph))
 
 
-def _destinations(b: Binder) -> tuple[tuple[Array, Array], tuple[Mask, Mask]]:
+def _destinations(b: Binder) -> tuple[tuple[Floats, Floats], tuple[Mask, Mask]]:
     second = b.array("diff_src_b") if b.has("diff_src_b") else NO_SOURCE.data
     return (b.array("diff_src"), second), (b.mask() or NO_MASK, b.mask("_b") or NO_MASK)
 
 
 def _forward(b: Binder) -> Call:
-    plan, sources, packed, dst = (
-        plan_of(b.node, b.graph),
-        (b.source(), b.source("src_b")),
-        _weights(b),
-        b.array("dst"),
-    )
+    plan, packed, dst = plan_of(b.node, b.graph), _weights(b), b.array("dst")
+    sources = b.source(), b.source("src_b")
     bias = _bias(b, "bias", lanes(b.value("dst").shape[-1]))
     moments = b.array("moments") if b.has("moments") else NO_MOMENTS
     return lambda: conv3d.forward(plan, *sources, packed, bias, dst, moments)

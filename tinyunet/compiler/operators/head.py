@@ -14,7 +14,7 @@ import numpy as np
 
 from kernels.ops import head
 from tinyunet.compiler.ir import Node
-from tinyunet.compiler.operators.record import Binder, Call, Kernel, Shape, Shapes, volume
+from tinyunet.compiler.record import Binder, Call, Kernel, Shape, Shapes, volume
 
 
 def _sizes(b: Binder) -> Shapes:

@@ -10,7 +10,7 @@ becomes part of ``normalize`` and ``mask``; one that follows a convolution becom
 with scale 1 and shift 0.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,34 +20,25 @@ from kernels.deferred import masking, statistics, whole
 from kernels.deferred.tensors import NO_MASK
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node, Value
-from tinyunet.compiler.operators.record import (
-    Arguments,
-    Array,
-    Binder,
-    Call,
-    Kernel,
-    Operator,
-    Shape,
-    Shapes,
-    lanes,
-    same,
-    sums,
-    vector,
-    volume,
-)
 from tinyunet.compiler.operators.volumes import check_vectors
+from tinyunet.compiler.record import Binder, Call, Kernel, Operator, Shape, Shapes, lanes, vector, volume
 
 _FUSED = {"implementation": "fused"}
 
 
-def _normalised(a: Arguments) -> Shape:
+def _normalised(a: Mapping[str, Any]) -> Shape:
     vectors = [name for name in a if name.endswith(("mean", "variance"))]
     check_vectors(a, a["src"].shape[-1], "scale", "shift", *vectors)
-    return same(a)
+    return tuple(a["src"].shape)
 
 
 def _channels(dtype: Any = None) -> Any:
     return lambda a, _: (a["src"].shape[-1:], dtype or a["src"].dtype)
+
+
+def _sums(name: str) -> Value:
+    """Return a value of partial sums; its size is known when every kernel is (``Kernel.sums``)."""
+    return Value(name, (0, 0, 0), np.dtype(np.float64))
 
 
 # ---- in pieces -------------------------------------------------------------------------------
@@ -75,7 +66,7 @@ def _split_training(graph: Graph, node: Node, activation: Node | None, slope: fl
             f"{name}:statistics", "statistics", {"moments": moments} | parameters, outputs, settings | _FUSED
         ),
     ]
-    values = [sums(moments), *(vector(v, channels) for v in outputs.values())]
+    values = [_sums(moments), *(vector(v, channels) for v in outputs.values())]
     return _with_normalize(graph, node, activation, slope, nodes, values)
 
 
@@ -127,7 +118,7 @@ def _batch_norm_backward(
     dz = undo.outputs["diff_src"] if undo else f"{dy}*"
     vectors = {role: f"d {name}:{role}" for role in "abd"}
     found = {r: backward.outputs.get(r, f"d({name}.{r})") for r in ("diff_scale", "diff_shift")}
-    values = [sums(f"d {name}:sums"), *(vector(v, channels) for v in vectors.values())]
+    values = [_sums(f"d {name}:sums"), *(vector(v, channels) for v in vectors.values())]
     values.append(replace(graph.values[dy], name=dz))
     values += [Value(v, (channels,), np.dtype(np.float32)) for v in found.values() if v not in graph.values]
     mask = _mask(name, dy, dz, src, {part: f"{name}:{part}" for part in ("scale", "shift", "mean")})
@@ -166,7 +157,7 @@ def split_activation(graph: Graph, node: Node, slope: float) -> Graph:
         dy, dz = backward.inputs["gradient"], backward.outputs["diff_src"]
         mask = _mask(node.name, dy, dz, src, {"scale": ones, "shift": zeros, "mean": zeros})
         changes[backward.name] = [mask.with_attributes({"mask.slope": slope})]
-        values.append(sums(f"d {node.name}:sums"))
+        values.append(_sums(f"d {node.name}:sums"))
     return graph.rewrite(changes, values)
 
 
@@ -184,7 +175,7 @@ def _with_constants(graph: Graph, channels: int) -> Graph:
 # ---- calls -----------------------------------------------------------------------------------
 
 
-def _out(b: Binder, *roles: str) -> list[Array]:
+def _out(b: Binder, *roles: str) -> list[Any]:
     return [b.arrays[b.node.outputs[role]] for role in roles]
 
 

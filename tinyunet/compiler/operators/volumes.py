@@ -17,17 +17,7 @@ from kernels.ops import fused_pooling as pooling
 from kernels.ops.pooling import pooled_shape
 from tinyunet import autograd, functional, losses
 from tinyunet.compiler.ir import BLOCKED, Graph, Node
-from tinyunet.compiler.operators.record import (
-    Arguments,
-    Binder,
-    Call,
-    Kernel,
-    Operator,
-    Shape,
-    Shapes,
-    same,
-    volume,
-)
+from tinyunet.compiler.record import Arguments, Binder, Call, Kernel, Operator, Shape, Shapes, same, volume
 
 
 def checked_volume(a: Arguments) -> Shape:

@@ -11,7 +11,6 @@ import numpy as np
 from tinyunet.compiler.ir import BLOCKED, Graph, Node, Options, Value
 from tinyunet.compiler.operators import KERNELS, needs_fused_kernel
 from tinyunet.compiler.operators.convolution import is_transposed
-from tinyunet.compiler.operators.record import vector
 from tinyunet.compiler.passes import (
     choose_algorithm,
     defer_normalization,
@@ -22,6 +21,7 @@ from tinyunet.compiler.passes import (
     fuse_gradients,
     propagate_layout,
 )
+from tinyunet.compiler.record import vector
 
 __all__ = ["NAMES", "PASSES", "Options", "chosen", "finish"]
 

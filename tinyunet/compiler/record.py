@@ -193,11 +193,6 @@ def vector(name: str, channels: int) -> Value:
     return Value(name, lanes(channels), np.dtype(np.float32))
 
 
-def sums(name: str) -> Value:
-    """Return a value of partial sums; its size is known when every kernel is (``Kernel.sums``)."""
-    return Value(name, (0, 0, 0), np.dtype(np.float64))
-
-
 def gradient_sums(node: Node, role: str, graph: Graph) -> Shape:
     """Shape of the sums that go with a mask."""
     value = graph.values[node.outputs["diff_src"]]
