@@ -129,8 +129,9 @@ def _bound(node: Node, graph: Graph) -> Call:
     run = kernel.bind(Binder(node, graph, arrays))
     if not (graph.gradients and kernel.packed and kernel.packed(node, graph)):
         return run
-    packing = Node("", "pack_weights", {"weights": ""}, {"packed": node.inputs["weights"]}, {"for": node})
-    arrays[""] = np.ones(weights_shape(node, graph), np.float32)
+    weights, packed = {"weights": "as they are"}, {"packed": node.inputs["weights"]}
+    arrays["as they are"] = np.ones(weights_shape(node, graph), np.float32)
+    packing = Node("pack_weights", "pack_weights", weights, packed, {"for": node})
     pack = KERNELS["pack_weights"].bind(Binder(packing, graph, arrays))
 
     def both() -> None:  # weights change at each step
