@@ -52,8 +52,8 @@ Tracer: TypeAlias = Callable[[type[Any], tuple[Any, ...]], Any]
 class Context:
     """One call. An operator may put plain attributes on it: ``ctx.stride = stride``.
 
-    Operators of tinyunet keep arrays that they were given by :meth:`save` alone: the compiled graph uses their
-    memory again.
+    Operators of tinyunet keep arrays that they were given by :meth:`save` alone: the compiled graph uses
+    their memory again.
 
     Attributes
     ----------
