@@ -1,5 +1,7 @@
 """The trace sees what operators save, names what it finds, and refuses what it cannot see."""
 
+import copy
+import pickle
 import re
 
 import numpy as np
@@ -10,6 +12,7 @@ import tinyunet
 from tinyunet import Adam, Function, Module, Tensor, UNet, autograd, functional, losses
 from tinyunet.compiler.operators import OPERATORS
 from tinyunet.compiler.trace import trace
+from tinyunet.engine.absent import Absent, NeedsNumbersError
 from tinyunet.engine.context import Context
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Parameter
 
@@ -212,3 +215,32 @@ def test_a_parameter_of_somebody_else_is_refused():
 def test_tracing_takes_no_memory():
     graph = trace(UNet(filters=64), (4, 256, 256, 256, 4), losses.soft_dice)
     assert graph.values["encoder.0.conv0.dst"].nbytes > 16e9
+
+
+ASKING = {
+    "asarray": np.asarray,
+    "mean": np.mean,
+    "method": lambda a: a.max(),
+    "arithmetic": lambda a: 1 + a,
+    "of another array": lambda a: np.ones((2, 3)) * a,
+    "comparison": lambda a: a > 0,
+    "equality": lambda a: a == a,
+    "index": lambda a: a[0],
+    "truth": bool,
+    "number": float,
+    "iteration": list,
+    "membership": lambda a: 1 in a,
+    "where": lambda a: np.where(a, 1, 2),
+    "in a list": lambda a: np.array([a]),
+    "in place": lambda a: np.add.at(a, 0, 1),
+    "sum": sum,
+}
+
+
+@pytest.mark.parametrize("ask", ASKING.values(), ids=ASKING)
+def test_a_traced_array_has_no_numbers(ask):
+    absent = Absent("images", (2, 3), np.float32)
+    for array in (absent, copy.deepcopy(absent), pickle.loads(pickle.dumps(absent))):
+        assert (array.shape, array.dtype, array.ndim, array.size, len(array)) == ((2, 3), np.float32, 2, 6, 2)
+        with pytest.raises(NeedsNumbersError):
+            ask(array)
