@@ -26,7 +26,7 @@ from kernels.base.buffers import empty
 from tinyunet.common.files import read_json, write_json
 from tinyunet.compiler.ir import Graph, Node
 from tinyunet.compiler.operators import KERNELS
-from tinyunet.compiler.operators.convolution import plan_of, weights_shape
+from tinyunet.compiler.operators.convolutions import plan_of, weights_shape
 from tinyunet.compiler.record import Binder, Call, lanes
 
 #: Winograd F(tile); None is direct.

@@ -6,13 +6,13 @@ import numpy as np
 
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import PLAIN, Graph, Node
-from tinyunet.compiler.operators import convolution, head, normalization, volumes
+from tinyunet.compiler.operators import convolutions, head, normalization, weightless
 from tinyunet.compiler.record import Kernel, Operator
 
-_ALL = (*convolution.OPERATORS, *normalization.OPERATORS, *volumes.OPERATORS)
+_ALL = (*convolutions.OPERATORS, *normalization.OPERATORS, *weightless.OPERATORS)
 OPERATORS: dict[type[Function], Operator] = {operator.function: operator for operator in _ALL}
 BY_NAME = {operator.name: operator for operator in _ALL}
-KERNELS: dict[str, Kernel] = volumes.MADE_BY_PASSES | head.KERNELS
+KERNELS: dict[str, Kernel] = weightless.MADE_BY_PASSES | head.KERNELS
 for _operator in _ALL:
     KERNELS |= _operator.kernels
 

@@ -20,7 +20,7 @@ from kernels.deferred import masking, statistics, whole
 from kernels.deferred.tensors import NO_MASK
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node, Value
-from tinyunet.compiler.operators.volumes import check_vectors
+from tinyunet.compiler.operators.weightless import check_vectors
 from tinyunet.compiler.record import Binder, Call, Kernel, Operator, Shape, Shapes, lanes, vector, volume
 
 _FUSED = {"implementation": "fused"}

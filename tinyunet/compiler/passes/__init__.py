@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyunet.compiler.ir import BLOCKED, Graph, Node, Options, Value
 from tinyunet.compiler.operators import KERNELS, needs_fused_kernel
-from tinyunet.compiler.operators.convolution import is_transposed
+from tinyunet.compiler.operators.convolutions import is_transposed
 from tinyunet.compiler.passes import (
     choose_algorithm,
     defer_normalization,

@@ -29,7 +29,7 @@ from kernels.conv3d import winograd
 from kernels.conv3d.winograd import cutting, rows
 from tinyunet.compiler.ir import Graph, Node, Options
 from tinyunet.compiler.measure import Tile, fastest, in_order
-from tinyunet.compiler.operators.convolution import plan_of
+from tinyunet.compiler.operators.convolutions import plan_of
 
 
 def _by_accuracy(tiles: tuple[Triple, ...]) -> dict[str, tuple[Triple, ...]]:

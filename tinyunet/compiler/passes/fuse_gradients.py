@@ -18,7 +18,7 @@ memory less. But as long as ``g`` is not formed, ``dz`` and ``x`` live; a very l
 
 from kernels.conv3d import operator as conv3d
 from tinyunet.compiler.ir import BLOCKED, Graph, Node, Options
-from tinyunet.compiler.operators.convolution import plan_of
+from tinyunet.compiler.operators.convolutions import plan_of
 from tinyunet.compiler.passes.choose_algorithm import costs
 
 # Bytes of a gradient above which memory counts for more than the 2 % of a step that forming it takes.

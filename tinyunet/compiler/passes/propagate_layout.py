@@ -15,7 +15,7 @@ import numpy as np
 
 from tinyunet.compiler.ir import BLOCKED, NDHWC, PLAIN, Graph, Node, Options, Value
 from tinyunet.compiler.operators import can_block
-from tinyunet.compiler.operators.convolution import reads_channels_last
+from tinyunet.compiler.operators.convolutions import reads_channels_last
 
 
 def propagate_layout(graph: Graph, options: Options) -> Graph:

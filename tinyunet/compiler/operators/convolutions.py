@@ -25,7 +25,7 @@ from kernels.ops import fused_conv_transpose3d as conv_transpose3d
 from kernels.ops.conv_transpose3d import enlarged_shape
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node
-from tinyunet.compiler.operators.volumes import check_vectors, checked_volume
+from tinyunet.compiler.operators.weightless import check_vectors, checked_volume
 from tinyunet.compiler.record import Arguments, Binder, Call, Kernel, Operator, Shape, Shapes, lanes, volume
 
 # ---- what a node is about --------------------------------------------------------------------
