@@ -63,9 +63,6 @@ def _parent(argument: Any) -> "Context | Tensor | None":
     return None
 
 
-# ---- tensors -----------------------------------------------------------------------------------
-
-
 class Tensor:
     """An array that remembers how it was computed.
 
@@ -120,9 +117,9 @@ class Tensor:
     def _starting_gradient(self, gradient: ArrayLike | None) -> Array:
         if not self.requires_grad:
             raise RuntimeError("backward: this tensor depends on nothing that requires a gradient")
+        if gradient is None and self.data.size != 1:
+            raise ValueError(f"backward: a tensor of shape {self.shape} needs a gradient")
         if gradient is None:
-            if self.data.size != 1:
-                raise ValueError(f"backward: a tensor of shape {self.shape} needs a gradient")
             return np.ones_like(self.data)
         start = _floats(gradient, keep=False, otherwise=self.dtype)
         if start.shape != self.shape:
@@ -161,8 +158,6 @@ class Tensor:
         history = f", made by {self._context.function.__name__}" if self._context else ""
         return f"Tensor({self.data}, requires_grad={self.requires_grad}{history})"
 
-    # ---- arithmetic: one operator below each ----
-
     def _operand(self, other: Any) -> "Tensor | Array":
         if isinstance(other, Tensor):
             return other
@@ -200,8 +195,6 @@ class Tensor:
 
     def __eq__(self, other: object) -> bool:
         raise TypeError("tensor: compare the arrays, t.data, or use 'is'")
-
-    __ne__ = __eq__
 
     def __bool__(self) -> bool:
         return bool(self.data)
@@ -249,17 +242,11 @@ def _floats(data: ArrayLike | Tensor, *, keep: bool, otherwise: DTypeLike) -> Ar
 
 
 def real_numbers(name: str, data: ArrayLike | Tensor) -> NDArray[Any]:
-    """``data`` as an array of real numbers or truth values; TypeError if a conversion would lose something.
-
-    Complex numbers would lose their imaginary part; text and dates would become numbers of no meaning.
-    """
+    """``data`` as an array of real numbers or truth values; TypeError for complex numbers, text and dates."""
     array = np.asarray(data)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected real numbers, not {type(data).__name__} ({array.dtype})")
     return array
-
-
-# ---- operators: forward directly followed by its gradient --------------------------------------
 
 
 def _broadcast(ctx: Context, operation: np.ufunc, a: Array, b: Array) -> Array:

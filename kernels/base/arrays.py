@@ -1,6 +1,6 @@
-"""What is done to whole arrays, whatever is in them, on all threads: copied, or summed word by word.
+"""Copies and checksums of whole arrays on all threads.
 
-NumPy does both on one core, which moves half of what the memory could.
+NumPy does both on one core, which reaches half of the memory's bandwidth.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ def copy_vectors(src: Floats, dst: Floats) -> None:
 
 
 def checksum(array: npt.NDArray[Any]) -> int:
-    """A number of 64 bits that other contents, or another order of them, would hardly have.
+    """A number of 64 bits that hardly any other contents, or order of contents, would have.
 
     Words of 32 bits, each mixed with its place, are summed in chunks; so are the chunks.
 
@@ -52,7 +52,7 @@ def checksum(array: npt.NDArray[Any]) -> int:
     whole = bits.size // 4 * 4
     words, rest = bits[:whole].view(np.uint32), int.from_bytes(bits[whole:].tobytes(), "little")
     sums = np.zeros(max(int(chunk_count(words.size)), 1), np.uint64)
-    if words.size <= CHUNK:  # one thread's work: to call all of them takes longer
+    if words.size <= CHUNK:  # one thread's work: waking all threads takes longer
         sums[0] = _sum_chunk(words)
     else:
         _sum_words(words, sums)

@@ -130,15 +130,15 @@ def _check_processor(numba: Any) -> None:
 
 
 def _said_while(call: Callable[[], object]) -> str:
-    """Return what a library writes to the screen meanwhile, past Python."""
+    """Return what a library writes to the terminal meanwhile, past Python."""
     with tempfile.TemporaryFile() as file:
-        screen = os.dup(2)
+        terminal = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
             call()
         finally:
-            os.dup2(screen, 2)
-            os.close(screen)
+            os.dup2(terminal, 2)
+            os.close(terminal)
         file.seek(0)
         return file.read().decode(errors="replace")
 

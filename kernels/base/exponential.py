@@ -1,4 +1,4 @@
-"""``exp``, ``log`` and ``sigmoid`` of one float32, of plain arithmetic, so that a loop is vectorised.
+"""``exp``, ``log`` and ``sigmoid`` of one float32 by plain arithmetic, so that LLVM vectorises loops.
 
 Numba calls the C library for ``math.exp`` unless Intel's short vector library is installed, one call
 an item: a softmax would spend its time there. oneDNN writes its own polynomials for the same reason.
@@ -60,20 +60,12 @@ def exp(x: np.float32) -> np.float32:
 
 # Bits of sqrt(1/2): what is above is one octave up.
 _BITS_OF_ROOT_HALF = np.int32(0x3F3504F3)
-_LOG_POLYNOMIAL = tuple(
-    np.float32(coefficient)
-    for coefficient in (
-        7.0376836292e-2,
-        -1.1514610310e-1,
-        1.1676998740e-1,
-        -1.2420140846e-1,
-        1.4249322787e-1,
-        -1.6668057665e-1,
-        2.0000714765e-1,
-        -2.4999993993e-1,
-        3.3333331174e-1,
-    )
-)
+# fmt: off
+_LOG_POLYNOMIAL = tuple(map(np.float32, (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)))
+# fmt: on
 
 
 @kernel

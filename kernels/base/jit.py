@@ -16,12 +16,9 @@
 ``parallel=True``
     Only in :func:`parallel_kernel`: ``prange`` loops run on the threads of ``machine.threads()``.
 
-A kernel with many variants
-    Its variants share one ``prange`` loop, a driver: compiled once, it calls a variant by the address of
-    its machine code. The variant, a :func:`worker_kernel`, takes 1.9 s to compile, a loop of its own 3.
-
-Code that only kernels call
-    What is :func:`specialised` is compiled into the kernel that calls it, for the constants of that call.
+Three kinds of functions are no kernels of their own: a :func:`worker_kernel` is one variant of many, which
+share a ``prange`` loop; a :func:`specialised` function is compiled into the kernel that calls it, for the
+constants of that call; a :func:`compile_time` function is run by the compiler.
 """
 
 import errno
@@ -93,8 +90,8 @@ def _threads_may_meet() -> bool:
 
 def worker_kernel(function: Function) -> Function:
     """Compile a function ``f(worker, *arguments)`` that only drivers call; see `run_workers`."""
-    # Without reference counts: a worker makes no arrays, and an atomic count at each call of a stage
-    # doubled the time of the small ones.
+    # Without reference counts ("_nrt"): a worker makes no arrays, and an atomic count at each call of a
+    # stage doubled the time of small stages.
     flags = _FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
     return _compiled(function, **flags)
 

@@ -80,11 +80,11 @@ def _pack_src(
             inside = d_between == 0 and h_between == 0 and 0 <= d < D and 0 <= h < H
             voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1) if inside else 0
             read, written = (d * H + h) * W * C, (plane * PH + line) * PW * width
-            to, apart, step = before[2] * width, PD * PH * PW * width, dilation[2] * width
+            to, block_stride, step = before[2] * width, PD * PH * PW * width, dilation[2] * width
             vectors = C // LANES if width == LANES else 0
             for block in range(CB):
-                # What is written anyway is not cleared before: writing is what takes the time.
-                start = written + block * apart
+                # Clear only what no vector fills below: the stores take the time.
+                start = written + block * block_stride
                 dense = voxels * width if block < vectors and dilation[2] == 1 else 0
                 panel[start : start + to] = 0.0
                 panel[start + to + dense : start + PW * width] = 0.0
@@ -92,10 +92,10 @@ def _pack_src(
             for w in range(voxels):
                 x, at = read + w * C, written + to + w * step
                 for block in range(vectors):
-                    put_vector(panel, at + block * apart, load(src, x + block * LANES), streams)
+                    put_vector(panel, at + block * block_stride, load(src, x + block * LANES), streams)
             rest = C - vectors * LANES
             for w in range(voxels if rest > 0 else 0):
-                x, at = read + w * C + vectors * LANES, written + to + w * step + vectors * apart
+                x, at = read + w * C + vectors * LANES, written + to + w * step + vectors * block_stride
                 for lane in range(rest):
                     panel[at + lane] = src[x + lane]
         fence()
@@ -171,38 +171,38 @@ def pack_weights_part(
     lanes: int,
 ) -> None:
     """`pack_weights` of one group of output channels and block of input channels, to ``panel[at:]``."""
-    taps, apart, apart_out = order.taps, width * lanes, order.output_stride
+    taps, tap_stride, out_stride = order.taps, width * lanes, order.output_stride
     outputs = min(lanes, order.outputs - group * lanes)
     inputs = min(width, order.inputs - block * width)
     if outputs < lanes or inputs < width:
-        panel[at : at + taps * apart] = 0.0
+        panel[at : at + taps * tap_stride] = 0.0
     # Squares of 16 taps by 16 output channels are transposed in registers; the rest goes one by one.
     squares = outputs // LANES * LANES if taps >= LANES else 0
     for i in range(inputs):
-        src = group * lanes * apart_out + (block * width + i) * order.input_stride
+        src = group * lanes * out_stride + (block * width + i) * order.input_stride
         # Tap t goes to place first + step * t.
-        dst = at + order.first * apart + i * lanes
+        dst = at + order.first * tap_stride + i * lanes
         for o in range(0, squares, LANES):
             for t in range(0, taps, LANES):
                 # The last square is moved back inside.
                 tap = min(t, taps - LANES)
-                x, y = src + o * apart_out + tap, dst + order.step * tap * apart + o
-                tile = tile_load(weights, x, apart_out, 0, 0, LANES, 1, 1)
-                tile_store(tile_transpose(tile), panel, y, order.step * apart, 0, 0)
+                x, y = src + o * out_stride + tap, dst + order.step * tap * tap_stride + o
+                tile = tile_load(weights, x, out_stride, 0, 0, LANES, 1, 1)
+                tile_store(tile_transpose(tile), panel, y, order.step * tap_stride, 0, 0)
         for tap in range(taps):
             for o in range(squares, outputs):
-                panel[dst + order.step * tap * apart + o] = weights[src + o * apart_out + tap]
+                panel[dst + order.step * tap * tap_stride + o] = weights[src + o * out_stride + tap]
 
 
 @kernel
 def part_line(order: WeightsOrder, group: int, block: int, width: int, lanes: int, line: int) -> int:
-    """Where one of the ``width * lanes * taps / 16`` cache lines is that `pack_weights_part` reads."""
-    # They are runs: the input channels of an output channel, or the other way round.
+    """Offset of one of the ``width * lanes * taps / 16`` cache lines that `pack_weights_part` reads."""
+    # The lines are runs: the input channels of an output channel, or the other way round.
     by_output = order.input_stride == order.taps
     run = (width if by_output else lanes) * order.taps
-    apart = order.output_stride if by_output else order.input_stride
+    run_stride = order.output_stride if by_output else order.input_stride
     first = group * lanes * order.output_stride + block * width * order.input_stride
-    return first + line * LANES // run * apart + line * LANES % run
+    return first + line * LANES // run * run_stride + line * LANES % run
 
 
 def unpack_weights(partial: Floats, dst: Floats) -> None:
@@ -246,29 +246,29 @@ def unpack_weights_part(
 ) -> None:
     """`unpack_weights` of one group of output channels and block of input channels.
 
-    It is at ``partial[at:]``, and ``whole`` floats from chunk to chunk.
+    The part is at ``partial[at:]``; chunks have a stride of ``whole`` floats.
     """
-    taps, apart, apart_out = order.taps, width * lanes, order.output_stride
+    taps, tap_stride, out_stride = order.taps, width * lanes, order.output_stride
     outputs = min(lanes, order.outputs - group * lanes)
     inputs = min(width, order.inputs - block * width)
     squares = outputs // LANES * LANES if taps >= LANES else 0
     for i in range(inputs):
-        src = at + order.first * apart + i * lanes
-        to = group * lanes * apart_out + (block * width + i) * order.input_stride
+        src = at + order.first * tap_stride + i * lanes
+        to = group * lanes * out_stride + (block * width + i) * order.input_stride
         for o in range(0, squares, LANES):
             for t in range(0, taps, LANES):
                 tap = min(t, taps - LANES)
-                x, y = src + order.step * tap * apart + o, to + o * apart_out + tap
-                tile = tile_load(partial, x, order.step * apart, 0, 0, LANES, 1, 1)
+                x, y = src + order.step * tap * tap_stride + o, to + o * out_stride + tap
+                tile = tile_load(partial, x, order.step * tap_stride, 0, 0, LANES, 1, 1)
                 for chunk in range(1, chunks):
                     z = x + chunk * whole
-                    other = tile_load(partial, z, order.step * apart, 0, 0, LANES, 1, 1)
+                    other = tile_load(partial, z, order.step * tap_stride, 0, 0, LANES, 1, 1)
                     tile = tile_add(tile, other)
-                tile_store(tile_transpose(tile), dst, y, apart_out, 0, 0)
+                tile_store(tile_transpose(tile), dst, y, out_stride, 0, 0)
         for o in range(squares, outputs):
             for tap in range(taps):
-                x = src + order.step * tap * apart + o
+                x = src + order.step * tap * tap_stride + o
                 total = partial[x]
                 for chunk in range(1, chunks):
                     total += partial[x + chunk * whole]
-                dst[to + o * apart_out + tap] = total
+                dst[to + o * out_stride + tap] = total

@@ -21,7 +21,7 @@ _ROOT = Path("/")
 
 
 class _Mount(NamedTuple):
-    """Where a tree of groups is to be seen, and which group of the machine its top is."""
+    """Folder ``point`` that shows a tree of groups; ``root`` is the machine's group at its top."""
 
     version: int
     controllers: frozenset[str]
@@ -109,9 +109,9 @@ def _mount(line: str) -> Iterator[_Mount]:
 
 
 def _below(group: str, root: str) -> Path:
-    """Path of a group from the top of what is mounted; the top, for a group that is not under it.
+    """Path of a group from the top of the mounted tree; the top itself for a group outside that tree.
 
-    A container may see its own group as the top, and yet be told the group's name on the machine.
+    A container may see its own group as the top, and yet read the group's name on the machine.
     """
     path = os.path.relpath(group, root)
     return Path() if ".." in path.split("/") else Path(path)

@@ -1,4 +1,8 @@
-"""Reorders between the layouts of `kernels.base.layout`: for tests, benchmarks, and kernels that differ."""
+"""Reorders between the layouts of `kernels.base.layout`, for kernels, tests and benchmarks that compare them.
+
+Each takes and returns float32. Lanes past the channels of an array come as zeros in a blocked layout, and are
+dropped on the way back. Wrong shapes raise ValueError.
+"""
 
 import numpy as np
 
@@ -10,17 +14,7 @@ from kernels.base.simd import LANES
 
 
 def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
-    """Channels last to blocks of 16 channels.
-
-    Parameters
-    ----------
-    src : ndarray, shape=(MB, D, H, W, C), float32
-
-    Returns
-    -------
-    ndarray, shape=(MB, CB, D, H, W, 16), float32
-        With zeros in the lanes past ``C``.
-    """
+    """(MB, D, H, W, C) -> (MB, CB, D, H, W, 16)."""
     src = tensor("src", src, axes="MB, D, H, W, C", dtype=np.float32)
     MB, D, H, W, C = src.shape
     dst = empty((MB, blocks(C), D, H, W, LANES))
@@ -30,22 +24,7 @@ def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
 
 
 def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N802
-    """Blocks of 16 channels to channels last; the lanes past ``channels`` are dropped.
-
-    Parameters
-    ----------
-    src : ndarray, shape=(MB, CB, D, H, W, 16), float32
-    channels : int
-
-    Returns
-    -------
-    ndarray, shape=(MB, D, H, W, channels), float32
-
-    Raises
-    ------
-    ValueError
-        If ``src`` holds another number of channel blocks.
-    """
+    """(MB, CB, D, H, W, 16) -> (MB, D, H, W, channels)."""
     src = tensor("src", src, axes="MB, CB, D, H, W, 16", dtype=np.float32)
     MB, CB, D, H, W, _ = src.shape
     if blocks(channels) != CB:
@@ -55,18 +34,17 @@ def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N8
     return dst
 
 
+@parallel_kernel
+def _unblock(src: Floats, dst: Floats) -> None:
+    MB, voxels, channels = dst.shape
+    for task in prange(MB * voxels):
+        n, voxel = split_index(task, voxels)
+        for c in range(channels):
+            dst[n, voxel, c] = src[n, c // LANES, voxel, c % LANES]
+
+
 def reorder_OIdhw_to_OIdhw16i16o(weights: Floats) -> Floats:  # noqa: N802
-    """Weights to blocks of 16 input by 16 output channels.
-
-    Parameters
-    ----------
-    weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
-
-    Returns
-    -------
-    ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
-        With zeros in the padding lanes.
-    """
+    """(OC, IC, KD, KH, KW) -> (OCB, ICB, KD, KH, KW, 16, 16)."""
     weights = tensor("weights", weights, axes="OC, IC, KD, KH, KW", dtype=np.float32)
     OC, IC, KD, KH, KW = weights.shape
     dst = empty((blocks(OC), blocks(IC), KD, KH, KW, LANES, LANES))
@@ -75,22 +53,7 @@ def reorder_OIdhw_to_OIdhw16i16o(weights: Floats) -> Floats:  # noqa: N802
 
 
 def reorder_OIdhw16i16o_to_OIdhw(weights: Floats, OC: int, IC: int) -> Floats:  # noqa: N802
-    """Blocked weights back to ``(OC, IC, KD, KH, KW)``; the padding lanes are dropped.
-
-    Parameters
-    ----------
-    weights : ndarray, shape=(OCB, ICB, KD, KH, KW, 16, 16), float32
-    OC, IC : int
-
-    Returns
-    -------
-    ndarray, shape=(OC, IC, KD, KH, KW), float32
-
-    Raises
-    ------
-    ValueError
-        If the weights hold other numbers of blocks.
-    """
+    """(OCB, ICB, KD, KH, KW, 16, 16) -> (OC, IC, KD, KH, KW)."""
     axes = "OCB, ICB, KD, KH, KW, 16, 16"
     weights = tensor("weights", weights, axes=axes, dtype=np.float32)
     OCB, ICB, KD, KH, KW, _, _ = weights.shape
@@ -102,12 +65,3 @@ def reorder_OIdhw16i16o_to_OIdhw(weights: Floats, OC: int, IC: int) -> Floats:  
     taps = KD * KH * KW
     unpack_weights(weights.reshape(1, OCB, ICB, taps, LANES, LANES), dst.reshape(OC, IC, taps))
     return dst
-
-
-@parallel_kernel
-def _unblock(src: Floats, dst: Floats) -> None:
-    MB, voxels, channels = dst.shape
-    for task in prange(MB * voxels):
-        n, voxel = split_index(task, voxels)
-        for c in range(channels):
-            dst[n, voxel, c] = src[n, c // LANES, voxel, c % LANES]

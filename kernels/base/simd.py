@@ -10,6 +10,7 @@ Offsets and strides count floats from the start of a C-contiguous array. Nothing
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -245,6 +246,57 @@ def store_bytes(typing_context: Any, array: Any, offset: Any, vector: Any) -> An
 # --- arithmetic ---------------------------------------------------------------------------------
 
 
+def _of_vectors(emit: Callable[..., Any]) -> Any:
+    """Intrinsic ``f(*vectors)`` from ``emit(builder, *values)``, which writes its LLVM instructions."""
+
+    @intrinsic
+    def operation(typing_context: Any, *vectors: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return emit(builder, *(builder.extract_value(args[0], i) for i in range(len(vectors))))
+
+        if all(vector == f32x16 for vector in vectors):
+            return f32x16(types.UniTuple(f32x16, len(vectors))), codegen  # type: ignore[attr-defined]
+        return None
+
+    operation.__doc__ = emit.__doc__
+    return operation
+
+
+@_of_vectors
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` with one rounding."""
+    return fused_multiply_add(builder, a, b, c)
+
+
+@_of_vectors
+def where_positive(builder: Any, test: Any, value: Any, slopes: Any) -> Any:
+    """Lanes of ``value`` where ``test`` is positive or NaN, else ``slopes`` times as much.
+
+    Where a slope is 0, as ReLU's, the result is 0, also of infinity: as in the eager operators.
+    """
+    return activated(builder, test, value, slopes)
+
+
+@_of_vectors
+def where_above(builder: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
+    """Lanes of ``a`` where ``x`` beats ``y`` as a maximum, else of ``b``; NaN beats numbers only."""
+    above = builder.and_(builder.fcmp_unordered(">", x, y), builder.fcmp_ordered("ord", y, y))
+    return builder.select(above, a, b)
+
+
+@_of_vectors
+def where_equal(builder: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
+    """Lanes of ``a`` where ``x == y``, else of ``b``."""
+    return builder.select(builder.fcmp_ordered("==", x, y), a, b)
+
+
+@kernel
+def read(x: Any, scale: Any, shift: Any, slope: Any) -> Any:
+    """Value of a deferred vector: ``act(scale * x + shift)``."""
+    v = fma(scale, x, shift)
+    return where_positive(v, v, slope)
+
+
 @intrinsic
 def broadcast(typing_context: Any, scalar: Any) -> Any:
     """The same float32 in all 16 lanes."""
@@ -255,66 +307,8 @@ def broadcast(typing_context: Any, scalar: Any) -> Any:
     return f32x16(types.float32), codegen
 
 
-@intrinsic
-def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` with one rounding."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return fused_multiply_add(builder, *args)
-
-    return f32x16(f32x16, f32x16, f32x16), codegen
-
-
-@intrinsic
-def where_positive(typing_context: Any, test: Any, value: Any, slopes: Any) -> Any:
-    """Lanes of ``value`` where ``test`` is positive or NaN, else ``slopes`` times as much.
-
-    Where a slope is 0, as ReLU's, the result is 0, also of infinity: as in the eager operators.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return activated(builder, *args)
-
-    return f32x16(f32x16, f32x16, f32x16), codegen
-
-
-@intrinsic
-def where_above(typing_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
-    """Lanes of ``a`` where ``x`` beats ``y`` as a maximum, else of ``b``; NaN beats numbers only."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, y, a, b = args
-        above = builder.and_(builder.fcmp_unordered(">", x, y), builder.fcmp_ordered("ord", y, y))
-        return builder.select(above, a, b)
-
-    return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
-
-
-@intrinsic
-def where_equal(typing_context: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
-    """Lanes of ``a`` where ``x == y``, else of ``b``."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, y, a, b = args
-        return builder.select(builder.fcmp_ordered("==", x, y), a, b)
-
-    return f32x16(f32x16, f32x16, f32x16, f32x16), codegen
-
-
-@kernel
-def read(x: Any, scale: Any, shift: Any, slope: Any) -> Any:
-    """Value of a deferred vector: ``act(scale * x + shift)``."""
-    v = fma(scale, x, shift)
-    return where_positive(v, v, slope)
-
-
 def _define_operator(symbol: Any, instruction: str) -> None:
-    @intrinsic
-    def apply(typing_context: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*args, flags=CONTRACT)
-
-        return f32x16(f32x16, f32x16), codegen
+    apply = _of_vectors(lambda builder, a, b: getattr(builder, instruction)(a, b, flags=CONTRACT))
 
     # Without annotations: Numba compares the signatures of the two to the letter.
     @overload(symbol)
