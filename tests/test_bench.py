@@ -353,12 +353,12 @@ def test_allreduce_table_and_files(command, tmp_path, monkeypatch):
 @needs_mpi
 def test_ranks_are_really_run(monkeypatch):
     net = {"do": "train", "size": 16, "batch": 1, "filters": 4, "rounds": 1}
-    found = mpi.run(2, net)
-    assert 0 < found["backward_end"] < found["seconds"]
-    assert 0 <= found["waited"] < found["seconds"]
-    ready = [seconds for seconds, _ in found["buckets"]]
-    assert ready == sorted(ready)
-    found = mpi.run(2, net | {"in_turn": True})
+    for ranks, in_turn in ((1, False), (2, True)):
+        found = mpi.run(ranks, net | {"in_turn": in_turn})
+        assert 0 < found["backward_end"] < found["seconds"]
+        assert 0 <= found["waited"] < found["seconds"]
+        ready = [seconds for seconds, _ in found["buckets"]]
+        assert ready == sorted(ready)
     for name, step in (("efficiency", "together"), ("beside_efficiency", "beside")):
         assert found[name] == found["alone"] / found[step] > 0
     found = mpi.run(2, {"do": "allreduce", "sizes": [1000], "algorithms": ["ring"]})

@@ -1,4 +1,4 @@
-"""What a rank does in the tests of gradient sums: ``python sums.py SCENARIO OPTIONS``."""
+"""What a rank does in the tests of gradient sums: ``python sums.py [[SCENARIO, OPTIONS], ...]``, as JSON."""
 
 import json
 import sys
@@ -141,10 +141,10 @@ def packing(ranks: Communicator, batches: int) -> object:
 
 
 def main() -> None:
-    """Run the scenario named, and print at rank 0 what it returned."""
+    """Run the scenarios named, and print at rank 0 what each returned."""
     machine.set_threads(1)
     ranks = world()
-    found = globals()[sys.argv[1]](ranks, json.loads(sys.argv[2]))
+    found = [globals()[scenario](ranks, options) for scenario, options in json.loads(sys.argv[1])]
     if ranks.rank == 0:
         print(json.dumps(found))
 

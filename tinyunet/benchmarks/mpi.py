@@ -40,13 +40,8 @@ def mpirun() -> str | None:
 def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
     """Run a task of :mod:`tinyunet.benchmarks.ranks` and return what rank 0 found.
 
-    Parameters
-    ----------
-    ranks : int
-        One runs without mpirun.
-    task : dict
-    wrapper : sequence of str
-        Stands before the command of each rank; it is then talked to by TCP.
+    One rank runs without mpirun. A wrapper stands before the command of each rank, and ranks then send
+    over TCP.
 
     Raises
     ------
@@ -60,13 +55,9 @@ def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
             raise AgreedError("--ranks: there is no mpirun; pip install 'tinyunet[mpi]'")
         command = [launcher, "-n", str(ranks), *wrapper, *command]
     try:
+        environment = os.environ | (_TCP if wrapper else {})
         done = subprocess.run(
-            command,
-            env=os.environ | (_TCP if wrapper else {}),
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST_SECONDS,
-            check=False,
+            command, env=environment, capture_output=True, text=True, timeout=_LONGEST_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         raise AgreedError(f"the ranks had not ended after {_LONGEST_SECONDS} s") from None

@@ -61,18 +61,8 @@ def load(path: Path | str) -> Problem:
 
 
 def make(size: int, batch: int, filters: int) -> Problem:
-    """Return images of balls in noise, and a U-Net's first weights.
+    """Return images of balls in noise, ``size`` voxels along each axis, and a U-Net's first weights.
 
-    Parameters
-    ----------
-    size : int
-        Voxels along each axis; a multiple of 16, because the net halves four times.
-    batch : int
-    filters : int
-        Channels of the first level.
-
-    Notes
-    -----
     Everything that is one or zero in a new net (batch norm, biases) is moved a little off it: a
     system that mixes two of them up must not get the right result.
     """
@@ -100,10 +90,7 @@ def convolution_arrays(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Return ``src``, ``weights`` and ``diff_dst`` of a convolution of stride 1, padding "same".
 
-    Parameters
-    ----------
-    src_shape : (MB, D, H, W, IC)
-    weights_shape : (OC, IC, KD, KH, KW)
+    Shapes are (MB, D, H, W, IC) and (OC, IC, KD, KH, KW).
     """
     generator = np.random.default_rng(0)
     dst_shape = (*src_shape[:-1], weights_shape[0])

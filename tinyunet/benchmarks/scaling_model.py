@@ -59,16 +59,7 @@ def network_of(gbit_per_s: float, latency_us: float) -> Network:
 
 
 def allreduce_seconds(algorithm: str, ranks: int, nbytes: float, network: Network) -> float:
-    """Return what an allreduce takes.
-
-    Parameters
-    ----------
-    algorithm : str
-        One of ``ALGORITHMS``.
-    ranks : int
-    nbytes : float
-    network : Network
-    """
+    """Return what an allreduce of so many bytes takes; the algorithm is one of ``ALGORITHMS``."""
     rounds = 2 * (ranks - 1) if algorithm == "ring" else 2 * math.ceil(math.log2(ranks))
     moved = rounds * nbytes if algorithm == "tree" else 2 * (ranks - 1) / ranks * nbytes
     return rounds * network.alpha + moved * network.beta
@@ -91,23 +82,10 @@ def efficiency(step: Step, algorithm: str, ranks: int, network: Network, overlap
 def fit(ranks: int, sizes: Sequence[int], seconds: Sequence[float]) -> Network:
     """Return the network on which recursive halving would have taken these times.
 
-    Relative errors are made least, so that small messages count as much as large ones.
-
-    Parameters
-    ----------
-    ranks : int
-    sizes : sequence of int
-        Bytes.
-    seconds : sequence of float
-        Of an allreduce of each size.
+    ``seconds`` are of an allreduce of each size in bytes. Relative errors are made least, so that small
+    messages count as much as large ones.
     """
-    times = np.asarray(seconds)
-    costs = [
-        [
-            allreduce_seconds("recursive-halving", ranks, size, Network(1.0, 0.0)),
-            allreduce_seconds("recursive-halving", ranks, size, Network(0.0, 1.0)),
-        ]
-        for size in sizes
-    ]
+    times, units = np.asarray(seconds), (Network(1.0, 0.0), Network(0.0, 1.0))
+    costs = [[allreduce_seconds("recursive-halving", ranks, n, unit) for unit in units] for n in sizes]
     (alpha, beta), *_ = np.linalg.lstsq(np.array(costs) / times[:, None], np.ones(len(times)))
     return Network(max(float(alpha), 0.0), max(float(beta), 0.0))

@@ -23,9 +23,8 @@ def use_threads(threads: int) -> None:
 
 def unet(problem: Problem) -> tinyunet.UNet:
     """Build the model and give it the problem's weights."""
-    model = tinyunet.UNet(
-        in_channels=common.CHANNELS, classes=common.CLASSES, filters=problem.filters, depth=common.DEPTH
-    )
+    sizes: dict[str, Any] = {"in_channels": common.CHANNELS, "classes": common.CLASSES, "depth": common.DEPTH}
+    model = tinyunet.UNet(filters=problem.filters, **sizes)
     model.load_state_dict(problem.weights)
     return model
 

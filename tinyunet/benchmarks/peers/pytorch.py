@@ -21,21 +21,15 @@ from torch import nn
 
 from tinyunet.benchmarks import problem as common
 from tinyunet.benchmarks.peers import Convolution
+from tinyunet.benchmarks.peers import channels_last as to_array
 from tinyunet.benchmarks.problem import Problem
 
 VERSION = str(torch.__version__)
 
 _BETA1, _BETA2 = 0.9, 0.999
 
-# This project's names of what a layer holds, and PyTorch's.
-_NAMES = {
-    "weights": "weight",
-    "bias": "bias",
-    "scale": "weight",
-    "shift": "bias",
-    "running_mean": "running_mean",
-    "running_variance": "running_var",
-}
+# This project's names of what a layer holds, where PyTorch's are others.
+_NAMES = {"weights": "weight", "scale": "weight", "shift": "bias", "running_variance": "running_var"}
 
 
 def settings(case: str, compiled: bool = False, frozen: bool = False) -> str:
@@ -99,7 +93,7 @@ def unet(problem: Problem) -> UNet:
     state = {}
     for name, array in problem.weights.items():
         layer, _, variable = name.rpartition(".")
-        state[f"{layer}.{_NAMES[variable]}"] = torch.from_numpy(array)
+        state[f"{layer}.{_NAMES.get(variable, variable)}"] = torch.from_numpy(array)
     # Not strict only because batch norm also counts its batches.
     missing, unknown = model.load_state_dict(state, strict=False)
     if unknown or any(not name.endswith("num_batches_tracked") for name in missing):
@@ -121,9 +115,8 @@ def step(problem: Problem, compiled: bool = False) -> Callable[[], float]:
     model = unet(problem)
     # Keras adds epsilon before the bias correction, PyTorch after: the same at the first step.
     epsilon = common.ADAM_EPSILON / (1 - _BETA2) ** 0.5
-    optimizer = torch.optim.Adam(
-        model.parameters(), common.LEARNING_RATE, (_BETA1, _BETA2), epsilon, fused=True
-    )
+    rates = common.LEARNING_RATE, (_BETA1, _BETA2), epsilon
+    optimizer = torch.optim.Adam(model.parameters(), *rates, fused=True)
 
     def loss_of(image: Any, target: Any) -> Any:
         return soft_dice(model(image), target)
@@ -174,11 +167,6 @@ def convolution(
         "backward_data": (lambda: backward(True)[0], to_array),
         "backward_weights": (lambda: backward(False)[1], lambda diff_weights: diff_weights.numpy()),
     }
-
-
-def to_array(probabilities: Any) -> NDArray[np.float32]:
-    """Return a prediction as this project has it: NDHWC."""
-    return np.ascontiguousarray(probabilities.permute(0, 2, 3, 4, 1).numpy())
 
 
 def _channels_last(array: NDArray[np.float32]) -> Any:

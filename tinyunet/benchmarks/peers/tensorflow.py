@@ -28,14 +28,8 @@ from tinyunet.benchmarks.problem import Problem
 VERSION = str(tf.__version__)
 
 # This project's names of what a layer holds, and Keras'.
-_VARIABLES = {
-    "weights": "kernel",
-    "bias": "bias",
-    "scale": "gamma",
-    "shift": "beta",
-    "running_mean": "moving_mean",
-    "running_variance": "moving_variance",
-}
+_VARIABLES = {"weights": "kernel", "bias": "bias", "scale": "gamma", "shift": "beta"}
+_VARIABLES |= {"running_mean": "moving_mean", "running_variance": "moving_variance"}
 
 
 def settings(case: str) -> str:
@@ -127,22 +121,19 @@ def convolution(
     w = tf.constant(weights.transpose(2, 3, 4, 1, 0))  # OIdhw -> dhwIO
     settings = {"strides": [1] * 5, "padding": "SAME"}
     forward = tf.function(lambda x, w: tf.nn.conv3d(x, w, **settings))
+    of_data, of_weights = tf.raw_ops.Conv3DBackpropInputV2, tf.raw_ops.Conv3DBackpropFilterV2
     backward_data = tf.function(
-        lambda w, dy: tf.raw_ops.Conv3DBackpropInputV2(
-            input_sizes=src.shape, filter=w, out_backprop=dy, **settings
-        )
+        lambda w, dy: of_data(input_sizes=src.shape, filter=w, out_backprop=dy, **settings)
     )
     backward_weights = tf.function(
-        lambda x, dy: tf.raw_ops.Conv3DBackpropFilterV2(
-            input=x, filter_sizes=w.shape, out_backprop=dy, **settings
-        )
+        lambda x, dy: of_weights(input=x, filter_sizes=w.shape, out_backprop=dy, **settings)
     )
     return {
         "forward": (lambda: forward(x, w), to_array),
         "backward_data": (lambda: backward_data(w, dy), to_array),
         "backward_weights": (
             lambda: backward_weights(x, dy),
-            lambda diff_weights: to_array(diff_weights).transpose(4, 3, 0, 1, 2),
+            lambda dw: to_array(dw).transpose(4, 3, 0, 1, 2),
         ),
     }
 
