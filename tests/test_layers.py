@@ -163,7 +163,7 @@ def test_nothing_is_executed_from_text():
     [
         ("kernels.base.layout", "from tinyunet.nn import Module"),
         ("kernels.base.simd", "from kernels.conv3d import direct"),
-        ("kernels.conv3d.slab", "import kernels.ops.concat"),
+        ("kernels.conv3d.read", "import kernels.ops.concat"),
         ("tinyunet.autograd", "def late():\n    from tinyunet import functional"),
         ("tinyunet.nn", "import tinyunet.unet"),
         ("tinyunet.losses", "from tinyunet import UNet"),
@@ -179,7 +179,7 @@ def test_the_check_finds_an_arrow_up(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("kernels.conv3d.dispatch", "from kernels.conv3d import direct"),
+        ("kernels.conv3d.operator", "from kernels.ladder import direct"),
         ("tinyunet.unet", "import kernels.conv3d\nfrom tinyunet.nn import Module"),
         ("tinyunet.train", "from tinyunet.training.run import train\nimport numpy.typing as npt"),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 from kernels.base.arguments import Array, Triple, triple
 
 MAX_KERNEL = 5
+Stride = int | Triple
 
 
 class Geometry(NamedTuple):
@@ -70,10 +71,14 @@ class Geometry(NamedTuple):
         )
 
     @property
+    def taps(self) -> int:
+        """Numbers of a kernel: ``KD * KH * KW``."""
+        return self.KD * self.KH * self.KW
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of one direction: a multiply and an add for each tap."""
-        taps = self.KD * self.KH * self.KW
-        return 2 * taps * self.IC * self.OC * self.MB * self.OD * self.OH * self.OW
+        return 2 * self.taps * self.IC * self.OC * self.MB * self.OD * self.OH * self.OW
 
 
 def output_size(size: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:

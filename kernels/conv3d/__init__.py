@@ -1,19 +1,50 @@
-"""3-D convolution: a ladder of rungs with one signature, and `plan`, which picks one.
+"""3-D convolution: ``forward``, ``backward_data`` and ``backward_weights``, and the compiled graph's kernels.
 
-``naive`` loops, the definition; ``im2col`` one matrix product; ``blocked`` channels in blocks of 16;
-``direct`` sums in registers; ``winograd`` fewer multiplications. Each has ``forward``, ``backward_data`` and
-``backward_weights``. Use the three functions exported here, which take the rung that fits.
+The three functions run the rung ``direct`` in float32 and ``naive``, the reference, in float64. The other
+rungs of the ladder (`kernels.ladder`) and ``winograd``, the last one, can be imported from here, too.
 
-What the rungs are made of:
-
-``shapes``          sizes, and the checks that all share
-``bias``            its gradient
-``bricks``          how a blocked convolution is cut; ``slab`` packs a brick's source, ``epilogue`` finishes
-                    and writes it, ``ahead`` fetches what comes next
-``direct_bricks``   direct convolution of bricks, for the compiled graph
-``cook_toom``       Winograd's matrices; ``transform`` compiles them
+``operator``        convolutions that are fused with their neighbours: a plan, and what runs it
+``bricks``          how an output is cut; ``read`` packs a brick's source, ``write`` finishes and stores it
+``direct_bricks``   direct convolution, brick by brick
+``winograd``        minimal filtering, and the files whose names begin so; ``transform`` compiles its matrices
 """
 
-from kernels.conv3d.dispatch import backward_data, backward_weights, forward
+from types import ModuleType
 
-__all__ = ["backward_data", "backward_weights", "forward"]
+import numpy as np
+
+from kernels.base.arguments import Array, Triple, array
+from kernels.base.conv_shapes import Stride
+from kernels.ladder import blocked as blocked
+from kernels.ladder import direct as direct
+from kernels.ladder import im2col as im2col
+from kernels.ladder import naive as naive
+
+
+def _rung(**arrays: Array) -> ModuleType:
+    for name, value in arrays.items():
+        array(name, value)
+    return direct if all(value.dtype == np.float32 for value in arrays.values()) else naive
+
+
+def forward(
+    src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
+) -> Array:
+    """Convolve; arguments, result and errors as `naive.forward`."""
+    given = {"src": src, "weights": weights} | ({} if bias is None else {"bias": bias})
+    return _rung(**given).forward(src, weights, bias, stride, padding)
+
+
+def backward_data(
+    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
+) -> Array:
+    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`."""
+    rung = _rung(diff_dst=diff_dst, weights=weights)
+    return rung.backward_data(diff_dst, weights, src_shape, stride, padding)
+
+
+def backward_weights(
+    src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
+) -> tuple[Array, Array]:
+    """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
+    return _rung(src=src, diff_dst=diff_dst).backward_weights(src, diff_dst, kernel, stride, padding)

@@ -5,39 +5,60 @@
     backward_weights   (a dz + b x + d) x act(scale * [a, b] + shift)
     backward           both gradients in one pass
 
-What is read is normalised while it is packed, what is written is masked and summed while it is in cache
-(`kernels.conv3d.bricks`): no pass over memory is left for batch norm, activation, bias or concatenation.
-A plan fixes an algorithm, direct (tile None) or Winograd F(tile), and all sizes; weights are packed for
-it once a step.
+What is read is normalised while it is packed (`read`), what is written is masked and summed while it is in
+cache (`write`): no pass over memory is left for batch norm, activation, bias or concatenation. A plan fixes
+all sizes and an `Algorithm`; weights are packed for it once a step.
+
+Parameters of these functions
+    p : Plan
+        Of ``backward_data`` and ``backward`` with in and out exchanged: ``channels_out`` are those of the
+        forward pass's sources. Of ``backward_weights`` as of ``forward``; the algorithm may be another.
+    a, b : Source
+        The second is `tensors.NO_SOURCE` where nothing is concatenated.
+    gradient : Source
+        The gradient of the convolution's result.
+    packed : ndarray, `packed_shape`
+        Filled by `pack`; adjoint for the gradient of the sources.
+    dst : ndarray, shape=(MB, CB, D, H, W, 16)
+        Filled; of ``backward_data`` two, with dy, or dz where there is a mask; the second may be empty.
+    masks : two Masks
+        `NO_MASK` where dy itself is wanted. Their sums, of `sums_shape`, are filled.
+    diff_weights, diff_bias : ndarrays, shape=(OC, IC, KD, KH, KW) and (OC,)
+        Filled.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.base.arguments import Doubles, Floats, Triple
-from kernels.base.buffers import past_caches
 from kernels.base.layout import blocks, pack_weights, weights_order
 from kernels.base.simd import LANES
-from kernels.conv3d import direct_bricks
-from kernels.conv3d.bricks import NO_MOMENTS, Cut, Epilogue, Prologue, plain_epilogue, plain_prologue
-from kernels.conv3d.winograd import (
-    both_gradients,
-    convolution,
-    convolution_groups,
-    cutting,
-    rows,
-    weight_gradient,
-)
-from kernels.conv3d.winograd.sums import brick_chunks
+from kernels.conv3d import direct_bricks, first_layer, many_channels, winograd_bricks, winograd_stages
+from kernels.conv3d.bricks import Cut
+from kernels.conv3d.read import Inputs, inputs, plain_inputs
+from kernels.conv3d.winograd_weights import pack_weights as transform_weights
+from kernels.conv3d.write import NO_MOMENTS, Outputs, outputs
 from kernels.deferred.statistics import mend_moments
-from kernels.deferred.tensors import NO_MASK, Gradient, Mask, Source
+from kernels.deferred.tensors import NO_MASK, Mask, Source
 from kernels.ladder.direct import FEW_CHANNELS
 
-# Scale, shift and also of a source that is taken as it is.
-_UNCHANGED = np.repeat(np.array([1, 0, 0], np.float32), LANES)
+
+class Algorithm(NamedTuple):
+    """What one algorithm does with a `Plan`."""
+
+    packed_shape: Callable[["Plan"], tuple[int, ...]]
+    #: From weights to packed ones, which may be adjoint.
+    pack: Callable[["Plan", Floats, Floats, bool], None]
+    #: Of inputs with packed weights, which may be adjoint, to outputs.
+    convolve: Callable[["Plan", Inputs, Floats, Outputs, bool], None]
+    #: Chunks of the gradient of the bias, each with a sum of its own.
+    chunks: Callable[["Plan"], int]
+    #: Source, zeros before it, gradient, cut, form, diff_weights, diff_bias of each chunk.
+    backward_weights: Callable[[Inputs, Triple, Inputs, Cut, Triple, Floats, Doubles], None]
 
 
 class Plan(NamedTuple):
@@ -50,7 +71,17 @@ class Plan(NamedTuple):
     tile: Triple | None  # Winograd F(tile); None: direct
     width: int  # channels in a block of the source: 16, or the few of a first layer
     cut: Cut
-    packs: bool  # weights are packed before; else they are transformed where they are used
+    algorithm: Algorithm
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights are packed before; else they are transformed where they are used."""
+        return self.algorithm is not _GROUPS
+
+    @property
+    def form(self) -> Triple:
+        """The tile of Winograd, or the kernel of direct convolution."""
+        return self.tile or self.kernel
 
     @property
     def blocks_in(self) -> int:
@@ -58,14 +89,48 @@ class Plan(NamedTuple):
         return 1 if self.width < LANES else sum(map(blocks, self.channels_in))
 
     @property
-    def blocks_out(self) -> tuple[int, int]:
-        """Channel blocks of each destination."""
-        return blocks(self.channels_out[0]), blocks(self.channels_out[1])
+    def blocks_out(self) -> int:
+        """Channel blocks of both destinations."""
+        return sum(map(blocks, self.channels_out))
 
     @property
     def before(self) -> Triple:
         """Zeros before the first voxel."""
         return (self.kernel[0] - 1) // 2, (self.kernel[1] - 1) // 2, (self.kernel[2] - 1) // 2
+
+
+def _convolve_groups(p: Plan, source: Inputs, weights: Floats, to: Outputs, adjoint: bool) -> None:
+    ends = sum(p.channels_in), sum(p.channels_out)
+    order = weights_order((*(ends if adjoint else ends[::-1]), *p.kernel), adjoint=adjoint)
+    many_channels.convolve(source, p.before, weights.reshape(-1), order, to, p.cut, p.form)
+
+
+#: The register tiles of the rung `direct`.
+_DIRECT = Algorithm(
+    lambda p: direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, p.blocks_out, p.width),
+    lambda p, weights, packed, adjoint: pack_weights(weights, packed, adjoint=adjoint),
+    lambda p, source, packed, to, _: direct_bricks.convolve(source, p.before, packed, to, p.cut, p.form),
+    lambda p: direct_bricks.bias_chunks(p.cut, p.blocks_in, p.blocks_out),
+    direct_bricks.backward_weights,
+)
+#: Winograd, brick by brick.
+_BRICKS = Algorithm(
+    lambda p: winograd_bricks.packed_shape(p.cut, p.form, p.blocks_in, p.blocks_out),
+    lambda p, weights, packed, adjoint: transform_weights(weights, p.form, packed, adjoint=adjoint),
+    lambda p, source, packed, to, _: winograd_bricks.convolve(source, p.before, packed, to, p.cut, p.form),
+    lambda p: winograd_bricks.bias_chunks(p.cut, p.form, p.blocks_in, p.blocks_out),
+    winograd_bricks.backward_weights,
+)
+#: The same of a first layer of few channels, along d and h only.
+_FEW = _BRICKS._replace(
+    packed_shape=lambda p: first_layer.packed_shape(p.cut, p.form, p.kernel[2], p.blocks_out, p.width)
+)
+#: Winograd of many channels, which takes the weights as they are.
+_GROUPS = _BRICKS._replace(
+    packed_shape=lambda p: (sum(p.channels_in) * sum(p.channels_out), math.prod(p.kernel)),
+    pack=lambda p, weights, packed, adjoint: np.copyto(packed, weights.reshape(packed.shape)),
+    convolve=_convolve_groups,
+)
 
 
 def plan(
@@ -91,7 +156,7 @@ def plan(
         Winograd F(tile), where the kernel is 3 (1 where the tile is 1); None is direct.
     channels_last : bool
         The source is not blocked: (MB, D, H, W, C) with at most `FEW_CHANNELS`. Direct, or Winograd along
-        d and h only, F(md, mh, 1); see `rows`.
+        d and h only, F(md, mh, 1); see `first_layer`.
     keeps_both : bool
         The plan is of ``backward_weights`` or ``backward``: source and gradient are in cache together.
 
@@ -107,13 +172,16 @@ def plan(
             f"channels_in is {channels_in}; channels_last takes one source of at most {FEW_CHANNELS}"
         )
     ICB, OCB = sum(map(blocks, channels_in)), sum(map(blocks, channels_out))
-    if channels_last and tile and rows.supports(size, kernel, tile, channels_in[0]):
-        cut = rows.cut_output(size, tile, OCB)
-    elif tile is None:
-        cut = direct_bricks.cut_output(size, kernel, ICB)
-    elif not channels_last and kernel == cutting.kernel_of(tile):
-        cuts = weight_gradient if keeps_both else cutting
-        cut = cuts.cut_output(size, tile, ICB, OCB)
+    if tile is None:
+        cut, algorithm = direct_bricks.cut_output(size, kernel, ICB), _DIRECT
+    elif channels_last and first_layer.supports(size, kernel, tile, channels_in[0]):
+        cut, algorithm = winograd_stages.cut_output(size, tile, 1, OCB), _FEW
+    elif not channels_last and kernel == winograd_stages.kernel_of(tile):
+        make = winograd_bricks.cut_gradient if keeps_both else winograd_stages.cut_output
+        cut = make(size, tile, ICB, OCB)
+        uneven = any(first % LANES and second for first, second in (channels_in, channels_out))
+        in_groups = not keeps_both and not uneven and many_channels.by_groups(cut, tile, ICB, OCB)
+        algorithm = _GROUPS if in_groups else _BRICKS
     elif channels_last and tile[2] == 1 and size[3] * channels_in[0] % LANES:
         raise ValueError(
             f"size is {size}; a row of {channels_in[0]} channels last must be whole vectors of {LANES}"
@@ -121,29 +189,17 @@ def plan(
     else:
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
     width = channels_in[0] if channels_last else LANES
-    uneven = any(first % LANES and second for first, second in (channels_in, channels_out))
-    packs = (
-        tile is None or channels_last or keeps_both or uneven or not cutting.by_groups(cut, tile, ICB, OCB)
-    )
-    return Plan(channels_in, channels_out, size, kernel, tile, width, cut, packs)
+    return Plan(channels_in, channels_out, size, kernel, tile, width, cut, algorithm)
 
 
 def pays_together(p: Plan) -> bool:
     """Whether ``backward``, whose plan this is, takes less time than its two gradients one by one."""
-    if p.tile is None:
-        return False
-    return both_gradients.pays(p.cut, p.tile, sum(p.blocks_out), p.blocks_in)
+    return p.tile is not None and winograd_bricks.both_pay(p.cut, p.tile, p.blocks_out, p.blocks_in)
 
 
 def packed_shape(p: Plan) -> tuple[int, ...]:
     """Shape of the weights that ``forward`` and ``backward_data`` take: filled by `pack`."""
-    if not p.packs:
-        return sum(p.channels_in) * sum(p.channels_out), math.prod(p.kernel)
-    if p.tile is None:
-        return direct_bricks.packed_shape(p.cut, p.kernel, p.blocks_in, sum(p.blocks_out), p.width)
-    if p.width < LANES:
-        return rows.packed_shape(p.cut, p.tile, p.kernel[2], sum(p.blocks_out), p.width)
-    return convolution.packed_shape(p.cut, p.tile, p.blocks_in, sum(p.blocks_out))
+    return p.algorithm.packed_shape(p)
 
 
 def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> None:
@@ -151,117 +207,58 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool = False) -> 
 
     Where it ``packs`` nothing, the weights may be given as they are instead of what is packed: a copy.
     """
-    if not p.packs:
-        packed[:] = weights.reshape(packed.shape)
-        return
     # Channels of the forward convolution's sources, whichever way this plan goes.
     split = p.channels_out if adjoint else p.channels_in
-    spread = weights if p.width < LANES else _spread(weights, split)
-    if p.tile is None:
-        pack_weights(spread, packed, adjoint=adjoint)
-    else:
-        convolution.pack_weights(spread, p.tile, packed, adjoint=adjoint)
+    p.algorithm.pack(p, _spread(weights, split) if p.packs else weights, packed, adjoint)
 
 
 def moments_shape(p: Plan) -> tuple[int, int, int]:
     """Shape of the moments that ``forward`` fills: (bricks, 3, channels)."""
-    return p.cut.bricks, 3, sum(p.blocks_out) * LANES
+    return p.cut.bricks, 3, p.blocks_out * LANES
 
 
 def sums_shape(p: Plan, destination: int) -> tuple[int, int, int]:
     """Shape of the sums in the mask of one destination of ``backward_data``."""
-    return 2, p.cut.bricks, p.blocks_out[destination] * LANES
+    return 2, p.cut.bricks, blocks(p.channels_out[destination]) * LANES
 
 
 def forward(
     p: Plan, a: Source, b: Source, packed: Floats, bias: Floats, dst: Floats, moments: Doubles = NO_MOMENTS
 ) -> None:
-    """Convolve what two deferred sources mean.
+    """Convolve what two deferred sources mean; add the bias, of CB * 16 with zeros past the last channel.
 
-    Parameters
-    ----------
-    p : Plan
-    a, b : Source
-        The second is `tensors.NO_SOURCE` where nothing is concatenated.
-    packed : ndarray, `packed_shape`
-    bias : ndarray, shape=(CB * 16,)
-        Zeros past the last channel.
-    dst : ndarray, shape=(MB, CB, D, H, W, 16)
-        Filled, not normalised.
-    moments : ndarray, `moments_shape`, float64, optional
-        Filled with count, mean and sum of squared deviations of each brick.
+    ``moments``, of `moments_shape`, are filled with count, mean and sum of squared deviations of each brick.
     """
-    epilogue = plain_epilogue(dst, bias)._replace(moments=moments)
-    _convolve(p, _prologue(p, a, b), packed, epilogue, adjoint=False)
+    p.algorithm.convolve(p, _inputs(p, a, b), packed, outputs((dst, NO_MASK.x), bias, moments), False)
     mend_moments(dst, moments)
 
 
 def backward_data(
     p: Plan,
-    gradient: Gradient,
+    gradient: Source,
     packed: Floats,
     dst: tuple[Floats, Floats],
     masks: tuple[Mask, Mask] = (NO_MASK, NO_MASK),
 ) -> None:
-    """Gradients of one or two sources.
-
-    Parameters
-    ----------
-    p : Plan
-        Made with in and out exchanged: ``channels_out`` are those of the forward pass's sources.
-    gradient : Gradient
-        Of the forward pass's output.
-    packed : ndarray, `packed_shape`
-        Adjoint weights.
-    dst : two ndarrays, shape=(MB, CB, D, H, W, 16)
-        Filled with dy, or with dz where there is a mask; the second may be empty.
-    masks : two Masks
-        `NO_MASK` where dy itself is wanted. Their sums are filled.
-    """
-    epilogue = _gradient_epilogue(p, dst, masks)
-    _convolve(p, _gradient_prologue(gradient), packed, epilogue, adjoint=True)
+    """Gradients of one or two sources."""
+    p.algorithm.convolve(p, inputs(gradient), packed, outputs(dst, masks=masks), True)
 
 
 def backward_weights(
-    p: Plan, a: Source, b: Source, gradient: Gradient, diff_weights: Floats, diff_bias: Floats
+    p: Plan, a: Source, b: Source, gradient: Source, diff_weights: Floats, diff_bias: Floats
 ) -> None:
-    """Gradients of weights and bias.
-
-    Parameters
-    ----------
-    p : Plan
-        The forward pass's sizes; its algorithm may be another.
-    a, b : Source
-        What the forward pass read.
-    gradient : Gradient
-        Of its output.
-    diff_weights : ndarray, shape=(OC, IC, KD, KH, KW)
-    diff_bias : ndarray, shape=(OC,)
-        Both filled.
-    """
-    OCB, src_size = sum(p.blocks_out), p.size[1:]
-    OC, IC = diff_weights.shape[:2]
-    flat = diff_weights.reshape(OC, IC, -1)
-    spread = _spread(flat, p.channels_in)
-    prologue, grad = _prologue(p, a, b), _gradient_prologue(gradient)
-    if p.tile is None:
-        _, chunks = direct_bricks.split(p.cut.bricks, p.blocks_in, OCB)
-        totals = np.empty((chunks, OCB * LANES))
-        direct_bricks.backward_weights(prologue, src_size, p.before, grad, p.cut, p.kernel, spread, totals)
-    elif p.width < LANES:
-        totals = np.empty((brick_chunks(p.cut), OCB * LANES))
-        rows.backward_weights(prologue, src_size, p.before, grad, p.cut, p.kernel, p.tile, spread, totals)
-    else:
-        totals = np.empty((weight_gradient.bias_chunks(p.cut, p.tile, p.blocks_in, OCB), OCB * LANES))
-        weight_gradient.backward_weights(prologue, src_size, p.before, grad, p.cut, p.tile, spread, totals)
-    diff_bias[:] = totals.sum(axis=0)[:OC]
-    if spread is not flat:
-        flat[:] = spread[:, _places(p.channels_in)]
+    """Gradients of weights and bias."""
+    flat = diff_weights.reshape(*diff_weights.shape[:2], -1)
+    spread, totals = _spread(flat, p.channels_in), np.empty((p.algorithm.chunks(p), p.blocks_out * LANES))
+    source, form = _inputs(p, a, b), p.form
+    p.algorithm.backward_weights(source, p.before, inputs(gradient), p.cut, form, spread, totals)
+    diff_bias[:] = totals.sum(axis=0)[: diff_bias.size]
+    _gather(spread, p.channels_in, flat)
 
 
 def backward(
     p: Plan,
-    gradient: Gradient,
+    gradient: Source,
     packed: Floats,
     a: Source,
     b: Source,
@@ -269,99 +266,17 @@ def backward(
     masks: tuple[Mask, Mask],
     diff_weights: Floats,
 ) -> None:
-    """Gradients of one or two sources, and of the weights, in one pass; see `both_gradients`.
-
-    Parameters
-    ----------
-    p : Plan
-        As for `backward_data`, Winograd, with ``keeps_both``.
-    gradient, packed, dst, masks
-        As of `backward_data`.
-    a, b, diff_weights
-        As of `backward_weights`.
-    """
+    """Gradients of sources and weights in one pass, by Winograd (`winograd_bricks`)."""
     assert p.tile is not None, "only Winograd shares transformed tiles"
     flat = diff_weights.reshape(*diff_weights.shape[:2], -1)
-    spread = _spread(flat, p.channels_out)
-    both_gradients.backward(
-        _gradient_prologue(gradient),
-        p.size[1:],
-        p.before,
-        packed,
-        _source_prologue(a, b),
-        _gradient_epilogue(p, dst, masks),
-        p.cut,
-        p.tile,
-        spread,
-    )
-    if spread is not flat:
-        flat[:] = spread[:, _places(p.channels_out)]
+    spread, source, to = _spread(flat, p.channels_out), inputs(a, b), outputs(dst, masks=masks)
+    winograd_bricks.backward(inputs(gradient), p.before, packed, source, to, p.cut, p.tile, spread)
+    _gather(spread, p.channels_out, flat)
 
 
-def _convolve(p: Plan, prologue: Prologue, packed: Floats, epilogue: Epilogue, *, adjoint: bool) -> None:
-    size = p.size[1:]
-    if p.tile is None:
-        direct_bricks.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut)
-    elif p.width < LANES:
-        rows.convolve(prologue, size, p.before, packed, p.kernel, epilogue, p.cut, p.tile)
-    elif p.packs:
-        convolution.convolve(prologue, size, p.before, packed, epilogue, p.cut, p.tile)
-    else:
-        ends = sum(p.channels_in), sum(p.channels_out)
-        order = weights_order((*(ends if adjoint else ends[::-1]), *p.kernel), adjoint=adjoint)
-        convolution_groups.convolve(
-            prologue, size, p.before, packed.reshape(-1), order, epilogue, p.cut, p.tile
-        )
-
-
-def _prologue(p: Plan, a: Source, b: Source) -> Prologue:
+def _inputs(p: Plan, a: Source, b: Source) -> Inputs:
     """What a plan's convolution, or its weight gradient, reads."""
-    if p.width < LANES:
-        return Prologue(a.data.reshape(-1), 1, 1, _UNCHANGED, width=p.width)
-    return _source_prologue(a, b)
-
-
-def _source_prologue(a: Source, b: Source) -> Prologue:
-    blocks_a, blocks_b = a.data.shape[1], b.data.shape[1]
-    coefficients = np.concatenate(
-        [a.scale, b.scale, a.shift, b.shift, np.zeros((blocks_a + blocks_b) * LANES, np.float32)]
-    )
-    return Prologue(
-        a.data.reshape(-1),
-        blocks_a,
-        blocks_a + blocks_b,
-        coefficients,
-        u_b=b.data.reshape(-1),
-        slope_a=np.float32(a.slope),
-        slope_b=np.float32(b.slope),
-    )
-
-
-def _gradient_prologue(gradient: Gradient) -> Prologue:
-    coefficients = np.concatenate([gradient.a, gradient.d, gradient.b])
-    prologue = plain_prologue(gradient.dz)
-    return prologue._replace(v_a=gradient.x.reshape(-1), coefficients=coefficients)
-
-
-def _gradient_epilogue(p: Plan, dst: tuple[Floats, Floats], masks: tuple[Mask, Mask]) -> Epilogue:
-    (first, second), (a, b) = dst, masks
-    mask_a, mask_b = (np.concatenate([m.scale, m.shift, m.mean]) for m in (a, b))
-    return Epilogue(
-        first.reshape(-1),
-        p.blocks_out[0],
-        sum(p.blocks_out),
-        bias=np.zeros(sum(p.blocks_out) * LANES, np.float32),
-        streams=past_caches(first, second),
-        dst_b=second.reshape(-1),
-        x_a=a.x.reshape(-1),
-        x_b=b.x.reshape(-1),
-        mask_a=mask_a,
-        mask_b=mask_b,
-        slope_a=np.float32(a.slope),
-        slope_b=np.float32(b.slope),
-        sums_a=a.sums,
-        sums_b=b.sums,
-    )
+    return plain_inputs(a.data) if p.width < LANES else inputs(a, b)
 
 
 def _places(channels: tuple[int, int]) -> npt.NDArray[np.intp]:
@@ -379,3 +294,9 @@ def _spread(weights: Floats, channels: tuple[int, int]) -> Floats:
     spread = np.zeros((weights.shape[0], lanes, *weights.shape[2:]), np.float32)
     spread[:, _places(channels)] = weights
     return spread
+
+
+def _gather(spread: Floats, channels: tuple[int, int], weights: Floats) -> None:
+    """Undo `_spread`."""
+    if spread is not weights:
+        weights[:] = spread[:, _places(channels)]

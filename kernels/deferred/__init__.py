@@ -8,9 +8,8 @@ work of its neighbours: what comes before (the *prologue*, done while the source
     tape      conv > bias > batch norm > ReLU > pool          each arrow is written to memory and read again
     compiled  conv + bias + moments  >  batch norm + ReLU + pool
 
-``tensors``      a source that is still to be normalised, a gradient still to be formed, a mask to apply
-``normalizing``  a source, normalised on its way into a panel
+``tensors``      a source that is still to be normalised, a mask to apply
+``normalizing``  a source, normalised on its way into a panel, or written out
 ``masking``      a gradient, masked and summed on its way to memory
 ``statistics``   what batch norm makes of moments and sums
-``whole``        the same as passes of their own, for kernels that cannot do them while reading
 """

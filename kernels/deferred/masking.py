@@ -1,4 +1,4 @@
-"""What is done to a run of a gradient while it is in the first-level cache: masked and summed.
+"""A gradient is masked and summed while it is in the first-level cache.
 
     dz = dy * act'(scale * x + shift)      S1 = sum dz      S2 = sum dz * (x - mean)
 

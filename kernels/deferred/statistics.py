@@ -28,6 +28,7 @@ Source     Chan, Golub and LeVeque, "Algorithms for computing the sample varianc
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,37 +39,49 @@ from kernels.deferred.masking import RUN, band_of_task, bands
 from kernels.deferred.tensors import Shape
 
 
+class BatchNorm(NamedTuple):
+    """A batch norm's parameters, and its running statistics, which `finish_moments` updates."""
+
+    gamma: Floats  # (C,)
+    beta: Floats  # (C,)
+    epsilon: float  # added to the variance
+    momentum: float  # share of the running statistics that stays, as in Keras
+    running_mean: Floats  # (C,)
+    running_variance: Floats  # (C,), of the biased variance, as in Keras
+
+
+class Normalisation(NamedTuple):
+    """What `finish_moments` fills: arrays of CB * 16, with zeros past channel C."""
+
+    scale: Floats
+    shift: Floats
+    mean: Floats
+    rstd: Floats
+
+
+class NormGradient(NamedTuple):
+    """What `finish_gradient` fills: the source's gradient is ``a * dz + b * x + d``."""
+
+    a: Floats  # (CB * 16,), with zeros past channel C
+    b: Floats  # the same
+    d: Floats  # the same
+    diff_gamma: Floats  # (C,)
+    diff_beta: Floats  # (C,)
+
+
 @kernel
-def finish_moments(
-    moments: Doubles,
-    gamma: Floats,
-    beta: Floats,
-    epsilon: float,
-    momentum: float,
-    running_mean: Floats,
-    running_variance: Floats,
-    scale: Floats,
-    shift: Floats,
-    mean: Floats,
-    rstd: Floats,
-) -> None:
+def finish_moments(moments: Doubles, norm: BatchNorm, out: Normalisation) -> None:
     """Statistics of a batch, what its normalisation is deferred as, and the running statistics.
 
     Parameters
     ----------
     moments : float64 array, shape=(bricks, 3, CB * 16)
         Count, mean and M2 of each brick and channel; a count may be 0.
-    gamma, beta : float32 array, shape=(C,)
-    epsilon : float
-        Added to the variance.
-    momentum : float
-        Share of the running statistics that stays, as in Keras.
-    running_mean, running_variance : float32 array, shape=(C,)
-        Updated; the variance with the biased one, as in Keras.
-    scale, shift, mean, rstd : float32 array, shape=(CB * 16,)
-        Filled, with zeros past channel ``C``.
+    norm : BatchNorm
+    out : Normalisation
+        Filled.
     """
-    C = gamma.size
+    C = norm.gamma.size
     count, total, squares = np.zeros(C), np.zeros(C), np.zeros(C)
     for brick in range(moments.shape[0]):
         for c in range(C):
@@ -76,33 +89,25 @@ def finish_moments(
             total[c] += moments[brick, 0, c] * moments[brick, 1, c]
     for brick in range(moments.shape[0]):
         for c in range(C):
-            apart = moments[brick, 1, c] - total[c] / count[c]
-            squares[c] += moments[brick, 2, c] + moments[brick, 0, c] * (apart * apart)
-    for c in range(scale.size):
-        scale[c] = shift[c] = mean[c] = rstd[c] = 0.0
+            distance = moments[brick, 1, c] - total[c] / count[c]
+            squares[c] += moments[brick, 2, c] + moments[brick, 0, c] * (distance * distance)
+    for c in range(out.scale.size):
+        out.scale[c] = out.shift[c] = out.mean[c] = out.rstd[c] = 0.0
+    stays, comes = norm.momentum, 1.0 - norm.momentum
     for c in range(C):
-        exact_mean, variance = total[c] / count[c], squares[c] / count[c]
-        exact_rstd = 1.0 / math.sqrt(variance + epsilon)
-        mean[c], rstd[c] = exact_mean, exact_rstd
+        mean, variance = total[c] / count[c], squares[c] / count[c]
+        rstd = 1.0 / math.sqrt(variance + norm.epsilon)
+        out.mean[c], out.rstd[c] = mean, rstd
         # Where all values are equal, scale * x + shift would be beta and rounding, of any sign.
-        scale[c] = gamma[c] * exact_rstd if variance != 0.0 else 0.0
-        shift[c] = beta[c] - exact_mean * scale[c]
-        running_mean[c] = momentum * running_mean[c] + (1.0 - momentum) * exact_mean
-        running_variance[c] = momentum * running_variance[c] + (1.0 - momentum) * variance
+        out.scale[c] = norm.gamma[c] * rstd if variance != 0.0 else 0.0
+        out.shift[c] = norm.beta[c] - mean * out.scale[c]
+        norm.running_mean[c] = stays * norm.running_mean[c] + comes * mean
+        norm.running_variance[c] = stays * norm.running_variance[c] + comes * variance
 
 
 @kernel
 def finish_gradient(
-    sums: Doubles,
-    count: int,
-    gamma: Floats,
-    mean: Floats,
-    rstd: Floats,
-    a: Floats,
-    b: Floats,
-    d: Floats,
-    diff_gamma: Floats,
-    diff_beta: Floats,
+    sums: Doubles, count: int, gamma: Floats, mean: Floats, rstd: Floats, out: NormGradient
 ) -> None:
     """Gradients of batch norm's parameters, and what the gradient of its source is deferred as.
 
@@ -115,9 +120,7 @@ def finish_gradient(
     gamma : float32 array, shape=(C,)
     mean, rstd : float32 array, shape=(CB * 16,)
         Of the forward pass.
-    a, b, d : float32 array, shape=(CB * 16,)
-        Filled, with zeros past channel ``C``: the source's gradient is ``a * dz + b * x + d``.
-    diff_gamma, diff_beta : float32 array, shape=(C,)
+    out : NormGradient
         Filled.
     """
     C = gamma.size
@@ -126,15 +129,40 @@ def finish_gradient(
         for c in range(C):
             s1[c] += sums[0, partial, c]
             s2[c] += sums[1, partial, c]
-    for c in range(a.size):
-        a[c] = b[c] = d[c] = 0.0
+    for c in range(out.a.size):
+        out.a[c] = out.b[c] = out.d[c] = 0.0
     for c in range(C):
         slope, r = np.float64(gamma[c]) * rstd[c], np.float64(rstd[c])
-        a[c] = slope
-        b[c] = -slope * r * r * s2[c] / count
-        d[c] = -slope * s1[c] / count - np.float64(b[c]) * mean[c]
-        diff_gamma[c] = s2[c] * r
-        diff_beta[c] = s1[c]
+        out.a[c] = slope
+        out.b[c] = -slope * r * r * s2[c] / count
+        out.d[c] = -slope * s1[c] / count - np.float64(out.b[c]) * mean[c]
+        out.diff_gamma[c] = s2[c] * r
+        out.diff_beta[c] = s1[c]
+
+
+@kernel
+def close_moments(moments: Doubles, brick: int, channel: int, pivots: Floats, at: int, count: int) -> None:
+    """Make moments of 16 channels of what was summed of a brick: deviations from pivots, and their squares.
+
+    Parameters
+    ----------
+    moments : float64 array, shape=(bricks, 3, CB * 16), or empty
+        Rows 1 and 2 hold the sums; count, mean and M2 are written.
+    brick, channel : int
+        Of the first of the 16.
+    pivots : flat float32 array
+        ``pivots[at:]`` were subtracted from the values.
+    count : int
+        Values of a channel.
+    """
+    if moments.size == 0:
+        return
+    for lane in range(LANES):
+        c = channel + lane
+        total = moments[brick, 1, c]
+        moments[brick, 0, c] = count
+        moments[brick, 1, c] = pivots[at + lane] + total / count
+        moments[brick, 2, c] -= total * total / count
 
 
 def mend_moments(x: Floats, moments: Doubles) -> None:
@@ -210,7 +238,7 @@ def gather_moments(x: Floats, moments: Doubles) -> None:
     moments : float64 array, shape=(partials(x.shape), 3, CB * 16)
         Filled with count, mean and M2 of each band (`kernels.deferred.masking`).
     """
-    _gather_moments(x.reshape(-1), x.shape, moments.reshape(-1))
+    _gather_moments(x.reshape(-1), x.shape, moments)
     mend_moments(x, moments)
 
 
@@ -220,10 +248,10 @@ def _gather_moments(x: Floats, shape: Shape, moments: Doubles) -> None:
     lanes = CB * LANES
     for task in prange(MB * CB * D * bands(H, W)):
         first, count, block, partial = band_of_task(task, shape)
-        at = partial * 3 * lanes + block * LANES
+        channel = block * LANES
+        totals = (partial * 3 + 1) * lanes + channel
         for lane in range(LANES):
-            moments[at + lane] = count
-            moments[at + lanes + lane] = moments[at + 2 * lanes + lane] = 0.0
+            moments[partial, 1, channel + lane] = moments[partial, 2, channel + lane] = 0.0
         # Deviations from the first voxel: nothing large cancels.
         pivot = load(x, first * LANES)
         for run in range(first, first + count, RUN):
@@ -232,9 +260,6 @@ def _gather_moments(x: Floats, shape: Shape, moments: Doubles) -> None:
                 deviation = load(x, voxel * LANES) - pivot
                 total = total + deviation
                 square = fma(deviation, deviation, square)
-            add_to_doubles(moments, at + lanes, total)
-            add_to_doubles(moments, at + 2 * lanes, square)
-        for lane in range(LANES):
-            total_deviation = moments[at + lanes + lane]
-            moments[at + lanes + lane] = x[first * LANES + lane] + total_deviation / count
-            moments[at + 2 * lanes + lane] -= total_deviation * total_deviation / count
+            add_to_doubles(moments, totals, total)
+            add_to_doubles(moments, totals + lanes, square)
+        close_moments(moments, partial, channel, x, first * LANES, count)

@@ -1,21 +1,20 @@
 """What travels between fused kernels: NumPy arrays and a float, in named tuples that Numba takes.
 
 Deferred normalisation
-    A convolution stores its raw output ``x``. Batch norm and activation are done by whoever reads it,
-    channel by channel: ``act(scale * x + shift)`` with ``act(v) = v where v > 0, else slope * v``. Such
-    a pair of tensor and promise is a `Source`. A tensor that is what it says has scale 1, shift 0 and
-    slope 1 (`plain`).
+    A convolution stores its raw output ``x``. Whoever reads ``x`` applies batch norm and activation, channel
+    by channel: ``act(scale * x + shift)`` with ``act(v) = v where v > 0, else slope * v``. This pair of
+    tensor and promise is a `Source`. A tensor that is read as it is has scale 1, shift 0, slope 1 (`plain`).
 Deferred gradient
-    The gradient of batch norm is ``a * dz + b * x + d`` with three numbers a channel, known only when
-    all of ``dz`` is. So ``dz`` is stored, and the convolution that needs the gradient forms it while it
-    reads. That is a `Gradient`.
+    The gradient of batch norm is ``a * dz + b * x + d`` with three numbers a channel, which are known only
+    after all of ``dz``. So ``dz`` is stored, and the convolution that needs the gradient forms it while it
+    reads: a `Source` of two tensors (`gradient`).
 Mask
-    Of the kernels that write the gradient ``dy`` of ``y = act(scale * x + shift)``, the last one turns
-    the sum into ``dz = dy * act'(scale * x + shift)``, and gathers the two sums that batch norm needs.
-    What it needs for this is a `Mask`.
+    Several kernels may add to the gradient ``dy`` of ``y = act(scale * x + shift)``. The last one turns the
+    sum into ``dz = dy * act'(scale * x + shift)``, and gathers the two sums that batch norm needs. A `Mask`
+    holds what that takes.
 
 Per-channel arrays have CB * 16 items, with zeros past the last channel. Where a kernel takes one source,
-mask or ``x`` less, it gets an empty array in its place, so that each kernel is compiled once.
+mask or tensor less, it gets an empty array in its place, so that each kernel is compiled once.
 """
 
 from typing import NamedTuple
@@ -27,24 +26,19 @@ from kernels.base.simd import LANES
 
 Shape = tuple[int, int, int, int, int, int]
 
+_NOTHING = np.empty((0, 0, 0, 0, 0, LANES), np.float32)
+_NO_CHANNELS = np.empty(0, np.float32)
+
 
 class Source(NamedTuple):
-    """Means ``act(scale * data + shift)``."""
+    """Means ``act(scale * data + shift)``, or of two tensors ``scale * data + also * other + shift``."""
 
     data: Floats  # (MB, CB, D, H, W, 16)
     scale: Floats  # (CB * 16,)
     shift: Floats  # (CB * 16,)
     slope: float  # of the activation below 0: 0 is ReLU, 1 is none
-
-
-class Gradient(NamedTuple):
-    """Means ``a * dz + b * x + d``, the gradient of ``x``."""
-
-    dz: Floats  # (MB, CB, D, H, W, 16)
-    x: Floats  # the same, or of size 0 where nothing was normalised
-    a: Floats  # (CB * 16,)
-    b: Floats  # (CB * 16,)
-    d: Floats  # (CB * 16,)
+    other: Floats = _NOTHING  # the shape of ``data``, or of size 0
+    also: Floats = _NO_CHANNELS  # (CB * 16,)
 
 
 class Mask(NamedTuple):
@@ -56,6 +50,10 @@ class Mask(NamedTuple):
     slope: float
     mean: Floats  # (CB * 16,)
     sums: Doubles  # (2, partials, CB * 16), filled
+
+
+NO_SOURCE = Source(_NOTHING, _NO_CHANNELS, _NO_CHANNELS, 1.0)
+NO_MASK = Mask(_NOTHING, _NO_CHANNELS, _NO_CHANNELS, 1.0, _NO_CHANNELS, np.empty((2, 0, 0), np.float64))
 
 
 def plain(data: Floats, channels: int) -> Source:
@@ -72,8 +70,6 @@ def plain(data: Floats, channels: int) -> Source:
     return Source(data, scale, np.zeros_like(scale), 1.0)
 
 
-_NOTHING = np.empty((0, 0, 0, 0, 0, LANES), np.float32)
-_NO_CHANNELS = np.empty(0, np.float32)
-
-NO_SOURCE = Source(_NOTHING, _NO_CHANNELS, _NO_CHANNELS, 1.0)
-NO_MASK = Mask(_NOTHING, _NO_CHANNELS, _NO_CHANNELS, 1.0, _NO_CHANNELS, np.empty((2, 0, 0), np.float64))
+def gradient(dz: Floats, x: Floats, a: Floats, b: Floats, d: Floats) -> Source:
+    """Source that means ``a * dz + b * x + d``; with an empty ``x``, ``a * dz + d``."""
+    return Source(dz, a, d, 1.0, x, b)

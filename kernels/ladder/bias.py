@@ -2,8 +2,8 @@
 
 `backward_bias` makes it of a whole tensor. Voxels are cut into chunks by their number alone; each chunk is
 summed in double precision, and the chunks' sums are added in order, so the result is the same for any number
-of threads. The kernels ``direct``, ``direct_bricks`` and ``winograd`` have the gradient in cache for that of
-the weights, and add it up there with `add_voxels`: runs of 1024 voxels in float32, these in float64.
+of threads. The compiled graph's kernels have the gradient in cache for that of the weights, and add it up
+there with `add_voxels`: runs of 1024 voxels in float32, these in float64.
 """
 
 import numpy as np
@@ -44,31 +44,25 @@ def _sum_chunks(voxels: Array, partial: Doubles) -> None:
 
 
 @kernel
-def add_voxels(
-    data: Floats, at: int, voxels: int, apart: int, cols: int, totals: Doubles, sums: Floats
-) -> None:
-    """Add up the voxels of some channel blocks, channel by channel.
+def add_voxels(data: Floats, at: int, voxels: int, totals: Doubles, sums: Floats) -> None:
+    """Add the voxels of some channel blocks to ``totals``, channel by channel.
 
     Parameters
     ----------
     data : flat float32 array
-    at : int
-        Offset of the first voxel.
-    voxels : int
-        How many of each block.
-    apart, cols : int
-        ``cols`` blocks lie side by side for each voxel; ``apart`` voxels from block to block.
+    at, voxels : int
+        Offset of the first voxel, and how many each block has; blocks follow each other.
     totals : float64, shape=(channels,)
         Added to.
     sums : flat float32 array
         Scratch for 16 floats.
     """
     for block in range(totals.size // LANES):
-        first = at + (block // cols * cols * apart + block % cols) * LANES
+        first = at + block * voxels * LANES
         for run in range(0, voxels, _RUN):
-            total = load(data, first + run * cols * LANES)
+            total = load(data, first + run * LANES)
             for voxel in range(run + 1, min(run + _RUN, voxels)):
-                total = total + load(data, first + voxel * cols * LANES)
+                total = total + load(data, first + voxel * LANES)
             store(sums, 0, total)
             for lane in range(LANES):
                 totals[block * LANES + lane] += sums[lane]

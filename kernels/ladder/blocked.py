@@ -12,176 +12,180 @@ Memory     ``nCdhw16c`` activations and ``OIdhw16i16o`` weights (see `kernels.ba
 
 Traffic    operands come from the first-level cache, but every sum is loaded and stored once for each
            tap and input channel: the load and store ports are the limit, not the multiply-adds.
-           ``direct`` removes just this.
-Gradients  as in ``direct``: ``backward_data`` is ``forward`` with reversed, transposed weights
+           ``direct`` removes just this: it gives `convolve` and `weight_gradient` other loops.
+Gradients  ``backward_data`` is ``forward`` of ``diff_dst`` with reversed, transposed weights; with a
+           stride, zeros are packed between the voxels of ``diff_dst``
 What did not help
            Leaving the vector to the compiler, ``for o in range(16): dst[o] += value * weights[o]``,
-           ran at a tenth of the speed: a loop of 16 is unrolled to scalars before vectors are looked
-           for, since ``dst`` might overlap ``weights``; with an unknown length, it is vectorised for
-           runs of 64 and falls back to half vectors. And with ``ic`` inside ``ow``, each sum is
-           stored and loaded again at once, which costs a dozen cycles a time.
+           ran at a tenth of the speed: LLVM unrolls a loop of 16 to scalars before it looks for vectors,
+           since ``dst`` might overlap ``weights``; a loop of unknown length gets vectors for runs of 64
+           and half vectors for the rest. And with ``ic`` inside ``ow``, each sum is stored and loaded
+           again at once, which costs a dozen cycles a time.
 Numerics   float32, summed in the order icb, kd, kh, kw, ic
 Source     Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD
            architectures" (2018), section II.B
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
+from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
-from kernels.base.buffers import empty
-from kernels.base.conv_shapes import (
-    adjoint_before,
-    backward_data_geometry,
-    backward_weights_geometry,
-    check_float32,
-    forward_geometry,
-)
+from kernels.base.buffers import empty, scratchpad
+from kernels.base.conv_shapes import Geometry, Stride
 from kernels.base.jit import parallel_kernel, prange, split_index
-from kernels.base.layout import blocks, pack_src
-from kernels.base.reorder import (
-    reorder_nCdhw16c_to_ndhwc,
-    reorder_ndhwc_to_nCdhw16c,
-    reorder_OIdhw16i16o_to_OIdhw,
-    reorder_OIdhw_to_OIdhw16i16o,
-)
+from kernels.base.layout import blocks, pack_src, pack_weights, unpack_weights
+from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc
 from kernels.base.simd import LANES, broadcast, fma, load, store
 from kernels.ladder.bias import backward_bias
 
+_ONE = (1, 1, 1)
+
+
+class Panel(NamedTuple):
+    """Voxels of one image, zeros around it included: ``data[at:]`` is [blocks][D][H][W][width]."""
+
+    data: Floats
+    at: int
+    extent: Triple
+    blocks: int
+
+
+class Filters(NamedTuple):
+    """Packed weights [groups][ICB][KD * KH * KW][width][cols * 16], and what sums start from."""
+
+    weights: Floats
+    bias: Floats
+    kernel: Triple
+    stride: Triple
+
 
 def forward(
-    src: Floats, weights: Floats, bias: Floats | None = None, stride: int | Triple = 1, padding: str = "same"
+    src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
-    g = forward_geometry(src, weights, bias, stride, padding)
-    check_float32(src)
-    dst = _convolve(src, weights, g.dst_shape, g.stride, g.before, (1, 1, 1))
-    return dst if bias is None else dst + bias
+    g = shapes.forward_geometry(src, weights, bias, stride, padding)
+    shapes.check_float32(src)
+    return convolve(_forward, (LANES, 1), src, weights, bias, g)
 
 
 def backward_data(
-    diff_dst: Floats,
-    weights: Floats,
-    src_shape: tuple[int, ...],
-    stride: int | Triple = 1,
-    padding: str = "same",
+    diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
-    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    check_float32(diff_dst)
-    adjoint = weights.swapaxes(0, 1)[:, :, ::-1, ::-1, ::-1]
-    return _convolve(diff_dst, adjoint, g.src_shape, (1, 1, 1), adjoint_before(g), g.stride)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    shapes.check_float32(diff_dst)
+    return convolve(_forward, (LANES, 1), diff_dst, weights, None, g, adjoint=True)
 
 
 def backward_weights(
-    src: Floats, diff_dst: Floats, kernel: Triple, stride: int | Triple = 1, padding: str = "same"
+    src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
-    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    check_float32(src)
-    kernel = (g.KD, g.KH, g.KW)
-    panel = empty((blocks(g.IC), *g.panel_size, LANES))
-    blocked = reorder_ndhwc_to_nCdhw16c(diff_dst)
-    partial = np.zeros((blocks(g.OC), blocks(g.IC), *kernel, LANES, LANES), np.float32)
-    for n in range(g.MB):
-        pack_src(src[n], panel, g.before, (1, 1, 1))
-        _accumulate(
-            panel.reshape(-1),
-            panel.shape,
-            blocked[n].reshape(-1),
-            blocked[n].shape,
-            partial.reshape(-1),
-            kernel,
-            g.stride,
-        )
-    return reorder_OIdhw16i16o_to_OIdhw(partial, g.OC, g.IC), backward_bias(diff_dst)
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    shapes.check_float32(src)
+    return weight_gradient(_accumulate, LANES, 1, src, diff_dst, g), backward_bias(diff_dst)
 
 
-def _convolve(
+def convolve(
+    loops: Callable[..., None],
+    block: tuple[int, int],
     src: Floats,
     weights: Floats,
-    dst_shape: tuple[int, int, int, int, int],
-    stride: Triple,
-    before: Triple,
-    dilation: Triple,
+    bias: Floats | None,
+    g: Geometry,
+    *,
+    adjoint: bool = False,
 ) -> Floats:
-    MB, OD, OH, OW, OC = dst_shape
-    kernel = weights.shape[2:]
-    ICB, OCB = blocks(src.shape[-1]), blocks(OC)
-    packed = reorder_OIdhw_to_OIdhw16i16o(weights)
-    size = [(o - 1) * s + k for o, s, k in zip((OD, OH, OW), stride, kernel, strict=True)]
-    panel = empty((ICB, *size, LANES))
+    """Pack weights and each image, run ``loops(panel, filters, dst, (OCB, OD, OH, OW))``, and unblock.
+
+    ``block`` is the channels of a block of ``src``, and the output blocks whose weights lie side by side. The
+    ``adjoint`` convolution takes ``src`` from ``g.dst_shape`` to ``g.src_shape``, for ``backward_data``.
+    """
+    MB, OD, OH, OW, OC = g.src_shape if adjoint else g.dst_shape
+    stride, before, dilation = (
+        (_ONE, shapes.adjoint_before(g), g.stride) if adjoint else (g.stride, g.before, _ONE)
+    )
+    (width, cols), OCB, kernel = block, blocks(OC), (g.KD, g.KH, g.KW)
+    packed = scratchpad("weights", OCB // cols, -(-src.shape[-1] // width), g.taps, width, cols * LANES)
+    pack_weights(weights, packed, adjoint=adjoint)
+    starts = np.zeros(OCB * LANES, np.float32)
+    if bias is not None:
+        starts[:OC] = bias
+    filters = Filters(packed.reshape(-1), starts, kernel, stride)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
-    dst[:] = 0.0
+    D, H, W = ((o - 1) * s + k for o, s, k in zip((OD, OH, OW), stride, kernel, strict=True))
     for n in range(MB):
-        pack_src(src[n], panel, before, dilation)
-        _forward(
-            panel.reshape(-1),
-            panel.shape,
-            packed.reshape(-1),
-            kernel,
-            dst[n].reshape(-1),
-            dst[n].shape,
-            stride,
-        )
-    return reorder_nCdhw16c_to_ndhwc(dst, OC)
+        panel = _pack("src", src[n], width, (D, H, W), before, dilation)
+        loops(panel, filters, dst[n].reshape(-1), (OCB, OD, OH, OW))
+    return dst.reshape(MB, OD, OH, OW, OC) if OC == LANES else reorder_nCdhw16c_to_ndhwc(dst, OC)
+
+
+def weight_gradient(
+    loops: Callable[..., None], width: int, chunks: int, src: Floats, diff_dst: Floats, g: Geometry
+) -> Floats:
+    """Pack each image and its gradient, run ``loops(panel, gradient, kernel, stride, sums)``, and unpack.
+
+    Each of ``chunks`` has sums of its own, [OCB][ICB][KD * KH * KW][width][16], which are added in order.
+    """
+    sums = scratchpad("partial", chunks, blocks(g.OC), -(-g.IC // width), g.taps, width, LANES)
+    sums[:] = 0.0
+    for n in range(g.MB):
+        panel = _pack("src", src[n], width, g.panel_size, g.before, _ONE)
+        gradient = _pack("gradient", diff_dst[n], LANES, g.dst_shape[1:4], (0, 0, 0), _ONE)
+        loops(panel, gradient, (g.KD, g.KH, g.KW), g.stride, sums.reshape(chunks, -1))
+    diff_weights = empty(g.weights_shape)
+    unpack_weights(sums, diff_weights.reshape(g.OC, g.IC, g.taps))
+    return diff_weights
+
+
+def _pack(purpose: str, image: Floats, width: int, extent: Triple, before: Triple, dilation: Triple) -> Panel:
+    """One image as a panel; the image itself where it already has that form (1^3 kernels)."""
+    if image.shape == (*extent, width) and image.flags.c_contiguous:
+        return Panel(image.reshape(-1), 0, extent, 1)
+    panel = scratchpad(purpose, -(-image.shape[-1] // width), *extent, width)
+    pack_src(image, panel, before, dilation)
+    return Panel(panel.reshape(-1), 0, extent, panel.shape[0])
 
 
 @parallel_kernel
-def _forward(
-    src: Floats,
-    src_shape: tuple[int, int, int, int, int],
-    weights: Floats,
-    kernel: Triple,
-    dst: Floats,
-    dst_shape: tuple[int, int, int, int, int],
-    stride: Triple,
-) -> None:
-    ICB, PD, PH, PW, _ = src_shape
-    OCB, OD, OH, OW, _ = dst_shape
-    KD, KH, KW = kernel
+def _forward(panel: Panel, filters: Filters, dst: Floats, shape: tuple[int, int, int, int]) -> None:
+    (src, _, (D, H, W), ICB), (OCB, OD, OH, OW) = panel, shape
+    weights, bias, (KD, KH, KW), (SD, SH, SW) = filters
     for task in prange(OCB * OD * OH):
         ocb, row = split_index(task, OD * OH)
-        od, oh = row // OH, row % OH
-        dst_row = ((ocb * OD + od) * OH + oh) * OW * LANES
+        to, start = (ocb * OD * OH + row) * OW * LANES, load(bias, ocb * LANES)
+        for ow in range(OW):
+            store(dst, to + ow * LANES, start)
         for icb in range(ICB):
             for tap in range(KD * KH * KW):
                 kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
-                d, h = od * stride[0] + kd, oh * stride[1] + kh
-                src_row = (((icb * PD + d) * PH + h) * PW + kw) * LANES
+                d, h = row // OH * SD + kd, row % OH * SH + kh
+                x = (((icb * D + d) * H + h) * W + kw) * LANES
                 block = ((ocb * ICB + icb) * KD * KH * KW + tap) * LANES * LANES
                 for ic in range(LANES):
                     weight = load(weights, block + ic * LANES)
                     for ow in range(OW):
-                        value = broadcast(src[src_row + ow * stride[2] * LANES + ic])
-                        at = dst_row + ow * LANES
+                        value, at = broadcast(src[x + ow * SW * LANES + ic]), to + ow * LANES
                         store(dst, at, fma(value, weight, load(dst, at)))
 
 
 @parallel_kernel
-def _accumulate(
-    src: Floats,
-    src_shape: tuple[int, int, int, int, int],
-    diff_dst: Floats,
-    dst_shape: tuple[int, int, int, int, int],
-    partial: Floats,
-    kernel: Triple,
-    stride: Triple,
-) -> None:
-    ICB, PD, PH, PW, _ = src_shape
-    OCB, OD, OH, OW, _ = dst_shape
-    KD, KH, KW = kernel
+def _accumulate(panel: Panel, gradient: Panel, kernel: Triple, stride: Triple, sums: Floats) -> None:
+    (src, _, (D, H, W), ICB), (diff_dst, _, (OD, OH, OW), OCB) = panel, gradient
+    (KD, KH, KW), (SD, SH, SW), total = kernel, stride, sums[0]
     for task in prange(OCB * ICB * KD * KH * KW):
         pair, tap = split_index(task, KD * KH * KW)
         ocb, icb = pair // ICB, pair % ICB
         kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
-        block = (pair * KD * KH * KW + tap) * LANES * LANES
         for row in range(OD * OH):
-            d, h = row // OH * stride[0] + kd, row % OH * stride[1] + kh
-            src_row = (((icb * PD + d) * PH + h) * PW + kw) * LANES
-            dst_row = (ocb * OD * OH + row) * OW * LANES
+            d, h = row // OH * SD + kd, row % OH * SH + kh
+            x = (((icb * D + d) * H + h) * W + kw) * LANES
             for ow in range(OW):
-                diff = load(diff_dst, dst_row + ow * LANES)
+                diff = load(diff_dst, ((ocb * OD * OH + row) * OW + ow) * LANES)
                 for ic in range(LANES):
-                    value = broadcast(src[src_row + ow * stride[2] * LANES + ic])
-                    at = block + ic * LANES
-                    store(partial, at, fma(value, diff, load(partial, at)))
+                    value = broadcast(src[x + ow * SW * LANES + ic])
+                    at = ((pair * KD * KH * KW + tap) * LANES + ic) * LANES
+                    store(total, at, fma(value, diff, load(total, at)))

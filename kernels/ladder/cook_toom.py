@@ -30,6 +30,8 @@ accuracy of Winograd convolution for deep neural networks" (2020).
 import functools
 from fractions import Fraction
 
+from kernels.base.jit import compile_time
+
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 #: Finite points of F(m, 3): 0 and pairs a, -a.
@@ -78,6 +80,7 @@ def matrix(kind: int, m: int) -> Matrix:
     }[kind]
 
 
+@compile_time
 @functools.cache
 def sizes(kind: int, m: int) -> tuple[int, int]:
     """Numbers in and out of a transform along one axis."""

@@ -24,23 +24,20 @@ Source     Chellapilla, Puri and Simard, "High performance convolutional neural 
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
+from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Array, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import (
-    Geometry,
-    backward_data_geometry,
-    backward_weights_geometry,
-    forward_geometry,
-)
+from kernels.base.conv_shapes import Geometry, Stride
 from kernels.ladder.bias import backward_bias
 
 
 def forward(
-    src: Array, weights: Array, bias: Array | None = None, stride: int | Triple = 1, padding: str = "same"
+    src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Array:
     """Convolve; arguments, result and errors as `naive.forward`."""
-    g = forward_geometry(src, weights, bias, stride, padding)
+    g = shapes.forward_geometry(src, weights, bias, stride, padding)
     padded = _pad(src, g)
     matrix = _matrix(weights)
     dst = empty(g.dst_shape, src.dtype)
@@ -54,33 +51,28 @@ def forward(
 
 
 def backward_data(
-    diff_dst: Array,
-    weights: Array,
-    src_shape: tuple[int, ...],
-    stride: int | Triple = 1,
-    padding: str = "same",
+    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Array:
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`."""
-    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
     transposed = _matrix(weights).T
-    padded = np.zeros((g.MB, *_padded_size(g), g.IC), diff_dst.dtype)
+    padded, inside = _zeros(g, diff_dst.dtype)
     for n in range(g.MB):
         for od in range(g.OD):
             columns = diff_dst[n, od].reshape(-1, g.OC) @ transposed
             taps = columns.reshape(g.OH, g.OW, g.KD, g.KH, g.KW, g.IC)
             for (kd, kh, kw), voxels in _taps(padded[n], od, g):
                 voxels += taps[:, :, kd, kh, kw]
-    inside = padded[:, g.PD : g.PD + g.ID, g.PH : g.PH + g.IH, g.PW : g.PW + g.IW]
     return np.ascontiguousarray(inside)
 
 
 def backward_weights(
-    src: Array, diff_dst: Array, kernel: Triple, stride: int | Triple = 1, padding: str = "same"
+    src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Array, Array]:
     """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
-    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
     padded = _pad(src, g)
-    matrix = np.zeros((g.KD * g.KH * g.KW * g.IC, g.OC), src.dtype)
+    matrix = np.zeros((g.taps * g.IC, g.OC), src.dtype)
     for n in range(g.MB):
         for od in range(g.OD):
             matrix += _columns(padded[n], od, g).T @ diff_dst[n, od].reshape(-1, g.OC)
@@ -93,18 +85,17 @@ def _matrix(weights: Array) -> Array:
     return np.ascontiguousarray(weights.transpose(2, 3, 4, 1, 0).reshape(-1, weights.shape[0]))
 
 
-def _padded_size(g: Geometry) -> Triple:
-    """Size of ``src`` with its zeros: no tap of any output falls outside, nor any voxel of ``src``."""
-    return (
-        max((g.OD - 1) * g.SD + g.KD, g.PD + g.ID),
-        max((g.OH - 1) * g.SH + g.KH, g.PH + g.IH),
-        max((g.OW - 1) * g.SW + g.KW, g.PW + g.IW),
-    )
+def _zeros(g: Geometry, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+    """Sources with zeros around, and the view inside: no tap and no voxel of ``src`` falls outside."""
+    sizes = (g.ID, g.IH, g.IW)
+    whole = [max(*of) for of in zip(g.panel_size, np.add(g.before, sizes), strict=True)]
+    padded = np.zeros((g.MB, *whole, g.IC), dtype)
+    return padded, padded[:, g.PD : g.PD + g.ID, g.PH : g.PH + g.IH, g.PW : g.PW + g.IW]
 
 
 def _pad(src: Array, g: Geometry) -> Array:
-    padded = np.zeros((g.MB, *_padded_size(g), g.IC), src.dtype)
-    padded[:, g.PD : g.PD + g.ID, g.PH : g.PH + g.IH, g.PW : g.PW + g.IW] = src
+    padded, inside = _zeros(g, src.dtype)
+    inside[:] = src
     return padded
 
 
@@ -117,7 +108,7 @@ def _columns(padded: Array, od: int, g: Geometry) -> Array:
 
 
 def _taps(padded: Array, od: int, g: Geometry) -> Iterator[tuple[Triple, Array]]:
-    """For each tap, the voxels it meets while the kernel visits plane ``od``: ``(OH, OW, IC)``."""
+    """For each tap, the voxels that it meets while the kernel visits plane ``od``: ``(OH, OW, IC)``."""
     for kd, kh, kw in np.ndindex(g.KD, g.KH, g.KW):
         rows = slice(kh, kh + (g.OH - 1) * g.SH + 1, g.SH)
         cols = slice(kw, kw + (g.OW - 1) * g.SW + 1, g.SW)

@@ -4,25 +4,32 @@
         src[n, od*SD + kd - PD, oh*SH + kh - PH, ow*SW + kw - PW, ic] * weights[oc, ic, kd, kh, kw]
 
 where ``src`` is zero outside its bounds. The two gradients are the same loops with the product's
-three arrays in other roles: each multiply-add of the forward pass is one of each backward pass.
+three arrays in other roles: each multiply-add of the forward pass is one of each backward pass. So there is
+one loop nest, which is compiled for each direction.
 
 Idea       none: this is what every other rung must equal, and what float64 gradients run on
-Loop nest  n, od, oh, ow, oc | ic, kd, kh, kw
+Loop nest  n, od, oh, ow, oc | kd, kh, kw, ic
 Traffic    each multiply-add loads both its factors; nothing is reused on purpose
 Numerics   sums in the arrays' own type, in the order of the loops
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
+from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Array, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import backward_data_geometry, backward_weights_geometry, forward_geometry
+from kernels.base.conv_shapes import Stride
 from kernels.base.jit import kernel
 from kernels.ladder.bias import backward_bias
 
+_FORWARD, _DATA, _WEIGHTS = range(3)
+
 
 def forward(
-    src: Array, weights: Array, bias: Array | None = None, stride: int | Triple = 1, padding: str = "same"
+    src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Array:
     """Convolve.
 
@@ -48,19 +55,15 @@ def forward(
     TypeError
         If dtypes are mixed or not a float32 or float64.
     """
-    g = forward_geometry(src, weights, bias, stride, padding)
+    g = shapes.forward_geometry(src, weights, bias, stride, padding)
     dst = empty(g.dst_shape, src.dtype)
     dst[:] = 0 if bias is None else bias
-    _forward(src, weights, dst, g.stride, g.before)
+    _make(_FORWARD)(src, weights, dst, g.stride, g.before)
     return dst
 
 
 def backward_data(
-    diff_dst: Array,
-    weights: Array,
-    src_shape: tuple[int, ...],
-    stride: int | Triple = 1,
-    padding: str = "same",
+    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Array:
     """Gradient of ``src``: every product of the forward pass, sent back where its factor came from.
 
@@ -81,15 +84,15 @@ def backward_data(
     ValueError, TypeError
         As in `forward`.
     """
-    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
     diff_src = empty(g.src_shape, diff_dst.dtype)
     diff_src[:] = 0
-    _backward_data(diff_dst, weights, diff_src, g.stride, g.before)
+    _make(_DATA)(diff_src, weights, diff_dst, g.stride, g.before)
     return diff_src
 
 
 def backward_weights(
-    src: Array, diff_dst: Array, kernel: Triple, stride: int | Triple = 1, padding: str = "same"
+    src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Array, Array]:
     """Gradients of ``weights`` and ``bias``.
 
@@ -111,73 +114,37 @@ def backward_weights(
     ValueError, TypeError
         As in `forward`.
     """
-    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
     diff_weights = np.zeros(g.weights_shape, src.dtype)
-    _backward_weights(src, diff_dst, diff_weights, g.stride, g.before)
+    _make(_WEIGHTS)(src, diff_weights, diff_dst, g.stride, g.before)
     return diff_weights, backward_bias(diff_dst)
 
 
-@kernel
-def _forward(src: Array, weights: Array, dst: Array, stride: Triple, before: Triple) -> None:
-    MB, ID, IH, IW, IC = src.shape
-    OC, _, KD, KH, KW = weights.shape
-    for n in range(MB):
-        for od in range(dst.shape[1]):
-            for oh in range(dst.shape[2]):
-                for ow in range(dst.shape[3]):
-                    for oc in range(OC):
-                        total = dst[n, od, oh, ow, oc]
-                        for kd in range(KD):
-                            d = od * stride[0] + kd - before[0]
-                            for kh in range(KH):
-                                h = oh * stride[1] + kh - before[1]
-                                for kw in range(KW):
-                                    w = ow * stride[2] + kw - before[2]
-                                    if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
-                                        for ic in range(IC):
-                                            total += src[n, d, h, w, ic] * weights[oc, ic, kd, kh, kw]
-                        dst[n, od, oh, ow, oc] = total
+@functools.cache
+def _make(direction: int) -> Callable[..., None]:
+    """Compile the loop nest for one direction, a constant: only its lines are left."""
 
+    @kernel
+    def visit(src: Array, weights: Array, dst: Array, stride: Triple, before: Triple) -> None:
+        _, ID, IH, IW, IC = src.shape
+        _, _, KD, KH, KW = weights.shape
+        for n, od, oh, ow, oc in np.ndindex(dst.shape):
+            value = dst[n, od, oh, ow, oc]  # the sum so far, or a gradient
+            for kd in range(KD):
+                d = od * stride[0] + kd - before[0]
+                for kh in range(KH):
+                    h = oh * stride[1] + kh - before[1]
+                    for kw in range(KW):
+                        w = ow * stride[2] + kw - before[2]
+                        if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
+                            for ic in range(IC):
+                                if direction == _FORWARD:
+                                    value += src[n, d, h, w, ic] * weights[oc, ic, kd, kh, kw]
+                                elif direction == _DATA:
+                                    src[n, d, h, w, ic] += value * weights[oc, ic, kd, kh, kw]
+                                else:
+                                    weights[oc, ic, kd, kh, kw] += src[n, d, h, w, ic] * value
+            if direction == _FORWARD:
+                dst[n, od, oh, ow, oc] = value
 
-@kernel
-def _backward_data(diff_dst: Array, weights: Array, diff_src: Array, stride: Triple, before: Triple) -> None:
-    MB, ID, IH, IW, IC = diff_src.shape
-    OC, _, KD, KH, KW = weights.shape
-    for n in range(MB):
-        for od in range(diff_dst.shape[1]):
-            for oh in range(diff_dst.shape[2]):
-                for ow in range(diff_dst.shape[3]):
-                    for oc in range(OC):
-                        diff = diff_dst[n, od, oh, ow, oc]
-                        for kd in range(KD):
-                            d = od * stride[0] + kd - before[0]
-                            for kh in range(KH):
-                                h = oh * stride[1] + kh - before[1]
-                                for kw in range(KW):
-                                    w = ow * stride[2] + kw - before[2]
-                                    if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
-                                        for ic in range(IC):
-                                            diff_src[n, d, h, w, ic] += diff * weights[oc, ic, kd, kh, kw]
-
-
-@kernel
-def _backward_weights(
-    src: Array, diff_dst: Array, diff_weights: Array, stride: Triple, before: Triple
-) -> None:
-    MB, ID, IH, IW, IC = src.shape
-    OC, _, KD, KH, KW = diff_weights.shape
-    for n in range(MB):
-        for od in range(diff_dst.shape[1]):
-            for oh in range(diff_dst.shape[2]):
-                for ow in range(diff_dst.shape[3]):
-                    for oc in range(OC):
-                        diff = diff_dst[n, od, oh, ow, oc]
-                        for kd in range(KD):
-                            d = od * stride[0] + kd - before[0]
-                            for kh in range(KH):
-                                h = oh * stride[1] + kh - before[1]
-                                for kw in range(KW):
-                                    w = ow * stride[2] + kw - before[2]
-                                    if 0 <= d < ID and 0 <= h < IH and 0 <= w < IW:
-                                        for ic in range(IC):
-                                            diff_weights[oc, ic, kd, kh, kw] += src[n, d, h, w, ic] * diff
+    return visit

@@ -72,7 +72,7 @@ def _to_blocked(src: Floats, C: int, places: Floats, dst: Floats, shape: Shape) 
 @parallel_kernel
 def _to_ndhwc(source: Source, shape: Shape, dst: Floats, C: int) -> None:
     MB, CB, D, H, W, _ = shape
-    x, scales, shifts, slope = source
+    x, scales, shifts, slope = source[:4]
     volume = D * H * W
     for band in prange(MB * D * bands(H, W)):
         index = signed(band)

@@ -20,7 +20,7 @@ from kernels.base import machine
 from kernels.base.conv_shapes import geometry
 from kernels.conv3d import winograd
 from kernels.conv3d.winograd import weight_gradient
-from kernels.ladder import blocked, direct, im2col, naive
+from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
 
 RUNGS = [im2col, blocked, direct]
 CHANNELS = [1, 3, 4, 5, 16, 17, 32, 48, 64]
@@ -123,15 +123,22 @@ WINOGRAD_ERRORS = {(2, 2, 2): 2e-6, (2, 4, 4): 6e-6, (4, 4, 4): 1.2e-5, (1, 2, 2
 
 def check_winograd(tile, arrays, padding, bound):
     """All directions in float32 are within ``bound`` of float64, of the largest value."""
-    exact = all_directions(im2col, *arrays, 1, padding)
     src, weights, bias, diff_dst = (array.astype(np.float32) for array in arrays)
     single = (
         winograd.forward(src, weights, bias, 1, padding, tile),
         winograd.backward_data(diff_dst, weights, src.shape, 1, padding, tile),
         *winograd.backward_weights(src, diff_dst, weights.shape[2:], 1, padding, tile),
     )
+    check_errors(single, arrays, padding, bound)
+
+
+def check_errors(single, arrays, padding, bound):
+    """Results of all directions are within ``bound`` of float64, of the largest value."""
+    exact = all_directions(im2col, *arrays, 1, padding)
     for name, got, wanted in zip(NAMES, single, exact, strict=True):
         assert got.shape == wanted.shape, name
+        assert got.dtype == np.float32, name
+        assert got.flags.c_contiguous, name
         error = np.abs(got - wanted).max() / np.abs(wanted).max()
         assert error < bound, name
 
@@ -143,16 +150,50 @@ def test_winograd_against_float64(tile, data, seed):
     """Sizes that the tile does not divide, channels that are no multiple of 16, both paddings."""
     padding = data.draw(st.sampled_from(["same", "valid"]))
     kernel = tuple(3 if m > 1 else 1 for m in tile)
-    size = [data.draw(st.sampled_from([3, 6, 11]) if k == 3 else st.just(1)) for k in kernel]
-    MB, IC, OC = (data.draw(st.sampled_from(c)) for c in ([1, 2], [1, 16, 20], [3, 16]))
+    arrays = normal_arrays(data.draw, kernel, padding, seed)
+    check_winograd(tile, arrays, padding, WINOGRAD_ERRORS[tile])
+
+
+def normal_arrays(draw, kernel, padding, seed):
+    """Arrays of a convolution in float64, of a size and channels that are drawn."""
+    size = [draw(st.sampled_from([3, 6, 11]) if k == 3 else st.just(1)) for k in kernel]
+    MB, IC, OC = (draw(st.sampled_from(c)) for c in ([1, 2], [1, 16, 20], [3, 16]))
     generator = np.random.default_rng(seed)
     src = generator.standard_normal((MB, *size, IC))
     weights = generator.standard_normal((OC, IC, *kernel))
     bias = generator.standard_normal(OC)
     shape = geometry(src.shape, weights.shape, 1, padding).dst_shape
-    diff_dst = generator.standard_normal(shape)
-    arrays = [src, weights, bias, diff_dst]
-    check_winograd(tile, arrays, padding, WINOGRAD_ERRORS[tile])
+    return src, weights, bias, generator.standard_normal(shape)
+
+
+@given(data=st.data(), seed=st.integers(0, 1000), threads=st.sampled_from([1, 2]))
+def test_minimal_filtering_against_float64(data, seed, threads):
+    """The bound of F(2, 2, 2); inputs stay as they are."""
+    padding = data.draw(st.sampled_from(["same", "valid"]))
+    arrays = normal_arrays(data.draw, (3, 3, 3), padding, seed)
+    machine.set_threads(min(threads, machine.threads()))
+    single = [array.astype(np.float32) for array in arrays]
+    copies = [array.copy() for array in single]
+    results = all_directions(minimal_filtering, *single, 1, padding)
+    check_errors(results, arrays, padding, WINOGRAD_ERRORS[2, 2, 2])
+    for array, copy in zip(single, copies, strict=True):
+        assert_array_equal(array, copy, err_msg="an input was changed")
+
+
+def test_minimal_filtering_refuses_what_it_cannot_do():
+    src, weights = zeros(1, 4, 4, 4, 2), zeros(3, 2, 3, 3, 3)
+    for arguments in ((src, weights, None, 2), (src, zeros(3, 2, 1, 3, 3)), (src, zeros(3, 2, 5, 5, 5))):
+        with pytest.raises(ValueError, match="minimal_filtering takes 3x3x3 and 1"):
+            minimal_filtering.forward(*arguments)
+    with pytest.raises(ValueError, match="minimal_filtering takes"):
+        minimal_filtering.backward_data(zeros(1, 4, 4, 4, 3), zeros(3, 2, 1, 1, 1), (1, 4, 4, 4, 2))
+    with pytest.raises(ValueError, match="minimal_filtering takes"):
+        minimal_filtering.backward_weights(src, zeros(1, 4, 4, 4, 3), (1, 1, 1))
+
+
+def test_ladder_and_operators_name_the_same_rungs():
+    assert (conv3d.direct, conv3d.naive) == (direct, naive)
+    assert (conv3d.im2col, conv3d.blocked) == (im2col, blocked)
 
 
 @pytest.mark.parametrize("tile", winograd.TILES, ids=str)
@@ -281,7 +322,7 @@ def zeros(*shape, dtype=np.float32):
     return np.zeros(shape, dtype)
 
 
-@pytest.mark.parametrize("rung", [conv3d, naive, *RUNGS], ids=lambda rung: rung.__name__)
+@pytest.mark.parametrize("rung", [conv3d, naive, *RUNGS, minimal_filtering], ids=lambda rung: rung.__name__)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -375,13 +416,17 @@ def test_instruction_set_follows_numba_cpu_name():
         assert machine.tile_vectors() in (2, 6, 24)
 
 
-@given(OH=st.integers(1, 100), OW=st.integers(1, 100), OCB=st.integers(1, 17))
-def test_tile_shape_fits_registers_and_output(OH, OW, OCB):
-    tile = direct.tile_shape(OH, OW, OCB)
-    assert tile.high * tile.wide * tile.cols <= machine.tile_vectors()
-    assert tile.high <= OH
+@given(
+    OW=st.integers(1, 100), OCB=st.integers(1, 17), KW=st.integers(1, 5), width=st.sampled_from([1, 3, 4, 16])
+)
+def test_tiles_fit_registers_and_output(OW, OCB, KW, width):
+    tile = direct.tile_shape(OW, OCB)
+    assert tile.wide * tile.cols <= machine.tile_vectors()
     assert tile.wide <= OW
     assert OCB % tile.cols == 0
+    inputs = direct.weight_tile(KW, width)
+    assert width % inputs == 0
+    assert inputs == 1 or KW * inputs <= machine.tile_vectors()
 
 
 def test_a_kernel_of_one_number():

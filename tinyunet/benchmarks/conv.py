@@ -181,7 +181,7 @@ def measure(
         (layer, system)
         for layer in layers
         for system in (*RUNGS, *peers)
-        if system.key != "winograd" or layer.K == 3
+        if system.key not in ("minimal_filtering", "winograd") or layer.K == 3
     ]
     with tempfile.TemporaryDirectory(prefix="tinyunet-bench-") as folder, contextlib.ExitStack() as stack:
         workers = Workers(Path(folder))

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from kernels.base.layout import blocks
 from kernels.base.simd import LANES
 from kernels.deferred import masking
-from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
+from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient, plain
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import Graph, Node, Value
 
@@ -63,13 +63,13 @@ class Binder(NamedTuple):
         vectors = self.array(f"{role}.scale"), self.array(f"{role}.shift")
         return Source(data, *vectors, float(self.node.attributes[f"{role}.slope"]))
 
-    def gradient(self) -> Gradient:
+    def gradient(self) -> Source:
         """Return the gradient of a convolution's result, deferred or plain."""
         dz = self.array("diff_dst")
         if self.has("diff_dst.x"):
-            return Gradient(dz, *(self.array(f"diff_dst.{part}") for part in ("x", "a", "b", "d")))
+            return gradient(dz, *(self.array(f"diff_dst.{part}") for part in ("x", "a", "b", "d")))
         ones = plain(dz, self.value("diff_dst").shape[-1])
-        return Gradient(dz, NO_MASK.x, ones.scale, ones.shift, ones.shift)
+        return gradient(dz, NO_MASK.x, ones.scale, ones.shift, ones.shift)
 
     def mask(self, end: str = "") -> Mask | None:
         """Return the mask of a gradient that is written, if there is one."""

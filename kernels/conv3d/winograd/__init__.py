@@ -50,7 +50,8 @@ from kernels.base.conv_shapes import (
 from kernels.base.layout import blocks, weights_order
 from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
-from kernels.conv3d.bricks import EMPTY, Epilogue, plain_epilogue, plain_prologue
+from kernels.conv3d.bricks import EMPTY, 
+from kernels.conv3d.write import Outputs
 from kernels.conv3d.winograd import convolution, convolution_groups, cutting, weight_gradient
 
 #: Tiles that can be asked for; what F(1, ...) leaves alone has a kernel of 1 along that axis.
@@ -107,10 +108,10 @@ def backward_weights(
     diff_weights = empty(g.weights_shape)
     diff_bias = np.empty((chunks, OCB * LANES))
     weight_gradient.backward_weights(
-        plain_prologue(reorder_ndhwc_to_nCdhw16c(src)),
+        plain_inputs(reorder_ndhwc_to_nCdhw16c(src)),
         g.src_shape[1:4],
         g.before,
-        plain_prologue(reorder_ndhwc_to_nCdhw16c(diff_dst)),
+        plain_inputs(reorder_ndhwc_to_nCdhw16c(diff_dst)),
         cut,
         tile,
         diff_weights.reshape(g.OC, g.IC, -1),
@@ -151,8 +152,8 @@ def _convolve(
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
     cut = cutting.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
-    epilogue: Epilogue = plain_epilogue(dst, EMPTY if bias is None else bias)
-    prologue = plain_prologue(reorder_ndhwc_to_nCdhw16c(src))
+    epilogue = outputs((dst, NO_MASK.x), bias=bias)
+    prologue = plain_inputs(reorder_ndhwc_to_nCdhw16c(src))
     size = src.shape[1:4]
     if cutting.by_groups(cut, tile, ICB, OCB):
         order = weights_order(weights.shape, adjoint=adjoint)

@@ -29,21 +29,13 @@ from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, 
 from kernels.base.machine import threads
 from kernels.base.prefetch import NOTHING, part_of, upcoming
 from kernels.base.simd import LANES, address, fence
-from kernels.conv3d.bricks import (
-    Cut,
-    Epilogue,
-    Prologue,
-    count_bricks,
-    finish_block,
-    next_brick,
-    share,
-    source_tensors,
-)
-from kernels.conv3d.epilogue import finish_size
+from kernels.conv3d.bricks import Cut, count_bricks, next_brick, share, source_tensors
+from kernels.conv3d.read import Inputs
 from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, multiply, slot_size, transform_in, transform_out
 from kernels.conv3d.winograd.sums import brick_chunks, register_tile, transform_back
 from kernels.conv3d.winograd.weight_gradient import pack_both, packed_size
+from kernels.conv3d.write import Outputs, Staged, finish_block, finish_size
 from kernels.ladder.cook_toom import DIFF_DST, INPUT, sizes
 
 # Sums and weights of a pair of blocks pass through the cache once a brick. With more of them than this for
@@ -58,12 +50,12 @@ def pays(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
 
 
 def backward(
-    gradient: Prologue,
+    gradient: Inputs,
     size: Triple,
     before: Triple,
     weights: Floats,
-    source: Prologue,
-    epilogue: Epilogue,
+    source: Inputs,
+    epilogue: Outputs,
     cut: Cut,
     tile: Triple,
     diff_weights: Floats,
@@ -72,7 +64,7 @@ def backward(
 
     Parameters
     ----------
-    gradient, source : Prologue
+    gradient, source : Inputs
         Of the convolution's result, and what it read.
     size : (D, H, W)
         Of both.
@@ -80,7 +72,7 @@ def backward(
         Zeros before the first voxel.
     weights : ndarray, `convolution.packed_shape`
         Adjoint.
-    epilogue : Epilogue
+    epilogue : Outputs
         Takes the gradient of the source.
     cut : Cut
         `weight_gradient.cut_output`.
@@ -126,12 +118,12 @@ def _scratch_size(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
 @parallel_kernel
 def _share_chunks(
     address: int,
-    gradient: Prologue,
+    gradient: Inputs,
     size: Triple,
     before: Triple,
     weights: Floats,
-    source: Prologue,
-    epilogue: Epilogue,
+    source: Inputs,
+    epilogue: Outputs,
     cut: Cut,
     chunks: int,
     sums: Floats,
@@ -155,12 +147,12 @@ def _make_backward(
     @worker_kernel
     def backward_chunks(
         worker: int,
-        gradient: Prologue,
+        gradient: Inputs,
         size: Triple,
         before: Triple,
         weights: Floats,
-        source: Prologue,
-        epilogue: Epilogue,
+        source: Inputs,
+        epilogue: Outputs,
         cut: Cut,
         chunks: int,
         sums: Floats,
@@ -174,7 +166,6 @@ def _make_backward(
         slot, slot_e = slot_size(max(ICB, OCB), T), slot_size(ICB, T)
         own = scratch[worker]
         S = own.size - (ICB + 1) * LANES  # where `pack_both` leaves sums of src, which nobody needs
-        last = own[S - finishing : S]
         for chunk in range(worker, chunks, scratch.shape[0]):
             begin, end = share(count_bricks(cut), chunk, chunks)
             first = chunk * planes * PW * groups * OCB * block
@@ -223,7 +214,8 @@ def _make_backward(
                         transform_out(own, M, slot, own, src, rows_here, tiles, icb, mw)
                 for icb in range(ICB):
                     at = SRC + icb * T * mw * LANES
-                    finish_block(epilogue, cut, brick, icb, own, at, src_apart, inner, last, md, mh)
+                    result = Staged(at, src_apart, inner, S - finishing)
+                    finish_block(epilogue, cut, brick, icb, own, result, md, mh)
         fence()
 
     return backward_chunks

@@ -12,31 +12,28 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.base.arguments import Floats, Triple
-from kernels.base.buffers import at_lines, scratchpad
+from kernels.base.buffers import scratchpad
 from kernels.base.jit import parallel_kernel, prange, run_workers, signed, worker_kernel
 from kernels.base.layout import WeightsOrder, pack_weights_part, weights_order
 from kernels.base.machine import threads
 from kernels.base.prefetch import Region, part_of, tensors, upcoming
-from kernels.base.simd import LANES, address, fence, load, put_vector
+from kernels.base.simd import LANES, address, fence, load
+from kernels.base.streaming import at_lines, put_vector
 from kernels.conv3d.bricks import (
     EMPTY,
     Cut,
-    Epilogue,
-    Prologue,
     convolve_bricks,
     count_bricks,
-    finish_block,
     locate,
     next_brick,
-    pack_brick,
     share,
     source_tensors,
 )
-from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.slab import buffer_size
+from kernels.conv3d.read import Inputs, Slab, Window, buffer_size, pack_brick
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.conv3d.winograd.cutting import gemm_tile, kernel_of, points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import multiply, slot_size, transform_in, transform_out
+from kernels.conv3d.write import Outputs, Staged, finish_block, finish_size
 from kernels.ladder.cook_toom import INPUT, WEIGHTS, sizes
 
 
@@ -70,11 +67,11 @@ def pack_weights(weights: Floats, tile: Triple, dst: Floats, *, adjoint: bool = 
 
 
 def convolve(
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
     weights: Floats,
-    epilogue: Epilogue,
+    epilogue: Outputs,
     cut: Cut,
     tile: Triple,
 ) -> None:
@@ -170,12 +167,12 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
     @worker_kernel
     def convolve_share(
         worker: int,
-        prologue: Prologue,
+        prologue: Inputs,
         src_size: Triple,
         before: Triple,
         weights: Floats,
         kernel: Triple,
-        epilogue: Epilogue,
+        epilogue: Outputs,
         cut: Cut,
         scratch: Floats,
     ) -> None:
@@ -190,9 +187,8 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
         M = planes * apart
         V = M + slot
         own = scratch[worker]
-        last = own[own.size - finishing :]
         source = source_tensors(prologue)
-        beside = tensors(epilogue.x_a, EMPTY, epilogue.x_b, EMPTY, epilogue.blocks_a, OCB)
+        beside = tensors(epilogue.mask_a.x, EMPTY, epilogue.mask_b.x, EMPTY, epilogue.blocks_a, OCB)
         groups = OCB // cols
         begin, stop_unit = share(bricks * groups, worker, scratch.shape[0])
         for brick in range(begin // groups, -(-stop_unit // groups)):
@@ -200,7 +196,7 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             end = min(stop_unit - brick * groups, groups) * cols
             n, start, _ = locate(cut, brick)
             origin = (start[0] - before[0], start[1] - before[1], -before[2])
-            pack_brick(prologue, n, src_size, own, 0, apart, M, 0, origin, extent, INPUT, md, mh)
+            pack_brick(prologue, Window(n, origin, extent), own, Slab(0, apart, M, 0), INPUT, md, mh)
             following = next_brick(cut, brick, before, src_size, md > 1, mh > 1)
             x = Region(n, (cut.OD, cut.OH, cut.OW), start, cut.planes, cut.lines)
             for plane in range(planes):
@@ -218,7 +214,9 @@ def _make_convolve(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[
             staged = (extent[0], extent[1], wide)
             for ocb in range(first, end):
                 at = ocb * T * mw * LANES
-                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, last, md, mh)
+                finish_block(
+                    epilogue, cut, brick, ocb, own, Staged(at, apart, staged, own.size - finishing), md, mh
+                )
         fence()
 
     return convolve_share

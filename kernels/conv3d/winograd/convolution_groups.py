@@ -32,12 +32,13 @@ from kernels.base.jit import (
 from kernels.base.layout import WeightsOrder, pack_weights_part, part_line
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, address, fence
-from kernels.conv3d.bricks import Cut, Epilogue, Prologue, count_bricks, finish_block, share
-from kernels.conv3d.epilogue import finish_size
+from kernels.conv3d.bricks import Cut, count_bricks, share
+from kernels.conv3d.read import Inputs
 from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd.cutting import gemm_tile, points, slab_planes, tile_count
 from kernels.conv3d.winograd.packing import Points, pack_points
 from kernels.conv3d.winograd.stages import multiply_block, slot_size, transform_out
+from kernels.conv3d.write import Outputs, Staged, finish_block, finish_size
 from kernels.ladder.cook_toom import INPUT, WEIGHTS, sizes
 
 # Tiles that are multiplied at a time, of several bricks, and bytes of their sums in the second-level cache,
@@ -46,12 +47,12 @@ _TILES, _CACHED = 32, 512 * 1024
 
 
 def convolve(
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
     weights: Floats,
     order: WeightsOrder,
-    epilogue: Epilogue,
+    epilogue: Outputs,
     cut: Cut,
     tile: Triple,
 ) -> None:
@@ -93,7 +94,7 @@ def share_groups(
     source: Points,
     weights: Floats,
     order: WeightsOrder,
-    epilogue: Epilogue,
+    epilogue: Outputs,
     cut: Cut,
     at_once: int,
     scratch: Floats,
@@ -151,7 +152,7 @@ def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..
         source: Points,
         weights: Floats,
         order: WeightsOrder,
-        epilogue: Epilogue,
+        epilogue: Outputs,
         cut: Cut,
         at_once: int,
         scratch: Floats,
@@ -163,7 +164,6 @@ def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..
         m_slot, results = slot_size(cols, padded), slot_size(1, at_once * here * mw)
         extent = (cut.planes // md, cut.lines // mh, wide)
         own = scratch[worker]
-        last = own[own.size - finishing :]
         # A pair's weights lie behind M, and at the end the results along w in their place.
         behind = PW * planes * m_slot
         pair = own[behind:]
@@ -194,7 +194,8 @@ def _make_groups(md: int, mh: int, mw: int, rows: int, cols: int) -> Callable[..
                     transform_out(own, m, m_slot, pair, plane * results, tiles, 1, 0, mw)
                 for k in range(count):
                     ocb, at = group * cols + c, behind + k * here * mw * LANES
-                    finish_block(epilogue, cut, first + k, ocb, own, at, results, extent, last, md, mh)
+                    staged = Staged(at, results, extent, own.size - finishing)
+                    finish_block(epilogue, cut, first + k, ocb, own, staged, md, mh)
         fence()
 
     return convolve_groups

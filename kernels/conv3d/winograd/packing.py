@@ -17,8 +17,8 @@ from kernels.base.buffers import scratchpad
 from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, signed, worker_kernel
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, load, store
-from kernels.conv3d.bricks import Cut, Prologue, count_bricks, locate, pack_channel_block, share
-from kernels.conv3d.slab import buffer_size
+from kernels.conv3d.bricks import Cut, count_bricks, locate, share
+from kernels.conv3d.read import Inputs, Slab, Window, buffer_size, pack_channel_block
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import slot_size, transform_in
 from kernels.ladder.cook_toom import DIFF_DST, INPUT, sizes
@@ -42,14 +42,7 @@ class Points(NamedTuple):
 
 
 def pack_points(
-    purpose: str,
-    prologue: Prologue,
-    size: Triple,
-    before: Triple,
-    cut: Cut,
-    tile: Triple,
-    kind: int,
-    cols: int,
+    purpose: str, prologue: Inputs, size: Triple, before: Triple, cut: Cut, tile: Triple, kind: int, cols: int
 ) -> Points:
     """Pack and transform all channel blocks of a prologue.
 
@@ -57,7 +50,7 @@ def pack_points(
     ----------
     purpose : str
         Of the scratchpad that holds the points.
-    prologue : Prologue
+    prologue : Inputs
     size, before : (d, h, w)
         Voxels of the tensor, and zeros before the first.
     cut : Cut
@@ -85,7 +78,7 @@ def pack_points(
 @parallel_kernel
 def share_units(
     address: int,
-    prologue: Prologue,
+    prologue: Inputs,
     size: Triple,
     before: Triple,
     cut: Cut,
@@ -106,7 +99,7 @@ def _make_pack(md: int, mh: int, mw: int, kind: int, cols: int) -> Callable[...,
     @worker_kernel
     def pack_blocks(
         worker: int,
-        prologue: Prologue,
+        prologue: Inputs,
         size: Triple,
         before: Triple,
         cut: Cut,
@@ -124,9 +117,8 @@ def _make_pack(md: int, mh: int, mw: int, kind: int, cols: int) -> Callable[...,
             n, first, _ = locate(cut, brick)
             start = (first[0] - before[0], first[1] - before[1], -before[2])
             sums = own.size - LANES
-            pack_channel_block(
-                prologue, block, n, size, own, 0, apart, buffer, sums, start, extent, kind, md, mh
-            )
+            window, slab = Window(n, start, extent), Slab(0, apart, buffer, sums)
+            pack_channel_block(prologue, block, window, own, slab, kind, md, mh)
             if kind == DIFF_DST:
                 store(data, packed.sums + unit * LANES, load(own, sums))
             to = (block // cols * cols * T + block % cols + brick * here * cols) * LANES

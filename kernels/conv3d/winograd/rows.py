@@ -25,29 +25,24 @@ from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.buffers import scratchpad
 from kernels.base.jit import run_workers, specialised, worker_kernel
 from kernels.base.machine import threads
-from kernels.base.prefetch import tensors, upcoming
-from kernels.base.simd import LANES, LINE, fence, prefetch
-from kernels.base.tiles import tile_load, tile_rank1, tile_store, tile_zero
+from kernels.base.prefetch import LINE, tensors, upcoming
+from kernels.base.simd import LANES, fence, prefetch, tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.bricks import (
     EMPTY,
     Cut,
-    Epilogue,
-    Prologue,
     convolve_bricks,
     count_bricks,
-    finish_block,
     locate,
     next_brick,
-    pack_brick,
     share,
     source_tensors,
 )
-from kernels.conv3d.epilogue import finish_size
-from kernels.conv3d.slab import Block, buffer_size, pack_block
+from kernels.conv3d.read import Inputs, Slab, Window, buffer_size, pack_brick
 from kernels.conv3d.winograd import cutting
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.stages import slot_size
 from kernels.conv3d.winograd.sums import gather_bricks, transform_back
+from kernels.conv3d.write import Outputs, Staged, finish_block, finish_size
 from kernels.ladder.bias import add_voxels
 from kernels.ladder.cook_toom import DIFF_DST, INPUT
 from kernels.ladder.direct import TileShape, tile_shape, weight_tile
@@ -72,16 +67,16 @@ def packed_shape(cut: Cut, tile: Triple, KW: int, OCB: int, width: int) -> tuple
 
 def register_tile(cut: Cut, OCB: int) -> TileShape:
     """Register tile: voxels of a row by blocks of output channels."""
-    return tile_shape(1, cut.OW, OCB)
+    return tile_shape(cut.OW, OCB)
 
 
 def convolve(
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
     weights: Floats,
     kernel: Triple,
-    epilogue: Epilogue,
+    epilogue: Outputs,
     cut: Cut,
     tile: Triple,
 ) -> None:
@@ -116,10 +111,10 @@ def convolve(
 
 
 def backward_weights(
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
-    gradient: Prologue,
+    gradient: Inputs,
     cut: Cut,
     kernel: Triple,
     tile: Triple,
@@ -132,7 +127,7 @@ def backward_weights(
     ----------
     prologue, src_size, before, cut, kernel, tile
         As in `convolve`.
-    gradient : Prologue
+    gradient : Inputs
         Of the output, in blocks.
     diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
         Filled.
@@ -182,14 +177,11 @@ def pack_lines(
 
     def implementation(prologue, src_size, before, n, start, own, extent, md, mh):  # type: ignore[no-untyped-def]
         D, H, W = src_size
-        size = (D, H, W * prologue.width // LANES)
-        first = n * D * H * size[2] * LANES
+        lines = Inputs(prologue.a, prologue.b, 1, 1, (D, H, W * prologue.width // LANES), LANES)
         origin = (start[0] - before[0], start[1] - before[1], -1)
         apart = slot_size(1, extent[0] * extent[1] * extent[2])
-        u, v, slope = prologue.u_a, prologue.v_a, prologue.slope_a
-        block = Block(u, v, first, size, prologue.coefficients, 0, slope)
-        buffer = planes * apart
-        pack_block(block, own, 0, apart, buffer, 0, origin, extent, INPUT, MD, MH)
+        slab = Slab(0, apart, planes * apart, 0)
+        pack_brick(lines, Window(n, origin, extent), own, slab, INPUT, MD, MH)
 
     return implementation
 
@@ -201,12 +193,12 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
     @worker_kernel
     def convolve_share(
         worker: int,
-        prologue: Prologue,
+        prologue: Inputs,
         src_size: Triple,
         before: Triple,
         weights: Floats,
         kernel: Triple,
-        epilogue: Epilogue,
+        epilogue: Outputs,
         cut: Cut,
         scratch: Floats,
     ) -> None:
@@ -215,7 +207,6 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
         deep, high = cut.planes // md, cut.lines // mh
         extent, staged = (deep, high, OW * width // LANES + 2), (deep, high, OW)
         own = scratch[worker]
-        last = own[own.size - finishing :]
         plane_size = slot_size(1, deep * high * extent[2])
         apart, block = slot_size(OCB, deep * high * OW), deep * high * OW * LANES
         bricks = count_bricks(cut)
@@ -233,15 +224,17 @@ def _make_convolve(md: int, mh: int, wide: int, cols: int, width: int) -> Callab
                         # The last tile is moved back inside; its voxels are computed twice.
                         w = min(w_tile, OW - wide)
                         x = first + row * extent[2] * LANES + w * width
-                        sums = tile_zero(1, wide, cols)
+                        sums = tile_zero(wide, cols)
                         for k in range(run):
                             y = at + k * cols * LANES
-                            sums = tile_rank1(sums, own, x + k, 0, width, weights, y)
+                            sums = tile_rank1(sums, own, x + k, 0, width, weights, y, 1, wide, cols)
                         z = to + group * cols * block + (row * OW + w) * LANES
-                        tile_store(sums, own, z, 0, LANES, block)
+                        tile_store(sums, own, z, 0, LANES, block, 1, wide, cols)
             for ocb in range(OCB):
                 at = planes * plane_size + ocb * block
-                finish_block(epilogue, cut, brick, ocb, own, at, apart, staged, last, md, mh)
+                finish_block(
+                    epilogue, cut, brick, ocb, own, Staged(at, apart, staged, own.size - finishing), md, mh
+                )
         fence()
 
     return convolve_share
@@ -254,10 +247,10 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
     @worker_kernel
     def accumulate_chunks(
         worker: int,
-        prologue: Prologue,
+        prologue: Inputs,
         src_size: Triple,
         before: Triple,
-        gradient: Prologue,
+        gradient: Inputs,
         cut: Cut,
         sums: Floats,
         diff_bias: Doubles,
@@ -283,7 +276,8 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
             for brick in range(begin, end):
                 n, start, _ = locate(cut, brick)
                 pack_lines(prologue, src_size, before, n, start, own, extent, md, mh)
-                pack_brick(gradient, n, size, own, G, apart, buffer, S, start, inner, DIFF_DST, md, mh)
+                slab = Slab(G, apart, buffer, S)
+                pack_brick(gradient, Window(n, start, inner), own, slab, DIFF_DST, md, mh)
                 add_voxels(own, S, 1, 1, 1, diff_bias[chunk], own[S + OCB * LANES :])
                 following = next_brick(cut, brick, (0, 0, 0), size, 0, 0)
                 for i in range(planes * OCB):
@@ -306,10 +300,12 @@ def _make_accumulate(md: int, mh: int, KW: int, inputs: int, width: int) -> Call
                                 prefetch(beside)
                                 near += line
                                 beside += line
-                                tile = tile_rank1(tile, own, x, width, 1, own, y)
-                                tile = tile_rank1(tile, own, x + width, width, 1, own, y + LANES)
+                                tile = tile_rank1(tile, own, x, width, 1, own, y, KW, inputs, 1)
+                                tile = tile_rank1(
+                                    tile, own, x + width, width, 1, own, y + LANES, KW, inputs, 1
+                                )
                                 x += 2 * width
                                 y += 2 * LANES
-                        tile_store(tile, sums, to, width * LANES, LANES, 0)
+                        tile_store(tile, sums, to, width * LANES, LANES, 0, KW, inputs, 1)
 
     return accumulate_chunks

@@ -15,7 +15,8 @@ from kernels.base.jit import call_worker, parallel_kernel, prange, signed
 from kernels.base.layout import WeightsOrder, unpack_weights_part, weights_order
 from kernels.base.machine import threads, tile_vectors
 from kernels.base.simd import LANES, load, store
-from kernels.conv3d.bricks import Cut, Prologue
+from kernels.conv3d.bricks import Cut
+from kernels.conv3d.read import Inputs
 from kernels.conv3d.transform import scratch_vectors, transform_tile
 from kernels.ladder.cook_toom import DIFF_WEIGHTS, sizes
 
@@ -35,10 +36,10 @@ def brick_chunks(cut: Cut) -> int:
 @parallel_kernel
 def gather_bricks(
     address: int,
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
-    gradient: Prologue,
+    gradient: Inputs,
     cut: Cut,
     sums: Floats,
     diff_bias: Doubles,

@@ -26,17 +26,8 @@ from kernels.base.jit import run_workers, specialised, worker_kernel
 from kernels.base.machine import threads
 from kernels.base.prefetch import part_of, upcoming
 from kernels.base.simd import LANES, address
-from kernels.conv3d.bricks import (
-    Cut,
-    Prologue,
-    count_bricks,
-    locate,
-    next_brick,
-    pack_brick,
-    share,
-    source_tensors,
-)
-from kernels.conv3d.slab import buffer_size
+from kernels.conv3d.bricks import Cut, count_bricks, locate, next_brick, share, source_tensors
+from kernels.conv3d.read import Inputs, Slab, Window, buffer_size, pack_brick
 from kernels.conv3d.winograd import cutting, weight_gradient_pairs
 from kernels.conv3d.winograd.cutting import points, slab_extent, slab_planes, tile_count
 from kernels.conv3d.winograd.stages import accumulate, slot_size, transform_in
@@ -66,10 +57,10 @@ def by_pairs(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
 
 
 def backward_weights(
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
-    gradient: Prologue,
+    gradient: Inputs,
     cut: Cut,
     tile: Triple,
     diff_weights: Floats,
@@ -79,7 +70,7 @@ def backward_weights(
 
     Parameters
     ----------
-    prologue, gradient : Prologue
+    prologue, gradient : Inputs
         The source, and the gradient of the output.
     src_size : (D, H, W)
     before : (d, h, w)
@@ -170,8 +161,10 @@ def pack_both(
         n, start, _ = locate(cut, brick)
         origin = (start[0] - before[0], start[1] - before[1], -before[2])
         G, buffer = planes * apart, planes * (apart + gradient_apart)
-        pack_brick(prologue, n, src_size, own, 0, apart, buffer, 0, origin, extent, INPUT, MD, MH)
-        pack_brick(gradient, n, size, own, G, gradient_apart, buffer, sums, start, inner, DIFF_DST, MD, MH)
+        slab = Slab(0, apart, buffer, 0)
+        pack_brick(prologue, Window(n, origin, extent), own, slab, INPUT, MD, MH)
+        slab = Slab(G, gradient_apart, buffer, sums)
+        pack_brick(gradient, Window(n, start, inner), own, slab, DIFF_DST, MD, MH)
         return extent, inner, apart, gradient_apart
 
     return implementation
@@ -184,10 +177,10 @@ def _make_accumulate(md: int, mh: int, mw: int, inputs: int, cols: int) -> Calla
     @worker_kernel
     def accumulate_chunks(
         worker: int,
-        prologue: Prologue,
+        prologue: Inputs,
         src_size: Triple,
         before: Triple,
-        gradient: Prologue,
+        gradient: Inputs,
         cut: Cut,
         sums: Floats,
         diff_bias: Doubles,

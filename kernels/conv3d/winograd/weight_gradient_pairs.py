@@ -24,7 +24,8 @@ from kernels.base.jit import call_worker, parallel_kernel, prange, run_workers, 
 from kernels.base.layout import WeightsOrder, unpack_weights_part, weights_order
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, address
-from kernels.conv3d.bricks import Cut, Prologue, share
+from kernels.conv3d.bricks import Cut, share
+from kernels.conv3d.read import Inputs
 from kernels.conv3d.transform import scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd.cutting import slab_planes
 from kernels.conv3d.winograd.packing import Points, pack_points
@@ -34,10 +35,10 @@ from kernels.ladder.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, sizes
 
 
 def backward_weights(
-    prologue: Prologue,
+    prologue: Inputs,
     src_size: Triple,
     before: Triple,
-    gradient: Prologue,
+    gradient: Inputs,
     cut: Cut,
     tile: Triple,
     diff_weights: Floats,

@@ -81,7 +81,7 @@ class Deferred(NamedTuple):
     def mask(self) -> Mask:
         source = self.source
         sums = poisoned(2, partials(source.data.shape), source.scale.size, dtype=np.float64)
-        return Mask(*source, per_channel(self.mean), sums)
+        return Mask(*source[:4], per_channel(self.mean), sums)
 
     def value(self) -> Array:
         """What it means, in float64."""

@@ -8,8 +8,8 @@ from kernels.base import layout, machine, reorder
 from kernels.base.simd import LANES
 from kernels.conv3d import operator as fused
 from kernels.conv3d.winograd import cutting
-from kernels.deferred.statistics import finish_moments
-from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source
+from kernels.deferred.statistics import BatchNorm, Normalisation, finish_moments
+from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient
 from kernels.ladder import im2col
 
 CASES = [
@@ -81,7 +81,7 @@ class Problem:
 
     def gradient(self):
         coefficients = [lanes(values, self.OC) for values in self.abd]
-        return Gradient(blocked(self.dz), blocked(self.x), *coefficients)
+        return gradient(blocked(self.dz), blocked(self.x), *coefficients)
 
     def diff_dst(self):
         a, b, d = (values.astype(np.float64) for values in self.abd)
@@ -107,7 +107,7 @@ class Problem:
                 found.append(NO_MASK)
                 continue
             sums = nans(*fused.sums_shape(p, i), dtype=np.float64)
-            found.append(Mask(*self.sources()[i], lanes(self.mean(i), C), sums))
+            found.append(Mask(*self.sources()[i][:4], lanes(self.mean(i), C), sums))
         return tuple(found)
 
     def plan(self):
@@ -162,7 +162,7 @@ def test_forward_and_moments(problem, form, threads):
     parameters = np.ones(C, np.float32), np.zeros(C, np.float32)
     running = np.zeros(C, np.float32), np.zeros(C, np.float32)
     outputs = [nans(OCB * LANES) for _ in range(4)]
-    finish_moments(moments, *parameters, 0.0, 0.0, *running, *outputs)
+    finish_moments(moments, BatchNorm(*parameters, 0.0, 0.0, *running), Normalisation(*outputs))
     voxels = got.reshape(-1, C).astype(np.float64)
     assert_close(running[0], voxels.mean(axis=0), 1e-6)
     if len(voxels) > 1:
@@ -266,9 +266,9 @@ def test_first_layer_reads_its_channels_last(C):
     fused.forward(p, source, NO_SOURCE, packed, np.zeros(32, np.float32), dst)
     assert_array_equal(reorder.reorder_nCdhw16c_to_ndhwc(dst, 20), im2col.forward(src, weights))
     one = lanes(np.ones(20), 20)
-    gradient = Gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
+    diff = gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
     diff_weights, diff_bias = nans(*weights.shape), nans(20)
-    fused.backward_weights(p, source, NO_SOURCE, gradient, diff_weights, diff_bias)
+    fused.backward_weights(p, source, NO_SOURCE, diff, diff_weights, diff_bias)
     exact = im2col.backward_weights(src, diff_dst, (3, 3, 3))
     assert_array_equal(diff_weights, exact[0])
     assert_array_equal(diff_bias, exact[1])
@@ -309,9 +309,9 @@ def test_first_layer_is_transformed_along_two_axes(size, C, OC, kernel, tile, th
     means = (counts * moments[:, 1, :OC]).sum(axis=0) / np.prod(size)
     assert_close(means, exact.mean(axis=(0, 1, 2, 3), dtype=np.float64), 1e-5)
     one = lanes(np.ones(OC), OC)
-    gradient = Gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
+    diff = gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
     diff_weights, diff_bias = nans(*weights.shape), nans(OC)
-    fused.backward_weights(p, source, NO_SOURCE, gradient, diff_weights, diff_bias)
+    fused.backward_weights(p, source, NO_SOURCE, diff, diff_weights, diff_bias)
     wanted = im2col.backward_weights(src, diff_dst, kernel)
     assert_close(diff_weights, wanted[0], tolerance)
     assert_array_equal(diff_bias, wanted[1])
@@ -331,7 +331,7 @@ def test_moments_are_as_accurate_as_two_passes():
     running = np.zeros(16, np.float32), np.zeros(16, np.float32)
     one, zero = np.ones(16, np.float32), np.zeros(16, np.float32)
     outputs = [nans(16) for _ in range(4)]
-    finish_moments(moments, one, zero, 0.0, 0.0, *running, *outputs)
+    finish_moments(moments, BatchNorm(one, zero, 0.0, 0.0, *running), Normalisation(*outputs))
     voxels = src.reshape(-1, 16).astype(np.float64)
     assert_close(running[0], voxels.mean(axis=0), 1e-7)
     assert_close(running[1], voxels.var(axis=0), 1e-5)

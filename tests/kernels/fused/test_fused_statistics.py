@@ -32,7 +32,8 @@ def finish_moments(moments, gamma, beta, running):
     """Scale, shift, mean and rstd, each (CB * 16,)."""
     filled = [poisoned(lanes(gamma.size)) for _ in range(4)]
     with unchanged(moments, gamma, beta):
-        statistics.finish_moments(moments, gamma, beta, EPSILON, MOMENTUM, *running, *filled)
+        norm = statistics.BatchNorm(gamma, beta, EPSILON, MOMENTUM, *running)
+        statistics.finish_moments(moments, norm, statistics.Normalisation(*filled))
     return filled
 
 
@@ -131,7 +132,8 @@ def test_gradient_of_batch_norm(mean, size, channels, seed):
     coefficients = [poisoned(lanes(channels)) for _ in range(3)]
     diffs = [poisoned(channels) for _ in range(2)]
     with unchanged(mask.sums, gamma, means, rstd):
-        statistics.finish_gradient(mask.sums, x[..., 0].size, gamma, means, rstd, *coefficients, *diffs)
+        out = statistics.NormGradient(*coefficients, *diffs)
+        statistics.finish_gradient(mask.sums, x[..., 0].size, gamma, means, rstd, out)
     for name, vector in zip("abd", coefficients, strict=True):
         assert_exact(vector[channels:], np.zeros(lanes(channels) - channels), name)
     a, b, d = (vector[:channels].astype(np.float64) for vector in coefficients)

@@ -6,8 +6,8 @@ from deferred import CHANNELS, SIZES, SLOPES, blocked, per_channel, poisoned, un
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.deferred.tensors import Gradient, Source
-from kernels.deferred.whole import form_gradient, normalize
+from kernels.deferred.normalizing import normalize
+from kernels.deferred.tensors import Source, gradient
 
 
 @given(SIZES, CHANNELS, SLOPES, st.integers(0, 99))
@@ -27,10 +27,10 @@ def test_form_gradient_also_in_place(size, channels, seed):
     generator = np.random.default_rng(seed)
     dz, x, a, b, d = (integers(generator, *s, channels) for s in (size, size, (), (), ()))
     vectors = [per_channel(v) for v in (a, b, d)]
-    gradient = Gradient(blocked(dz), blocked(x), *vectors)
-    dst = poisoned(*gradient.dz.shape)
-    with unchanged(*gradient):
-        form_gradient(gradient, dst)
+    source = gradient(blocked(dz), blocked(x), *vectors)
+    dst = poisoned(*source.data.shape)
+    with unchanged(source.data, source.other, *vectors):
+        normalize(source, dst)
     assert_exact(unblocked(dst, channels), a * dz + b * x + d)
-    form_gradient(gradient, gradient.dz)
-    assert_exact(gradient.dz, dst)
+    normalize(source, source.data)
+    assert_exact(source.data, dst)

@@ -22,8 +22,8 @@ from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCd
 from kernels.base.simd import LANES
 from kernels.conv3d import operator as conv3d
 from kernels.conv3d import winograd
-from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Gradient, Mask, Source, plain
-from kernels.ladder import blocked, direct, im2col, naive
+from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient, plain
+from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
 from kernels.ladder.direct import FEW_CHANNELS
 from tinyunet.benchmarks.peers import Convolution
 from tinyunet.benchmarks.peers.ours import VERSION as VERSION
@@ -36,6 +36,7 @@ RUNGS: dict[str, ModuleType] = {
     "im2col": im2col,
     "blocked": blocked,
     "direct": direct,
+    "minimal_filtering": minimal_filtering,
     "winograd": winograd,
 }
 FUSED = "fused"
@@ -99,21 +100,21 @@ def _backward_data(src: Array, weights: Array, diff_dst: Array, tile: Triple | N
     p = conv3d.plan((oc, 0), (ic, 0), src.shape[:4], tuple(kernel), tile)
     packed = empty(conv3d.packed_shape(p))
     conv3d.pack(p, weights, packed, adjoint=True)
-    gradient, dst = _gradient(diff_dst), empty(_blocked_shape(src))
+    diff, dst = _gradient(diff_dst), empty(_blocked_shape(src))
     x = plain(reorder_ndhwc_to_nCdhw16c(src), ic)
-    mask = Mask(*x, x.shift, np.empty(conv3d.sums_shape(p, 0)))
+    mask = Mask(*x[:4], x.shift, np.empty(conv3d.sums_shape(p, 0)))
     return (
-        lambda: conv3d.backward_data(p, gradient, packed, (dst, NO_MASK.x), (mask, NO_MASK)),
+        lambda: conv3d.backward_data(p, diff, packed, (dst, NO_MASK.x), (mask, NO_MASK)),
         lambda _: reorder_nCdhw16c_to_ndhwc(dst, ic),
     )
 
 
 def _backward_weights(src: Array, weights: Array, diff_dst: Array, tile: Triple | None) -> Case:
     p = _plan(src, weights, tile, keeps_both=True)
-    source, gradient = _source(src), _gradient(diff_dst)
+    source, diff = _source(src), _gradient(diff_dst)
     diff_weights, diff_bias = np.empty_like(weights), np.empty(weights.shape[0], np.float32)
     return (
-        lambda: conv3d.backward_weights(p, source, NO_SOURCE, gradient, diff_weights, diff_bias),
+        lambda: conv3d.backward_weights(p, source, NO_SOURCE, diff, diff_weights, diff_bias),
         lambda _: diff_weights,
     )
 
@@ -136,11 +137,11 @@ def _source(src: Array) -> Source:
     return plain(reorder_ndhwc_to_nCdhw16c(src), src.shape[-1])
 
 
-def _gradient(diff_dst: Array) -> Gradient:
+def _gradient(diff_dst: Array) -> Source:
     """Return a gradient to be formed of two tensors, one of which counts nothing."""
     dz = plain(reorder_ndhwc_to_nCdhw16c(diff_dst), diff_dst.shape[-1])
     x = reorder_ndhwc_to_nCdhw16c(diff_dst[..., ::-1])
-    return Gradient(dz.data, x, dz.scale, dz.shift, dz.shift)
+    return gradient(dz.data, x, dz.scale, dz.shift, dz.shift)
 
 
 def _blocked_shape(array: Array) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from kernels.base.arguments import Floats, tensor
 from kernels.base.buffers import empty
 from kernels.base.conv_shapes import forward_geometry
 from kernels.conv3d import operator as conv3d
-from kernels.conv3d.bricks import NO_MOMENTS
+from kernels.conv3d.write import NO_MOMENTS
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask
 from kernels.ladder.direct import FEW_CHANNELS
 from kernels.ops import fused_conv_transpose3d as conv_transpose3d

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.deferred import masking, statistics, whole
+from kernels.deferred import masking, statistics
+from kernels.deferred.normalizing import normalize
 from kernels.deferred.tensors import NO_MASK
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node, Value
@@ -186,7 +187,7 @@ def _moments(b: Binder) -> Call:
 
 def _normalize(b: Binder) -> Call:
     source, dst = b.source(), b.array("dst")
-    return lambda: whole.normalize(source, dst)
+    return lambda: normalize(source, dst)
 
 
 def _apply_mask(b: Binder) -> Call:
@@ -196,18 +197,20 @@ def _apply_mask(b: Binder) -> Call:
 
 def _form_gradient(b: Binder) -> Call:
     gradient, dst = b.gradient(), b.array("dst")
-    return lambda: whole.form_gradient(gradient, dst)
+    return lambda: normalize(gradient, dst)
 
 
 def _statistics(b: Binder) -> Call:
     moments, gamma, beta = b.array("moments"), b.array("gamma"), b.array("beta")
     epsilon, momentum = (float(b.node.attributes[name]) for name in ("epsilon", "momentum"))
     running = b.array("running_mean"), b.array("running_variance")
-    out, combine = _out(b, "scale", "shift", "mean", "rstd"), b.node.attributes.get("combine")
+    norm = statistics.BatchNorm(gamma, beta, epsilon, momentum, *running)
+    out = statistics.Normalisation(*_out(b, "scale", "shift", "mean", "rstd"))
+    combine = b.node.attributes.get("combine")
 
     def run() -> None:
         found = statistics.combine_moments(moments, combine) if combine else moments
-        statistics.finish_moments(found, gamma, beta, epsilon, momentum, *running, *out)
+        statistics.finish_moments(found, norm, out)
 
     return run
 
@@ -242,17 +245,17 @@ def _fold(b: Binder) -> Call:
 def _statistics_backward(b: Binder) -> Call:
     part, count, combine = b.array("sums"), b.node.attributes["count"], b.node.attributes.get("combine")
     arrays = [b.array(r) for r in ("gamma", "mean", "rstd")]
-    out = _out(b, "a", "b", "d", "diff_scale", "diff_shift")
+    out = statistics.NormGradient(*_out(b, "a", "b", "d", "diff_scale", "diff_shift"))
 
     def run() -> None:
-        statistics.finish_gradient(part, count, *arrays, *out)
+        statistics.finish_gradient(part, count, *arrays, out)
         if combine:
             # The source's gradient goes through everybody's statistics; gamma's and beta's stay
             # this process' own, which are summed with all other gradients.
-            own = [diff.copy() for diff in out[3:]]
+            own = [diff.copy() for diff in (out.diff_gamma, out.diff_beta)]
             everyones, voxels = statistics.combine_sums(part, count, combine)
-            statistics.finish_gradient(everyones, voxels, *arrays, *out)
-            out[3][:], out[4][:] = own
+            statistics.finish_gradient(everyones, voxels, *arrays, out)
+            out.diff_gamma[:], out.diff_beta[:] = own
 
     return run
 
