@@ -64,11 +64,8 @@ class Geometry(NamedTuple):
     @property
     def panel_size(self) -> Triple:
         """Voxels of ``src`` and zeros around it that the taps of all outputs meet."""
-        return (
-            (self.OD - 1) * self.SD + self.KD,
-            (self.OH - 1) * self.SH + self.KH,
-            (self.OW - 1) * self.SW + self.KW,
-        )
+        D, H, W = (self.OD - 1) * self.SD, (self.OH - 1) * self.SH, (self.OW - 1) * self.SW
+        return D + self.KD, H + self.KH, W + self.KW
 
     @property
     def taps(self) -> int:
@@ -94,20 +91,9 @@ def output_size(size: int, kernel: int, stride: int, padding: str) -> tuple[int,
 
 
 def geometry(
-    src_shape: tuple[int, ...],
-    weights_shape: tuple[int, ...],
-    stride: int | Triple = 1,
-    padding: str = "same",
+    src_shape: tuple[int, ...], weights_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Geometry:
-    """Sizes of the convolution of ``src`` by ``weights``.
-
-    Parameters
-    ----------
-    src_shape : (MB, ID, IH, IW, IC)
-    weights_shape : (OC, IC, KD, KH, KW)
-    stride : int or (SD, SH, SW)
-        From 1 on.
-    padding : {"same", "valid"}
+    """Sizes of the convolution of ``src`` by ``weights``; arguments as of `naive.forward`.
 
     Raises
     ------
@@ -144,17 +130,9 @@ def adjoint_before(g: Geometry) -> Triple:
 
 
 def forward_geometry(
-    src: Array, weights: Array, bias: Array | None, stride: int | Triple, padding: str
+    src: Array, weights: Array, bias: Array | None, stride: Stride, padding: str
 ) -> Geometry:
-    """Check the arguments of ``forward`` and return their geometry.
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit.
-    TypeError
-        If the arrays are not all float32 or all float64.
-    """
+    """Geometry of ``forward``; ValueError if shapes do not fit, TypeError if dtypes do not."""
     sizes = geometry(src.shape, weights.shape, stride, padding)
     if bias is not None and bias.shape != (sizes.OC,):
         raise ValueError(f"bias has shape {bias.shape}; with these weights it must be ({sizes.OC},)")
@@ -163,9 +141,9 @@ def forward_geometry(
 
 
 def backward_data_geometry(
-    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: int | Triple, padding: str
+    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride, padding: str
 ) -> Geometry:
-    """Check the arguments of ``backward_data`` and return their geometry; raises as `forward_geometry`."""
+    """Geometry of ``backward_data``; raises as `forward_geometry`."""
     sizes = geometry(src_shape, weights.shape, stride, padding)
     _check_diff_dst(diff_dst, sizes)
     _check_dtypes(diff_dst=diff_dst, weights=weights)
@@ -173,9 +151,9 @@ def backward_data_geometry(
 
 
 def backward_weights_geometry(
-    src: Array, diff_dst: Array, kernel: Triple, stride: int | Triple, padding: str
+    src: Array, diff_dst: Array, kernel: Triple, stride: Stride, padding: str
 ) -> Geometry:
-    """Check the arguments of ``backward_weights`` and return their geometry; raises as `forward_geometry`."""
+    """Geometry of ``backward_weights``; raises as `forward_geometry`."""
     weights_shape = (diff_dst.shape[-1], src.shape[-1], *triple("kernel", kernel))
     sizes = geometry(src.shape, weights_shape, stride, padding)
     _check_diff_dst(diff_dst, sizes)
@@ -184,15 +162,9 @@ def backward_weights_geometry(
 
 
 def check_float32(array: Array) -> None:
-    """Refuse arrays that the vectorised rungs do not take.
-
-    Raises
-    ------
-    TypeError
-        If the array is not float32.
-    """
+    """Refuse, by TypeError, an array that the vectorised rungs do not take."""
     if array.dtype != np.float32:
-        raise TypeError(f"this rung takes float32, not {array.dtype}; use naive, im2col or plan")
+        raise TypeError(f"this rung takes float32, not {array.dtype}; use naive or im2col")
 
 
 def _check_diff_dst(diff_dst: Array, sizes: Geometry) -> None:

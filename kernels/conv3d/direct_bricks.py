@@ -7,7 +7,7 @@ and summed, or masked (`write`). Direct convolution is the choice where Winograd
 
 Loop nest  bricks and parts of the output channels | groups, od, oh and ow tiles | icb, kd, kh | kw and ic |
            register tile | `write`
-           weight gradient: parts and chunks of bricks | rows | ocb, icb, kd, kh | register tile of (kw, ic) x oc
+           weight gradient: parts and chunks of bricks | rows | ocb, icb, kd, kh | tile of (kw, ic) x oc
 Source     as `kernels.ladder.direct`
 """
 
@@ -95,18 +95,9 @@ def bias_chunks(cut: Cut, ICB: int, OCB: int) -> int:
 def convolve(
     inputs: Inputs, before: Triple, weights: Floats, outputs: Outputs, cut: Cut, kernel: Triple
 ) -> None:
-    """Convolve blocked tensors, stride 1.
+    """Convolve blocked tensors, stride 1, with ``before`` zeros before the first voxel.
 
-    Parameters
-    ----------
-    inputs, outputs
-        What is read and written; see `read` and `write`.
-    before : (d, h, w)
-        Zeros before the first voxel.
-    weights : ndarray, `packed_shape`
-    cut : Cut
-        Bricks of the output.
-    kernel : (KD, KH, KW)
+    The weights have `packed_shape`; the cut is of the output, from `cut_output`.
     """
     tile, extent = tile_shape(cut.OW, outputs.blocks), _extent(cut, kernel)
     staged = -(-inputs.blocks * math.prod(extent) * inputs.width // LANES) * LANES
@@ -130,16 +121,8 @@ def backward_weights(
 ) -> None:
     """Gradients of weights and bias of a stride-1 convolution of blocked tensors.
 
-    Parameters
-    ----------
-    inputs, before, cut, kernel
-        As in `convolve`.
-    gradient : Inputs
-        Of the output.
-    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
-        Filled.
-    diff_bias : ndarray, shape=(`bias_chunks`, channels), float64
-        Filled; the sum over the chunks is the gradient of the bias.
+    This fills ``diff_weights``, (OC, IC, KD * KH * KW), and ``diff_bias``, (`bias_chunks`, channels), whose sum
+    over the chunks is the gradient of the bias.
     """
     extent, ICB, OCB, chunks = _extent(cut, kernel), inputs.blocks, gradient.blocks, len(diff_bias)
     packed = ICB * math.prod(extent) * inputs.width

@@ -85,17 +85,8 @@ def clear(mask: Mask, channel: int, partial: int) -> None:
 def finish(diff: Floats, first: int, count: int, mask: Mask, channel: int, partial: int) -> None:
     """Turn ``dy`` into ``dz`` in ``count`` voxels of a channel block, and add to its partial sums.
 
-    Parameters
-    ----------
-    diff : flat float32 array
-        ``dy``; overwritten with ``dz``.
-    first, count : int
-        Voxels, counted through the tensor.
-    mask : Mask
-        From `flat`; where it is empty, nothing happens.
-    channel : int
-        First of the block's channels.
-    partial : int
+    Voxels are counted through the flat tensor ``diff``, which is overwritten; ``channel`` is the first of the
+    block's. Where the mask, from `flat`, is empty, nothing happens.
     """
     if mask.x.size > 0:
         write_gradient(diff, first, diff, first, count, mask, channel, partial, False)
@@ -113,10 +104,7 @@ def write_gradient(
     partial: int,
     streams: bool,
 ) -> None:
-    """Write what ``finish`` makes of the ``count`` voxels at ``dy[at]``, past the caches or not.
-
-    Where the mask is empty, they are copied.
-    """
+    """Write what `finish` makes of the voxels from ``at`` on in ``dy``; copy them where the mask is empty."""
     if mask.x.size == 0:
         for voxel in range(count):
             put_vector(diff, (first + voxel) * LANES, load(dy, (at + voxel) * LANES), streams)
@@ -137,15 +125,7 @@ def write_gradient(
 
 
 def apply_mask(diff: Floats, mask: Mask) -> None:
-    """Turn ``dy`` into ``dz`` in a whole tensor, for kernels that do not do it themselves.
-
-    Parameters
-    ----------
-    diff : float32 array, shape=(MB, CB, D, H, W, 16)
-        ``dy``; overwritten with ``dz``.
-    mask : Mask
-        Its ``sums`` are filled.
-    """
+    """Turn ``dy`` into ``dz`` in a whole tensor, in place, for kernels that cannot mask; fill the sums."""
     _apply_mask(diff.reshape(-1), diff.shape, flat(mask))
 
 

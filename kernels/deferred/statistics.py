@@ -142,18 +142,9 @@ def finish_gradient(
 
 @kernel
 def close_moments(moments: Doubles, brick: int, channel: int, pivots: Floats, at: int, count: int) -> None:
-    """Make moments of 16 channels of what was summed of a brick: deviations from pivots, and their squares.
+    """Turn sums of a brick's deviations from ``pivots[at:]``, and of their squares, into count, mean and M2.
 
-    Parameters
-    ----------
-    moments : float64 array, shape=(bricks, 3, CB * 16), or empty
-        Rows 1 and 2 hold the sums; count, mean and M2 are written.
-    brick, channel : int
-        Of the first of the 16.
-    pivots : flat float32 array
-        ``pivots[at:]`` were subtracted from the values.
-    count : int
-        Values of a channel.
+    Sums are in rows 1 and 2 of ``moments``, for 16 channels from ``channel`` on; an empty array stays so.
     """
     if moments.size == 0:
         return
@@ -166,13 +157,9 @@ def close_moments(moments: Doubles, brick: int, channel: int, pivots: Floats, at
 
 
 def mend_moments(x: Floats, moments: Doubles) -> None:
-    """Gather moments again, in float64, if squares of large values were infinite in float32.
+    """Gather the moments of ``x`` again, in float64, if squares of large values were infinite in float32.
 
-    Parameters
-    ----------
-    x : float32 array, shape=(MB, CB, D, H, W, 16)
-    moments : float64 array, shape=(bricks, 3, CB * 16)
-        Of ``x``; changed if one is not finite, which is so from deviations of 1e19 on.
+    This is so from deviations of 1e19 on: then a moment is not finite.
     """
     if np.isfinite(moments.sum()):
         return
@@ -184,18 +171,9 @@ def mend_moments(x: Floats, moments: Doubles) -> None:
 
 
 def combine_moments(moments: Doubles, combine: Combine) -> Doubles:
-    """Moments of several processes as those of one brick, for :func:`finish_moments`.
+    """Moments (bricks, 3, CB * 16) of all processes as those of one brick, for `finish_moments`.
 
-    Parameters
-    ----------
-    moments : float64 array, shape=(bricks, 3, CB * 16)
-        Count, mean and M2 of this process' bricks.
-    combine : callable
-        As in :mod:`kernels.ops.batch_norm`: is given count, sum and sum of squares.
-
-    Returns
-    -------
-    float64 array, shape=(1, 3, CB * 16)
+    ``combine`` is that of `kernels.ops.batch_norm`; it gets counts, sums and sums of squares.
     """
     count, mean, squared = moments[:, 0], moments[:, 1], moments[:, 2]
     sums = np.stack([count.sum(axis=0), (count * mean).sum(axis=0), (squared + count * mean**2).sum(axis=0)])
@@ -207,21 +185,9 @@ def combine_moments(moments: Doubles, combine: Combine) -> Doubles:
 
 
 def combine_sums(sums: Doubles, count: int, combine: Combine) -> tuple[Doubles, int]:
-    """Sums and count of several processes, for :func:`finish_gradient`.
+    """Sums (2, partials, CB * 16) and count of all processes as one partial, for `finish_gradient`.
 
-    Parameters
-    ----------
-    sums : float64 array, shape=(2, partials, CB * 16)
-        S1 and S2 of this process.
-    count : int
-        Of this process.
-    combine : callable
-        As in :mod:`kernels.ops.batch_norm`: is given count, S1 and S2.
-
-    Returns
-    -------
-    sums : float64 array, shape=(2, 1, CB * 16)
-    count : int
+    ``combine`` is that of `kernels.ops.batch_norm`; it gets counts, S1 and S2.
     """
     total = sums.sum(axis=1)
     both = np.concatenate([np.full_like(total[:1], count), total])
@@ -230,14 +196,7 @@ def combine_sums(sums: Doubles, count: int, combine: Combine) -> tuple[Doubles, 
 
 
 def gather_moments(x: Floats, moments: Doubles) -> None:
-    """Moments of a whole tensor, for kernels that do not gather them.
-
-    Parameters
-    ----------
-    x : float32 array, shape=(MB, CB, D, H, W, 16)
-    moments : float64 array, shape=(partials(x.shape), 3, CB * 16)
-        Filled with count, mean and M2 of each band (`kernels.deferred.masking`).
-    """
+    """Fill moments (partials, 3, CB * 16) of each band of a tensor, for kernels that do not gather them."""
     _gather_moments(x.reshape(-1), x.shape, moments)
     mend_moments(x, moments)
 
