@@ -8,12 +8,12 @@ Which thread takes which brick does not matter to the result: sums are kept for 
 in order afterwards.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from kernels.base.arguments import Floats, Triple
-from kernels.base.jit import call_worker, kernel, parallel_kernel, prange, signed
+from kernels.base.arguments import Triple
+from kernels.base.jit import kernel
 from kernels.base.prefetch import Region, Tensors, tensors
 from kernels.conv3d.read import Inputs
 
@@ -34,24 +34,6 @@ class Cut(NamedTuple):
     def bricks(self) -> int:
         """Number of bricks."""
         return self.MB * -(-self.OD // self.planes) * -(-self.OH // self.lines)
-
-
-@parallel_kernel
-def convolve_bricks(
-    address: int,
-    inputs: Inputs,
-    src_size: Triple,
-    before: Triple,
-    weights: Floats,
-    kernel: Triple,
-    outputs: Any,
-    cut: Cut,
-    scratch: Floats,
-) -> None:
-    """Driver of all convolutions: each worker its share, with a row of ``scratch`` for itself."""
-    for index in prange(scratch.shape[0]):
-        worker = signed(index)
-        call_worker(address, worker, inputs, src_size, before, weights, kernel, outputs, cut, scratch)
 
 
 @kernel
@@ -85,11 +67,13 @@ def source_tensors(inputs: Inputs) -> Tensors:
 
 
 @kernel
-def next_brick(cut: Cut, brick: int, before: Triple, size: Triple, halo_d: int, halo_h: int) -> Region:
-    """What the brick after this one reads of a volume of ``size``, but for rows that both read.
+def next_brick(
+    what: Tensors, cut: Cut, brick: int, before: Triple, size: Triple, halo_d: int, halo_h: int
+) -> Region:
+    """What the brick after this one reads of tensors of ``size`` voxels, but for rows that both read.
 
     The kernel adds 2 ``halo_d`` planes and 2 ``halo_h`` rows to a brick.
     """
     n, start, _ = locate(cut, min(brick + 1, count_bricks(cut) - 1))
     first = (start[0] - before[0], start[1] - before[1] + 2 * halo_h, 0)
-    return Region(n, size, first, cut.planes + 2 * halo_d, cut.lines)
+    return Region(what, n, size, first, cut.planes + 2 * halo_d, cut.lines)

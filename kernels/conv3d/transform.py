@@ -15,11 +15,12 @@ In 3-D a plane is transformed along w and h in registers, and the planes then al
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from kernels.base.arguments import Floats, Triple
 from kernels.base.jit import specialised
 from kernels.base.simd import LANES, VECTOR, fused_multiply_add
 from kernels.base.tiles import Tile, tile_load, tile_store
@@ -112,25 +113,26 @@ def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, axis: Any)
     return result_type(tile, kind, m, axis), codegen
 
 
-@specialised("kind", "m")
+@specialised
 def transform_columns(
     src: Any, at: int, apart: int, dst: Any, to: int, to_apart: int, columns: int, kind: int, m: int
-) -> Any:
+) -> None:
     """Transform neighbouring columns along an axis.
 
     Vectors along the axis are ``apart`` floats in ``src[at:]`` and ``to_apart`` in ``dst[to:]``, which may
     be the same place. ``kind`` and ``m``, outputs at a time, are compile-time constants.
     """
-    K, M = kind, m
-    n_in = sizes(K, M)[0]
+    for w in range(columns):
+        line = tile_load(src, at + w * LANES, apart, 0, 0, sizes(kind, m)[0], 1, 1)
+        tile_store(transform_axis(line, kind, m, 0), dst, to + w * LANES, to_apart, 0, 0)
 
-    def implementation(src, at, apart, dst, to, to_apart, columns, kind, m):  # type: ignore[no-untyped-def]
-        for w in range(columns):
-            line = tile_load(src, at + w * LANES, apart, 0, 0, n_in, 1, 1)
-            line = transform_axis(line, K, M, 0)
-            tile_store(line, dst, to + w * LANES, to_apart, 0, 0)
 
-    return implementation
+class Grid(NamedTuple):
+    """A tile's vectors in memory: vector (d, h, w) is at ``at`` plus d, h and w times the three strides."""
+
+    data: Floats
+    at: int
+    strides: Triple
 
 
 def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
@@ -138,52 +140,29 @@ def scratch_vectors(kind: int, md: int, mh: int, mw: int) -> int:
     return sizes(kind, md)[0] * sizes(kind, mh)[1] * sizes(kind, mw)[1]
 
 
-@specialised("kind", "md", "mh", "mw")
+@specialised
 def transform_tile(
-    src: Any,
-    at: int,
-    src_strides: Any,
-    dst: Any,
-    to: int,
-    dst_strides: Any,
-    scratch: Any,
-    scratch_at: int,
-    kind: int,
-    md: int,
-    mh: int,
-    mw: int,
-) -> Any:
+    src: Any, dst: Any, scratch: Any, scratch_at: int, kind: int, md: int, mh: int, mw: int
+) -> None:
     """Transform one tile along all three axes.
 
     Parameters
     ----------
-    src, dst, scratch : flat float32 arrays
-    at, to, scratch_at : int
-        Offsets of the tile in each; the scratch holds `scratch_vectors` vectors.
-    src_strides, dst_strides : (d, h, w)
-        Distances of neighbouring vectors, in floats.
+    src, dst : Grid
+    scratch, scratch_at : flat float32 array, int
+        `scratch_vectors` vectors from this offset on.
     kind : int
         One of `cook_toom`'s kinds.
     md, mh, mw : int
         Outputs at a time along each axis, compile-time constants.
     """
-    K, MD, MH, MW = kind, md, mh, mw
-    (in_d, _), (in_h, out_h), (in_w, out_w) = (sizes(K, m) for m in (MD, MH, MW))
-    points = out_h * out_w
-
-    def implementation(  # type: ignore[no-untyped-def]
-        src, at, src_strides, dst, to, dst_strides, scratch, scratch_at, kind, md, mh, mw
-    ):
-        for d in range(in_d):
-            first, to_plane = at + d * src_strides[0], scratch_at + d * points * LANES
-            plane = tile_load(src, first, src_strides[1], src_strides[2], 0, in_h, in_w, 1)
-            plane = transform_axis(transform_axis(plane, K, MW, 1), K, MH, 0)
-            tile_store(plane, scratch, to_plane, out_w * LANES, LANES, 0)
-        for point in range(points):
-            line = tile_load(scratch, scratch_at + point * LANES, points * LANES, 0, 0, in_d, 1, 1)
-            line = transform_axis(line, K, MD, 0)
-            h, w = point // out_w, point % out_w
-            last = to + h * dst_strides[1] + w * dst_strides[2]
-            tile_store(line, dst, last, dst_strides[0], 0, 0)
-
-    return implementation
+    in_d, (in_h, out_h), (in_w, out_w) = sizes(kind, md)[0], sizes(kind, mh), sizes(kind, mw)
+    (from_d, from_h, from_w), (to_d, to_h, to_w), points = src.strides, dst.strides, out_h * out_w
+    for d in range(in_d):
+        plane = tile_load(src.data, src.at + d * from_d, from_h, from_w, 0, in_h, in_w, 1)
+        plane = transform_axis(transform_axis(plane, kind, mw, 1), kind, mh, 0)
+        tile_store(plane, scratch, scratch_at + d * points * LANES, out_w * LANES, LANES, 0)
+    for point in range(points):
+        line = tile_load(scratch, scratch_at + point * LANES, points * LANES, 0, 0, in_d, 1, 1)
+        to = dst.at + point // out_w * to_h + point % out_w * to_w
+        tile_store(transform_axis(line, kind, md, 0), dst.data, to, to_d, 0, 0)

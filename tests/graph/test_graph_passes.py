@@ -9,7 +9,7 @@ import pytest
 from agreement import ROUNDING, assert_agree, assert_within, batch
 
 import tinyunet
-from kernels.conv3d.winograd import both_gradients
+from kernels.conv3d import winograd_bricks
 from tinyunet import Adam, Module, UNet, functional, losses
 from tinyunet.compiler import measure, passes
 from tinyunet.compiler.ir import BLOCKED, Graph
@@ -125,7 +125,7 @@ class TestBothGradients:
 
     @pytest.fixture(autouse=True)
     def _everywhere(self, monkeypatch):
-        monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
+        monkeypatch.setattr(winograd_bricks, "_SUMS_OF_BOTH", np.inf)
         monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
         monkeypatch.setattr(choose_algorithm, "_TRANSFORM", 0)
 
@@ -202,7 +202,7 @@ class TestAlgorithms:
 
     @pytest.mark.parametrize("tile", [(2, 2, 2), (2, 4, 4), (4, 4, 4)])
     def test_every_tile_with_both_gradients_in_one_pass(self, monkeypatch, tile):
-        monkeypatch.setattr(both_gradients, "_SUMS_PER_TILE", np.inf)
+        monkeypatch.setattr(winograd_bricks, "_SUMS_OF_BOTH", np.inf)
         # Or F(2, 2, 2) would be no better than direct.
         monkeypatch.setattr(choose_algorithm, "_TRANSFORM", 0)
         self.test_every_tile_in_every_direction(monkeypatch, tile, 12)

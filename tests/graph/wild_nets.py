@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import tinyunet
 from kernels.base import machine
-from kernels.conv3d.winograd import both_gradients
+from kernels.conv3d import winograd_bricks
 from tinyunet import Adam, Function, Module, Parameter, UNet, losses, no_grad
 from tinyunet import functional as F
 from tinyunet.compiler.passes import choose_algorithm
@@ -254,7 +254,7 @@ def check(model, images, loss, few, together):
         if few:  # Winograd also where it does not pay
             patches.enter_context(mock.patch.object(choose_algorithm, "_SMALL", 0))
         if together:  # both gradients in one pass also where that does not pay
-            patches.enter_context(mock.patch.object(both_gradients, "pays", return_value=True))
+            patches.enter_context(mock.patch.object(winograd_bricks, "both_pay", return_value=True))
         src, labels = batch(model, images)
         found = {a: compiled(make, src, labels, loss, a) for a in BOUNDS}
     exact, count = eager(make, src.astype(np.float64), labels, loss)

@@ -18,8 +18,7 @@ from numpy.testing import assert_array_equal
 from kernels import conv3d
 from kernels.base import machine
 from kernels.base.conv_shapes import geometry
-from kernels.conv3d import winograd
-from kernels.conv3d.winograd import weight_gradient
+from kernels.conv3d import winograd, winograd_bricks
 from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
 
 RUNGS = [im2col, blocked, direct]
@@ -227,7 +226,7 @@ def test_both_forms_of_weight_gradient(form, tile, size, MB, IC, OC):
     exact = im2col.backward_weights(src, diff_dst, kernel, 1, "same")
     results = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weight_gradient, "_SUMS_PER_TILE", limit)
+        patch.setattr(winograd_bricks, "_SUMS_PER_TILE", limit)
         for count in (1, machine.cores()):
             machine.set_threads(count)
             arrays = src.astype(np.float32), diff_dst.astype(np.float32)

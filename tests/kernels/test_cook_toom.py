@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base.jit import kernel
-from kernels.conv3d.transform import scratch_vectors, transform_tile
+from kernels.conv3d.transform import Grid, scratch_vectors, transform_tile
 from kernels.ladder.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, OUTPUT, WEIGHTS, matrix, sizes, transpose
 
 fractions = st.integers(-50, 50).map(Fraction)
@@ -47,7 +47,7 @@ def test_pairs_of_kinds_are_transposes():
 def make_transform(kind, md, mh, mw):
     @kernel
     def run(src, strides, dst, dst_strides, scratch):
-        transform_tile(src, 0, strides, dst, 0, dst_strides, scratch, 0, kind, md, mh, mw)
+        transform_tile(Grid(src, 0, strides), Grid(dst, 0, dst_strides), scratch, 0, kind, md, mh, mw)
 
     return run
 
@@ -72,4 +72,4 @@ def test_compiled_transform_equals_its_matrices(kind, tile):
 
 def test_transforms_run_only_in_kernels():
     with pytest.raises(NotImplementedError, match="compiled kernel"):
-        transform_tile(*[None] * 12)
+        transform_tile(*[None] * 8)

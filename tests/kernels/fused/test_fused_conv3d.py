@@ -6,8 +6,8 @@ from numpy.testing import assert_array_equal
 
 from kernels.base import layout, machine, reorder
 from kernels.base.simd import LANES
+from kernels.conv3d import many_channels
 from kernels.conv3d import operator as fused
-from kernels.conv3d.winograd import cutting
 from kernels.deferred.statistics import BatchNorm, Normalisation, finish_moments
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient
 from kernels.ladder import im2col
@@ -139,7 +139,7 @@ def problem(request):
 def form(request, monkeypatch):
     """Of Winograd convolutions, whatever there are more of, weights or tiles."""
     limit = np.inf if request.param == "brick after brick" else 0.0
-    monkeypatch.setattr(cutting, "_WEIGHTS_PER_TILE", limit)
+    monkeypatch.setattr(many_channels, "_WEIGHTS_PER_TILE", limit)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -25,8 +25,7 @@ import math
 from kernels.base.arguments import Triple
 from kernels.base.layout import blocks
 from kernels.base.simd import LANES
-from kernels.conv3d import winograd
-from kernels.conv3d.winograd import cutting, rows
+from kernels.conv3d import first_layer, winograd, winograd_stages
 from tinyunet.compiler.ir import Graph, Node, Options
 from tinyunet.compiler.measure import Tile, fastest, in_order
 from tinyunet.compiler.operators.convolutions import plan_of
@@ -86,9 +85,9 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
         tile
         for tile in (_TILES_OF_FEW if few else _TILES)[accuracy]
         if (
-            rows.supports(plan.size, plan.kernel, tile, plan.width)
+            first_layer.supports(plan.size, plan.kernel, tile, plan.width)
             if few
-            else plan.kernel == cutting.kernel_of(tile)
+            else plan.kernel == winograd_stages.kernel_of(tile)
         )
     ]
     if not tiles or direct < _SMALL:
@@ -97,7 +96,7 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
     found: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel) * inputs * outputs}
     for tile in tiles:
         count = plan.size[0] * math.prod(-(-n // m) for n, m in zip(plan.size[1:], tile, strict=True))
-        points = cutting.points(tile)
+        points = winograd_stages.points(tile)
         products = points * (plan.kernel[2] if few else 1) * inputs * outputs
         weight = packing if plan_of(node.with_attributes({"tile": tile}), graph).packs else _USE
         found[tile] = count * (products + points * _TRANSFORM * (inputs + outputs)) + weight * products

@@ -4,7 +4,7 @@
     after     d(src), d(weights) = conv_backward(g, src), which forms g while it packs
 
 Both need the transformed tiles of ``g``, and ``src`` is what the mask of ``d(src)`` is made of: one reading
-of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd.both_gradients``). That is for
+of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd_bricks``). That is for
 Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
 model of ``choose_algorithm`` finds best.
 

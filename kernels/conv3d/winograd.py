@@ -5,18 +5,17 @@
 Idea       ``direct`` does every multiplication there is. F(2, 2, 2) computes 2^3 outputs from 4^3 inputs
            in 64 multiplications a channel pair instead of 216; F(2, 4, 4) 32 in 144 instead of 864;
            F(4, 4, 4) 64 in 216 instead of 1728. Summed over input channels, each of the 64, 144 or 216
-           points is one small matrix product, tiles x IC by IC x OC, which is register-tile work.
+           points is one small matrix product, tiles x IC by IC x OC, which register tiles compute
 Loop nest  bricks | slab: transform in along d and h | planes of points | icb, tiles: along w |
            points along w, groups | icb, ic | register tile | ocb, tiles: transform out along w ||
-           ocb: transform out along h and d, epilogue
+           ocb: transform out along h and d
 Memory     a brick is a dozen to a hundred tiles. Its slab, transformed along d and h, stays in the
            second-level cache; a plane of it at a time becomes V, M and then itself in the first::
 
                slab  --w-->  V[point][icb][tile][16]  --GEMM-->  M[point][ocb][tile][16]  --w-->  slab
 
-           Where weights are large and tiles few, all bricks are transformed first.
-           All axes at once would take V and M through the second-level cache, 200 lines a tile and each
-           way: that took longer than the product.
+           Transforming all axes at once would take V and M through the second-level cache, 200 lines a
+           tile and each way: that took longer than the product
 Traffic    src once and a halo, dst once; weights grow from 27 to 64, 144 or 216 numbers a channel pair
            and are read once a brick: bricks are large where channels are many
 Gradients  ``backward_data`` is ``forward`` with reversed, transposed weights. ``backward_weights`` sums
@@ -27,12 +26,9 @@ Numerics   float32; the constants amplify rounding. Largest error against float6
 Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016); matrices:
            `kernels.ladder.cook_toom`
 
-Files      ``cutting`` bricks, points, register tile; ``stages`` transform in, multiply, transform out;
-           ``convolution`` brick by brick; ``packing`` a whole tensor, transformed;
-           ``convolution_groups`` group of channels by group, for many;
-           ``weight_gradient`` brick by brick, ``weight_gradient_pairs`` pair of blocks by pair, for many
-           channels; ``sums`` what they share;
-           ``both_gradients`` of source and weights in one pass; ``rows`` a first layer
+This file checks arguments and reorders tensors. ``winograd_bricks`` has the kernels that go brick by brick,
+``many_channels`` those of layers with more weights than voxels, ``winograd_stages`` the stages of both,
+``winograd_weights`` the transforms of weights, ``first_layer`` the case of few input channels.
 """
 
 import numpy as np
@@ -50,11 +46,14 @@ from kernels.base.conv_shapes import (
 from kernels.base.layout import blocks, weights_order
 from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
-from kernels.conv3d.bricks import EMPTY, 
-from kernels.conv3d.write import Outputs
-from kernels.conv3d.winograd import convolution, convolution_groups, cutting, weight_gradient
+from kernels.conv3d import many_channels, winograd_bricks
+from kernels.conv3d.read import plain_inputs
+from kernels.conv3d.winograd_stages import cut_output, kernel_of
+from kernels.conv3d.winograd_weights import pack_weights
+from kernels.conv3d.write import outputs
+from kernels.deferred.tensors import NO_SOURCE
 
-#: Tiles that can be asked for; what F(1, ...) leaves alone has a kernel of 1 along that axis.
+#: Tiles that can be asked for; along an axis where the tile is 1, the kernel has one tap.
 TILES: tuple[Triple, ...] = ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4))
 
 
@@ -103,27 +102,18 @@ def backward_weights(
     check_float32(src)
     tile = _tile(g, tile)
     ICB, OCB = blocks(g.IC), blocks(g.OC)
-    cut = weight_gradient.cut_output(g.dst_shape[:4], tile, ICB, OCB)
-    chunks = weight_gradient.bias_chunks(cut, tile, ICB, OCB)
-    diff_weights = empty(g.weights_shape)
-    diff_bias = np.empty((chunks, OCB * LANES))
-    weight_gradient.backward_weights(
-        plain_inputs(reorder_ndhwc_to_nCdhw16c(src)),
-        g.src_shape[1:4],
-        g.before,
-        plain_inputs(reorder_ndhwc_to_nCdhw16c(diff_dst)),
-        cut,
-        tile,
-        diff_weights.reshape(g.OC, g.IC, -1),
-        diff_bias,
-    )
+    cut = winograd_bricks.cut_gradient(g.dst_shape[:4], tile, ICB, OCB)
+    chunks = winograd_bricks.bias_chunks(cut, tile, ICB, OCB)
+    diff_weights, diff_bias = empty(g.weights_shape), np.empty((chunks, OCB * LANES))
+    source, gradient = (plain_inputs(reorder_ndhwc_to_nCdhw16c(tensor)) for tensor in (src, diff_dst))
+    flat = diff_weights.reshape(g.OC, g.IC, -1)
+    winograd_bricks.backward_weights(source, g.before, gradient, cut, tile, flat, diff_bias)
     return diff_weights, diff_bias.sum(axis=0)[: g.OC].astype(np.float32)
 
 
 def supports(g: Geometry, tile: Triple) -> bool:
     """Whether the convolution has stride 1, and a kernel of 3 where the tile is above 1, else of 1."""
-    fits = (g.KD, g.KH, g.KW) == cutting.kernel_of(tile)
-    return fits and g.stride == (1, 1, 1)
+    return (g.KD, g.KH, g.KW) == kernel_of(tile) and g.stride == (1, 1, 1)
 
 
 def _tile(g: Geometry, tile: Triple | None) -> Triple:
@@ -150,17 +140,14 @@ def _convolve(
 ) -> Floats:
     MB, OD, OH, OW, OC = dst_shape
     ICB, OCB = blocks(src.shape[-1]), blocks(OC)
-    cut = cutting.cut_output((MB, OD, OH, OW), tile, ICB, OCB)
+    cut = cut_output((MB, OD, OH, OW), tile, ICB, OCB)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
-    epilogue = outputs((dst, NO_MASK.x), bias=bias)
-    prologue = plain_inputs(reorder_ndhwc_to_nCdhw16c(src))
-    size = src.shape[1:4]
-    if cutting.by_groups(cut, tile, ICB, OCB):
-        order = weights_order(weights.shape, adjoint=adjoint)
-        flat = np.ascontiguousarray(weights).reshape(-1)
-        convolution_groups.convolve(prologue, size, before, flat, order, epilogue, cut, tile)
+    source, result = plain_inputs(reorder_ndhwc_to_nCdhw16c(src)), outputs((dst, NO_SOURCE.data), bias=bias)
+    if many_channels.by_groups(cut, tile, ICB, OCB):
+        order, flat = weights_order(weights.shape, adjoint=adjoint), np.ascontiguousarray(weights).reshape(-1)
+        many_channels.convolve(source, before, flat, order, result, cut, tile)
     else:
-        packed = empty(convolution.packed_shape(cut, tile, ICB, OCB))
-        convolution.pack_weights(weights, tile, packed, adjoint=adjoint)
-        convolution.convolve(prologue, size, before, packed, epilogue, cut, tile)
+        packed = empty(winograd_bricks.packed_shape(cut, tile, ICB, OCB))
+        pack_weights(weights, tile, packed, adjoint=adjoint)
+        winograd_bricks.convolve(source, before, packed, result, cut, tile)
     return reorder_nCdhw16c_to_ndhwc(dst, OC)
