@@ -28,7 +28,7 @@ import numpy as np
 
 from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
-from kernels.base.buffers import empty
+from kernels.base.buffers import empty, scratchpad
 from kernels.base.conv_shapes import Geometry, Stride
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
 from kernels.base.layout import blocks, pack_src
@@ -87,14 +87,20 @@ def _tiles(dst_shape: tuple[int, int, int, int, int]) -> Triple:
     return -(-OD // _OUTPUTS), -(-OH // _OUTPUTS), -(-OW // _OUTPUTS)
 
 
+def _odd(tiles: Triple) -> int:
+    """Tiles, one more if even: points 2^n bytes after each other would share a few sets of the cache."""
+    return math.prod(tiles) | 1
+
+
 def _matrix(kind: int) -> Floats:
     return np.array(matrix(kind, _OUTPUTS), np.float32)
 
 
 def _transform_weights(kind: int, array: Floats) -> Floats:
     """Transform weights or their gradients, (d, h, w, ic, oc): few, so NumPy will do."""
-    rows = _matrix(kind)
-    return np.einsum("ad,be,cf,defio->abcio", rows, rows, rows, array, optimize=True)
+    for axis in range(3):
+        array = np.moveaxis(np.tensordot(_matrix(kind), array, (1, axis)), 0, axis)
+    return np.ascontiguousarray(array)
 
 
 def _convolve(
@@ -108,7 +114,8 @@ def _convolve(
     D, H, W = (_OUTPUTS * count for count in tiles)
     dst = empty((MB, OCB, D, H, W, LANES))
     for n in range(MB):
-        M = _to_points(INPUT, src[n], tiles, before) @ U
+        V = _to_points(INPUT, src[n], tiles, before)
+        M = np.matmul(V, U, out=scratchpad("M", *V.shape[:2], OCB * LANES))
         strides = _point_strides(tiles, OCB), _panel_strides((D, H, W))
         _transform_tiles(M.reshape(-1), dst[n].reshape(-1), *strides, tiles, OCB, _matrix(OUTPUT))
     return reorder_nCdhw16c_to_ndhwc(np.ascontiguousarray(dst[:, :, :OD, :OH, :OW]), OC)
@@ -118,9 +125,10 @@ def _to_points(kind: int, image: Floats, tiles: Triple, before: Triple) -> Float
     """Points ``[point][tile][channel]`` of all tiles of an image: B^T of a source, A of a gradient."""
     rows, CB = _matrix(kind), blocks(image.shape[-1])
     D, H, W = (_OUTPUTS * count + rows.shape[1] - _OUTPUTS for count in tiles)
-    panel = empty((CB, D, H, W, LANES))
+    panel = scratchpad("src", CB, D, H, W, LANES)
     pack_src(image, panel, before, (1, 1, 1))
-    points = empty((_POINTS**3, math.prod(tiles), CB * LANES))
+    points = scratchpad(f"points {kind}", _POINTS**3, _odd(tiles), CB * LANES)
+    points[:, math.prod(tiles) :] = 0.0
     strides = _panel_strides((D, H, W)), _point_strides(tiles, CB)
     _transform_tiles(panel.reshape(-1), points.reshape(-1), *strides, tiles, CB, rows)
     return points
@@ -140,7 +148,7 @@ def _panel_strides(size: Triple) -> _Strides:
 def _point_strides(tiles: Triple, CB: int) -> _Strides:
     """Of points [d, h, w of a point][d, h, w of a tile][block][16]."""
     w = CB * LANES
-    h, d, point = tiles[2] * w, tiles[1] * tiles[2] * w, tiles[0] * tiles[1] * tiles[2] * w
+    h, d, point = tiles[2] * w, tiles[1] * tiles[2] * w, _odd(tiles) * w
     return LANES, d, h, w, _POINTS**2 * point, _POINTS * point, point
 
 
