@@ -63,7 +63,7 @@ def backward_weights(
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, with a kernel 3x3x3 and stride 1 only."""
     g = _checked(shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding), src)
-    tiles, products = _tiles(g.dst_shape), np.float32(0.0)
+    tiles, products = _tiles(g.dst_shape), np.zeros((), np.float32)
     for n in range(g.MB):
         V = _to_points(INPUT, src[n], tiles, g.before)
         E = _to_points(DIFF_DST, diff_dst[n], tiles, (0, 0, 0))
