@@ -121,8 +121,8 @@ def backward_weights(
 ) -> None:
     """Gradients of weights and bias of a stride-1 convolution of blocked tensors.
 
-    This fills ``diff_weights``, (OC, IC, KD * KH * KW), and ``diff_bias``, (`bias_chunks`, channels). The sum of
-    ``diff_bias`` over the chunks is the gradient of the bias.
+    ``diff_weights``, (OC, IC, KD * KH * KW), and ``diff_bias``, (`bias_chunks`, channels), are filled. Summed
+    over the chunks, ``diff_bias`` is the gradient of the bias.
     """
     extent, ICB, OCB, chunks = _extent(cut, kernel), inputs.blocks, gradient.blocks, len(diff_bias)
     packed = ICB * math.prod(extent) * inputs.width

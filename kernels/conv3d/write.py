@@ -57,7 +57,7 @@ class Outputs(NamedTuple):
 
     The first ``blocks_a`` of ``blocks`` blocks go to ``dst_a``. The ``bias`` is added, and ``moments``
     (bricks, 3, channels) are gathered unless empty. Where a mask is not empty, the values are gradients that
-    are masked instead. Everything is flat but moments and sums. ``streams``: see `streaming`.
+    are masked instead. Everything is flat but moments and sums. ``streams``: see `buffers.past_caches`.
     """
 
     dst_a: Floats
