@@ -7,9 +7,9 @@ and what the epilogue of this brick will read::
     plane of points      0        1        2        ...                       some 36
     products prefetch    source of the next brick, plane by plane  |  x of this brick
 
-The rows of a brick follow each other in a plane of the volume, so a share is one run of lines. One line at a
-step, because a processor waits for ten to twenty lines at once; more requests stop the arithmetic, or are
-dropped.
+The rows of a brick follow each other in a plane of the volume, so a share is one run of lines. A step
+prefetches one line, because a processor waits for ten to twenty lines at once; more requests stop the
+arithmetic, or are dropped.
 """
 
 from typing import NamedTuple

@@ -6,7 +6,9 @@ rungs of the ladder (`kernels.ladder`) and ``winograd``, the last one, can be im
 ``operator``        convolutions that are fused with their neighbours: a plan, and what runs it
 ``bricks``          how an output is cut; ``read`` packs a brick's source, ``write`` finishes and stores it
 ``direct_bricks``   direct convolution, brick by brick
-``winograd``        minimal filtering, and the files whose names begin so; ``transform`` compiles its matrices
+``winograd``        minimal filtering as a rung. ``transform`` compiles its matrices, ``winograd_weights``
+                    transforms weights, ``winograd_bricks`` is the loop nest, ``winograd_stages`` its steps;
+                    ``first_layer`` and ``many_channels`` are for layers with very few or many channels
 """
 
 from types import ModuleType

@@ -1,15 +1,15 @@
 """Winograd transforms of tiles of vectors, compiled from the matrices of `cook_toom`.
 
-A transform multiplies small constant matrices from all sides: zeros cost nothing, a factor of 1 is an
-addition, any other one fused multiply-add. The points come in pairs a, -a, whose rows differ only in
-the signs of the odd powers, so each pair shares its sums::
+A transform multiplies a tile by a small constant matrix along each axis: an entry of 0 costs nothing, 1 or -1
+an addition, any other a fused multiply-add. The points come in pairs a, -a, whose rows differ only in the
+signs of the odd powers, so each pair shares its sums::
 
     row(a)  = even + c odd          (or, where pairs are columns, x_a + x_-a serves all even rows
     row(-a) = even - c odd           and x_a - x_-a all odd ones)
 
 with c such that ``odd`` has a factor of 1.
 
-In 3-D a plane is transformed along w and h in registers, and the planes then along d::
+In 3-D, planes are transformed along w and h in registers, then along d::
 
     n planes of n x n  --w, h-->  n planes of m x m  (scratch)  --d-->  m x m lines of m
 """
@@ -115,16 +115,16 @@ def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, axis: Any)
 
 @specialised
 def transform_columns(
-    src: Any, at: int, apart: int, dst: Any, to: int, to_apart: int, columns: int, kind: int, m: int
+    src: Any, at: int, stride: int, dst: Any, to: int, to_stride: int, columns: int, kind: int, m: int
 ) -> None:
     """Transform neighbouring columns along an axis.
 
-    Vectors along the axis are ``apart`` floats in ``src[at:]`` and ``to_apart`` in ``dst[to:]``, which may
-    be the same place. ``kind`` and ``m``, outputs at a time, are compile-time constants.
+    The strides along the axis are ``stride`` floats in ``src[at:]`` and ``to_stride`` in ``dst[to:]``, which
+    may be the same memory. ``kind`` and ``m``, outputs at a time, are compile-time constants.
     """
     for w in range(columns):
-        line = tile_load(src, at + w * LANES, apart, 0, 0, sizes(kind, m)[0], 1, 1)
-        tile_store(transform_axis(line, kind, m, 0), dst, to + w * LANES, to_apart, 0, 0)
+        line = tile_load(src, at + w * LANES, stride, 0, 0, sizes(kind, m)[0], 1, 1)
+        tile_store(transform_axis(line, kind, m, 0), dst, to + w * LANES, to_stride, 0, 0)
 
 
 class Grid(NamedTuple):

@@ -1,14 +1,11 @@
-"""Rung ``winograd``: 3-D minimal filtering, with 3.4 to 8 times fewer multiplications.
+"""Rung ``winograd``: 3-D minimal filtering in cache, with 3.4 to 8 times fewer multiplications.
 
     dst tile = A^T [ sum over ic of (G weights G^T) * (B^T src tile B) ] A      along d, h and w alike
 
-Idea       ``direct`` does every multiplication there is. F(2, 2, 2) computes 2^3 outputs from 4^3 inputs
-           in 64 multiplications a channel pair instead of 216; F(2, 4, 4) 32 in 144 instead of 864;
-           F(4, 4, 4) 64 in 216 instead of 1728. Summed over input channels, each of the 64, 144 or 216
-           points is one small matrix product, tiles x IC by IC x OC, which register tiles compute
-Loop nest  bricks | slab: transform in along d and h | planes of points | icb, tiles: along w |
-           points along w, groups | icb, ic | register tile | ocb, tiles: transform out along w ||
-           ocb: transform out along h and d
+Idea       what the rung `minimal_filtering` does step by step over whole tensors, a thread does with a
+           brick that stays in cache, and for larger tiles, too. F(2, 2, 2) computes 8 outputs in 64
+           multiplications a channel pair instead of 216; F(2, 4, 4) 32 in 144 instead of 864; F(4, 4, 4) 64
+           in 216 instead of 1728. Each point is a small matrix product, which register tiles compute
 Memory     a brick is a dozen to a hundred tiles. Its slab, transformed along d and h, stays in the
            second-level cache; a plane of it at a time becomes V, M and then itself in the first::
 
@@ -18,31 +15,22 @@ Memory     a brick is a dozen to a hundred tiles. Its slab, transformed along d 
            tile and each way: that took longer than the product
 Traffic    src once and a halo, dst once; weights grow from 27 to 64, 144 or 216 numbers a channel pair
            and are read once a brick: bricks are large where channels are many
-Gradients  ``backward_data`` is ``forward`` with reversed, transposed weights. ``backward_weights`` sums
-           (A diff_dst A^T) * (B^T src B) over all tiles, point by point, and goes back once: G^T [...] G
 Numerics   float32; the constants amplify rounding. Largest error against float64, of the largest
            output, in any direction, 16 to 256 channels: 0.2 to 2e-6 for F(2, 2, 2), 1 to 3e-6 for
            F(2, 4, 4), 2 to 8e-6 for F(4, 4, 4)
-Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016); matrices:
-           `kernels.ladder.cook_toom`
+Source     Lavin and Gray, "Fast algorithms for convolutional neural networks" (2016)
 
-This file checks arguments and reorders tensors. ``winograd_bricks`` has the kernels that go brick by brick,
-``many_channels`` those of layers with more weights than voxels, ``winograd_stages`` the stages of both,
-``winograd_weights`` the transforms of weights, ``first_layer`` the case of few input channels.
+This file checks arguments and reorders tensors. `winograd_bricks` has the loop nest, `winograd_stages` what
+it does with a plane of points, `winograd_weights` the transforms of weights; `many_channels` is for layers
+with more weights than voxels, `first_layer` for those of few input channels.
 """
 
 import numpy as np
 
+from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import (
-    Geometry,
-    adjoint_before,
-    backward_data_geometry,
-    backward_weights_geometry,
-    check_float32,
-    forward_geometry,
-)
+from kernels.base.conv_shapes import Geometry, Stride
 from kernels.base.layout import blocks, weights_order
 from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
@@ -61,7 +49,7 @@ def forward(
     src: Floats,
     weights: Floats,
     bias: Floats | None = None,
-    stride: int | Triple = 1,
+    stride: Stride = 1,
     padding: str = "same",
     tile: Triple | None = None,
 ) -> Floats:
@@ -69,8 +57,8 @@ def forward(
 
     ``tile`` is one of `TILES`; F(2, 4, 4), or F(1, 4, 4) for a 1x3x3 kernel, where it is None.
     """
-    g = forward_geometry(src, weights, bias, stride, padding)
-    check_float32(src)
+    g = shapes.forward_geometry(src, weights, bias, stride, padding)
+    shapes.check_float32(src)
     return _convolve(src, weights, bias, g.dst_shape, g.before, _tile(g, tile), adjoint=False)
 
 
@@ -78,14 +66,14 @@ def backward_data(
     diff_dst: Floats,
     weights: Floats,
     src_shape: tuple[int, ...],
-    stride: int | Triple = 1,
+    stride: Stride = 1,
     padding: str = "same",
     tile: Triple | None = None,
 ) -> Floats:
     """Gradient of ``src``; as `naive.backward_data`, float32 and stride 1 only; tile as `forward`."""
-    g = backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    check_float32(diff_dst)
-    before = adjoint_before(g)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
+    shapes.check_float32(diff_dst)
+    before = shapes.adjoint_before(g)
     return _convolve(diff_dst, weights, None, g.src_shape, before, _tile(g, tile), adjoint=True)
 
 
@@ -93,13 +81,13 @@ def backward_weights(
     src: Floats,
     diff_dst: Floats,
     kernel: Triple,
-    stride: int | Triple = 1,
+    stride: Stride = 1,
     padding: str = "same",
     tile: Triple | None = None,
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, float32 and stride 1 only."""
-    g = backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    check_float32(src)
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+    shapes.check_float32(src)
     tile = _tile(g, tile)
     ICB, OCB = blocks(g.IC), blocks(g.OC)
     cut = winograd_bricks.cut_gradient(g.dst_shape[:4], tile, ICB, OCB)

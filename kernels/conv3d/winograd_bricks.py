@@ -4,13 +4,10 @@
     result = A^T [ sum over blocks of V * weights ] A           `multiply`
     sums  += V * E, and at the end diff_weights = G^T sums G    `accumulate`
 
-=================  ============================  =====================  ===================
-                   source                        inner                  results, sums
-=================  ============================  =====================  ===================
-convolve           src, or diff_dst for diff_src  -                     results
-backward_weights   src                           diff_dst               sums
-backward           diff_dst                      src                    results and sums
-=================  ============================  =====================  ===================
+                      source     inner      makes
+    convolve          src        -          results: dst (diff_src of diff_dst with adjoint weights)
+    backward_weights  src        diff_dst   sums: diff_weights
+    backward          diff_dst   src        results: diff_src, and sums: diff_weights
 
 Loop nest  chunks of bricks | slabs | planes of points | blocks: transform in along w | points along w:
            products with weights, products with inner | blocks: transform out along w || blocks: `write`
@@ -24,6 +21,23 @@ gradients  the weight gradient of a convolution *from* g = diff_dst, with its ta
 
            This pays where slabs, weights and sums share the second-level cache: few channels, many tiles
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
+
+Parameters of these functions
+    source, gradient : Inputs
+        What is read; see `read`. The gradient is that of the convolution's result.
+    to : Outputs
+        What is written; see `write`.
+    before : (d, h, w)
+        Zeros before the first voxel of what is read with a halo; the stride is 1.
+    weights : ndarray, `packed_shape`, or that of `first_layer`
+    cut : Cut
+        Bricks of the output, in whole tiles: `winograd_stages.cut_output`, of gradients `cut_gradient`.
+    tile : (md, mh, mw)
+        mw is 1 for a first layer.
+    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
+        Filled.
+    diff_bias : ndarray, shape=(`bias_chunks`, channels), float64
+        Filled.
 """
 
 import functools
@@ -41,27 +55,11 @@ from kernels.base.prefetch import NO_REGION, Region, part_of, tensors, upcoming
 from kernels.base.simd import LANES, address, fence
 from kernels.base.workers import run_workers
 from kernels.conv3d import many_channels
+from kernels.conv3d import winograd_stages as stages
 from kernels.conv3d.bricks import EMPTY, Cut, count_bricks, locate, next_brick, share, source_tensors
 from kernels.conv3d.first_layer import accumulate_rows, as_vectors, multiply_rows
 from kernels.conv3d.read import Inputs, Window, inputs, pack_brick
-from kernels.conv3d.winograd_stages import (
-    Layout,
-    Panel,
-    Sums,
-    Tiles,
-    accumulate,
-    cut_output,
-    kernel_of,
-    lay_out,
-    multiply,
-    points,
-    product_tile,
-    slab_planes,
-    sums_tile,
-    tile_count,
-    transform_in,
-    transform_out,
-)
+from kernels.conv3d.winograd_stages import Layout, Panel, Sums, Tiles, slab_planes, tile_count
 from kernels.conv3d.winograd_weights import transform_back
 from kernels.conv3d.write import Outputs, Staged, finish_block, outputs
 from kernels.deferred.tensors import NO_SOURCE
@@ -109,13 +107,13 @@ class Form(NamedTuple):
 
 def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
     """Shape of the transformed weights: ``(points, groups, ICB, 16, cols * 16)``."""
-    _, cols = product_tile(tile_count(cut, tile), OCB)
-    return points(tile), OCB // cols, ICB, LANES, cols * LANES
+    _, cols = stages.product_tile(tile_count(cut, tile), OCB)
+    return stages.points(tile), OCB // cols, ICB, LANES, cols * LANES
 
 
 def cut_gradient(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
     """Bricks whose source and inner tensor stay in cache, both transformed."""
-    return cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
+    return stages.cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
 
 
 def brick_chunks(cut: Cut) -> int:
@@ -142,32 +140,17 @@ def _sums_per_value(cut: Cut, tile: Triple, ICB: int, OCB: int) -> float:
     return ICB * OCB * LANES / (cut.bricks * tile_count(cut, tile) * (ICB + OCB))
 
 
-def convolve(
-    source: Inputs, before: Triple, weights: Floats, outputs: Outputs, cut: Cut, tile: Triple
-) -> None:
-    """Convolve blocked tensors, or a first layer's few channels, stride 1.
-
-    Parameters
-    ----------
-    source, outputs
-        What is read and written; see `read` and `write`.
-    before : (d, h, w)
-        Zeros before the first voxel.
-    weights : ndarray, `packed_shape`, or that of `first_layer`
-    cut : Cut
-        Bricks of the output, in whole tiles.
-    tile : (md, mh, mw)
-        mw is 1 for a first layer.
-    """
-    OCB, cols, width = outputs.blocks, weights.shape[-1] // LANES, source.width
+def convolve(source: Inputs, before: Triple, weights: Floats, to: Outputs, cut: Cut, tile: Triple) -> None:
+    """Convolve blocked tensors, or a first layer's few channels; weights are of `packed_shape`."""
+    cols, width = weights.shape[-1] // LANES, source.width
     if width < LANES:
-        form = Form(tile, (tile_shape(cut.OW, OCB).wide, cols), (0, 0), width)
+        form = Form(tile, (tile_shape(cut.OW, to.blocks).wide, cols), (0, 0), width)
         source, groups = as_vectors(source), 1
     else:
-        form = Form(tile, (product_tile(tile_count(cut, tile), OCB)[0], cols), (0, 0))
-        groups = OCB // cols
-    layout = lay_out(cut, tile, source.blocks, 0, OCB, width)
-    job = Job(source, before, cut, layout, threads(), groups, outputs=outputs)
+        form = Form(tile, (stages.product_tile(tile_count(cut, tile), to.blocks)[0], cols), (0, 0))
+        groups = to.blocks // cols
+    layout = stages.lay_out(cut, tile, source.blocks, 0, to.blocks, width)
+    job = Job(source, before, cut, layout, threads(), groups, outputs=to)
     _run(form, job._replace(weights=weights.reshape(-1), run=weights.shape[3]))
 
 
@@ -180,33 +163,20 @@ def backward_weights(
     diff_weights: Floats,
     diff_bias: Doubles,
 ) -> None:
-    """Gradients of weights and bias of a stride-1 convolution.
-
-    Parameters
-    ----------
-    source, before, cut, tile
-        As of `convolve`.
-    gradient : Inputs
-        Of the output.
-    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
-        Filled.
-    diff_bias : ndarray, shape=(`bias_chunks`, channels), float64
-        Filled; the sum over the chunks is the gradient of the bias.
-    """
+    """Gradients of weights and bias; ``diff_bias`` has `bias_chunks` rows, whose sum is the gradient."""
     ICB, OCB, width = source.blocks, gradient.blocks, source.width
     if by_pairs(cut, tile, ICB, OCB):
         many_channels.backward_weights(source, before, gradient, cut, tile, diff_weights, diff_bias)
         return
     if width < LANES:
-        KW = diff_weights.shape[2] // math.prod(kernel_of(tile))
+        KW = diff_weights.shape[2] // math.prod(stages.kernel_of(tile))
         form = Form(tile, (0, 0), (weight_tile(KW, width), 1), width, KW)
         source, block = as_vectors(source), KW * width * OCB * LANES
     else:
-        form, block = Form(tile, (0, 0), sums_tile(OCB)), ICB * LANES * OCB * LANES
-    chunks = diff_bias.shape[0]
-    sums = scratchpad("winograd sums", chunks, points(tile) * block)
-    layout = lay_out(cut, tile, ICB, OCB, 0, width)
-    job = Job(source, before, cut, layout, chunks, inner=gradient)
+        form, block = Form(tile, (0, 0), stages.sums_tile(OCB)), ICB * LANES * OCB * LANES
+    sums = scratchpad("winograd sums", len(diff_bias), stages.points(tile) * block)
+    layout = stages.lay_out(cut, tile, ICB, OCB, 0, width)
+    job = Job(source, before, cut, layout, len(diff_bias), inner=gradient)
     _run(form, job._replace(sums=sums.reshape(-1), diff_bias=diff_bias))
     transform_back(tile, sums, diff_weights, width, form.sums[1] * LANES)
 
@@ -216,30 +186,18 @@ def backward(
     before: Triple,
     weights: Floats,
     source: Inputs,
-    outputs: Outputs,
+    to: Outputs,
     cut: Cut,
     tile: Triple,
     diff_weights: Floats,
 ) -> None:
-    """Gradients of source and weights in one pass; stride 1, "same" padding.
-
-    Parameters
-    ----------
-    gradient, source : Inputs
-        Of the convolution's result, and what the convolution read.
-    weights : ndarray, `packed_shape`
-        Adjoint.
-    outputs : Outputs
-        Takes the gradient of the source.
-    before, cut, tile, diff_weights
-        As of `backward_weights`; the cut is `cut_gradient`.
-    """
-    ICB, OCB = source.blocks, gradient.blocks
-    rows, _ = product_tile(tile_count(cut, tile), ICB)
-    form = Form(tile, (rows, weights.shape[-1] // LANES), sums_tile(ICB))
-    chunks = brick_chunks(cut)
-    sums = scratchpad("winograd sums", chunks, points(tile) * OCB * LANES * ICB * LANES)
-    job = Job(gradient, before, cut, lay_out(cut, tile, OCB, ICB, ICB), chunks, inner=source, outputs=outputs)
+    """Gradients of source and weights in one pass; weights are adjoint, padding is "same"."""
+    ICB, OCB, chunks = source.blocks, gradient.blocks, brick_chunks(cut)
+    rows, _ = stages.product_tile(tile_count(cut, tile), ICB)
+    form = Form(tile, (rows, weights.shape[-1] // LANES), stages.sums_tile(ICB))
+    sums = scratchpad("winograd sums", chunks, stages.points(tile) * OCB * LANES * ICB * LANES)
+    layout = stages.lay_out(cut, tile, OCB, ICB, ICB)
+    job = Job(gradient, before, cut, layout, chunks, inner=source, outputs=to)
     _run(form, job._replace(weights=weights.reshape(-1), sums=sums.reshape(-1)))
     # The sums are of a convolution from the gradient to the source.
     transform_back(tile, sums, diff_weights, LANES, form.sums[1] * LANES, adjoint=True)
@@ -326,7 +284,7 @@ def transform_plane(job: Any, own: Any, plane: int, mw: int) -> None:
     layout = job.layout
     v = Tiles(own, layout.V, layout.point, layout.tiles, job.source.blocks)
     at = layout.source.at + plane * layout.source.plane
-    transform_in(Panel(own, at), layout.extent, v, 1, INPUT, mw)
+    stages.transform_in(Panel(own, at), layout.extent, v, 1, INPUT, mw)
 
 
 @specialised
@@ -342,11 +300,11 @@ def multiply_plane(
         m = Tiles(own, v.at - step, step, T, job.outputs.blocks)
         at = (plane * PW + point) * size
         lines = part_of(ahead, point, PW, address(job.weights, at + size))
-        multiply(v, Panel(job.weights, at), m, results, True, lines, rows, cols)
+        stages.multiply(v, Panel(job.weights, at), m, results, True, lines, rows, cols)
     m = Tiles(own, layout.V - step, step, T, job.outputs.blocks)
     to = Panel(own, layout.result.at + plane * layout.result.plane)
     for block in range(results[0], results[1]):
-        transform_out(m, block, to, mw)
+        stages.transform_out(m, block, to, mw)
 
 
 @specialised
@@ -359,9 +317,9 @@ def accumulate_plane(
     ICB, OCB = job.source.blocks, job.inner.blocks
     e = Tiles(own, layout.E, layout.inner_point, T, OCB)
     at = layout.inner.at + plane * layout.inner.plane
-    transform_in(Panel(own, at), layout.inner_extent, e, cols, DIFF_DST, mw)
+    stages.transform_in(Panel(own, at), layout.inner_extent, e, cols, DIFF_DST, mw)
     for point in range(PW):
         v = Tiles(own, layout.V + point * layout.point, layout.point, T, ICB)
         e = Tiles(own, layout.E + point * layout.inner_point, layout.inner_point, T, OCB)
         to = Sums(sums.data, sums.at + point * ICB * OCB * LANES * LANES, sums.fresh)
-        accumulate(v, e, to, part_of(ahead, point, PW, 0), rows, cols)
+        stages.accumulate(v, e, to, part_of(ahead, point, PW, 0), rows, cols)

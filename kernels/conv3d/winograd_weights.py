@@ -38,8 +38,7 @@ def pack_weights(weights: Floats, tile: Triple, dst: Floats, *, adjoint: bool = 
     Parameters
     ----------
     weights : ndarray, shape=(OC, IC, KD, KH, KW), float32
-        Kernel 3 along each axis where ``tile`` is above 1; other taps count as input channels.
-    tile : (md, mh, mw)
+        Kernel 3 along each axis where ``tile``, (md, mh, mw), is above 1; other taps count as inputs.
     dst : ndarray, shape=(points, groups, ICB, inputs, lanes), float32
         Filled.
     adjoint : bool
@@ -73,7 +72,7 @@ def transform_back(
     width, lanes : int
         Input channels in a block, and output channels in a group.
     adjoint : bool
-        The sums are those of the adjoint convolution; see `layout.pack_weights`.
+        The sums are those of the adjoint convolution.
     """
     order = weights_order(diff_weights.shape, adjoint=adjoint)
     taps = math.prod(sizes(DIFF_WEIGHTS, m)[1] for m in tile)

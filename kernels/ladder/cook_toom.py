@@ -1,21 +1,22 @@
 """The matrices of Winograd's minimal filtering, made from one list of points.
 
 F(m, r) computes m neighbouring outputs of a correlation with r taps in n = m + r - 1 multiplications
-instead of m * r. Inputs and taps are seen as polynomials; they are evaluated at n points, multiplied
-point by point, and the product is interpolated. In matrices,
+instead of m * r. It takes inputs and taps as polynomials, evaluates both at n points, multiplies them point
+by point, and interpolates the product. In matrices,
 
     y = A^T ((G g) * (B^T d))        d: n inputs, g: r taps, y: m outputs
 
     A^T[i, j] = a_j^i        G[j, k] = a_j^k / prod over l != j of (a_j - a_l)
     B^T[j]    = coefficients of prod over l != j of (x - a_l)
 
-with the last point at infinity: the last column of A^T, the last row of G pick the leading coefficient,
-and the last row of B^T is the product over all finite points. All arithmetic here is exact, in fractions.
-In 3-D each axis is transformed in turn.
+The last point is infinity: the last column of A^T and the last row of G pick the leading coefficient, and
+the last row of B^T is the product over all finite points. All arithmetic here is exact, in fractions. In 3-D
+each axis is transformed in turn.
 
-Which points are taken decides the rounding errors. Points a, -a share their sums; near to each other they
-are hard to tell apart, and high powers of large and small ones are far apart. Pairs a, 1/a are a good middle
-(Barabasz et al.): 2/3 and 3/2 make the error of F(4, 4, 4) an eighth of that of the usual 1 and 2.
+The choice of points decides the rounding errors. Points a and -a share their sums. Points that are close
+together make nearly equal rows, and large or small points make powers of very different size: both lose
+digits. Pairs a, 1/a are a good middle (Barabasz et al.): 2/3 and 3/2 make the error of F(4, 4, 4) an eighth
+of that of the usual 1 and 2.
 
 The gradient of the weights is the same form read in another direction: from y = A^T ((G g) * (B^T d)),
 
