@@ -53,4 +53,4 @@ def test_a_read_only_array_is_refused_before_a_worker_is_compiled_for_it(wrap: A
     array = np.zeros(3, np.float32)
     array.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        run_workers(None, 1, wrap(array))
+        run_workers(None, 1, (wrap(array),))
