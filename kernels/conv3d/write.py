@@ -126,7 +126,7 @@ def outputs(
 ) -> Outputs:
     """What a convolution writes, to one or two blocked tensors; the second may be empty."""
     (a, b), (mask_a, mask_b) = dst, (mask._replace(x=mask.x.reshape(-1)) for mask in masks)
-    blocks, streams = a.shape[1] + b.shape[1], past_caches(a, b)
+    blocks, streams = a.shape[1] + b.shape[1], past_caches(*(each for each in (a, b) if each.size))
     lanes = np.zeros(blocks * LANES, np.float32)
     if bias is not None:
         lanes[: bias.size] = bias
