@@ -244,17 +244,17 @@ def _fold(b: Binder) -> Call:
 
 def _statistics_backward(b: Binder) -> Call:
     part, count, combine = b.array("sums"), b.node.attributes["count"], b.node.attributes.get("combine")
-    arrays = [b.array(r) for r in ("gamma", "mean", "rstd")]
+    gamma, mean, rstd = (b.array(r) for r in ("gamma", "mean", "rstd"))
     out = statistics.NormGradient(*_out(b, "a", "b", "d", "diff_scale", "diff_shift"))
 
     def run() -> None:
-        statistics.finish_gradient(part, count, *arrays, out)
+        statistics.finish_gradient(part, count, gamma, mean, rstd, out)
         if combine:
             # The source's gradient goes through everybody's statistics; gamma's and beta's stay
             # this process' own, which are summed with all other gradients.
             own = [diff.copy() for diff in (out.diff_gamma, out.diff_beta)]
             everyones, voxels = statistics.combine_sums(part, count, combine)
-            statistics.finish_gradient(everyones, voxels, *arrays, out)
+            statistics.finish_gradient(everyones, voxels, gamma, mean, rstd, out)
             out.diff_gamma[:], out.diff_beta[:] = own
 
     return run
