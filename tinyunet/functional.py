@@ -13,13 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernels.conv3d
-import kernels.ops.activation
-import kernels.ops.batch_norm
-import kernels.ops.concat
-import kernels.ops.conv_transpose3d
-import kernels.ops.pooling
-import kernels.ops.softmax_dice
-import kernels.ops.upsample
+from kernels import ops
 from kernels.base.arguments import Combine, Triple, tensor, triple
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import fraction
@@ -30,7 +24,10 @@ from tinyunet.engine.context import Array, Context, Gradients
 class Convolution(Function):
     """Saves the source for the weights' gradient, the weights for the source's."""
 
-    module: ModuleType = kernels.conv3d
+    @staticmethod
+    def module() -> ModuleType:
+        """Kernels of the three passes."""
+        return kernels.conv3d
 
     @staticmethod
     def forward(
@@ -43,29 +40,27 @@ class Convolution(Function):
     ) -> Array:  # (MB, OD, OH, OW, OC)
         needs_src, needs_weights, needs_bias = ctx.needs_gradient[:3]
         ctx.save(src if needs_weights or needs_bias else None, weights if needs_src else None)
-        ctx.stride, ctx.padding = stride, padding
-        ctx.src_shape, ctx.kernel = src.shape, weights.shape[2:]
-        return ctx.function.module.forward(src, weights, bias, stride, padding)
+        ctx.settings, ctx.src_shape, ctx.kernel = (stride, padding), src.shape, weights.shape[2:]
+        return ctx.function.module().forward(src, weights, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        src, weights = ctx.saved
+        (src, weights), passes = ctx.saved, ctx.function.module()
         diff_src = diff_weights = diff_bias = None
         if weights is not None:  # not so in the first convolution of a net
-            diff_src = ctx.function.module.backward_data(
-                gradient, weights, ctx.src_shape, ctx.stride, ctx.padding
-            )
+            diff_src = passes.backward_data(gradient, weights, ctx.src_shape, *ctx.settings)
         if src is not None:
-            diff_weights, diff_bias = ctx.function.module.backward_weights(
-                src, gradient, ctx.kernel, ctx.stride, ctx.padding
-            )
+            diff_weights, diff_bias = passes.backward_weights(src, gradient, ctx.kernel, *ctx.settings)
         return diff_src, diff_weights, diff_bias
 
 
 class TransposedConvolution(Convolution):
     """A convolution's gradient by its source, as an operator; weights are (IC, OC, KD, KH, KW)."""
 
-    module = kernels.ops.conv_transpose3d
+    @staticmethod
+    def module() -> ModuleType:
+        """Kernels of the three passes."""
+        return ops.transposed_conv
 
 
 class MaxPooling(Function):
@@ -73,7 +68,7 @@ class MaxPooling(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array, size: Triple) -> Array:
-        dst, argmax = kernels.ops.pooling.max_pool_forward(src, size)
+        dst, argmax = ops.pooling.forward(src, size)
         ctx.save(argmax)
         ctx.src_shape, ctx.size = src.shape, size
         return dst
@@ -81,7 +76,7 @@ class MaxPooling(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (argmax,) = ctx.saved
-        return (kernels.ops.pooling.max_pool_backward(gradient, argmax, ctx.src_shape, ctx.size),)
+        return (ops.pooling.backward(gradient, argmax, ctx.src_shape, ctx.size),)
 
 
 class Upsampling(Function):
@@ -90,11 +85,11 @@ class Upsampling(Function):
     @staticmethod
     def forward(ctx: Context, src: Array, factor: Triple) -> Array:
         ctx.factor = factor
-        return kernels.ops.upsample.forward(src, factor)
+        return ops.upsample.forward(src, factor)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        return (kernels.ops.upsample.backward(gradient, ctx.factor),)
+        return (ops.upsample.backward(gradient, ctx.factor),)
 
 
 class BatchNormTraining(Function):
@@ -117,7 +112,7 @@ class BatchNormTraining(Function):
     ) -> Array:
         for name, running in (("mean", running_mean), ("variance", running_variance)):
             tensor(f"running_{name}", running, shape=scale.shape, dtype=scale.dtype)
-        dst, mean, variance = kernels.ops.batch_norm.forward_training(src, scale, shift, epsilon, combine)
+        dst, mean, variance = ops.batch_norm.forward_training(src, scale, shift, epsilon, combine)
         with one_at_a_time:  # another thread may train, too, or predict with them
             for running, batch in ((running_mean, mean), (running_variance, variance)):
                 running *= momentum
@@ -129,7 +124,7 @@ class BatchNormTraining(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         src, scale, mean, variance = ctx.saved
-        return kernels.ops.batch_norm.backward(gradient, src, scale, mean, variance, ctx.epsilon, ctx.combine)
+        return ops.batch_norm.backward(gradient, src, scale, mean, variance, ctx.epsilon, ctx.combine)
 
 
 class BatchNormInference(Function):
@@ -141,7 +136,7 @@ class BatchNormInference(Function):
     ) -> Array:
         ctx.save(src, scale, mean, variance)
         ctx.epsilon = epsilon
-        return kernels.ops.batch_norm.forward_inference(src, scale, shift, mean, variance, epsilon)
+        return ops.batch_norm.forward_inference(src, scale, shift, mean, variance, epsilon)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
@@ -153,50 +148,44 @@ class BatchNormInference(Function):
         return gradient * (scale * rstd), diff_scale, diff_shift
 
 
-class Relu(Function):
-    """Saves the result, which the next convolution keeps anyway; not the source."""
-
-    @staticmethod
-    def forward(ctx: Context, src: Array) -> Array:
-        dst = kernels.ops.activation.relu_forward(src)
-        ctx.save(dst)
-        return dst
+class _Activation(Function):
+    """Saves the result, which the next operator keeps anyway; not the source."""
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (dst,) = ctx.saved
-        return (kernels.ops.activation.relu_backward(gradient, dst),)
+        return (ops.activation.backward(gradient, dst, ctx.activation),)
 
 
-class LeakyRelu(Function):
-    """Saves the result: with a slope above 0 its sign is the sign of the source."""
+def _activate(ctx: Context, src: Array, activation: "ops.activation.Activation") -> Array:
+    ctx.activation = activation
+    dst = ops.activation.forward(src, activation)
+    ctx.save(dst)
+    return dst
+
+
+class Relu(_Activation):
+    """``max(src, 0)``."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array) -> Array:
+        return _activate(ctx, src, ops.activation.RELU)
+
+
+class LeakyRelu(_Activation):
+    """The result has the sign of the source, because the slope is above 0."""
 
     @staticmethod
     def forward(ctx: Context, src: Array, slope: float) -> Array:
-        dst = kernels.ops.activation.leaky_relu_forward(src, slope)
-        ctx.save(dst)
-        ctx.slope = slope
-        return dst
-
-    @staticmethod
-    def backward(ctx: Context, gradient: Array) -> Gradients:
-        (dst,) = ctx.saved
-        return (kernels.ops.activation.leaky_relu_backward(gradient, dst, ctx.slope),)
+        return _activate(ctx, src, ops.activation.leaky_relu(slope))
 
 
-class Sigmoid(Function):
-    """Saves the result ``s``; its derivative is ``s * (1 - s)``."""
+class Sigmoid(_Activation):
+    """``1 / (1 + exp(-src))``."""
 
     @staticmethod
     def forward(ctx: Context, src: Array) -> Array:
-        dst = kernels.ops.activation.sigmoid_forward(src)
-        ctx.save(dst)
-        return dst
-
-    @staticmethod
-    def backward(ctx: Context, gradient: Array) -> Gradients:
-        (dst,) = ctx.saved
-        return (kernels.ops.activation.sigmoid_backward(gradient, dst),)
+        return _activate(ctx, src, ops.activation.SIGMOID)
 
 
 class Softmax(Function):
@@ -204,14 +193,14 @@ class Softmax(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array) -> Array:
-        dst = kernels.ops.softmax_dice.softmax_forward(src)
+        dst = ops.softmax.forward(src)
         ctx.save(dst)
         return dst
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (dst,) = ctx.saved
-        return (kernels.ops.softmax_dice.softmax_backward(gradient, dst),)
+        return (ops.softmax.backward(gradient, dst),)
 
 
 class Concatenation(Function):
@@ -225,11 +214,11 @@ class Concatenation(Function):
     @staticmethod
     def forward(ctx: Context, a: Array, b: Array) -> Array:
         ctx.split = a.shape[-1]
-        return kernels.ops.concat.forward(a, b)
+        return ops.concat.forward(a, b)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        return kernels.ops.concat.backward(gradient, ctx.split)
+        return ops.concat.backward(gradient, ctx.split)
 
 
 class ZeroPadding(Function):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-import kernels.ops.softmax_dice
+from kernels import ops
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import at_least_zero
 from tinyunet.engine.absent import Absent
@@ -42,12 +42,12 @@ class DiceSums(Function):
         labels: NDArray[np.uint8],  # (MB, ...)
     ) -> Array:  # (3, MB, C), float64
         ctx.save(logits, labels)
-        return np.stack(kernels.ops.softmax_dice.dice_forward(logits, labels))
+        return np.stack(ops.label_losses.dice_forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
-        return (kernels.ops.softmax_dice.dice_backward(logits, labels, gradient[0], gradient[1]),)
+        return (ops.label_losses.dice_backward(logits, labels, gradient[0], gradient[1]),)
 
 
 class CrossEntropy(Function):
@@ -60,13 +60,13 @@ class CrossEntropy(Function):
         labels: NDArray[np.uint8],  # (MB, ...)
     ) -> Array:  # (), float64
         ctx.save(logits, labels)
-        return np.asarray(kernels.ops.softmax_dice.cross_entropy_forward(logits, labels))
+        return np.asarray(ops.label_losses.cross_entropy_forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
         diff = float(gradient)
-        return (kernels.ops.softmax_dice.cross_entropy_backward(logits, labels, diff),)
+        return (ops.label_losses.cross_entropy_backward(logits, labels, diff),)
 
 
 class BinaryCrossEntropy(Function):
@@ -79,13 +79,13 @@ class BinaryCrossEntropy(Function):
         labels: NDArray[np.uint8],  # (MB, ...)
     ) -> Array:  # (), float64
         ctx.save(logits, labels)
-        return np.asarray(kernels.ops.softmax_dice.binary_cross_entropy_forward(logits, labels))
+        return np.asarray(ops.binary_cross_entropy.forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
         diff = float(gradient)
-        return (kernels.ops.softmax_dice.binary_cross_entropy_backward(logits, labels, diff),)
+        return (ops.binary_cross_entropy.backward(logits, labels, diff),)
 
 
 def soft_dice(

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from kernels import ops
 from kernels.base.arguments import Combine, triple
-from kernels.ops.activation import checked_slope
 from tinyunet import functional
 from tinyunet.autograd import Tensor
 from tinyunet.common.checks import at_least_zero, fraction, positive, share
@@ -165,7 +165,7 @@ class LeakyReLU(Module):
     """``src`` where positive, ``slope * src`` elsewhere."""
 
     def __init__(self, slope: float = 0.01) -> None:
-        self.slope = checked_slope(slope)
+        self.slope = ops.activation.leaky_relu(slope).slope
 
     def forward(self, src: Tensor) -> Tensor:
         """Any shape."""

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-import kernels.ops.optimizers
+from kernels import ops
 from tinyunet.common import verbose
 from tinyunet.common.checks import at_least_zero, fraction, is_real, positive
 from tinyunet.common.turns import one_at_a_time
@@ -265,7 +265,7 @@ class SGD(Optimizer):
     def _update(self, part: slice) -> None:
         p, g = self.flat_parameters[part], self.flat_gradients[part]
         settings = self.lr, self.momentum, self.nesterov, self.weight_decay
-        kernels.ops.optimizers.sgd_step(p, g, self.velocity[part], *settings)
+        ops.optimizers.sgd_step(p, g, self.velocity[part], *settings)
 
 
 class Adam(Optimizer):
@@ -307,7 +307,7 @@ class Adam(Optimizer):
     def _update(self, part: slice) -> None:
         p, g = self.flat_parameters[part], self.flat_gradients[part]
         settings = self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay
-        kernels.ops.optimizers.adam_step(p, g, self.m[part], self.v[part], self.steps, *settings)
+        ops.optimizers.adam_step(p, g, self.m[part], self.v[part], self.steps, *settings)
 
 
 # ---- schedules: the learning rate of step 0, 1, 2, ...; use as optimizer.lr = schedule(step) ---

@@ -1,247 +1,158 @@
-"""Activations: ReLU, leaky ReLU and sigmoid.
+"""Activations: functions of one number whose derivative follows from their result.
 
-All three are elementwise, so the layout does not matter, and each is one pass: forward reads and
-writes 4 bytes an item, backward reads 8 and writes 4. Backward needs ``dst`` only, which is kept
-anyway, as it is the source of the operator that follows: ``src`` can be freed.
+                value                            derivative, from the result y
+    ReLU        max(x, 0)                        1 where y > 0, else 0
+    leaky ReLU  x where x > 0, else slope * x    1 where y > 0, else slope
+    sigmoid     1 / (1 + exp(-x))                y * (1 - y)
 
-float32 arrays take the loops, float64 arrays the NumPy expression beside them, which is the reference.
-NaN stays NaN, so that a diverged run is seen.
+Backward reads ``dst`` alone, which is kept anyway: it is the source of the operator that follows. So ``src``
+can be freed. The layout does not matter. Forward reads and writes 4 bytes an item, backward reads 8 and
+writes 4. float32 runs the compiled loops, float64 the NumPy expressions, which are the reference.
+
+A new activation is an `Activation` and a case in `_value` and `_gradient`. NaN stays NaN, so that a diverged
+run is seen: a comparison that NaN fails must be the one that keeps the value, ``x <= 0`` and not ``x > 0``.
 """
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.base.arguments import Array, Floats, tensor
 from kernels.base.buffers import CHUNK, chunk_count, empty
 from kernels.base.exponential import sigmoid
-from kernels.base.jit import parallel_kernel, prange
+from kernels.base.jit import kernel, parallel_kernel, prange
 
-_ZERO = np.float32(0)
-_ONE = np.float32(1)
-
-
-def relu_forward(src: Array) -> Array:
-    """``dst = max(src, 0)``.
-
-    Parameters
-    ----------
-    src : array, any shape
-        float32 or float64.
-
-    Returns
-    -------
-    array, shape and dtype of ``src``
-
-    Raises
-    ------
-    TypeError
-        If ``src`` is not a float32 or float64 array.
-    """
-    src = tensor("src", src)
-    if src.dtype == np.float64:
-        return np.maximum(src, 0.0)
-    dst = empty(src.shape)
-    _relu_forward(src.reshape(-1), dst.reshape(-1))
-    return dst
+_RELU, _LEAKY, _SIGMOID = range(3)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-def relu_backward(diff_dst: Array, dst: Array) -> Array:
-    """``diff_src = diff_dst where dst > 0, else 0``.
+class Activation(NamedTuple):
+    """The reference of one activation, and the case of the compiled loops that computes it."""
 
-    Parameters
-    ----------
-    diff_dst, dst : array, same shape and dtype
-        Gradient of the output, and the output itself.
-
-    Returns
-    -------
-    array, shape and dtype of ``dst``
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the two differ in dtype or shape.
-    """
-    dst = tensor("dst", dst)
-    diff_dst = tensor("diff_dst", diff_dst, shape=dst.shape, dtype=dst.dtype)
-    if dst.dtype == np.float64:
-        return np.where(dst <= 0.0, 0.0, diff_dst)
-    diff_src = empty(dst.shape)
-    _relu_backward(diff_dst.reshape(-1), dst.reshape(-1), diff_src.reshape(-1))
-    return diff_src
+    value: Callable[[Array], Array]  # of src
+    gradient: Callable[[Array, Array], Array]  # of diff_dst and dst
+    case: int
+    slope: float = 0.0
 
 
-def leaky_relu_forward(src: Array, slope: float) -> Array:
-    """``dst = src where src > 0, else slope * src``.
-
-    Parameters
-    ----------
-    src : array, any shape
-        float32 or float64.
-    slope : float
-        Above 0, so that the sign of ``dst`` tells the sign of ``src`` to the backward pass.
-
-    Returns
-    -------
-    array, shape and dtype of ``src``
-
-    Raises
-    ------
-    TypeError
-        If ``src`` is not a float32 or float64 array.
-    ValueError
-        If ``slope`` is not above 0.
-    """
-    src = tensor("src", src)
-    slope = checked_slope(slope)
-    if src.dtype == np.float64:
-        return np.where(src <= 0.0, slope * src, src)
-    dst = empty(src.shape)
-    _leaky_relu_forward(src.reshape(-1), np.float32(slope), dst.reshape(-1))
-    return dst
+def _sigmoid(src: Array) -> Array:
+    # The exponential of a number that is not above 0 does not overflow.
+    power = np.exp(-np.abs(src))
+    return np.where(src >= 0.0, 1.0, power) / (1.0 + power)
 
 
-def leaky_relu_backward(diff_dst: Array, dst: Array, slope: float) -> Array:
-    """``diff_src = diff_dst where dst > 0, else slope * diff_dst``.
-
-    Parameters
-    ----------
-    diff_dst, dst : array, same shape and dtype
-        Gradient of the output, and the output itself.
-    slope : float
-        As in the forward pass.
-
-    Returns
-    -------
-    array, shape and dtype of ``dst``
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the two differ in dtype or shape, or ``slope`` is not above 0.
-    """
-    dst = tensor("dst", dst)
-    diff_dst = tensor("diff_dst", diff_dst, shape=dst.shape, dtype=dst.dtype)
-    slope = checked_slope(slope)
-    if dst.dtype == np.float64:
-        return np.where(dst <= 0.0, slope * diff_dst, diff_dst)
-    diff_src = empty(dst.shape)
-    _leaky_relu_backward(diff_dst.reshape(-1), dst.reshape(-1), np.float32(slope), diff_src.reshape(-1))
-    return diff_src
+RELU = Activation(lambda x: np.maximum(x, 0.0), lambda dy, y: np.where(y <= 0.0, 0.0, dy), _RELU)
+SIGMOID = Activation(_sigmoid, lambda dy, y: dy * y * (1.0 - y), _SIGMOID)
 
 
-def sigmoid_forward(src: Array) -> Array:
-    """``dst = 1 / (1 + exp(-src))``.
-
-    Parameters
-    ----------
-    src : array, any shape
-        float32 or float64.
-
-    Returns
-    -------
-    array, shape and dtype of ``src``
-
-    Raises
-    ------
-    TypeError
-        If ``src`` is not a float32 or float64 array.
-    """
-    src = tensor("src", src)
-    if src.dtype == np.float64:
-        # Of a number that is not above 0 the exponential does not overflow.
-        power = np.exp(-np.abs(src))
-        return np.where(src >= 0.0, 1.0, power) / (1.0 + power)
-    dst = empty(src.shape)
-    _sigmoid_forward(src.reshape(-1), dst.reshape(-1))
-    return dst
-
-
-def sigmoid_backward(diff_dst: Array, dst: Array) -> Array:
-    """``diff_src = diff_dst * dst * (1 - dst)``.
-
-    Parameters
-    ----------
-    diff_dst, dst : array, same shape and dtype
-        Gradient of the output, and the output itself.
-
-    Returns
-    -------
-    array, shape and dtype of ``dst``
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the two differ in dtype or shape.
-    """
-    dst = tensor("dst", dst)
-    diff_dst = tensor("diff_dst", diff_dst, shape=dst.shape, dtype=dst.dtype)
-    if dst.dtype == np.float64:
-        return diff_dst * dst * (1.0 - dst)
-    diff_src = empty(dst.shape)
-    _sigmoid_backward(diff_dst.reshape(-1), dst.reshape(-1), diff_src.reshape(-1))
-    return diff_src
-
-
-def checked_slope(slope: float) -> float:
-    """``slope``, if it is above zero and finite; else ValueError."""
+def leaky_relu(slope: float) -> Activation:
+    """Leaky ReLU. Its slope must be finite and above 0, so that ``dst`` has the sign of ``src``."""
     if not 0.0 < slope < np.inf:
         raise ValueError(f"slope must be above 0 and finite (use relu for 0), got {slope}")
-    return float(slope)
+    slope = float(slope)
+    return Activation(
+        lambda x: np.where(x <= 0.0, slope * x, x),
+        lambda dy, y: np.where(y <= 0.0, slope * dy, dy),
+        _LEAKY,
+        slope,
+    )
 
 
-# --- float32: one chunk after the other, each vectorised --------------------------------------------
-# A comparison that NaN fails must be the one that keeps the value: `x <= 0`, not `x > 0`.
+def forward(src: Array, activation: Activation) -> Array:
+    """Apply an activation to each item.
+
+    Parameters
+    ----------
+    src : float32 or float64 array, any shape
+    activation : Activation
+
+    Returns
+    -------
+    array, shape and dtype of ``src``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``src`` is not a float32 or float64 array, or empty.
+    """
+    src = tensor("src", src)
+    if src.dtype == np.float64:
+        return activation.value(src)
+    dst = empty(src.shape)
+    _make_forward(activation.case)(src.reshape(-1), np.float32(activation.slope), dst.reshape(-1))
+    return dst
 
 
-@parallel_kernel
-def _relu_forward(src: Floats, dst: Floats) -> None:
-    for chunk in prange(chunk_count(src.size)):
-        at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        x, y = src[at], dst[at]
-        for i in range(x.size):
-            y[i] = _ZERO if x[i] <= _ZERO else x[i]
+def backward(diff_dst: Array, dst: Array, activation: Activation) -> Array:
+    """Gradient of the source: ``diff_dst`` times the derivative.
+
+    Parameters
+    ----------
+    diff_dst, dst : float32 or float64 array, same shape and dtype
+        Gradient of the output, and the output itself.
+    activation : Activation
+
+    Returns
+    -------
+    array, shape and dtype of ``dst``
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the two arrays differ in dtype or shape.
+    """
+    dst = tensor("dst", dst)
+    diff_dst = tensor("diff_dst", diff_dst, shape=dst.shape, dtype=dst.dtype)
+    if dst.dtype == np.float64:
+        return activation.gradient(diff_dst, dst)
+    diff_src = empty(dst.shape)
+    arrays = diff_dst.reshape(-1), dst.reshape(-1), diff_src.reshape(-1)
+    _make_backward(activation.case)(*arrays, np.float32(activation.slope))
+    return diff_src
 
 
-@parallel_kernel
-def _relu_backward(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
-    for chunk in prange(chunk_count(dst.size)):
-        at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        dy, y, dx = diff_dst[at], dst[at], diff_src[at]
-        for i in range(y.size):
-            dx[i] = _ZERO if y[i] <= _ZERO else dy[i]
+# --- float32: the case is a constant, so the compiler keeps one branch and vectorises it -----------------
 
 
-@parallel_kernel
-def _leaky_relu_forward(src: Floats, slope: np.float32, dst: Floats) -> None:
-    for chunk in prange(chunk_count(src.size)):
-        at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        x, y = src[at], dst[at]
-        for i in range(x.size):
-            y[i] = slope * x[i] if x[i] <= _ZERO else x[i]
+@kernel
+def _value(x: np.float32, slope: np.float32, case: int) -> np.float32:
+    if case == _SIGMOID:
+        return sigmoid(x)
+    below = slope * x if case == _LEAKY else _ZERO
+    return below if x <= _ZERO else x
 
 
-@parallel_kernel
-def _leaky_relu_backward(diff_dst: Floats, dst: Floats, slope: np.float32, diff_src: Floats) -> None:
-    for chunk in prange(chunk_count(dst.size)):
-        at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        dy, y, dx = diff_dst[at], dst[at], diff_src[at]
-        for i in range(y.size):
-            dx[i] = slope * dy[i] if y[i] <= _ZERO else dy[i]
+@kernel
+def _gradient(dy: np.float32, y: np.float32, slope: np.float32, case: int) -> np.float32:
+    if case == _SIGMOID:
+        return dy * y * (_ONE - y)
+    below = slope * dy if case == _LEAKY else _ZERO
+    return below if y <= _ZERO else dy
 
 
-@parallel_kernel
-def _sigmoid_forward(src: Floats, dst: Floats) -> None:
-    for chunk in prange(chunk_count(src.size)):
-        at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        x, y = src[at], dst[at]
-        for i in range(x.size):
-            y[i] = sigmoid(x[i])
+@functools.cache
+def _make_forward(case: int) -> Callable[..., None]:
+    @parallel_kernel
+    def forward(src: Floats, slope: np.float32, dst: Floats) -> None:
+        for chunk in prange(chunk_count(src.size)):
+            at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+            x, y = src[at], dst[at]
+            for i in range(x.size):
+                y[i] = _value(x[i], slope, case)
+
+    return forward
 
 
-@parallel_kernel
-def _sigmoid_backward(diff_dst: Floats, dst: Floats, diff_src: Floats) -> None:
-    for chunk in prange(chunk_count(dst.size)):
-        at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        dy, y, dx = diff_dst[at], dst[at], diff_src[at]
-        for i in range(y.size):
-            dx[i] = dy[i] * y[i] * (_ONE - y[i])
+@functools.cache
+def _make_backward(case: int) -> Callable[..., None]:
+    @parallel_kernel
+    def backward(diff_dst: Floats, dst: Floats, diff_src: Floats, slope: np.float32) -> None:
+        for chunk in prange(chunk_count(dst.size)):
+            at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+            dy, y, dx = diff_dst[at], dst[at], diff_src[at]
+            for i in range(y.size):
+                dx[i] = _gradient(dy[i], y[i], slope, case)
+
+    return backward

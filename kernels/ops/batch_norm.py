@@ -4,46 +4,50 @@
     normalised           = (src - mean) / sqrt(variance + epsilon)
     dst                  = normalised * scale + shift
 
-The forward pass in training reads ``src`` twice, for nothing can be normalised before the last item is
-seen, and writes ``dst``. The backward pass has two sums to make first, too. Kept for backward: ``src``,
-``mean`` and ``variance``; ``normalised`` is made again from them, which costs a subtraction and a
-product where reading it would cost 4 bytes an item.
+Training reads ``src`` twice: the statistics need all of it before the first item can be normalised. Backward
+needs two sums first, too. It makes ``normalised`` again from ``src``, ``mean`` and ``variance``, a
+subtraction and a product; reading it would cost 4 bytes an item. The compiled graph computes the same in
+pieces that its convolutions take along (`kernels.deferred.statistics`).
 
-Idea       A row of ``C`` channels is short, and each channel has its own mean. So rows are taken
-           as many at a time as make 256 items or more, and the per-channel vectors are repeated as
-           often: the inner loop is long for any ``C``, and vectorises.
-Numerics   Sums are float64, of float32 items converted first: the square of such an item is exact in
-           float64, so ``E[x^2] - E[x]^2`` loses ``mean^2 / variance * 1e-16`` only: 1e-10 for mean 1000
-           and deviation 1, where float32 would have nothing left. Where ``mean^2`` is above 1e7 variances,
-           a second pass finds the variance (not over several processes). ``src - mean`` uses the float32
-           mean, and what that rounding lost goes into the shift. Chunks are summed apart and added in their
-           order: the result does not depend on the number of threads. float64 arrays take the NumPy
-           expressions, with the variance in a second pass.
-
+Idea       A row of ``C`` channels is short, and each channel has its own mean. So the kernels take as many
+           rows at a time as make 256 items or more, with the per-channel vectors repeated as often: the
+           inner loop is long for any ``C``, and vectorises.
+Numerics   Sums are float64. The square of a float32 is exact in float64, so ``E[x^2] - E[x]^2`` loses only
+           ``mean^2 / variance * 1e-16``: 1e-10 for mean 1000 and deviation 1, where float32 would keep
+           nothing. Where ``mean^2`` is above 1e7 variances, a second pass finds the variance (not over
+           several processes). ``src - mean`` uses the float32 mean; the shift takes what that rounding lost.
+           The kernels sum chunks by themselves and add the sums in their order, so the result does not depend
+           on the number of threads. float64 runs the NumPy expressions, with the variance in a second pass.
 Together   Batch norm over several processes ("synchronised") needs what one process would sum over the
-           whole batch: three numbers a channel each way. Both functions hand their sums to ``combine``,
-           which replaces them by the sums of all; everything else is the same.
+           whole batch: three numbers a channel each way. Both passes hand their sums to ``combine``, which
+           replaces them by the sums of all processes.
 
-Conventions are those of Keras 3: ``epsilon`` is inside the root, and the running variance is fed with
-the biased variance.
+``epsilon`` is inside the root, and the running variance is fed with the biased one, as in Keras 3.
 
 Source: Ioffe and Szegedy, "Batch normalization" (2015), algorithm 1 and section 3.
-"""
 
-from typing import Any
+Common parameters
+-----------------
+src, diff_dst : float32 or float64 array, shape (..., C)
+scale, shift, mean : array, shape (C,)
+    Of the dtype of ``src``.
+epsilon : float
+    Added to the variance.
+
+All functions raise TypeError or ValueError if dtypes, shapes or channels differ, or ``epsilon`` is negative.
+"""
 
 import numpy as np
 
 from kernels.base.arguments import Array, Combine, Doubles, Floats, tensor
 from kernels.base.buffers import empty
-from kernels.base.jit import kernel, parallel_kernel, prange
+from kernels.base.jit import parallel_kernel, prange
 
-# Rows whose sums are added up in registers before they go to memory.
-_ROWS = 4
-# Items that are summed by one thread, apart from the others: their sums are a row of float64 each.
+# Items that one thread sums by themselves: their sums are a row of float64 each.
 _CHUNK = 1 << 16
 # Length that a row of repeated channels has at least: 16 vectors of 16.
 _ROW = 256
+_NONE = np.empty(0, np.float32)
 
 
 def forward_training(
@@ -53,12 +57,8 @@ def forward_training(
 
     Parameters
     ----------
-    src : array, shape (..., C)
-        float32 or float64.
-    scale, shift : array, shape (C,)
-        Of the dtype of ``src``.
-    epsilon : float
-        Added to the variance.
+    src, scale, shift, epsilon
+        See the module.
     combine : callable, optional
         Is given (3, C) numbers: count, sum and sum of squares. See "Together" above.
 
@@ -66,41 +66,25 @@ def forward_training(
     -------
     dst : array, shape (..., C)
     mean, variance : array, shape (C,)
-        For the backward pass and the running statistics; the variance is the biased one, in float64:
-        the square of a large float32 is none.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes or channels differ, or ``epsilon`` is negative.
+        For the backward pass and the running statistics. The variance is the biased one, in float64, because
+        float32 cannot hold the square of a large float32.
     """
     src = _checked_src(src, epsilon)
     scale, shift = _checked_channels(src, scale=scale, shift=shift)
+    axes = tuple(range(src.ndim - 1))
     if src.dtype == np.float64 and combine is None:
-        axes = tuple(range(src.ndim - 1))
         mean, variance = src.mean(axis=axes), src.var(axis=axes)
-        return (src - mean) / np.sqrt(variance + epsilon) * scale + shift, mean, variance
-    if src.dtype == np.float64:
-        total, squares = _sum_voxels(src), _sum_voxels(src**2)
     else:
-        total, squares = _sum_chunks(_moments, src)
-    count, total, squares = _combined(src, total, squares, combine)
-    exact_mean = total / count
-    # Rounding can leave a variance of 0 just below 0.
-    exact_variance = np.maximum(squares / count - exact_mean**2, 0.0)
-    if combine is None:
-        # Where the mean leaves few digits of the variance: a second pass over those channels.
-        lost = exact_mean**2 > 1e7 * exact_variance
-        if lost.any():
-            apart = src[..., lost].astype(np.float64) - exact_mean[lost]
-            exact_variance[lost] = np.mean(apart**2, axis=tuple(range(src.ndim - 1)))
-    if src.dtype == np.float64:
-        normalised = (src - exact_mean) / np.sqrt(exact_variance + epsilon)
-        return normalised * scale + shift, exact_mean, exact_variance
-    mean = exact_mean.astype(np.float32)
-    slope = scale / np.sqrt(exact_variance + epsilon)
-    dst = _normalise(src, mean, slope, shift - (exact_mean - mean) * slope)
-    return dst, mean, exact_variance
+        count, total, squares = _combined(src, *_sums(src, src, np.zeros_like(scale)), combine)
+        mean = total / count
+        # Rounding can leave a variance of 0 just below 0.
+        variance = np.maximum(squares / count - mean**2, 0.0)
+        lost = mean**2 > 1e7 * variance
+        if combine is None and lost.any():
+            variance[lost] = np.mean((src[..., lost].astype(np.float64) - mean[lost]) ** 2, axis=axes)
+    rounded = mean.astype(src.dtype)
+    slope = scale / np.sqrt(variance + epsilon)
+    return _apply(src, rounded, slope, shift - (mean - rounded) * slope), rounded, variance
 
 
 def forward_inference(
@@ -110,31 +94,20 @@ def forward_inference(
 
     Parameters
     ----------
-    src : array, shape (..., C)
-        float32 or float64.
-    scale, shift, mean : array, shape (C,)
-        Of the dtype of ``src``.
+    src, scale, shift, mean, epsilon
+        See the module.
     variance : array, shape (C,)
-        Float32 or float64.
-    epsilon : float
-        Added to the variance.
+        float32 or float64.
 
     Returns
     -------
     array, shape (..., C)
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes or channels differ, or ``epsilon`` is negative.
     """
     src = _checked_src(src, epsilon)
     scale, shift, mean = _checked_channels(src, scale=scale, shift=shift, mean=mean)
     variance = tensor("variance", variance, shape=src.shape[-1:])
-    if src.dtype == np.float64:
-        return (src - mean) / np.sqrt(variance + epsilon) * scale + shift
     slope = scale / np.sqrt(variance.astype(np.float64) + epsilon)
-    return _normalise(src, mean, slope, shift.astype(np.float64))
+    return _apply(src, mean, slope, shift)
 
 
 def backward(
@@ -146,7 +119,7 @@ def backward(
     epsilon: float = 1e-3,
     combine: Combine | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Gradients of :func:`forward_training`, through mean and variance as well.
+    """Gradients of source, scale and shift, through the statistics as well.
 
     ::
 
@@ -157,12 +130,10 @@ def backward(
 
     Parameters
     ----------
-    diff_dst, src : array, shape (..., C)
-        Gradient of the output, and the source that was normalised.
-    scale, mean, variance : array, shape (C,)
-        As given to and returned from the forward pass: the variance in float64.
-    epsilon : float
-        As in the forward pass.
+    diff_dst, src, scale, epsilon
+        See the module.
+    mean, variance : array, shape (C,)
+        From the forward pass: the variance in float64.
     combine : callable, optional
         Is given (3, C) numbers: count, sum of ``diff_dst`` and of ``diff_dst * (src - mean)``.
 
@@ -171,33 +142,18 @@ def backward(
     diff_src : array, shape (..., C)
     diff_scale, diff_shift : array, shape (C,)
         Of this source alone, also with ``combine``: they are summed with all other gradients.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes, shapes or channels differ, or ``epsilon`` is negative.
     """
     src = _checked_src(src, epsilon)
     diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
     scale, mean = _checked_channels(src, scale=scale, mean=mean)
     variance = tensor("variance", variance, shape=src.shape[-1:], dtype=np.float64)
     rstd = 1.0 / np.sqrt(variance + epsilon)
-    if src.dtype == np.float64:
-        total, products = _sum_voxels(diff_dst), _sum_voxels(diff_dst * (src - mean))
-    else:
-        total, products = _sum_chunks(_moments_backward, diff_dst, src, mean)
-    diff_shift, diff_scale = total, products * rstd
+    total, products = _sums(diff_dst, src, mean)
+    diff_shift, diff_scale = total.astype(src.dtype), (products * rstd).astype(src.dtype)
     count, total, products = _combined(src, total, products, combine)
-    if src.dtype == np.float64:
-        normalised = (src - mean) * rstd
-        centred = diff_dst - total / count - normalised * (products * rstd / count)
-        return scale * rstd * centred, diff_scale, diff_shift
     slope = scale * rstd
     tilt, level = -slope * rstd * (products * rstd) / count, -slope * total / count
-    coefficients = _repeated(slope, mean, tilt, level)
-    diff_src = empty(src.shape)
-    _apply_backward(diff_dst.reshape(-1), src.reshape(-1), coefficients, diff_src.reshape(-1))
-    return diff_src, diff_scale.astype(np.float32), diff_shift.astype(np.float32)
+    return _apply(src, mean, tilt, level, diff_dst, slope), diff_scale, diff_shift
 
 
 def _checked_src(src: Array, epsilon: float) -> Array:
@@ -214,23 +170,44 @@ def _checked_channels(src: Array, **vectors: Array) -> tuple[Array, ...]:
     return tuple(tensor(name, v, shape=shape, dtype=src.dtype) for name, v in vectors.items())
 
 
-def _combined(
-    src: Array, first: Doubles, second: Doubles, combine: Combine | None
-) -> tuple[Doubles, Doubles, Doubles]:
-    """Count and two sums of each channel, of this source or of all that belong together."""
+def _combined(src: Array, first: Doubles, second: Doubles, combine: Combine | None) -> Doubles:
+    """Count and two sums of each channel, of this source or of all that belong together: (3, C)."""
     count = np.full(src.shape[-1], src.size // src.shape[-1], np.float64)
     sums = np.stack([count, first, second])
     if combine is not None:
         combine(sums)
-    count, first, second = sums
-    return count, first, second
+    return sums
 
 
-def _sum_voxels(values: Array) -> Doubles:
-    return values.sum(axis=tuple(range(values.ndim - 1)))
+# --- The two passes over memory, each in NumPy for float64 and compiled for float32 -----------------------
 
 
-# --- float32 ------------------------------------------------------------------------------------------
+def _sums(a: Array, x: Array, mean: Array) -> tuple[Doubles, Doubles]:
+    """Sums over the voxels of ``a`` and of ``a * (x - mean)``."""
+    channels = a.shape[-1]
+    if a.dtype == np.float64:
+        voxels = tuple(range(a.ndim - 1))
+        return a.sum(axis=voxels), (a * (x - mean)).sum(axis=voxels)
+    repeated = _repeated(mean)[0]
+    chunk = repeated.size * max(1, _CHUNK // repeated.size)
+    partial = np.empty((-(-a.size // chunk), 2, repeated.size))
+    _sum_chunks(a.reshape(-1), x.reshape(-1), repeated, partial)
+    first, second = partial.sum(axis=0).reshape(2, -1, channels).sum(axis=1)
+    return first, second
+
+
+def _apply(
+    src: Array, mean: Array, tilt: Array, level: Array, diff: Array = _NONE, slope: Array = _NONE
+) -> Array:
+    """``(src - mean) * tilt + level``, and ``diff * slope`` added if it is given."""
+    given = diff.size > 0
+    if src.dtype == np.float64:
+        dst: Array = (src - mean) * tilt + level
+        return dst + diff * slope if given else dst
+    dst = empty(src.shape)
+    vectors = _repeated(mean, tilt, level, slope if given else mean)
+    _apply_rows(src.reshape(-1), diff.reshape(-1), vectors, dst.reshape(-1))
+    return dst
 
 
 def _repeated(*vectors: Array) -> Floats:
@@ -239,95 +216,32 @@ def _repeated(*vectors: Array) -> Floats:
     return np.tile(stacked, -(-_ROW // stacked.shape[1]))
 
 
-def _normalise(src: Array, mean: Array, slope: Array, shift: Array) -> Array:
-    dst = empty(src.shape)
-    _apply(src.reshape(-1), _repeated(mean, slope, shift), dst.reshape(-1))
-    return dst
-
-
-def _sum_chunks(kernel_of_sums: Any, *arrays: Array) -> Doubles:
-    """Two sums per channel, shape (2, C), of arrays of shape (..., C); a last (C,) is repeated."""
-    channels = arrays[0].shape[-1]
-    row = channels * -(-_ROW // channels)
-    flat = [_repeated(a)[0] if a.ndim == 1 else a.reshape(-1) for a in arrays]
-    chunk = row * max(1, _CHUNK // row)
-    partial = np.empty((-(-flat[0].size // chunk), 2, row))
-    kernel_of_sums(*flat, partial)
-    return partial.sum(axis=0).reshape(2, -1, channels).sum(axis=1)
-
-
-@kernel
-def _moments_rows(src: Floats, sums: Doubles, squares: Doubles) -> None:
-    for i in range(sums.size):
-        total, square = sums[i], squares[i]
-        for k in range(_ROWS):
-            x = np.float64(src[k, i])
-            total += x
-            square += x * x
-        sums[i] = total
-        squares[i] = square
-
-
-@kernel
-def _moments_row(src: Floats, sums: Doubles, squares: Doubles) -> None:
-    for i in range(src.size):
-        x = np.float64(src[i])
-        sums[i] += x
-        squares[i] += x * x
-
-
 @parallel_kernel
-def _moments(src: Floats, partial: Doubles) -> None:
-    row = partial.shape[2]
-    chunk = row * max(1, _CHUNK // row)
-    for i in prange(partial.shape[0]):
-        partial[i] = 0.0
-        start, end = i * chunk, min((i + 1) * chunk, src.size)
-        while start + _ROWS * row <= end:
-            rows = src[start : start + _ROWS * row].reshape(_ROWS, row)
-            _moments_rows(rows, partial[i, 0], partial[i, 1])
-            start += _ROWS * row
-        while start < end:
-            _moments_row(src[start : min(start + row, end)], partial[i, 0], partial[i, 1])
-            start += row
-
-
-@parallel_kernel
-def _apply(src: Floats, coefficients: Floats, dst: Floats) -> None:
-    row = coefficients.shape[1]
-    rows = (src.size + row - 1) // row
-    for i in prange(rows):
-        at = slice(i * row, (i + 1) * row)
-        x, y = src[at], dst[at]
-        mean, slope, shift = coefficients[0], coefficients[1], coefficients[2]
-        for k in range(x.size):
-            y[k] = (x[k] - mean[k]) * slope[k] + shift[k]
-
-
-@parallel_kernel
-def _moments_backward(diff_dst: Floats, src: Floats, mean: Floats, partial: Doubles) -> None:
-    row = partial.shape[2]
+def _sum_chunks(a: Floats, x: Floats, mean: Floats, partial: Doubles) -> None:
+    row = mean.size
     chunk = row * max(1, _CHUNK // row)
     for i in prange(partial.shape[0]):
         partial[i] = 0.0
         sums, products = partial[i, 0], partial[i, 1]
-        for start in range(i * chunk, min((i + 1) * chunk, src.size), row):
-            at = slice(start, start + row)
-            dy, x = diff_dst[at], src[at]
-            for k in range(x.size):
-                diff = np.float64(dy[k])
-                sums[k] += diff
-                products[k] += diff * (np.float64(x[k]) - mean[k])
+        for start in range(i * chunk, min((i + 1) * chunk, a.size), row):
+            first, second = a[start : start + row], x[start : start + row]
+            for k in range(first.size):
+                value = np.float64(first[k])
+                sums[k] += value
+                products[k] += value * (np.float64(second[k]) - mean[k])
 
 
 @parallel_kernel
-def _apply_backward(diff_dst: Floats, src: Floats, coefficients: Floats, diff_src: Floats) -> None:
-    row = coefficients.shape[1]
-    rows = (src.size + row - 1) // row
-    for i in prange(rows):
+def _apply_rows(src: Floats, diff: Floats, vectors: Floats, dst: Floats) -> None:
+    row = vectors.shape[1]
+    for i in prange((src.size + row - 1) // row):
         at = slice(i * row, (i + 1) * row)
-        dy, x, dx = diff_dst[at], src[at], diff_src[at]
-        slope, mean = coefficients[0], coefficients[1]
-        tilt, level = coefficients[2], coefficients[3]
-        for k in range(x.size):
-            dx[k] = dy[k] * slope[k] + ((x[k] - mean[k]) * tilt[k] + level[k])
+        x, y = src[at], dst[at]
+        mean, tilt, level, slope = vectors[0], vectors[1], vectors[2], vectors[3]
+        if diff.size > 0:
+            dy = diff[at]
+            for k in range(x.size):
+                y[k] = dy[k] * slope[k] + ((x[k] - mean[k]) * tilt[k] + level[k])
+        else:
+            for k in range(x.size):
+                y[k] = (x[k] - mean[k]) * tilt[k] + level[k]

@@ -1,25 +1,25 @@
 """Concatenation along the channels, and the split that is its backward pass.
 
-Traffic: everything is read once and written once.
+Traffic: everything is read once and written once. NumPy alone takes twice as long, on one thread.
 """
 
 import numpy as np
 
 from kernels.base.arguments import NDHWC, Array, Floats, tensor
 from kernels.base.buffers import empty
-from kernels.base.jit import kernel, parallel_kernel, prange
+from kernels.base.jit import parallel_kernel, prange
 
 # Voxels one thread takes at a time.
 _VOXELS = 1024
 
 
 def forward(a: Array, b: Array) -> Array:
-    """``dst[..., c] = a[..., c]``, then ``b``.
+    """Channels of ``a``, then those of ``b``.
 
     Parameters
     ----------
     a, b : array, shape (MB, D, H, W, AC) and (MB, D, H, W, BC)
-        float32 or float64, both the same.
+        Both float32, or both float64.
 
     Returns
     -------
@@ -36,14 +36,16 @@ def forward(a: Array, b: Array) -> Array:
         raise ValueError(f"b must have shape {a.shape[:-1]} before its channels, got {b.shape}")
     if a.dtype == np.float64:
         return np.concatenate([a, b], axis=-1)
-    channels = (a.shape[-1], b.shape[-1])
-    dst = empty((*a.shape[:-1], sum(channels)))
-    _forward(a.reshape(-1, channels[0]), b.reshape(-1, channels[1]), dst.reshape(-1, sum(channels)))
+    split, channels = a.shape[-1], a.shape[-1] + b.shape[-1]
+    dst = empty((*a.shape[:-1], channels))
+    lines = dst.reshape(-1, channels)
+    _copy_channels(a.reshape(-1, split), 0, lines, 0, split)
+    _copy_channels(b.reshape(-1, channels - split), 0, lines, split, channels - split)
     return dst
 
 
 def backward(diff_dst: Array, split: int) -> tuple[Array, Array]:
-    """``diff_a = diff_dst[..., :split], diff_b = diff_dst[..., split:]``, each contiguous.
+    """``diff_dst[..., :split]`` and ``diff_dst[..., split:]``, each contiguous.
 
     Parameters
     ----------
@@ -54,8 +56,7 @@ def backward(diff_dst: Array, split: int) -> tuple[Array, Array]:
 
     Returns
     -------
-    diff_a : array, shape (MB, D, H, W, AC)
-    diff_b : array, shape (MB, D, H, W, BC)
+    diff_a, diff_b : array, shape (MB, D, H, W, AC) and (MB, D, H, W, BC)
 
     Raises
     ------
@@ -68,42 +69,19 @@ def backward(diff_dst: Array, split: int) -> tuple[Array, Array]:
         raise ValueError(f"split must be from 1 to {channels - 1}, got {split}")
     if diff_dst.dtype == np.float64:
         return diff_dst[..., :split].copy(), diff_dst[..., split:].copy()
-    diff_a = empty((*diff_dst.shape[:-1], split))
-    diff_b = empty((*diff_dst.shape[:-1], channels - split))
-    _backward(diff_dst.reshape(-1, channels), diff_a.reshape(-1, split), diff_b.reshape(-1, channels - split))
+    diff_a, diff_b = (empty((*diff_dst.shape[:-1], count)) for count in (split, channels - split))
+    for diff, first in ((diff_a, 0), (diff_b, split)):
+        count = diff.shape[-1]
+        _copy_channels(diff_dst.reshape(-1, channels), first, diff.reshape(-1, count), 0, count)
     return diff_a, diff_b
 
 
-# --- float32 ------------------------------------------------------------------------------------------
-
-
-@kernel
-def _join(a: Floats, b: Floats, dst: Floats) -> None:
-    for voxel in range(dst.shape[0]):
-        for c in range(a.shape[1]):
-            dst[voxel, c] = a[voxel, c]
-        for c in range(b.shape[1]):
-            dst[voxel, a.shape[1] + c] = b[voxel, c]
-
-
 @parallel_kernel
-def _forward(a: Floats, b: Floats, dst: Floats) -> None:
-    for block in prange((dst.shape[0] + _VOXELS - 1) // _VOXELS):
-        at = slice(block * _VOXELS, (block + 1) * _VOXELS)
-        _join(a[at], b[at], dst[at])
-
-
-@kernel
-def _part(diff_dst: Floats, diff_a: Floats, diff_b: Floats) -> None:
-    for voxel in range(diff_dst.shape[0]):
-        for c in range(diff_a.shape[1]):
-            diff_a[voxel, c] = diff_dst[voxel, c]
-        for c in range(diff_b.shape[1]):
-            diff_b[voxel, c] = diff_dst[voxel, diff_a.shape[1] + c]
-
-
-@parallel_kernel
-def _backward(diff_dst: Floats, diff_a: Floats, diff_b: Floats) -> None:
-    for block in prange((diff_dst.shape[0] + _VOXELS - 1) // _VOXELS):
-        at = slice(block * _VOXELS, (block + 1) * _VOXELS)
-        _part(diff_dst[at], diff_a[at], diff_b[at])
+def _copy_channels(src: Floats, src_channel: int, dst: Floats, dst_channel: int, count: int) -> None:
+    voxels = src.shape[0]
+    for block in prange((voxels + _VOXELS - 1) // _VOXELS):
+        for voxel in range(block * _VOXELS, min((block + 1) * _VOXELS, voxels)):
+            x = src[voxel, src_channel : src_channel + count]
+            y = dst[voxel, dst_channel : dst_channel + count]
+            for c in range(x.size):
+                y[c] = x[c]

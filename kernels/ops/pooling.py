@@ -2,14 +2,23 @@
 
     dst[n, od, oh, ow, c] = max over kd, kh, kw of src[n, od*KD + kd, oh*KH + kh, ow*KW + kw, c]
 
-The stride is the window, so windows do not overlap; what does not fill a window at the end of an axis
-is left out ("valid"). Of equal items the first one wins, and NaN wins over numbers. (TensorFlow's 3-D
-pooling gives the gradient to each of equal items, its 2-D pooling to the first. After a ReLU only zeros
-are equal, and their gradient is dropped, so networks with ReLU do not see the difference.)
+The stride is the window, so windows do not overlap; the rest at the end of an axis that fills no window is
+left out ("valid"). Of equal items the first one wins, and NaN wins over numbers. (TensorFlow's 3-D pooling
+gives the gradient to each of equal items, its 2-D pooling to the first. After a ReLU only zeros are equal,
+and their gradient is dropped, so networks with ReLU do not see the difference.)
 
-Saves      ``argmax``, one byte an item of ``dst``: the number ``(kd*KH + kh)*KW + kw`` of the tap that
-           won. To find it again, backward would have to read ``src`` and ``dst``, 36 bytes where 1 does.
-Traffic    Forward reads ``src`` once and writes 1.25 / 8 of it (window 2^3); backward the reverse.
+float64 runs the NumPy expressions, which are the reference. float32 runs the kernels on blocks of 16
+channels, whose source may still have to be normalised (`kernels.deferred`); eager operators reorder before
+and after.
+
+Idea       ``y = act(scale * x + shift)`` is formed before the maximum is taken: where ``scale`` is negative,
+           the largest ``y`` belongs to the smallest ``x``.
+Loop nest  forward: n, cb, od, oh | ow | tap                         (| vector of 16 channels)
+           backward: n, cb, d, band | h | ow, kw
+Traffic    Forward reads ``x`` once and writes 1.25 / 8 of it (window 2^3). Backward reads the 1.25 / 8 and
+           writes ``diff_src``; it reads ``diff_src`` if it adds to it, and ``x`` for the mask.
+Saves      ``argmax``, one byte an item of ``dst``: the number ``(kd*KH + kh)*KW + kw`` of the tap that won.
+           Without it, backward would have to read ``src`` and ``dst``, 36 bytes where 1 does.
 """
 
 import functools
@@ -22,10 +31,26 @@ import numpy.typing as npt
 
 from kernels.base.arguments import NDHWC, Array, Bytes, Floats, Triple, tensor, triple
 from kernels.base.buffers import empty
-from kernels.base.jit import parallel_kernel, prange
+from kernels.base.jit import parallel_kernel, prange, split_index
+from kernels.base.layout import blocks
+from kernels.base.simd import (
+    LANES,
+    broadcast,
+    load,
+    load_bytes,
+    read,
+    store,
+    store_bytes,
+    where_above,
+    where_equal,
+)
+from kernels.deferred.masking import band_of_task, bands, clear, finish, flat
+from kernels.deferred.normalizing import flat_source
+from kernels.deferred.tensors import Mask, Shape, Source, plain
+from kernels.ops import edges
 
 
-def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, Bytes]:
+def forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, Bytes]:
     """Largest item of each window.
 
     Parameters
@@ -54,12 +79,14 @@ def max_pool_forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple
         windows = windows.reshape(-1, *windows.shape[3:])
         argmax = windows.argmax(axis=0)
         return np.take_along_axis(windows, argmax[None], axis=0)[0], argmax.astype(np.uint8)
-    dst, argmax = empty(shape), empty(shape, np.uint8)
-    _make_forward(*size)(src, dst, argmax)
-    return dst, argmax
+    MB, *sizes, C = shape
+    dst = empty((MB, blocks(C), *sizes, LANES))
+    argmax = empty(dst.shape, np.uint8)
+    forward_blocked(plain(edges.blocked(src), C), dst, argmax, size)
+    return edges.channels_last(dst, C), _bytes_last(argmax, C)
 
 
-def max_pool_backward(
+def backward(
     diff_dst: Array, argmax: Bytes, src_shape: Sequence[int], size: int | Sequence[int] = (2, 2, 2)
 ) -> Array:
     """Gradient of each window's largest item; all others had no influence.
@@ -90,20 +117,19 @@ def max_pool_backward(
     diff_dst = tensor("diff_dst", diff_dst, shape=pooled_shape(shape, size))
     size = triple("size", size)
     argmax = tensor("argmax", argmax, shape=diff_dst.shape, dtype=np.uint8)
-    whole = all(extent % window == 0 for extent, window in zip(shape[1:4], size, strict=True))
     if diff_dst.dtype == np.float64:
         diff_src = np.zeros(shape)
         taps = np.arange(math.prod(size)).reshape(*size, 1, 1, 1, 1, 1)
         _windows(diff_src, size)[...] = np.where(argmax == taps, diff_dst, 0.0)
         return diff_src
-    # What no window covers is not written by the kernel.
-    diff_src = empty(shape) if whole else np.zeros(shape, np.float32)
-    _make_backward(*size)(diff_dst, argmax, diff_src)
-    return diff_src
+    MB, *sizes, C = shape
+    gradient = empty((MB, blocks(C), *sizes, LANES))
+    backward_blocked(edges.blocked(diff_dst), _blocked_bytes(argmax), gradient, size=size)
+    return edges.channels_last(gradient, C)
 
 
 def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, ...]:
-    """Shape of what `max_pool_forward` returns; parameters and errors as there."""
+    """Shape of what `forward` returns; parameters and errors as there."""
     MB, *sizes, C = src_shape
     window = triple("size", size)
     if math.prod(window) > 256:
@@ -111,6 +137,19 @@ def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[i
     if any(k > i for i, k in zip(sizes, window, strict=True)):
         raise ValueError(f"size must fit into the volume {tuple(sizes)}, got {window}")
     return (MB, *[i // k for i, k in zip(sizes, window, strict=True)], C)
+
+
+def _bytes_last(argmax: Bytes, channels: int) -> Bytes:
+    MB, _, *sizes, _ = argmax.shape
+    lines = argmax.transpose(0, 2, 3, 4, 1, 5).reshape(MB, *sizes, -1)
+    return np.ascontiguousarray(lines[..., :channels])
+
+
+def _blocked_bytes(argmax: Bytes) -> Bytes:
+    *volume, C = argmax.shape
+    padded = np.zeros((*volume, blocks(C), LANES), np.uint8)
+    padded.reshape(*volume, -1)[..., :C] = argmax
+    return np.ascontiguousarray(padded.transpose(0, 4, 1, 2, 3, 5))
 
 
 def _windows(src: npt.NDArray[Any], size: Triple) -> npt.NDArray[Any]:
@@ -122,7 +161,57 @@ def _windows(src: npt.NDArray[Any], size: Triple) -> npt.NDArray[Any]:
     return split.transpose(2, 4, 6, 0, 1, 3, 5, 7)
 
 
-# --- float32 ------------------------------------------------------------------------------------------
+# --- Blocks of 16 channels -------------------------------------------------------------------------------
+
+
+def forward_blocked(source: Source, dst: Floats, argmax: Bytes, size: Triple = (2, 2, 2)) -> None:
+    """Largest item of each window.
+
+    Parameters
+    ----------
+    source : Source, data of shape (MB, CB, ID, IH, IW, 16)
+    dst : float32 array, shape=(MB, CB, ID // KD, IH // KH, IW // KW, 16)
+        Filled, a plain tensor.
+    argmax : uint8 array, shape of ``dst``
+        Filled with the tap that won, ``(kd*KH + kh)*KW + kw``.
+    size : (KD, KH, KW)
+        The window, of at most 256 taps.
+    """
+    _make_forward(*size)(
+        flat_source(source), source.data.shape, dst.reshape(-1), dst.shape, argmax.reshape(-1)
+    )
+
+
+def backward_blocked(
+    diff_dst: Floats,
+    argmax: Bytes,
+    dst: Floats,
+    accumulate: bool = False,
+    mask: Mask | None = None,
+    size: Triple = (2, 2, 2),
+) -> None:
+    """Gradient of the source: each window's goes to its largest item.
+
+    Parameters
+    ----------
+    diff_dst : float32 array, shape=(MB, CB, OD, OH, OW, 16)
+    argmax : uint8 array, shape of ``diff_dst``
+    dst : float32 array, shape=(MB, CB, ID, IH, IW, 16)
+        The gradient is written, or added to what is there.
+    accumulate : bool
+    mask : Mask, optional
+        If given, what is written is ``dz``, and the mask's sums are filled.
+    size : (KD, KH, KW)
+    """
+    _make_backward(*size)(
+        diff_dst.reshape(-1),
+        diff_dst.shape,
+        argmax.reshape(-1),
+        dst.reshape(-1),
+        dst.shape,
+        accumulate,
+        flat(mask),
+    )
 
 
 @functools.cache
@@ -130,24 +219,30 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     """Kernel for one window; its taps are constants, so the compiler unrolls the loops over them."""
 
     @parallel_kernel
-    def forward(src: Floats, dst: Floats, argmax: Bytes) -> None:
-        MB, OD, OH, OW, C = dst.shape
-        for row in prange(MB * OD * OH):
-            n, od, oh = row // (OD * OH), row // OH % OD, row % OH
+    def forward(source: Source, shape: Shape, dst: Floats, dst_shape: Shape, argmax: Bytes) -> None:
+        _, _, ID, IH, IW, _ = shape
+        MB, CB, OD, OH, OW, _ = dst_shape
+        x, scales, shifts, slope = source
+        slope32 = np.float32(slope)
+        for row in prange(MB * CB * OD * OH):
+            plane, oh = split_index(row, OH)
+            block, od = plane // OD, plane % OD
+            channel = block % CB * LANES
+            scale, shift = load(scales, channel), load(shifts, channel)
+            slopes = broadcast(slope32)
+            first = ((block * ID + od * KD) * IH + oh * KH) * IW
             for ow in range(OW):
-                for c in range(C):
-                    best = src[n, od * KD, oh * KH, ow * KW, c]
-                    tap = 0
-                    for kd in range(KD):
-                        for kh in range(KH):
-                            for kw in range(KW):
-                                x = src[n, od * KD + kd, oh * KH + kh, ow * KW + kw, c]
-                                # NaN is above every number, and the first NaN stays.
-                                above = (not x <= best) & (best == best)
-                                best = x if above else best
-                                tap = (kd * KH + kh) * KW + kw if above else tap
-                    dst[n, od, oh, ow, c] = best
-                    argmax[n, od, oh, ow, c] = tap
+                best = read(load(x, (first + ow * KW) * LANES), scale, shift, slopes)
+                winner = broadcast(np.float32(0))
+                for tap in range(1, KD * KH * KW):
+                    kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
+                    voxel = first + (kd * IH + kh) * IW + ow * KW + kw
+                    y = read(load(x, voxel * LANES), scale, shift, slopes)
+                    winner = where_above(y, best, broadcast(np.float32(tap)), winner)
+                    best = where_above(y, best, y, best)
+                at = (row * OW + ow) * LANES
+                store(dst, at, best)
+                store_bytes(argmax, at, winner)
 
     return forward
 
@@ -155,21 +250,40 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
 @functools.cache
 def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     @parallel_kernel
-    def backward(diff_dst: Floats, argmax: Bytes, diff_src: Floats) -> None:
-        MB, OD, OH, OW, C = diff_dst.shape
-        zero = np.float32(0)
-        for row in prange(MB * OD * OH):
-            n, od, oh = row // (OD * OH), row // OH % OD, row % OH
-            for kd in range(KD):
-                for kh in range(KH):
-                    for ow in range(OW):
-                        for kw in range(KW):
-                            tap = np.uint8((kd * KH + kh) * KW + kw)
-                            for c in range(C):
-                                diff = diff_dst[n, od, oh, ow, c]
-                                won = argmax[n, od, oh, ow, c] == tap
-                                diff_src[n, od * KD + kd, oh * KH + kh, ow * KW + kw, c] = (
-                                    diff if won else zero
-                                )
+    def backward(
+        diff_dst: Floats,
+        diff_shape: Shape,
+        argmax: Bytes,
+        dst: Floats,
+        shape: Shape,
+        accumulate: bool,
+        mask: Mask,
+    ) -> None:
+        MB, CB, D, H, W, _ = shape
+        _, _, OD, OH, OW, _ = diff_shape
+        for task in prange(MB * CB * D * bands(H, W)):
+            first, count, block, partial = band_of_task(task, shape)
+            clear(mask, block * LANES, partial)
+            zero = broadcast(np.float32(0))
+            for row in range(first // W, (first + count) // W):
+                plane, h = row // H, row % H
+                d, image = plane % D, plane // D
+                # What fills no window has no gradient.
+                covered = OW if d // KD < OD and h // KH < OH else 0
+                pooled = ((image * OD + d // KD) * OH + h // KH) * OW
+                tap = (d % KD * KH + h % KH) * KW
+                for ow in range(covered):
+                    diff = load(diff_dst, (pooled + ow) * LANES)
+                    winner = load_bytes(argmax, (pooled + ow) * LANES)
+                    for kw in range(KW):
+                        to = (row * W + ow * KW + kw) * LANES
+                        dy = where_equal(winner, broadcast(np.float32(tap + kw)), diff, zero)
+                        if accumulate:
+                            dy = dy + load(dst, to)
+                        store(dst, to, dy)
+                if not accumulate:
+                    for w in range(covered * KW, W):
+                        store(dst, (row * W + w) * LANES, zero)
+                finish(dst, row * W, W, mask, block * LANES, partial)
 
     return backward

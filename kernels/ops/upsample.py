@@ -2,8 +2,6 @@
 
     dst[n, d, h, w, c] = src[n, d // FD, h // FH, w // FW, c]
 
-Idea       All rows of a block along d and h are equal: one is made, the others are copied from it
-           while it is in the cache.
 Traffic    Forward reads ``src`` and writes ``FD*FH*FW`` times as much, backward the reverse.
 Saves      nothing
 Numerics   Backward adds the items of a block in the order d, h, w, in the type of the arrays.
@@ -15,7 +13,7 @@ import numpy as np
 
 from kernels.base.arguments import NDHWC, Array, Floats, tensor, triple
 from kernels.base.buffers import empty
-from kernels.base.jit import kernel, parallel_kernel, prange
+from kernels.base.jit import parallel_kernel, prange
 
 
 def forward(src: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
@@ -86,19 +84,12 @@ def _forward(src: Floats, dst: Floats) -> None:
     planes, FD, H, FH, W, FW, C = dst.shape
     for row in prange(planes * H):
         d, h = row // H, row % H
-        for w in range(W):
-            for fw in range(FW):
-                for c in range(C):
-                    dst[d, 0, h, 0, w, fw, c] = src[d, h, w, c]
-        made = dst[d, 0, h, 0].reshape(-1)
-        for block_row in range(1, FD * FH):
-            _copy(made, dst[d, block_row // FH, h, block_row % FH].reshape(-1))
-
-
-@kernel
-def _copy(src: Floats, dst: Floats) -> None:
-    for i in range(src.size):
-        dst[i] = src[i]
+        for fd in range(FD):
+            for fh in range(FH):
+                for w in range(W):
+                    for fw in range(FW):
+                        for c in range(C):
+                            dst[d, fd, h, fh, w, fw, c] = src[d, h, w, c]
 
 
 @parallel_kernel

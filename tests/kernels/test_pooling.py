@@ -37,16 +37,16 @@ def test_equals_reference_exactly(shape, size, seed, threads, nan):
     src = integers(generator, *shape)
     if nan:
         src[generator.random(shape) < 0.1] = np.nan
-    exact, exact_argmax = pooling.max_pool_forward(src.astype(np.float64), size)
+    exact, exact_argmax = pooling.forward(src.astype(np.float64), size)
     diff_dst = integers(generator, *exact.shape)
     with unchanged(src, diff_dst):
-        dst, argmax = pooling.max_pool_forward(src, size)
-        diff_src = pooling.max_pool_backward(diff_dst, argmax, shape, size)
+        dst, argmax = pooling.forward(src, size)
+        diff_src = pooling.backward(diff_dst, argmax, shape, size)
     assert dst.dtype == diff_src.dtype == np.float32
     assert argmax.dtype == exact_argmax.dtype == np.uint8
     assert_exact(dst, exact)
     assert_exact(argmax, exact_argmax)
-    exact_diff = pooling.max_pool_backward(diff_dst.astype(np.float64), argmax, shape, size)
+    exact_diff = pooling.backward(diff_dst.astype(np.float64), argmax, shape, size)
     assert_exact(diff_src, exact_diff)
 
 
@@ -54,7 +54,7 @@ def test_reference_is_the_definition():
     generator = np.random.default_rng(0)
     KD, KH, KW = size = (2, 3, 1)
     src = integers(generator, 2, 5, 7, 3, 4, dtype=np.float64)
-    dst, argmax = pooling.max_pool_forward(src, size)
+    dst, argmax = pooling.forward(src, size)
     assert dst.shape == (2, 2, 2, 3, 4)
     diff_dst = integers(generator, *dst.shape, dtype=np.float64)
     expected = np.zeros_like(src)
@@ -65,51 +65,49 @@ def test_reference_is_the_definition():
         assert argmax[n, od, oh, ow, c] == (first[0] * KH + first[1]) * KW + first[2]
         at = (n, od * KD + first[0], oh * KH + first[1], ow * KW + first[2], c)
         expected[at] = diff_dst[n, od, oh, ow, c]
-    assert_exact(pooling.max_pool_backward(diff_dst, argmax, src.shape, size), expected)
+    assert_exact(pooling.backward(diff_dst, argmax, src.shape, size), expected)
 
 
 def test_first_of_equals_wins():
     src = np.ones((1, 2, 2, 2, 3), np.float32)
-    dst, argmax = pooling.max_pool_forward(src)
+    dst, argmax = pooling.forward(src)
     assert_exact(dst, np.ones((1, 1, 1, 1, 3), np.float32))
     assert_exact(argmax, np.zeros((1, 1, 1, 1, 3), np.uint8))
     src[0, 1, 0, 1, 1] = 2
-    assert_exact(pooling.max_pool_forward(src)[1].ravel(), np.array([0, 5, 0], np.uint8))
+    assert_exact(pooling.forward(src)[1].ravel(), np.array([0, 5, 0], np.uint8))
 
 
 def test_infinite_volumes():
     src = np.full((1, 2, 2, 2, 1), -np.inf, np.float32)
-    dst, argmax = pooling.max_pool_forward(src)
+    dst, argmax = pooling.forward(src)
     assert dst.item() == -np.inf
     assert argmax.item() == 0
 
 
 def test_gradients():
     src = normal(np.random.default_rng(0), 2, 5, 4, 7, 3, dtype=np.float64)
-    _, argmax = pooling.max_pool_forward(src)
+    _, argmax = pooling.forward(src)
     check_gradients(
-        lambda src: pooling.max_pool_forward(src)[0],
-        lambda diff: [pooling.max_pool_backward(diff, argmax, src.shape)],
-        [src],
+        lambda src: pooling.forward(src)[0], lambda diff: [pooling.backward(diff, argmax, src.shape)], [src]
     )
 
 
 def test_errors():
     src = np.zeros((1, 4, 4, 4, 2), np.float32)
-    dst, argmax = pooling.max_pool_forward(src)
+    dst, argmax = pooling.forward(src)
     with pytest.raises(ValueError, match=r"size must fit into the volume \(4, 4, 4\)"):
-        pooling.max_pool_forward(src, (5, 2, 2))
+        pooling.forward(src, (5, 2, 2))
     with pytest.raises(ValueError, match="size must have at most 256 taps"):
-        pooling.max_pool_forward(src, (8, 8, 8))
+        pooling.forward(src, (8, 8, 8))
     with pytest.raises(ValueError, match="size must be three whole numbers from 1 on"):
-        pooling.max_pool_forward(src, (2, 2))
+        pooling.forward(src, (2, 2))
     with pytest.raises(ValueError, match="size must be three whole numbers from 1 on"):
-        pooling.max_pool_forward(src, (2, 0, 2))
+        pooling.forward(src, (2, 0, 2))
     with pytest.raises(ValueError, match="src must have the axes"):
-        pooling.max_pool_forward(src[0])
+        pooling.forward(src[0])
     with pytest.raises(TypeError, match="argmax must be uint8"):
-        pooling.max_pool_backward(dst, argmax.astype(np.int32), src.shape)
+        pooling.backward(dst, argmax.astype(np.int32), src.shape)
     with pytest.raises(ValueError, match="diff_dst must have shape"):
-        pooling.max_pool_backward(dst, argmax, (1, 6, 4, 4, 2))
+        pooling.backward(dst, argmax, (1, 6, 4, 4, 2))
     with pytest.raises(ValueError, match="src_shape must have the axes"):
-        pooling.max_pool_backward(dst, argmax, (4, 4, 4))
+        pooling.backward(dst, argmax, (4, 4, 4))

@@ -11,7 +11,7 @@ import pytest
 from checkers import assert_close, check_gradients
 
 from kernels import conv3d
-from kernels.ops import conv_transpose3d, pooling
+from kernels.ops import pooling, transposed_conv
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -148,7 +148,7 @@ TAPS = {
 def test_transposed_convolution(case, dtype):
     stride, padding, (d, h, w) = case
     src, weights = np.ones((2, 5, 6, 4, 3), dtype), np.ones((3, 2, 3, 3, 3), dtype)
-    dst = conv_transpose3d.forward(src, weights, None, (stride,) * 3, padding)
+    dst = transposed_conv.forward(src, weights, None, (stride,) * 3, padding)
     wanted = 3 * np.einsum("d,h,w->dhw", d, h, w)
     np.testing.assert_array_equal(dst, np.broadcast_to(wanted[None, ..., None], dst.shape))
     assert dst.shape[1:4] == wanted.shape
@@ -157,5 +157,5 @@ def test_transposed_convolution(case, dtype):
 @DTYPES
 def test_max_pooling(dtype):
     src = np.arange(1, 82).reshape(1, 3, 3, 3, 3).astype(dtype)
-    dst, _ = pooling.max_pool_forward(src, (2, 2, 2))
+    dst, _ = pooling.forward(src, (2, 2, 2))
     np.testing.assert_array_equal(dst.ravel(), [40, 41, 42])

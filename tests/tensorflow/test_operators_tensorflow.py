@@ -26,10 +26,11 @@ from kernels.ops import (  # noqa: E402
     activation,
     batch_norm,
     concat,
-    conv_transpose3d,
+    label_losses,
     optimizers,
     pooling,
-    softmax_dice,
+    softmax,
+    transposed_conv,
     upsample,
 )
 from tinyunet import functional, nn  # noqa: E402
@@ -118,10 +119,10 @@ def test_conv_transpose3d(case, IC, OC, dtype, seed):
         return keras.ops.conv_transpose(src, filters, stride, padding) + bias
 
     dst, diff_dst, gradients = in_tensorflow(function, (src, weights, bias), seed)
-    diff_weights, diff_bias = conv_transpose3d.backward_weights(src, diff_dst, kernel, stride, padding)
+    diff_weights, diff_bias = transposed_conv.backward_weights(src, diff_dst, kernel, stride, padding)
     ours = {
-        "dst": conv_transpose3d.forward(src, weights, bias, stride, padding),
-        "diff_src": conv_transpose3d.backward_data(diff_dst, weights, src.shape, stride, padding),
+        "dst": transposed_conv.forward(src, weights, bias, stride, padding),
+        "diff_src": transposed_conv.backward_data(diff_dst, weights, src.shape, stride, padding),
         "diff_weights": diff_weights,
         "diff_bias": diff_bias,
     }
@@ -146,10 +147,10 @@ def test_max_pool(volume, C, size, ties, seed):
         return tf.nn.max_pool3d(src, (1, *size, 1), (1, *size, 1), "VALID")
 
     expected, diff_dst, (diff_src,) = in_tensorflow(function, (src,), seed)
-    dst, argmax = pooling.max_pool_forward(src, size)
+    dst, argmax = pooling.forward(src, size)
     assert_exact(dst, expected)
     if not ties:
-        assert_exact(pooling.max_pool_backward(diff_dst, argmax, src.shape, size), diff_src)
+        assert_exact(pooling.backward(diff_dst, argmax, src.shape, size), diff_src)
 
 
 @given(volume=VOLUMES, C=CHANNELS, seed=SEEDS)
@@ -160,11 +161,11 @@ def test_max_pool_after_relu(volume, C, seed):
         return tf.nn.max_pool3d(tf.nn.relu(src), 2, 2, "VALID")
 
     expected, diff_dst, (diff_src,) = in_tensorflow(function, (src,), seed)
-    rectified = activation.relu_forward(src)
-    dst, argmax = pooling.max_pool_forward(rectified)
+    rectified = activation.forward(src, activation.RELU)
+    dst, argmax = pooling.forward(rectified)
     assert_exact(dst, expected)
-    diff_rectified = pooling.max_pool_backward(diff_dst, argmax, src.shape)
-    assert_exact(activation.relu_backward(diff_rectified, rectified), diff_src)
+    diff_rectified = pooling.backward(diff_dst, argmax, src.shape)
+    assert_exact(activation.backward(diff_rectified, rectified, activation.RELU), diff_src)
 
 
 @given(volume=VOLUMES, C=CHANNELS, factor=st.sampled_from([(2, 2, 2), (1, 2, 2)]), dtype=DTYPES, seed=SEEDS)
@@ -227,16 +228,20 @@ def test_batch_norm(volume, C, dtype, mean, seed):
     compare({"inference": inference}, {"inference": layer(src, training=False).numpy()}, dtype, bound)
 
 
+def ours(which):
+    """Forward and backward of an activation."""
+    return (
+        lambda src: activation.forward(src, which),
+        lambda diff_dst, dst: activation.backward(diff_dst, dst, which),
+    )
+
+
 ACTIVATIONS = {
-    "relu": (tf.nn.relu, activation.relu_forward, activation.relu_backward),
-    "leaky_relu": (
-        # TensorFlow keeps the slope in float32, also for float64.
-        lambda src: tf.nn.leaky_relu(src, 0.125),
-        lambda src: activation.leaky_relu_forward(src, 0.125),
-        lambda diff_dst, dst: activation.leaky_relu_backward(diff_dst, dst, 0.125),
-    ),
-    "sigmoid": (tf.math.sigmoid, activation.sigmoid_forward, activation.sigmoid_backward),
-    "softmax": (tf.nn.softmax, softmax_dice.softmax_forward, softmax_dice.softmax_backward),
+    "relu": (tf.nn.relu, *ours(activation.RELU)),
+    # TensorFlow keeps the slope in float32, also for float64.
+    "leaky_relu": (lambda src: tf.nn.leaky_relu(src, 0.125), *ours(activation.leaky_relu(0.125))),
+    "sigmoid": (tf.math.sigmoid, *ours(activation.SIGMOID)),
+    "softmax": (tf.nn.softmax, softmax.forward, softmax.backward),
 }
 
 
@@ -317,10 +322,10 @@ def test_dice_sums(volume, classes, dtype, seed):
         return tf.stack([tf.reduce_sum(p * t, axes), tf.reduce_sum(p, axes), tf.reduce_sum(t, axes)])
 
     expected, cotangent, (diff_logits,) = in_tensorflow(function, (logits,), seed)
-    sums = np.stack(softmax_dice.dice_forward(logits, labels))
+    sums = np.stack(label_losses.dice_forward(logits, labels))
     assert_close(sums, expected, POINTWISE[dtype])
     diff_intersection, diff_prediction, _ = cotangent.astype(np.float64)
-    actual = softmax_dice.dice_backward(logits, labels, diff_intersection, diff_prediction)
+    actual = label_losses.dice_backward(logits, labels, diff_intersection, diff_prediction)
     assert actual.dtype == dtype
     assert np.abs(actual - diff_logits).max() <= POINTWISE[dtype] * np.abs(cotangent).max()
 
@@ -339,9 +344,9 @@ def test_cross_entropy(volume, classes, dtype, seed):
         return tf.reduce_mean(losses)
 
     expected, diff_loss, (diff_logits,) = in_tensorflow(function, (logits,), seed)
-    loss = softmax_dice.cross_entropy_forward(logits, labels)
+    loss = label_losses.cross_entropy_forward(logits, labels)
     assert_close(np.float64(loss), expected, POINTWISE[dtype])
-    actual = softmax_dice.cross_entropy_backward(logits, labels, float(diff_loss))
+    actual = label_losses.cross_entropy_backward(logits, labels, float(diff_loss))
     assert actual.dtype == dtype
     bound = POINTWISE[dtype] * abs(float(diff_loss)) / labels.size
     assert np.abs(actual - diff_logits).max() <= bound

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kernels.base import machine, reorder
 from kernels.deferred.tensors import plain
-from kernels.ops import fused_edges as edges
+from kernels.ops import edges
 
 CASES = {
     "size": SIZES,

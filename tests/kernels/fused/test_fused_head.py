@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.ops import activation, head, softmax_dice
+from kernels.ops import activation, head, label_losses, softmax
 
 # One class is a sigmoid, four are the brain's, sixteen the most.
 CLASSES = st.sampled_from([1, 2, 4, 16])
@@ -56,21 +56,21 @@ class Problem:
 
     @property
     def layer(self):
-        return self.data.source, self.weights, self.bias, self.labels
+        return head.Layer(self.data.source, self.weights, self.bias, self.labels)
 
     def unchanged(self):
         source, *others = self.layer
         return unchanged(*source[:3], *others, self.diff_dice)
 
     def diff_logits(self):
-        dice = softmax_dice.dice_backward(self.logits, self.labels, *self.diff_dice)
-        return dice + softmax_dice.cross_entropy_backward(self.logits, self.labels, self.diff_cross_entropy)
+        dice = label_losses.dice_backward(self.logits, self.labels, *self.diff_dice)
+        return dice + label_losses.cross_entropy_backward(self.logits, self.labels, self.diff_cross_entropy)
 
 
 def run_forward(layer, MB, classes):
     dice = poisoned(3, MB, classes, dtype=np.float64)
     cross_entropy = poisoned(1, dtype=np.float64)
-    head.forward(*layer, dice, cross_entropy)
+    head.forward(layer, dice, cross_entropy)
     return dice, cross_entropy
 
 
@@ -81,12 +81,12 @@ def test_forward(size, IC, classes, slope, seed, threads):
     problem = Problem(size, IC, classes, slope, seed)
     with problem.unchanged():
         dice, cross_entropy = run_forward(problem.layer, size[0], classes)
-    wanted = softmax_dice.dice_forward(problem.logits, problem.labels)
+    wanted = label_losses.dice_forward(problem.logits, problem.labels)
     voxels = problem.labels[0].size
     for name, got, exact in zip(("I", "P", "T"), dice, wanted, strict=True):
         assert np.abs(got - exact).max() <= BOUND * voxels, name
     assert_exact(dice[2], wanted[2])
-    exact = softmax_dice.cross_entropy_forward(problem.logits, problem.labels)
+    exact = label_losses.cross_entropy_forward(problem.logits, problem.labels)
     assert abs(cross_entropy[0] - exact) <= 4 * BOUND
 
 
@@ -100,7 +100,7 @@ def test_infer(size, IC, classes, slope, seed, threads):
     logits = problem.logits
     if classes == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
-    wanted = softmax_dice.softmax_forward(logits)[..., -classes:]
+    wanted = softmax.forward(logits)[..., -classes:]
     assert np.abs(probabilities - wanted).max() <= BOUND
 
 
@@ -115,7 +115,7 @@ def test_backward(size, IC, classes, slope, seed, threads, accumulate, masked):
     diff_weights, diff_bias = poisoned(*problem.weights.shape), poisoned(classes)
     with problem.unchanged():
         head.backward(
-            *problem.layer,
+            problem.layer,
             problem.diff_dice,
             problem.diff_cross_entropy,
             dst,
@@ -164,19 +164,20 @@ def test_logits_that_are_wrong_by_far_or_infinite(classes):
             problem.bias[-1], problem.labels[:] = sign * margin, label
             logits = np.broadcast_to(problem.bias.astype(np.float64), (1, 1, 2, 5, classes))
             dice, cross_entropy = run_forward(problem.layer, 1, classes)
-            exact = softmax_dice.dice_forward(logits, problem.labels)
+            exact = label_losses.dice_forward(logits, problem.labels)
             np.testing.assert_allclose(dice, exact, rtol=2e-6, atol=1e-6)
-            exact = softmax_dice.cross_entropy_forward(logits, problem.labels)
+            exact = label_losses.cross_entropy_forward(logits, problem.labels)
             assert cross_entropy[0] == pytest.approx(exact, rel=1e-6, abs=2e-7)
             diffs = poisoned(*problem.weights.shape), poisoned(classes)
             dst = poisoned(*blocked_shape((1, 1, 2, 5, 16)))
-            head.backward(*problem.layer, 0 * problem.diff_dice, 1.0, dst, *diffs)
-            exact = softmax_dice.cross_entropy_backward(logits, problem.labels)
+            head.backward(problem.layer, 0 * problem.diff_dice, 1.0, dst, *diffs)
+            exact = label_losses.cross_entropy_backward(logits, problem.labels)
             np.testing.assert_allclose(diffs[1], exact.sum(axis=(0, 1, 2, 3)), atol=1e-6)
             found = poisoned(*logits.shape)
             head.infer(*problem.layer[:3], found)
-            wanted = activation.sigmoid_forward if classes == 1 else softmax_dice.softmax_forward
-            np.testing.assert_allclose(found, wanted(logits), rtol=1e-6, atol=1e-37)
+            sigmoid = activation.forward(logits, activation.SIGMOID)
+            wanted = sigmoid if classes == 1 else softmax.forward(logits)
+            np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-37)
 
 
 def test_repeats_bit_for_bit_whatever_the_threads():
@@ -187,7 +188,7 @@ def test_repeats_bit_for_bit_whatever_the_threads():
         mask, dst = problem.data.mask, poisoned(*blocked_shape(problem.data.x.shape))
         diffs = poisoned(*problem.weights.shape), poisoned(4)
         sums = run_forward(problem.layer, 2, 4)
-        head.backward(*problem.layer, problem.diff_dice, 1.0, dst, *diffs, mask=mask)
+        head.backward(problem.layer, problem.diff_dice, 1.0, dst, *diffs, mask=mask)
         results.append([*sums, dst, *diffs, mask.sums])
     for first, second in zip(*results, strict=True):
         assert np.isfinite(first).all()
@@ -198,13 +199,13 @@ def test_error():
     """On a volume: sums to 1e-6 of themselves, gradients to 1e-6 of the largest."""
     problem = Problem((1, 4, 50, 60), 16, 4, 0.0, 0)
     dice, cross_entropy = run_forward(problem.layer, 1, 4)
-    for got, exact in zip(dice, softmax_dice.dice_forward(problem.logits, problem.labels), strict=True):
+    for got, exact in zip(dice, label_losses.dice_forward(problem.logits, problem.labels), strict=True):
         assert_close(got, exact, 1e-6)
-    exact = softmax_dice.cross_entropy_forward(problem.logits, problem.labels)
+    exact = label_losses.cross_entropy_forward(problem.logits, problem.labels)
     assert_close(cross_entropy, np.array([exact]), 1e-6)
     dst = poisoned(*blocked_shape(problem.data.x.shape))
     diffs = poisoned(*problem.weights.shape), poisoned(4)
-    head.backward(*problem.layer, problem.diff_dice, problem.diff_cross_entropy, dst, *diffs)
+    head.backward(problem.layer, problem.diff_dice, problem.diff_cross_entropy, dst, *diffs)
     diff_logits = problem.diff_logits()
     assert_close(unblocked(dst, 16), diff_logits @ problem.matrix, 1e-6)
     outer = np.einsum("ndhwc,ndhwi->ci", diff_logits, problem.data.value())

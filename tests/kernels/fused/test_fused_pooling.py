@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.ops import fused_pooling as fused
 from kernels.ops import pooling
 
 # The U-Net's two, and one with three different sizes.
@@ -31,12 +30,12 @@ def test_forward(shape, size, slope, seed, threads, nan):
     data = deferred(generator, shape, slope)
     if nan:
         data.x[generator.random(shape) < 0.1] = np.nan
-    wanted, wanted_argmax = pooling.max_pool_forward(data.value(), size)
+    wanted, wanted_argmax = pooling.forward(data.value(), size)
     source = data.source
     dst = poisoned(*blocked_shape(wanted.shape))
     argmax = poisoned(*dst.shape, dtype=np.uint8)
     with unchanged(*source[:3]):
-        fused.forward(source, dst, argmax, size)
+        pooling.forward_blocked(source, dst, argmax, size)
     assert_exact(unblocked(dst, shape[-1]), wanted)
     assert_exact(unblocked(argmax, shape[-1]), wanted_argmax)
 
@@ -54,15 +53,15 @@ def test_backward(shape, size, slope, seed, threads, accumulate, masked):
     machine.set_threads(threads)
     generator = np.random.default_rng(seed)
     data, channels = deferred(generator, shape, slope), shape[-1]
-    pooled, argmax = pooling.max_pool_forward(data.value(), size)
+    pooled, argmax = pooling.forward(data.value(), size)
     diff_dst, before = integers(generator, *pooled.shape), integers(generator, *shape)
-    wanted = pooling.max_pool_backward(diff_dst.astype(np.float64), argmax, shape, size)
+    wanted = pooling.backward(diff_dst.astype(np.float64), argmax, shape, size)
     dst = blocked(before) if accumulate else poisoned(*blocked_shape(shape))
     wanted = wanted + before if accumulate else wanted
     mask = data.mask if masked else None
     inputs = blocked(diff_dst), blocked(argmax)
     with unchanged(*inputs, *(mask[:3] if mask else ())):
-        fused.backward(*inputs, dst, accumulate, mask, size)
+        pooling.backward_blocked(*inputs, dst, accumulate, mask, size)
     if mask:
         wanted, *wanted_sums = data.masked(wanted)
         for name, *sums in zip(("S1", "S2"), totals(mask, channels), wanted_sums, strict=True):
@@ -80,7 +79,7 @@ def test_repeats_bit_for_bit_whatever_the_threads():
     for threads in (1, machine.cores()):
         machine.set_threads(threads)
         mask, dst = data.mask, poisoned(*blocked_shape(shape))
-        fused.backward(diff_dst, argmax, dst, mask=mask)
+        pooling.backward_blocked(diff_dst, argmax, dst, mask=mask)
         results.append((dst, mask.sums))
     for first, second in zip(*results, strict=True):
         assert np.isfinite(first).all()

@@ -13,22 +13,16 @@ from kernels.base.tiles import tile_fill, tile_rank1, tile_store, tile_stream, t
 from kernels.deferred.masking import bands, clear, finish, flat, place_band
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Mask, Shape, Source
-from kernels.ops.fused_conv_transpose3d.panels import (
-    Packed,
-    backward_cols,
-    output_line,
-    tile_place,
-    tile_rows,
-)
+from kernels.ops.transposed_conv.panels import Packed, backward_cols, output_line, tile_place, tile_rows
 
 _NO_BIAS = np.empty(0, np.float32)
-# Tasks there should be: where there are few bands, the blocks of channels are shared out as well.
+# Tasks wanted: where there are few bands, tasks share the blocks of channels as well.
 _TASKS = 16
 # Floats of a chunk of rows that stay in the second-level cache for all channel blocks: 64 KiB.
 _CHUNK = 1 << 14
 
 
-def forward(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -> None:
+def forward_blocked(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -> None:
     """Enlarge the source.
 
     Parameters
@@ -51,7 +45,7 @@ def forward(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -
     )
 
 
-def backward_data(
+def backward_data_blocked(
     diff_dst: Floats, weights: Packed, dst: Floats, accumulate: bool = False, mask: Mask | None = None
 ) -> None:
     """Gradient of the source.
@@ -172,28 +166,29 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
                     for i in range(count * tiles):
                         row, w = tile_place(i, rows, IW)
                         next_row, next_w = tile_place(i + 1, rows, IW)
-                        k = output_line(image, first + row, shape, diff_shape) + w * KW
-                        soon = output_line(image, first + next_row, shape, diff_shape) + next_w * KW
+                        this = output_line(image, first + row, shape, diff_shape) + w * KW
+                        upcoming = output_line(image, first + next_row, shape, diff_shape) + next_w * KW
                         sums = tile_zero(1, rows, cols)
                         at = group * KD * KH * OCB * step * width
                         for line in range(KD * KH * OCB):
                             kd, kh, block = line // (KH * OCB), line // OCB % KH, line % OCB
                             tap = ((block * OD + kd) * OH + kh) * OW
-                            src, near = (k + tap) * LANES, address(diff_dst, (soon + tap) * LANES)
-                            for lane in range(step):
-                                prefetch(near + lane * LINE)
-                                sums = tile_rank1(sums, diff_dst, src + lane, 0, step, weights, at)
+                            src, near = (this + tap) * LANES, address(diff_dst, (upcoming + tap) * LANES)
+                            for k in range(src, src + step):
+                                prefetch(near + (k - src) * LINE)
+                                sums = tile_rank1(sums, diff_dst, k, 0, step, weights, at)
                                 at += width
                         tile_store(sums, stored, 0, 0, width, LANES)
+                        # Voxels that the tile before has made, too, are not added again.
+                        made = i % tiles * rows - w
                         for col in range(cols):
                             block = image * ICB + group * cols + col
-                            to = (block * ID * IH + first + row) * IW + w
-                            # Voxels that the tile before has made, too, are not added again.
-                            for r in range(i % tiles * rows - w, rows):
+                            to = ((block * ID * IH + first + row) * IW + w) * LANES
+                            for r in range(made, rows):
                                 value = load(stored, r * width + col * LANES)
                                 if accumulate:
-                                    value = value + load(dst, (to + r) * LANES)
-                                store(dst, (to + r) * LANES, value)
+                                    value = value + load(dst, to + r * LANES)
+                                store(dst, to + r * LANES, value)
                 for block in blocks:
                     at = ((image * ICB + block) * ID * IH + first) * IW
                     finish(dst, at, count * IW, mask, block * LANES, partial)

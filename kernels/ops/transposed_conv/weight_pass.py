@@ -13,19 +13,21 @@ from kernels.base.simd import LANES, LINE, add_to_doubles, address, broadcast, l
 from kernels.base.tiles import tile_add, tile_fma, tile_load, tile_rank1, tile_store, tile_sum, tile_zero
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Shape, Source
-from kernels.ops.fused_conv_transpose3d.panels import output_line
+from kernels.ops.transposed_conv.panels import output_line
 
 # Voxels whose products are summed in registers.
 _CHUNK = 128
 # Sums of the bias side by side, because one waits for itself.
 _ABREAST = 8
-# Tasks there should be: where there are few blocks of output channels, rows are cut into ranges that are
-# summed apart. A range has this many voxels, or its sums would cost more than they save.
+# Tasks wanted: where there are few blocks of output channels, rows are cut into ranges with sums of their
+# own. A range has this many voxels at least, or its sums would cost more than they save.
 _TASKS = 16
 _RANGE = 256
 
 
-def backward_weights(source: Source, diff_dst: Floats, diff_weights: Floats, diff_bias: Floats) -> None:
+def backward_weights_blocked(
+    source: Source, diff_dst: Floats, diff_weights: Floats, diff_bias: Floats
+) -> None:
     """Gradients of weights and bias.
 
     Parameters
@@ -100,7 +102,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                     origins[r] = output_line(image, h + r, shape, diff_shape)
                 for tap in range(KD * KH):
                     this = (block * OD + tap // KH) * OH + tap % KH
-                    # What the next tap, or the first of the next rows, will read is fetched meanwhile.
+                    # Prefetched meanwhile: the next tap of these rows, or the first tap of the next rows.
                     then, further = (tap + 1) % (KD * KH), (tap + 1) // (KD * KH) * high
                     after = (block * OD + then // KH) * OH + then % KH
                     for r in range(high):
@@ -112,8 +114,8 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                         fetched = min(ic // inputs, KW - 1) * IW
                         for r in range(high):
                             at = (origins[r] + this * OW) * LANES
-                            near = origins[r + further] + after * OW + fetched
-                            soon = address(diff_dst, near * LANES)
+                            line = origins[r + further] + after * OW + fetched
+                            soon = address(diff_dst, line * LANES)
                             for iw in range(IW):
                                 prefetch(soon + iw * LINE)
                                 sums = tile_rank1(sums, panel, k, 0, 1, diff_dst, at)
@@ -121,8 +123,7 @@ def _make_backward_weights(inputs: int, KW: int) -> Callable[..., None]:
                                 at += width
                         to = ((task * KD * KH + tap) * IC + ic) * width
                         if row > start:
-                            before = tile_load(partial, to, 0, width, LANES, 1, inputs, KW)
-                            sums = tile_add(sums, before)
+                            sums = tile_add(sums, tile_load(partial, to, 0, width, LANES, 1, inputs, KW))
                         tile_store(sums, partial, to, 0, width, LANES)
                 row += high
 

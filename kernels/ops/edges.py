@@ -1,25 +1,48 @@
-"""Where the compiled graph begins and ends: channels last outside, blocks of 16 channels inside.
+"""Reorders between channels last and blocks of 16 channels, where the compiled graph begins and ends.
 
     to_blocked   NDHWC to nCdhw16c
-    to_ndhwc     nCdhw16c, still to be normalised perhaps, to NDHWC
+    to_ndhwc     nCdhw16c, which may still have to be normalised, to NDHWC
 
-An operator that the graph does not fuse works on NDHWC as well, between one of each.
+An operator that the graph does not fuse runs on NDHWC, between one of each. An eager operator whose fast
+kernel is on blocks calls `blocked` and `channels_last`.
 
-Idea       One vector a voxel, even if fewer channels are left: what is loaded past them belongs to the
-           next voxel and is set to zero; what is stored past them is written over by the next voxel,
-           which comes later in the same task. Only where a vector would reach beyond the array, or the
-           task, single floats are moved.
+Idea       One vector a voxel, even if fewer channels are left. What is loaded past them belongs to the next
+           voxel and is set to zero. What is stored past them is written over by the next voxel, which comes
+           later in the same task. Only where a vector would reach beyond the array, or the task, the kernels
+           move single floats.
 Traffic    Everything is read once and written once.
 """
 
 import numpy as np
 
 from kernels.base.arguments import Floats
+from kernels.base.buffers import empty
 from kernels.base.jit import parallel_kernel, prange, signed
+from kernels.base.layout import blocks
 from kernels.base.simd import LANES, broadcast, load, read, store, where_above
 from kernels.deferred.masking import band_of_task, bands, place_band
 from kernels.deferred.normalizing import aligned, flat_source
-from kernels.deferred.tensors import Shape, Source
+from kernels.deferred.tensors import Shape, Source, plain
+
+
+def blocked(src: Floats) -> Floats:
+    """``src``, shape=(MB, D, H, W, C), as (MB, CB, D, H, W, 16); a view if C is 16."""
+    MB, *sizes, C = src.shape
+    if C == LANES:
+        return src.reshape(MB, 1, *sizes, LANES)
+    dst = empty((MB, blocks(C), *sizes, LANES))
+    to_blocked(src, dst)
+    return dst
+
+
+def channels_last(data: Floats, channels: int) -> Floats:
+    """``data``, shape=(MB, CB, D, H, W, 16), as (MB, D, H, W, channels); a view if there are 16."""
+    MB, _, *sizes, _ = data.shape
+    if channels == LANES:
+        return data.reshape(MB, *sizes, LANES)
+    dst = empty((MB, *sizes, channels))
+    to_ndhwc(plain(data, channels), dst)
+    return dst
 
 
 def to_blocked(src: Floats, dst: Floats) -> None:

@@ -19,7 +19,7 @@ class Packed(NamedTuple):
 
 
 def panels(weights_shape: tuple[int, int, int, int, int]) -> Packed:
-    """Room for packed weights, to be filled by `pack`; zeros.
+    """Panels of zeros for packed weights, which `pack` fills.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ Gradient, with ``q[c]`` the softmax among the others of class ``c`` (0 at ``c`` 
     diff_logits[k] = diff_loss / (voxels C) * (C p[k] - [k == y] - sum over c != y of q[c][k])
 
 NumPy in the precision of the logits, float32 or float64: the reference, and fast enough for a loss that
-is seldom used. Of one class it is :func:`kernels.ops.softmax_dice.cross_entropy_forward`.
+is seldom used. Of one class it is :func:`kernels.ops.label_losses.cross_entropy_forward`.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.base.arguments import Array, Labels, tensor
-from kernels.ops.softmax_dice.planes import checked_labels
+from kernels.ops.label_losses import checked_labels
 
 
 class _Parts(NamedTuple):
@@ -39,7 +39,7 @@ class _Parts(NamedTuple):
     others_total: Array
 
 
-def binary_cross_entropy_forward(logits: Array, labels: Labels) -> float:
+def forward(logits: Array, labels: Labels) -> float:
     """Mean over voxels and classes.
 
     Parameters
@@ -69,7 +69,7 @@ def binary_cross_entropy_forward(logits: Array, labels: Labels) -> float:
     return float(losses.mean(dtype=np.float64))
 
 
-def binary_cross_entropy_backward(logits: Array, labels: Labels, diff_loss: float = 1.0) -> Array:
+def backward(logits: Array, labels: Labels, diff_loss: float = 1.0) -> Array:
     """Gradient of the logits.
 
     Parameters

@@ -19,8 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.ops import conv_transpose3d
-from kernels.ops import fused_conv_transpose3d as fused
+from kernels.ops import transposed_conv
 
 # The U-Net's two, and one with another tile.
 WINDOWS = st.sampled_from([(2, 2, 2), (1, 2, 2), (2, 2, 1)])
@@ -42,9 +41,9 @@ def problem(size, IC, OC, kernel, slope, seed):
     MB, *sizes = size
     enlarged = (i * k for i, k in zip(sizes, kernel, strict=True))
     diff_dst = integers(generator, MB, *enlarged, OC)
-    packed = fused.panels(weights.shape)
+    packed = transposed_conv.panels(weights.shape)
     with unchanged(weights):
-        fused.pack(weights, packed)
+        transposed_conv.pack(weights, packed)
     return data, weights, packed, bias, diff_dst
 
 
@@ -53,10 +52,10 @@ def test_forward(size, IC, OC, kernel, slope, seed, threads, with_bias):
     machine.set_threads(threads)
     data, weights, packed, bias, diff_dst = problem(size, IC, OC, kernel, slope, seed)
     exact_bias = np.float64(bias) if with_bias else None
-    wanted = conv_transpose3d.forward(data.value(), np.float64(weights), exact_bias, kernel)
+    wanted = transposed_conv.forward(data.value(), np.float64(weights), exact_bias, kernel)
     source, dst = data.source, poisoned(*blocked_shape(diff_dst.shape))
     with unchanged(*source[:3], *packed, bias):
-        fused.forward(source, packed, bias if with_bias else None, dst)
+        transposed_conv.forward_blocked(source, packed, bias if with_bias else None, dst)
     assert_exact(unblocked(dst, OC), wanted)
 
 
@@ -65,12 +64,12 @@ def test_backward_data(size, IC, OC, kernel, slope, seed, threads, accumulate, m
     machine.set_threads(threads)
     data, weights, packed, _, diff_dst = problem(size, IC, OC, kernel, slope, seed)
     before = integers(np.random.default_rng(seed), *data.x.shape)
-    wanted = conv_transpose3d.backward_data(np.float64(diff_dst), np.float64(weights), data.x.shape, kernel)
+    wanted = transposed_conv.backward_data(np.float64(diff_dst), np.float64(weights), data.x.shape, kernel)
     dst = blocked(before) if accumulate else poisoned(*blocked_shape(before.shape))
     wanted = wanted + before if accumulate else wanted
     mask, diff = data.mask if masked else None, blocked(diff_dst)
     with unchanged(diff, *packed, *(mask[:3] if mask else ())):
-        fused.backward_data(diff, packed, dst, accumulate, mask)
+        transposed_conv.backward_data_blocked(diff, packed, dst, accumulate, mask)
     if mask:
         wanted, *wanted_sums = data.masked(wanted)
         for name, *sums in zip(("S1", "S2"), totals(mask, IC), wanted_sums, strict=True):
@@ -82,11 +81,11 @@ def test_backward_data(size, IC, OC, kernel, slope, seed, threads, accumulate, m
 def test_backward_weights(size, IC, OC, kernel, slope, seed, threads):
     machine.set_threads(threads)
     data, weights, _, bias, diff_dst = problem(size, IC, OC, kernel, slope, seed)
-    wanted = conv_transpose3d.backward_weights(data.value(), np.float64(diff_dst), kernel, kernel)
+    wanted = transposed_conv.backward_weights(data.value(), np.float64(diff_dst), kernel, kernel)
     diff_weights, diff_bias = poisoned(*weights.shape), poisoned(*bias.shape)
     source, diff = data.source, blocked(diff_dst)
     with unchanged(*source[:3], diff):
-        fused.backward_weights(source, diff, diff_weights, diff_bias)
+        transposed_conv.backward_weights_blocked(source, diff, diff_weights, diff_bias)
     assert_exact(diff_weights, wanted[0], "diff_weights")
     assert_exact(diff_bias, wanted[1], "diff_bias")
 
@@ -95,10 +94,10 @@ def test_pack_refreshes():
     """Panels packed twice hold the second weights, and zeros past the last channel."""
     generator = np.random.default_rng(0)
     first, second = integers(generator, 2, 17, 3, 2, 2, 2)
-    packed, fresh = fused.panels(first.shape), fused.panels(first.shape)
-    fused.pack(first, packed)
-    fused.pack(second, packed)
-    fused.pack(second, fresh)
+    packed, fresh = transposed_conv.panels(first.shape), transposed_conv.panels(first.shape)
+    transposed_conv.pack(first, packed)
+    transposed_conv.pack(second, packed)
+    transposed_conv.pack(second, fresh)
     for panel, wanted in zip(packed, fresh, strict=True):
         assert_exact(panel, wanted)
         assert panel.sum() == second.sum()
@@ -114,9 +113,9 @@ def test_error_and_repeats(size):
     diff_dst = normal(generator, *diff_dst.shape)
     exact = [np.float64(array) for array in (data.value(), weights, bias, diff_dst)]
     wanted = [
-        conv_transpose3d.forward(*exact[:3], kernel),
-        data.masked(conv_transpose3d.backward_data(exact[3], exact[1], exact[0].shape, kernel))[0],
-        *conv_transpose3d.backward_weights(exact[0], exact[3], kernel, kernel),
+        transposed_conv.forward(*exact[:3], kernel),
+        data.masked(transposed_conv.backward_data(exact[3], exact[1], exact[0].shape, kernel))[0],
+        *transposed_conv.backward_weights(exact[0], exact[3], kernel, kernel),
     ]
     results = []
     for threads in (1, machine.cores()):
@@ -128,9 +127,9 @@ def test_error_and_repeats(size):
             poisoned(*bias.shape),
         ]
         mask = data.mask
-        fused.forward(data.source, packed, bias, got[0])
-        fused.backward_data(blocked(diff_dst), packed, got[1], mask=mask)
-        fused.backward_weights(data.source, blocked(diff_dst), got[2], got[3])
+        transposed_conv.forward_blocked(data.source, packed, bias, got[0])
+        transposed_conv.backward_data_blocked(blocked(diff_dst), packed, got[1], mask=mask)
+        transposed_conv.backward_weights_blocked(data.source, blocked(diff_dst), got[2], got[3])
         got[0], got[1] = unblocked(got[0], OC), unblocked(got[1], IC)
         results.append([*got, mask.sums])
     voxels = data.x[..., 0].size

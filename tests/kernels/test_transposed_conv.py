@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kernels import conv3d
 from kernels.base import machine
-from kernels.ops import conv_transpose3d
+from kernels.ops import transposed_conv
 
 NAMES = ("dst", "diff_src", "diff_weights", "diff_bias")
 CHANNELS = st.sampled_from([1, 3, 8, 16, 17, 32, 40])
@@ -69,9 +69,9 @@ def problem(src_shape, weights_shape, stride, padding, seed=0, make=integers, dt
 def run(src, weights, bias, diff_dst, stride, padding):
     kernel = weights.shape[2:]
     return (
-        conv_transpose3d.forward(src, weights, bias, stride, padding),
-        conv_transpose3d.backward_data(diff_dst, weights, src.shape, stride, padding),
-        *conv_transpose3d.backward_weights(src, diff_dst, kernel, stride, padding),
+        transposed_conv.forward(src, weights, bias, stride, padding),
+        transposed_conv.backward_data(diff_dst, weights, src.shape, stride, padding),
+        *transposed_conv.backward_weights(src, diff_dst, kernel, stride, padding),
     )
 
 
@@ -99,7 +99,7 @@ def test_equals_reference_exactly(case, seed, threads):
 def test_reference_is_the_definition(case, seed):
     arguments = problem(*case, seed=seed, dtype=np.float64)
     src, weights, bias, _, stride, padding = arguments
-    dst = conv_transpose3d.forward(src, weights, bias, stride, padding)
+    dst = transposed_conv.forward(src, weights, bias, stride, padding)
     assert_exact(dst, definition(src, weights, bias, stride, padding))
 
 
@@ -155,7 +155,7 @@ def test_gradients(stride, padding):
     src, weights, bias, *_ = problem(*case, make=normal, dtype=np.float64)
 
     def forward(*inputs):
-        return conv_transpose3d.forward(*inputs, stride, padding)
+        return transposed_conv.forward(*inputs, stride, padding)
 
     def backward(diff_dst):
         return run(src, weights, bias, diff_dst, stride, padding)[1:]
@@ -165,13 +165,13 @@ def test_gradients(stride, padding):
 
 def test_default_is_doubling_without_bias():
     src, weights, *_ = problem((1, 2, 3, 4, 5), (5, 6, 2, 2, 2), (2, 2, 2), "same")
-    dst = conv_transpose3d.forward(src, weights)
+    dst = transposed_conv.forward(src, weights)
     assert_exact(dst, definition(src, weights, np.zeros(6), (2, 2, 2), "same"))
 
 
 def test_errors():
     src, weights, bias, diff_dst, *_ = problem((1, 2, 3, 4, 5), (5, 6, 2, 2, 2), (2, 2, 2), "same")
-    forward, backward = conv_transpose3d.forward, conv_transpose3d.backward_data
+    forward, backward = transposed_conv.forward, transposed_conv.backward_data
     with pytest.raises(ValueError, match="src must have 4 channels to go with weights"):
         forward(src, weights[:4])
     with pytest.raises(ValueError, match=r"bias must have shape \(6,\), got \(5,\)"):
@@ -189,6 +189,6 @@ def test_errors():
     with pytest.raises(ValueError, match=r"src_shape must be \(MB, ID, IH, IW, 5\)"):
         backward(diff_dst, weights, (1, 2, 3, 4, 6))
     with pytest.raises(ValueError, match="diff_dst must have shape"):
-        conv_transpose3d.backward_weights(src, diff_dst, (3, 3, 3), (2, 2, 2), "valid")
+        transposed_conv.backward_weights(src, diff_dst, (3, 3, 3), (2, 2, 2), "valid")
     with pytest.raises(ValueError, match="kernel must be three whole numbers"):
-        conv_transpose3d.backward_weights(src, diff_dst, (2, 2))
+        transposed_conv.backward_weights(src, diff_dst, (2, 2))

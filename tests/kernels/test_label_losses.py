@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.ops import softmax_dice
-from kernels.ops.softmax_dice.planes import BLOCK, CHUNK
+from kernels.ops import binary_cross_entropy, label_losses, softmax
+from kernels.ops.softmax import BLOCK, CHUNK
 
 THREADS = st.sampled_from([1, machine.cores()])
 CLASSES = st.sampled_from([1, 2, 3, 4, 7])
@@ -45,8 +45,8 @@ def test_softmax(volume, classes, seed, threads):
     logits, _ = problem(volume, classes, seed)
     diff_dst = normal(np.random.default_rng(seed), *logits.shape)
     with unchanged(logits, diff_dst):
-        dst = softmax_dice.softmax_forward(logits)
-        diff_logits = softmax_dice.softmax_backward(diff_dst, dst)
+        dst = softmax.forward(logits)
+        diff_logits = softmax.backward(diff_dst, dst)
     assert dst.dtype == diff_logits.dtype == np.float32
     power = np.exp(logits.astype(np.float64))
     exact = power / power.sum(axis=-1, keepdims=True)
@@ -64,10 +64,10 @@ def test_dice_sums(volume, classes, seed, threads):
     machine.set_threads(threads)
     logits, labels = problem(volume, classes, seed)
     with unchanged(logits, labels):
-        sums = softmax_dice.dice_forward(logits, labels)
+        sums = label_losses.dice_forward(logits, labels)
     p, t = one_hot(logits.astype(np.float64), labels)
     expected = ((p * t).sum(axis=(1, 2, 3)), p.sum(axis=(1, 2, 3)), t.sum(axis=(1, 2, 3)))
-    reference = softmax_dice.dice_forward(logits.astype(np.float64), labels)
+    reference = label_losses.dice_forward(logits.astype(np.float64), labels)
     # A probability whose logit is 20 below the largest has a relative error of 20 * 6e-8 from the
     # subtraction; in a sum over few voxels it may be all there is.
     for which, name in enumerate(("intersection", "prediction", "target")):
@@ -84,9 +84,9 @@ def test_dice_gradient(volume, classes, seed, threads):
     generator = np.random.default_rng(seed)
     diffs = [normal(generator, len(logits), classes, dtype=np.float64) for _ in range(2)]
     with unchanged(logits, labels, *diffs):
-        actual = softmax_dice.dice_backward(logits, labels, *diffs)
+        actual = label_losses.dice_backward(logits, labels, *diffs)
     assert actual.dtype == np.float32
-    expected = softmax_dice.dice_backward(logits.astype(np.float64), labels, *diffs)
+    expected = label_losses.dice_backward(logits.astype(np.float64), labels, *diffs)
     error = np.abs(actual - expected).max()
     assert error <= BOUND * max(np.abs(diff).max() for diff in diffs)
 
@@ -96,8 +96,8 @@ def test_cross_entropy(volume, classes, seed, threads):
     machine.set_threads(threads)
     logits, labels = problem(volume, classes, seed)
     with unchanged(logits, labels):
-        loss = softmax_dice.cross_entropy_forward(logits, labels)
-        diff_logits = softmax_dice.cross_entropy_backward(logits, labels, 3.0)
+        loss = label_losses.cross_entropy_forward(logits, labels)
+        diff_logits = label_losses.cross_entropy_backward(logits, labels, 3.0)
     p, t = one_hot(logits.astype(np.float64), labels)
     share = 3.0 / labels.size
     # With one class the other's probability is the sigmoid of -x; 1 - p would cancel.
@@ -105,7 +105,7 @@ def test_cross_entropy(volume, classes, seed, threads):
     exact = np.log(1 + np.exp(-signed)).mean() if classes == 1 else -np.log(p[t]).mean()
     assert isinstance(loss, float)
     assert math.isclose(loss, exact, rel_tol=3e-7, abs_tol=3e-7)
-    reference = softmax_dice.cross_entropy_forward(logits.astype(np.float64), labels)
+    reference = label_losses.cross_entropy_forward(logits.astype(np.float64), labels)
     assert math.isclose(reference, exact, rel_tol=1e-13, abs_tol=1e-14)
     assert diff_logits.dtype == np.float32
     error = np.abs(diff_logits - share * (p - t)).max()
@@ -117,18 +117,16 @@ def test_gradients(classes):
     logits, labels = problem((3, 2, 4), classes, dtype=np.float64)
     logits *= 0.3
     if classes > 1:
-        dst = softmax_dice.softmax_forward(logits)
-        check_gradients(
-            softmax_dice.softmax_forward, lambda diff: [softmax_dice.softmax_backward(diff, dst)], [logits]
-        )
+        dst = softmax.forward(logits)
+        check_gradients(softmax.forward, lambda diff: [softmax.backward(diff, dst)], [logits])
     check_gradients(
-        lambda logits: np.stack(softmax_dice.dice_forward(logits, labels)),
-        lambda diff: [softmax_dice.dice_backward(logits, labels, diff[0], diff[1])],
+        lambda logits: np.stack(label_losses.dice_forward(logits, labels)),
+        lambda diff: [label_losses.dice_backward(logits, labels, diff[0], diff[1])],
         [logits],
     )
     check_gradients(
-        lambda logits: np.float64(softmax_dice.cross_entropy_forward(logits, labels)),
-        lambda diff: [softmax_dice.cross_entropy_backward(logits, labels, float(diff))],
+        lambda logits: np.float64(label_losses.cross_entropy_forward(logits, labels)),
+        lambda diff: [label_losses.cross_entropy_backward(logits, labels, float(diff))],
         [logits],
     )
 
@@ -138,18 +136,18 @@ def test_large_logits(dtype):
     """Nothing overflows, and a loss is as large as the logit that caused it."""
     logits = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [88.0, 89.0, 300.0]], dtype)
     labels = np.array([1, 2, 2], np.uint8)
-    dst = softmax_dice.softmax_forward(logits)
+    dst = softmax.forward(logits)
     assert_close(dst, np.array([[1, 0, 0], [1 / 3] * 3, [0, 0, 1]]), 1e-7)
-    loss = softmax_dice.cross_entropy_forward(logits, labels)
+    loss = label_losses.cross_entropy_forward(logits, labels)
     assert math.isclose(loss, (2e4 + math.log(3)) / 3, rel_tol=1e-7)
-    assert np.isfinite(softmax_dice.cross_entropy_backward(logits, labels, 1.0)).all()
+    assert np.isfinite(label_losses.cross_entropy_backward(logits, labels, 1.0)).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_large_logits_of_one_class(dtype):
     logits = np.array([[1e4], [-1e4], [30.0], [-30.0]], dtype)
     for labels, expected in (([0, 1, 0, 1], (2e4 + 60) / 4), ([1, 0, 1, 0], math.exp(-30) / 2)):
-        loss = softmax_dice.cross_entropy_forward(logits, np.array(labels, np.uint8))
+        loss = label_losses.cross_entropy_forward(logits, np.array(labels, np.uint8))
         assert math.isclose(loss, expected, rel_tol=1e-6)
 
 
@@ -159,12 +157,12 @@ def test_nan_is_seen(classes, dtype):
     logits, labels = problem((3, 4, 5), classes, dtype=dtype)
     logits[0, 1, 2, 3, -1] = np.nan
     diffs = np.ones((2, classes)), np.ones((2, classes))
-    assert np.isnan(softmax_dice.dice_forward(logits, labels)[1][0]).all()
-    assert np.isfinite(softmax_dice.dice_forward(logits, labels)[1][1]).all()
-    assert math.isnan(softmax_dice.cross_entropy_forward(logits, labels))
+    assert np.isnan(label_losses.dice_forward(logits, labels)[1][0]).all()
+    assert np.isfinite(label_losses.dice_forward(logits, labels)[1][1]).all()
+    assert math.isnan(label_losses.cross_entropy_forward(logits, labels))
     for diff_logits in (
-        softmax_dice.dice_backward(logits, labels, *diffs),
-        softmax_dice.cross_entropy_backward(logits, labels, 1.0),
+        label_losses.dice_backward(logits, labels, *diffs),
+        label_losses.cross_entropy_backward(logits, labels, 1.0),
     ):
         wrong = np.isnan(diff_logits)
         assert wrong[0, 1, 2, 3].all()
@@ -176,8 +174,8 @@ def test_repeats_bit_for_bit_whatever_the_threads():
     results = []
     for threads in (1, machine.cores(), machine.cores()):
         machine.set_threads(threads)
-        loss = softmax_dice.cross_entropy_forward(logits, labels)
-        results.append((*softmax_dice.dice_forward(logits, labels), np.float64(loss)))
+        loss = label_losses.cross_entropy_forward(logits, labels)
+        results.append((*label_losses.dice_forward(logits, labels), np.float64(loss)))
     for values in zip(*results, strict=True):
         assert_exact(values[1], values[0])
         assert_exact(values[2], values[0])
@@ -187,30 +185,37 @@ def test_errors():
     logits, labels = problem((2, 3, 4), 4)
     diff = np.zeros((2, 4))
     with pytest.raises(ValueError, match="labels must be below 4, the number of classes, got 5"):
-        softmax_dice.dice_forward(logits, np.where(labels == 1, 5, labels).astype(np.uint8))
+        label_losses.dice_forward(logits, np.where(labels == 1, 5, labels).astype(np.uint8))
     with pytest.raises(ValueError, match="labels must be below 2"):
-        softmax_dice.cross_entropy_forward(logits[..., :1], np.full_like(labels, 2))
+        label_losses.cross_entropy_forward(logits[..., :1], np.full_like(labels, 2))
     with pytest.raises(TypeError, match="labels must be uint8, got int64"):
-        softmax_dice.cross_entropy_backward(logits, labels.astype(np.int64), 1.0)
+        label_losses.cross_entropy_backward(logits, labels.astype(np.int64), 1.0)
     with pytest.raises(ValueError, match=r"labels must have shape \(2, 2, 3, 4\)"):
-        softmax_dice.dice_forward(logits, labels[:, :1])
+        label_losses.dice_forward(logits, labels[:, :1])
     with pytest.raises(ValueError, match=r"diff_prediction must have shape \(2, 4\), got \(2, 3\)"):
-        softmax_dice.dice_backward(logits, labels, diff, diff[:, :3])
+        label_losses.dice_backward(logits, labels, diff, diff[:, :3])
     with pytest.raises(TypeError, match="diff_intersection must be float64, got float32"):
-        softmax_dice.dice_backward(logits, labels, diff.astype(np.float32), diff)
+        label_losses.dice_backward(logits, labels, diff.astype(np.float32), diff)
     with pytest.raises(ValueError, match="logits must have at most 256 classes"):
-        softmax_dice.dice_forward(np.zeros((*labels.shape, 257), np.float32), labels)
+        label_losses.dice_forward(np.zeros((*labels.shape, 257), np.float32), labels)
     with pytest.raises(ValueError, match="logits must have images, voxels and classes"):
-        softmax_dice.dice_forward(logits[0, 0, 0], labels[0, 0, 0])
+        label_losses.dice_forward(logits[0, 0, 0], labels[0, 0, 0])
     with pytest.raises(ValueError, match="diff_dst must have shape"):
-        softmax_dice.softmax_backward(logits[:1], logits)
+        softmax.backward(logits[:1], logits)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_class_that_is_sure(dtype):
     for logit, expected in ((-np.inf, 0.0), (np.inf, np.inf)):
         logits, labels = np.full((1, 1, 1), logit, dtype), np.zeros((1, 1), np.uint8)
-        assert softmax_dice.cross_entropy_forward(logits, labels) == expected
+        assert label_losses.cross_entropy_forward(logits, labels) == expected
+
+
+def cross_entropies(classes):
+    """Name, forward and backward; the binary one is of two classes at least."""
+    yield "cross_entropy", label_losses.cross_entropy_forward, label_losses.cross_entropy_backward
+    if classes > 1:
+        yield "binary_cross_entropy", binary_cross_entropy.forward, binary_cross_entropy.backward
 
 
 def wrong_by(margins, classes):
@@ -229,9 +234,7 @@ def test_cross_entropies_never_saturate(classes, sign):
     logits, labels = wrong_by(margins, classes)
     if sign < 0:  # the label has the lowest logit, not another class the highest
         logits, labels = -logits, labels + max(classes - 1, 1)
-    for name in ("cross_entropy", "binary_cross_entropy")[: 1 + (classes > 1)]:
-        forward = getattr(softmax_dice, f"{name}_forward")
-        backward = getattr(softmax_dice, f"{name}_backward")
+    for name, forward, backward in cross_entropies(classes):
         exact = forward(logits, labels)
         single = logits.astype(np.float32)
         assert forward(single, labels) == pytest.approx(exact, rel=1e-6)
@@ -246,13 +249,13 @@ def test_binary_cross_entropy(volume, classes, seed, scale):
     logits, labels = problem(volume, classes, seed, dtype=np.float64)
     logits *= scale / 4
     with unchanged(logits, labels):
-        loss = softmax_dice.binary_cross_entropy_forward(logits, labels)
+        loss = binary_cross_entropy.forward(logits, labels)
     p, t = one_hot(logits, labels)
     assert loss == pytest.approx(-np.log(np.where(t, p, 1 - p)).mean(), rel=1e-7)
     single = logits.astype(np.float32)
-    assert softmax_dice.binary_cross_entropy_forward(single, labels) == pytest.approx(loss, rel=1e-5)
-    exact = softmax_dice.binary_cross_entropy_backward(logits, labels, 3.0)
-    diff = softmax_dice.binary_cross_entropy_backward(single, labels, 3.0)
+    assert binary_cross_entropy.forward(single, labels) == pytest.approx(loss, rel=1e-5)
+    exact = binary_cross_entropy.backward(logits, labels, 3.0)
+    diff = binary_cross_entropy.backward(single, labels, 3.0)
     assert np.abs(diff - exact).max() <= 3 * classes * 1e-6 / diff.size
 
 
@@ -260,12 +263,12 @@ def test_binary_cross_entropy(volume, classes, seed, scale):
 def test_gradient_of_binary_cross_entropy(classes):
     logits, labels = problem((2, 2, 3), classes, dtype=np.float64)
     check_gradients(
-        lambda x: np.array(softmax_dice.binary_cross_entropy_forward(x, labels)),
-        lambda diff: [softmax_dice.binary_cross_entropy_backward(logits, labels, float(diff))],
+        lambda x: np.array(binary_cross_entropy.forward(x, labels)),
+        lambda diff: [binary_cross_entropy.backward(logits, labels, float(diff))],
         [logits],
     )
     with pytest.raises(ValueError, match="logits must have two classes at least, got one"):
-        softmax_dice.binary_cross_entropy_forward(logits[..., :1], labels * 0)
+        binary_cross_entropy.forward(logits[..., :1], labels * 0)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4])
@@ -286,10 +289,8 @@ def test_infinite_logits_as_in_float64(classes):
 def infinite(logits, labels):
     """Name, and float32's and float64's result, of each voxel by itself."""
     single = logits.astype(np.float32)
-    yield "softmax", softmax_dice.softmax_forward(single), softmax_dice.softmax_forward(logits)
-    for name in ("cross_entropy", "binary_cross_entropy")[: 1 + (logits.shape[-1] > 1)]:
-        forward = getattr(softmax_dice, f"{name}_forward")
-        backward = getattr(softmax_dice, f"{name}_backward")
+    yield "softmax", softmax.forward(single), softmax.forward(logits)
+    for name, forward, backward in cross_entropies(logits.shape[-1]):
         for at in range(logits.shape[1]):
             here, label = slice(at, at + 1), labels[:, at : at + 1]
             yield name, forward(single[:, here], label), forward(logits[:, here], label)
