@@ -68,9 +68,9 @@ class MaxPooling(Function):
 
     @staticmethod
     def forward(ctx: Context, src: Array, size: Triple) -> Array:
+        ctx.src_shape, ctx.size = src.shape, size
         dst, argmax = ops.pooling.forward(src, size)
         ctx.save(argmax)
-        ctx.src_shape, ctx.size = src.shape, size
         return dst
 
     @staticmethod

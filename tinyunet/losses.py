@@ -1,20 +1,30 @@
 # ruff: noqa: D102 - forward and backward of every operator are described once, in Function
 """Losses of a segmentation: how far class probabilities are from the labels.
 
-All take ``prediction``, a tensor (MB, ..., classes), and ``labels``, integers (MB, ...) below
-``classes``; they return a tensor of one number. With one class, ``prediction`` is the probability
-of label 1, and labels are 0 and 1.
-
-``from_logits=True`` takes what is before the softmax (the sigmoid, for one class) and runs fused
-kernels: probabilities are never stored, sums are taken in float64, and no logarithm meets a
-rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic of
+Every loss returns a tensor of one number. ``from_logits=True`` takes what is before the softmax (the sigmoid,
+for one class) and runs fused kernels: probabilities are never stored, sums are float64, and no logarithm
+meets a rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic of
 :class:`Tensor`: the same mathematics, to read and to compare with. Train from logits: a probability in
 float32 no longer tells how wrong a voxel is. Cross-entropies from probabilities see it up to 70 (the
 difference of logits; a sigmoid's on the side of 1 up to 14 only), then their gradient fades to 0.
 
-Dice losses are made of three sums over the voxels of each image and class:
-intersection I = sum p * t, prediction P = sum p, target T = sum t, with t one where the label is
-the class, zero elsewhere.
+Dice losses are made of three sums over the voxels of each image and class: intersection I = sum p * t,
+prediction P = sum p, target T = sum t, with t one where the label is the class, zero elsewhere.
+
+Common parameters
+-----------------
+prediction : Tensor, shape = (MB, ..., classes)
+    With one class it is the probability (or the logit) of label 1, and labels are 0 and 1.
+labels : array of int, shape = (MB, ...)
+include_background : bool
+    Whether class 0 counts. With one class there is no background channel to leave out.
+smoothing : float
+    Makes the Dice of an image without the class, and without a prediction of it, one; with 0 it is NaN.
+from_logits : bool
+    Whether ``prediction`` is logits, not probabilities.
+
+All losses raise TypeError or ValueError if ``labels`` are not integers, have another shape, or hold what is
+not a class.
 """
 
 import numpy as np
@@ -31,16 +41,17 @@ from tinyunet.engine.context import Array, Context, Gradients
 # a gradient must not overflow.
 _TINY = {"f": 1e-35, "d": 1e-300}
 
+Labels = NDArray[np.uint8]
+
+
+# ---- from logits (MB, ..., C) and labels (MB, ...): all save the logits, which exist anyway --------------
+
 
 class DiceSums(Function):
-    """I, P, T of softmax or sigmoid probabilities, stacked; saves the logits, which exist anyway."""
+    """I, P, T of softmax or sigmoid probabilities, stacked: (3, MB, C), float64."""
 
     @staticmethod
-    def forward(
-        ctx: Context,
-        logits: Array,  # (MB, ..., C)
-        labels: NDArray[np.uint8],  # (MB, ...)
-    ) -> Array:  # (3, MB, C), float64
+    def forward(ctx: Context, logits: Array, labels: Labels) -> Array:
         ctx.save(logits, labels)
         return np.stack(ops.label_losses.dice_forward(logits, labels))
 
@@ -51,41 +62,34 @@ class DiceSums(Function):
 
 
 class CrossEntropy(Function):
-    """Mean over all voxels of -log(probability of the label), from logits; saves the logits."""
+    """Mean over all voxels of -log(probability of the label), float64."""
 
     @staticmethod
-    def forward(
-        ctx: Context,
-        logits: Array,  # (MB, ..., C)
-        labels: NDArray[np.uint8],  # (MB, ...)
-    ) -> Array:  # (), float64
+    def forward(ctx: Context, logits: Array, labels: Labels) -> Array:
         ctx.save(logits, labels)
         return np.asarray(ops.label_losses.cross_entropy_forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
-        diff = float(gradient)
-        return (ops.label_losses.cross_entropy_backward(logits, labels, diff),)
+        return (ops.label_losses.cross_entropy_backward(logits, labels, float(gradient)),)
 
 
 class BinaryCrossEntropy(Function):
-    """Mean over voxels and classes of the binary cross-entropy, from logits; saves the logits."""
+    """Mean over voxels and classes, two or more, of the binary cross-entropy, float64."""
 
     @staticmethod
-    def forward(
-        ctx: Context,
-        logits: Array,  # (MB, ..., C), of 2 classes or more
-        labels: NDArray[np.uint8],  # (MB, ...)
-    ) -> Array:  # (), float64
+    def forward(ctx: Context, logits: Array, labels: Labels) -> Array:
         ctx.save(logits, labels)
         return np.asarray(ops.binary_cross_entropy.forward(logits, labels))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
-        diff = float(gradient)
-        return (ops.binary_cross_entropy.backward(logits, labels, diff),)
+        return (ops.binary_cross_entropy.backward(logits, labels, float(gradient)),)
+
+
+# ---- what a training calls ------------------------------------------------------------------------------
 
 
 def soft_dice(
@@ -95,32 +99,8 @@ def soft_dice(
     smoothing: float = 1.0,
     from_logits: bool = False,
 ) -> Tensor:
-    """One minus the mean, over images and classes, of ``(2 I + smoothing) / (P + T + smoothing)``.
+    """One minus the mean, over images and classes, of ``(2 I + smoothing) / (P + T + smoothing)``: 0 to 1.
 
-    Parameters
-    ----------
-    prediction : Tensor, shape = (MB, ..., classes)
-    labels : array of int, shape = (MB, ...)
-    include_background : bool
-        Whether class 0 counts. With one class there is no background channel to leave out.
-    smoothing : float
-        Makes the Dice of an image without the class, and without a prediction of it, one; with 0 it
-        is NaN.
-    from_logits : bool
-        See the head of this module.
-
-    Returns
-    -------
-    Tensor, shape = ()
-        From 0 (all right) to 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        ``labels`` are not integers, have another shape, or hold what is not a class.
-
-    Notes
-    -----
     Source: Milletari et al. 2016 (V-Net), without the squares.
     """
     at_least_zero("smoothing", smoothing)
@@ -137,9 +117,9 @@ def log_dice(
 ) -> Tensor:
     """``-ln(2 mean(I + smoothing)) + ln(mean(T + P + smoothing))``, the loss of IntelAI/unet.
 
-    The means are over images and classes, and are taken *before* the ratio: a class counts by its
-    size, unlike in :func:`soft_dice`. Parameters and errors are those of :func:`soft_dice`; the
-    result is 0 or more, but for smoothing (-ln 2 if there is nothing at all).
+    The means are over images and classes, and are taken *before* the ratio: a class counts by its size,
+    unlike in :func:`soft_dice`. The result is 0 or more, but for smoothing (-ln 2 if there is nothing at
+    all).
 
     Source: ``dice_coef_loss`` of IntelAI/unet, where its smoothing is 0.0001 as well.
     """
@@ -150,10 +130,7 @@ def log_dice(
 
 
 def cross_entropy(prediction: Tensor, labels: npt.ArrayLike, from_logits: bool = False) -> Tensor:
-    """Mean over all voxels of -ln(probability of the label); with one class it is binary.
-
-    Parameters and errors are those of :func:`soft_dice`.
-    """
+    """Mean over all voxels of -ln(probability of the label); with one class it is binary."""
     checked = _labels_of(prediction, labels)
     if from_logits:
         return CrossEntropy.apply(prediction, checked)
@@ -216,7 +193,7 @@ def _dice_sums(
     return intersection[:, 1:], total[:, 1:]
 
 
-def _binary_cross_entropy(probabilities: Tensor, labels: NDArray[np.uint8]) -> Tensor:
+def _binary_cross_entropy(probabilities: Tensor, labels: Labels) -> Tensor:
     classes = probabilities.shape[-1]
     if classes == 1:
         complement = 1 - probabilities
@@ -229,31 +206,23 @@ def _binary_cross_entropy(probabilities: Tensor, labels: NDArray[np.uint8]) -> T
     return -(right + wrong).mean()
 
 
-def _one_hot(prediction: Tensor, labels: NDArray[np.uint8]) -> Array:
+def _one_hot(prediction: Tensor, labels: Labels) -> Array:
     classes = prediction.shape[-1]
     of_channel = np.arange(classes) if classes > 1 else np.ones(1)
     return np.equal(labels[..., np.newaxis], of_channel).astype(prediction.dtype)
 
 
-def _labels_of(prediction: Tensor, labels: npt.ArrayLike) -> NDArray[np.uint8]:
+def _labels_of(prediction: Tensor, labels: npt.ArrayLike) -> Labels:
     return checked_labels(labels, prediction.shape[:-1], max(prediction.shape[-1], 2))
 
 
-def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
-    """Return labels as uint8, if they are what a loss takes.
-
-    Parameters
-    ----------
-    labels : array of int
-    shape : tuple of int
-        The shape they must have.
-    classes : int
-        Labels must be below.
+def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) -> Labels:
+    """Return integer labels as uint8.
 
     Raises
     ------
     TypeError, ValueError
-        ``labels`` are not integers, have another shape, or hold what is not a class.
+        ``labels`` are not integers, are not of this shape, or are not all from 0 to ``classes - 1``.
     """
     highest = classes - 1
     if highest > 255:

@@ -1,6 +1,6 @@
 """All operators but convolution, a file each: a reference in NumPy beside one fast kernel.
 
-A module is loaded when it is first used: ``ops.pooling.max_pool_forward(...)`` loads nothing of batch norm.
+A module is loaded when it is first used: ``ops.pooling.forward(...)`` loads nothing of batch norm.
 ``import kernels.ops.pooling`` works as well.
 """
 

@@ -13,8 +13,8 @@ Gradient, with ``q[c]`` the softmax among the others of class ``c`` (0 at ``c`` 
 
     diff_logits[k] = diff_loss / (voxels C) * (C p[k] - [k == y] - sum over c != y of q[c][k])
 
-NumPy in the precision of the logits, float32 or float64: the reference, and fast enough for a loss that
-is seldom used. Of one class it is :func:`kernels.ops.label_losses.cross_entropy_forward`.
+NumPy in the precision of the logits, float32 or float64: the reference, and fast enough for a loss that is
+seldom used. With one class it is :func:`kernels.ops.label_losses.cross_entropy_forward`.
 """
 
 from typing import Any, NamedTuple
@@ -40,19 +40,14 @@ class _Parts(NamedTuple):
 
 
 def forward(logits: Array, labels: Labels) -> float:
-    """Mean over voxels and classes.
+    """Mean over voxels and classes; infinite where a class has the probability 0 exactly (an infinite logit).
 
     Parameters
     ----------
-    logits : array, shape (..., C)
-        float32 or float64; two classes at least.
+    logits : float32 or float64 array, shape (..., C)
+        Two classes at least.
     labels : uint8 array, shape (...)
         Below ``C``.
-
-    Returns
-    -------
-    float
-        Infinite where a class has the probability 0 exactly: a logit is infinite.
 
     Raises
     ------
@@ -70,24 +65,7 @@ def forward(logits: Array, labels: Labels) -> float:
 
 
 def backward(logits: Array, labels: Labels, diff_loss: float = 1.0) -> Array:
-    """Gradient of the logits.
-
-    Parameters
-    ----------
-    logits, labels : array
-        As in the forward pass.
-    diff_loss : float
-        Gradient of the loss.
-
-    Returns
-    -------
-    array, shape and dtype of ``logits``
-
-    Raises
-    ------
-    TypeError, ValueError
-        As the forward pass.
-    """
+    """Gradient of the logits, from that of the loss; arguments and errors as `forward`."""
     parts = _parts(logits, labels)
     classes, is_label, is_largest = parts.power.shape[-1], parts.is_label, parts.is_largest
     # Of a class that is neither the label nor the largest the sum of the others is above 1.

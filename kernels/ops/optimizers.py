@@ -2,13 +2,25 @@
 
 All parameters of a model lie in one flat buffer, so that a step is one pass, whatever the number of
 layers: Adam reads four arrays and writes three, 28 bytes an item in float32, and does nothing else.
-
-float32 buffers take the loops, float64 buffers the NumPy expression beside them, which is the
-reference. The scalars of a step (the rate corrected for bias, the decay) are made in double precision
-and rounded once.
+float32 buffers take the loops, float64 buffers the NumPy expressions, which are the reference. The scalars of
+a step (the rate corrected for bias, the decay) are made in double precision and rounded once.
 
 Source: Kingma and Ba, "Adam" (2015), section 2, last paragraph; Loshchilov and Hutter, "Decoupled
 weight decay regularization" (2019); conventions as in Keras 3.
+
+Common parameters
+-----------------
+parameters : float32 or float64 array, shape (N,)
+    Changed in place, as are the averages ``m`` and ``v`` or ``velocity``, which start as zeros.
+gradients : array, shape (N,)
+    Not changed.
+lr : float
+    Learning rate.
+weight_decay : float
+    Decoupled: it shrinks the parameters and does not enter the averages.
+
+Both functions raise TypeError or ValueError if the buffers differ in shape or dtype, or are not flat and
+contiguous.
 """
 
 import math
@@ -45,26 +57,12 @@ def adam_step(
 
     Parameters
     ----------
-    parameters, m, v : array, shape (N,)
-        Changed in place; ``m`` and ``v`` start as zeros.
-    gradients : array, shape (N,)
-        Not changed.
     step : int
         Number of this step, from 1 on.
-    lr : float
-        Learning rate.
     beta1, beta2 : float
-        How much of the running averages of the gradient and of its square is kept.
+        Share of the running averages of the gradient and of its square that stays.
     epsilon : float
-        Added to the root outside of the bias correction, as Keras does ("epsilon hat" of the paper).
-    weight_decay : float
-        Decoupled: it shrinks the parameters and does not enter ``m`` and ``v``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the buffers differ in shape or dtype, are not flat and contiguous, ``step`` is below 1, or
-        ``epsilon`` is not above 0.
+        Above 0. Added to the root outside of the bias correction, as Keras does ("epsilon hat" of the paper).
     """
     _check_buffers(("parameters", "gradients", "m", "v"), (parameters, gradients, m, v))
     if step < 1:
@@ -102,25 +100,7 @@ def sgd_step(
 
     the second with Nesterov's look ahead.
 
-    Parameters
-    ----------
-    parameters, velocity : array, shape (N,)
-        Changed in place; ``velocity`` starts as zeros.
-    gradients : array, shape (N,)
-        Not changed.
-    lr : float
-        Learning rate.
-    momentum : float
-        How much of the velocity is kept.
-    nesterov : bool
-        Look ahead.
-    weight_decay : float
-        Decoupled: it shrinks the parameters and does not enter ``velocity``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the buffers differ in shape or dtype, or are not flat and contiguous.
+    ``momentum`` is the share of the velocity that stays.
     """
     _check_buffers(("parameters", "gradients", "velocity"), (parameters, gradients, velocity))
     keep = 1.0 - lr * weight_decay
