@@ -61,21 +61,12 @@ def leaky_relu(slope: float) -> Activation:
 
 
 def forward(src: Array, activation: Activation) -> Array:
-    """Apply an activation to each item.
-
-    Parameters
-    ----------
-    src : float32 or float64 array, any shape
-    activation : Activation
-
-    Returns
-    -------
-    array, shape and dtype of ``src``
+    """Apply an activation to each item of ``src``, a float32 or float64 array of any shape.
 
     Raises
     ------
     TypeError, ValueError
-        If ``src`` is not a float32 or float64 array, or empty.
+        If ``src`` is another array, or empty.
     """
     src = tensor("src", src)
     if src.dtype == np.float64:
@@ -86,17 +77,7 @@ def forward(src: Array, activation: Activation) -> Array:
 
 
 def backward(diff_dst: Array, dst: Array, activation: Activation) -> Array:
-    """Gradient of the source: ``diff_dst`` times the derivative.
-
-    Parameters
-    ----------
-    diff_dst, dst : float32 or float64 array, same shape and dtype
-        Gradient of the output, and the output itself.
-    activation : Activation
-
-    Returns
-    -------
-    array, shape and dtype of ``dst``
+    """Gradient of the source: ``diff_dst`` times the derivative, which follows from ``dst``.
 
     Raises
     ------

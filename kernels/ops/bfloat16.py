@@ -34,10 +34,8 @@ def encode(src: Floats, residual: Floats, dst: _Halves) -> None:
 
     Parameters
     ----------
-    src : float32 array, shape (n,)
-        Not changed.
-    residual : float32 array, shape (n,)
-        What earlier calls have kept back, zeros at first; replaced.
+    src, residual : float32 array, shape (n,)
+        ``residual`` is what earlier calls have kept back, zeros at first.
     dst : uint16 array, shape (n,)
         Filled with the bits of the bfloat16.
 

@@ -14,16 +14,12 @@ _VOXELS = 1024
 
 
 def forward(a: Array, b: Array) -> Array:
-    """Channels of ``a``, then those of ``b``.
+    """Channels of ``a``, then those of ``b``: (MB, D, H, W, AC + BC).
 
     Parameters
     ----------
     a, b : array, shape (MB, D, H, W, AC) and (MB, D, H, W, BC)
         Both float32, or both float64.
-
-    Returns
-    -------
-    array, shape (MB, D, H, W, AC + BC)
 
     Raises
     ------
@@ -46,17 +42,6 @@ def forward(a: Array, b: Array) -> Array:
 
 def backward(diff_dst: Array, split: int) -> tuple[Array, Array]:
     """``diff_dst[..., :split]`` and ``diff_dst[..., split:]``, each contiguous.
-
-    Parameters
-    ----------
-    diff_dst : array, shape (MB, D, H, W, AC + BC)
-        float32 or float64.
-    split : int
-        ``AC``, the channels of the first source.
-
-    Returns
-    -------
-    diff_a, diff_b : array, shape (MB, D, H, W, AC) and (MB, D, H, W, BC)
 
     Raises
     ------

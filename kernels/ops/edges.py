@@ -30,9 +30,15 @@ def blocked(src: Floats) -> Floats:
     MB, *sizes, C = src.shape
     if C == LANES:
         return src.reshape(MB, 1, *sizes, LANES)
-    dst = empty((MB, blocks(C), *sizes, LANES))
+    dst = empty_blocked(src.shape)
     to_blocked(src, dst)
     return dst
+
+
+def empty_blocked(shape: tuple[int, ...]) -> Floats:
+    """Array to fill for a volume of shape (MB, D, H, W, C), as (MB, CB, D, H, W, 16)."""
+    MB, *sizes, C = shape
+    return empty((MB, blocks(C), *sizes, LANES))
 
 
 def channels_last(data: Floats, channels: int) -> Floats:

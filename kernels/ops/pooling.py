@@ -19,6 +19,17 @@ Traffic    Forward reads ``x`` once and writes 1.25 / 8 of it (window 2^3). Back
            writes ``diff_src``; it reads ``diff_src`` if it adds to it, and ``x`` for the mask.
 Saves      ``argmax``, one byte an item of ``dst``: the number ``(kd*KH + kh)*KW + kw`` of the tap that won.
            Without it, backward would have to read ``src`` and ``dst``, 36 bytes where 1 does.
+
+Common parameters
+-----------------
+src : float32 or float64 array, shape (MB, ID, IH, IW, C)
+dst, diff_dst : array, shape (MB, ID // KD, IH // KH, IW // KW, C)
+argmax : uint8 array, shape of ``dst``
+size : (KD, KH, KW)
+    The window, of at most 256 taps.
+
+`forward`, `backward` and `pooled_shape` raise TypeError or ValueError if dtypes or shapes do not fit, or the
+window has too many taps or does not fit into the volume.
 """
 
 import functools
@@ -51,26 +62,7 @@ from kernels.ops import edges
 
 
 def forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, Bytes]:
-    """Largest item of each window.
-
-    Parameters
-    ----------
-    src : array, shape (MB, ID, IH, IW, C)
-        float32 or float64.
-    size : (KD, KH, KW)
-        The window, of at most 256 taps.
-
-    Returns
-    -------
-    dst : array, shape (MB, ID // KD, IH // KH, IW // KW, C)
-    argmax : uint8 array, shape of ``dst``
-        Which tap won, for the backward pass.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``src`` is no float volume, or the window has too many taps or does not fit.
-    """
+    """Largest item of each window, ``dst``, and which tap it was, ``argmax``."""
     src = tensor("src", src, axes=NDHWC)
     shape = pooled_shape(src.shape, size)
     size = triple("size", size)
@@ -79,8 +71,7 @@ def forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, B
         windows = windows.reshape(-1, *windows.shape[3:])
         argmax = windows.argmax(axis=0)
         return np.take_along_axis(windows, argmax[None], axis=0)[0], argmax.astype(np.uint8)
-    MB, *sizes, C = shape
-    dst = empty((MB, blocks(C), *sizes, LANES))
+    C, dst = shape[-1], edges.empty_blocked(shape)
     argmax = empty(dst.shape, np.uint8)
     forward_blocked(plain(edges.blocked(src), C), dst, argmax, size)
     return edges.channels_last(dst, C), _bytes_last(argmax, C)
@@ -89,28 +80,7 @@ def forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, B
 def backward(
     diff_dst: Array, argmax: Bytes, src_shape: Sequence[int], size: int | Sequence[int] = (2, 2, 2)
 ) -> Array:
-    """Gradient of each window's largest item; all others had no influence.
-
-    Parameters
-    ----------
-    diff_dst : array, shape (MB, ID // KD, IH // KH, IW // KW, C)
-        float32 or float64.
-    argmax : uint8 array, shape of ``diff_dst``
-        From the forward pass.
-    src_shape : (MB, ID, IH, IW, C)
-        Shape of the source.
-    size : (KD, KH, KW)
-        The window.
-
-    Returns
-    -------
-    array, shape ``src_shape``
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes or shapes do not fit.
-    """
+    """Gradient of the source, shape ``src_shape``: of each window, to its largest item alone."""
     shape = tuple(src_shape)
     if len(shape) != 5:
         raise ValueError(f"src_shape must have the axes ({NDHWC}), got {src_shape}")
@@ -122,14 +92,13 @@ def backward(
         taps = np.arange(math.prod(size)).reshape(*size, 1, 1, 1, 1, 1)
         _windows(diff_src, size)[...] = np.where(argmax == taps, diff_dst, 0.0)
         return diff_src
-    MB, *sizes, C = shape
-    gradient = empty((MB, blocks(C), *sizes, LANES))
+    gradient = edges.empty_blocked(shape)
     backward_blocked(edges.blocked(diff_dst), _blocked_bytes(argmax), gradient, size=size)
-    return edges.channels_last(gradient, C)
+    return edges.channels_last(gradient, shape[-1])
 
 
 def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, ...]:
-    """Shape of what `forward` returns; parameters and errors as there."""
+    """Shape of ``dst``."""
     MB, *sizes, C = src_shape
     window = triple("size", size)
     if math.prod(window) > 256:
@@ -170,12 +139,8 @@ def forward_blocked(source: Source, dst: Floats, argmax: Bytes, size: Triple = (
     Parameters
     ----------
     source : Source, data of shape (MB, CB, ID, IH, IW, 16)
-    dst : float32 array, shape=(MB, CB, ID // KD, IH // KH, IW // KW, 16)
-        Filled, a plain tensor.
-    argmax : uint8 array, shape of ``dst``
-        Filled with the tap that won, ``(kd*KH + kh)*KW + kw``.
-    size : (KD, KH, KW)
-        The window, of at most 256 taps.
+    dst, argmax : float32 and uint8 array, shape=(MB, CB, ID // KD, IH // KH, IW // KW, 16)
+        Filled: a plain tensor, and the tap that won.
     """
     _make_forward(*size)(
         flat_source(source), source.data.shape, dst.reshape(-1), dst.shape, argmax.reshape(-1)
@@ -194,14 +159,11 @@ def backward_blocked(
 
     Parameters
     ----------
-    diff_dst : float32 array, shape=(MB, CB, OD, OH, OW, 16)
-    argmax : uint8 array, shape of ``diff_dst``
+    diff_dst, argmax : float32 and uint8 array, shape=(MB, CB, OD, OH, OW, 16)
     dst : float32 array, shape=(MB, CB, ID, IH, IW, 16)
-        The gradient is written, or added to what is there.
-    accumulate : bool
+        The gradient is written, or added to what is there if ``accumulate``.
     mask : Mask, optional
-        If given, what is written is ``dz``, and the mask's sums are filled.
-    size : (KD, KH, KW)
+        If given, ``dz`` is written, and the mask's sums are filled.
     """
     _make_backward(*size)(
         diff_dst.reshape(-1),

@@ -35,20 +35,12 @@ _ONE = np.float32(1)
 
 
 def forward(logits: Array) -> Array:
-    """Probabilities of the classes, the last axis.
-
-    Parameters
-    ----------
-    logits : float32 or float64 array, shape (..., C)
-
-    Returns
-    -------
-    array, shape and dtype of ``logits``
+    """Probabilities of the classes, the last axis of a float32 or float64 array of any shape.
 
     Raises
     ------
     TypeError, ValueError
-        If ``logits`` is no float array, or empty.
+        If ``logits`` is another array, or empty.
     """
     logits = tensor("logits", logits)
     if logits.dtype == np.float64:
@@ -60,15 +52,6 @@ def forward(logits: Array) -> Array:
 
 def backward(diff_dst: Array, dst: Array) -> Array:
     """``diff_logits = dst * (diff_dst - sum over classes of diff_dst * dst)``.
-
-    Parameters
-    ----------
-    diff_dst, dst : float32 or float64 array, shape (..., C)
-        Gradient of the probabilities, and the probabilities; same shape and dtype.
-
-    Returns
-    -------
-    array, shape and dtype of ``dst``
 
     Raises
     ------

@@ -5,6 +5,10 @@
 Traffic    Forward reads ``src`` and writes ``FD*FH*FW`` times as much, backward the reverse.
 Saves      nothing
 Numerics   Backward adds the items of a block in the order d, h, w, in the type of the arrays.
+
+``src`` is a float32 or float64 array (MB, D, H, W, C), ``dst`` is (MB, D * FD, H * FH, W * FW, C), and
+``factor`` is (FD, FH, FW). Both functions raise TypeError or ValueError if the array is no float volume, or
+``factor`` is not three whole numbers from 1 on.
 """
 
 from collections.abc import Sequence
@@ -17,23 +21,7 @@ from kernels.base.jit import parallel_kernel, prange
 
 
 def forward(src: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
-    """Repeat each voxel ``FD x FH x FW`` times.
-
-    Parameters
-    ----------
-    src : array, shape (MB, D, H, W, C)
-        float32 or float64.
-    factor : (FD, FH, FW)
-
-    Returns
-    -------
-    array, shape (MB, D * FD, H * FH, W * FW, C)
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``src`` is no float volume, or ``factor`` not three whole numbers from 1 on.
-    """
+    """``dst``: each voxel ``FD x FH x FW`` times."""
     src = tensor("src", src, axes=NDHWC)
     FD, FH, FW = triple("factor", factor)
     if src.dtype == np.float64:
@@ -45,23 +33,7 @@ def forward(src: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
 
 
 def backward(diff_dst: Array, factor: int | Sequence[int] = (2, 2, 2)) -> Array:
-    """Sum of the gradients of each block.
-
-    Parameters
-    ----------
-    diff_dst : array, shape (MB, D * FD, H * FH, W * FW, C)
-        float32 or float64.
-    factor : (FD, FH, FW)
-
-    Returns
-    -------
-    array, shape (MB, D, H, W, C)
-
-    Raises
-    ------
-    TypeError, ValueError
-        If ``diff_dst`` is no float volume made of whole blocks.
-    """
+    """Gradient of ``src``: the sum over each block, of which ``diff_dst`` must have whole ones."""
     diff_dst = tensor("diff_dst", diff_dst, axes=NDHWC)
     FD, FH, FW = triple("factor", factor)
     MB, OD, OH, OW, C = diff_dst.shape

@@ -20,8 +20,6 @@ import numpy as np
 from kernels import conv3d
 from kernels.base.arguments import NDHWC, Array, Floats, Triple, tensor, triple
 from kernels.base.buffers import empty
-from kernels.base.layout import blocks
-from kernels.base.simd import LANES
 from kernels.deferred.tensors import plain
 from kernels.ladder.bias import backward_bias
 from kernels.ops import edges
@@ -48,7 +46,7 @@ def forward(
     dst_shape = enlarged_shape(src.shape, weights.shape, stride, padding)
     strides = triple("stride", stride)
     if _has_blocked_kernel(src, weights.shape[2:], strides):
-        dst = _empty_blocked(dst_shape)
+        dst = edges.empty_blocked(dst_shape)
         forward_blocked(plain(edges.blocked(src), src.shape[-1]), _packed(weights), bias, dst)
         return edges.channels_last(dst, dst_shape[-1])
     dst = conv3d.backward_data(src, weights, dst_shape, strides, padding)
@@ -71,7 +69,7 @@ def backward_data(
     diff_dst = tensor("diff_dst", diff_dst, shape=enlarged_shape(shape, weights.shape, stride, padding))
     strides = triple("stride", stride)
     if _has_blocked_kernel(diff_dst, weights.shape[2:], strides):
-        diff_src = _empty_blocked(shape)
+        diff_src = edges.empty_blocked(shape)
         backward_data_blocked(edges.blocked(diff_dst), _packed(weights), diff_src)
         return edges.channels_last(diff_src, IC)
     return conv3d.forward(diff_dst, weights, None, strides, padding)
@@ -129,8 +127,3 @@ def _packed(weights: Floats) -> Packed:
     packed = panels(weights.shape)
     pack(weights, packed)
     return packed
-
-
-def _empty_blocked(shape: Sequence[int]) -> Floats:
-    MB, *sizes, C = shape
-    return empty((MB, blocks(C), *sizes, LANES))
