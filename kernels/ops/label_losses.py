@@ -198,7 +198,7 @@ def _backward(logits: Floats, labels: Labels, diffs: Floats, share: np.float32, 
             scatter(planes, start, count, diff_logits[n])
 
 
-# --- Blocks of 128 voxels, as in `softmax`; the fused last layer (`head`) uses them, too -----------------
+# --- Blocks of 128 voxels, as in `softmax`; the fused last layer uses them, too -----------------
 
 
 class LossBlock(NamedTuple):

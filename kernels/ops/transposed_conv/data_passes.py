@@ -179,12 +179,11 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
                                 sums = tile_rank1(sums, diff_dst, k, 0, step, weights, at)
                                 at += width
                         tile_store(sums, stored, 0, 0, width, LANES)
-                        # Voxels that the tile before has made, too, are not added again.
-                        made = i % tiles * rows - w
                         for col in range(cols):
                             block = image * ICB + group * cols + col
                             to = ((block * ID * IH + first + row) * IW + w) * LANES
-                            for r in range(made, rows):
+                            # Voxels that the tile before has made, too, are not added again.
+                            for r in range(i % tiles * rows - w, rows):
                                 value = load(stored, r * width + col * LANES)
                                 if accumulate:
                                     value = value + load(dst, to + r * LANES)

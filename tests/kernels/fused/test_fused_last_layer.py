@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels.base import machine
-from kernels.ops import activation, head, label_losses, softmax
+from kernels.ops import activation, label_losses, last_layer, softmax
 
 # One class is a sigmoid, four are the brain's, sixteen the most.
 CLASSES = st.sampled_from([1, 2, 4, 16])
@@ -56,7 +56,7 @@ class Problem:
 
     @property
     def layer(self):
-        return head.Layer(self.data.source, self.weights, self.bias, self.labels)
+        return last_layer.Layer(self.data.source, self.weights, self.bias, self.labels)
 
     def unchanged(self):
         source, *others = self.layer
@@ -70,7 +70,7 @@ class Problem:
 def run_forward(layer, MB, classes):
     dice = poisoned(3, MB, classes, dtype=np.float64)
     cross_entropy = poisoned(1, dtype=np.float64)
-    head.forward(layer, dice, cross_entropy)
+    last_layer.forward(layer, dice, cross_entropy)
     return dice, cross_entropy
 
 
@@ -96,7 +96,7 @@ def test_infer(size, IC, classes, slope, seed, threads):
     problem = Problem(size, IC, classes, slope, seed)
     probabilities = poisoned(*size, classes)
     with problem.unchanged():
-        head.infer(*problem.layer[:3], probabilities)
+        last_layer.infer(*problem.layer[:3], probabilities)
     logits = problem.logits
     if classes == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
@@ -114,7 +114,7 @@ def test_backward(size, IC, classes, slope, seed, threads, accumulate, masked):
     mask = problem.data.mask if masked else None
     diff_weights, diff_bias = poisoned(*problem.weights.shape), poisoned(classes)
     with problem.unchanged():
-        head.backward(
+        last_layer.backward(
             problem.layer,
             problem.diff_dice,
             problem.diff_cross_entropy,
@@ -170,11 +170,11 @@ def test_logits_that_are_wrong_by_far_or_infinite(classes):
             assert cross_entropy[0] == pytest.approx(exact, rel=1e-6, abs=2e-7)
             diffs = poisoned(*problem.weights.shape), poisoned(classes)
             dst = poisoned(*blocked_shape((1, 1, 2, 5, 16)))
-            head.backward(problem.layer, 0 * problem.diff_dice, 1.0, dst, *diffs)
+            last_layer.backward(problem.layer, 0 * problem.diff_dice, 1.0, dst, *diffs)
             exact = label_losses.cross_entropy_backward(logits, problem.labels)
             np.testing.assert_allclose(diffs[1], exact.sum(axis=(0, 1, 2, 3)), atol=1e-6)
             found = poisoned(*logits.shape)
-            head.infer(*problem.layer[:3], found)
+            last_layer.infer(*problem.layer[:3], found)
             sigmoid = activation.forward(logits, activation.SIGMOID)
             wanted = sigmoid if classes == 1 else softmax.forward(logits)
             np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-37)
@@ -188,7 +188,7 @@ def test_repeats_bit_for_bit_whatever_the_threads():
         mask, dst = problem.data.mask, poisoned(*blocked_shape(problem.data.x.shape))
         diffs = poisoned(*problem.weights.shape), poisoned(4)
         sums = run_forward(problem.layer, 2, 4)
-        head.backward(problem.layer, problem.diff_dice, 1.0, dst, *diffs, mask=mask)
+        last_layer.backward(problem.layer, problem.diff_dice, 1.0, dst, *diffs, mask=mask)
         results.append([*sums, dst, *diffs, mask.sums])
     for first, second in zip(*results, strict=True):
         assert np.isfinite(first).all()
@@ -205,7 +205,7 @@ def test_error():
     assert_close(cross_entropy, np.array([exact]), 1e-6)
     dst = poisoned(*blocked_shape(problem.data.x.shape))
     diffs = poisoned(*problem.weights.shape), poisoned(4)
-    head.backward(problem.layer, problem.diff_dice, problem.diff_cross_entropy, dst, *diffs)
+    last_layer.backward(problem.layer, problem.diff_dice, problem.diff_cross_entropy, dst, *diffs)
     diff_logits = problem.diff_logits()
     assert_close(unblocked(dst, 16), diff_logits @ problem.matrix, 1e-6)
     outer = np.einsum("ndhwc,ndhwi->ci", diff_logits, problem.data.value())
