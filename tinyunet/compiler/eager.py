@@ -124,7 +124,7 @@ def _store_gradients(node: Node, outputs: Arrays, gradients: tuple[Any, ...]) ->
 
 def _convolution_backward(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
     """One of a convolution's two gradients."""
-    kernels, kernel = node.attributes["function"].module, node.attributes["kernel"]
+    kernels, kernel = node.attributes["function"].module(), node.attributes["kernel"]
     how = node.attributes["stride"], node.attributes["padding"]
 
     def data() -> None:

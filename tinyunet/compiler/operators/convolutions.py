@@ -21,8 +21,8 @@ from kernels.conv3d import operator as conv3d
 from kernels.conv3d.write import NO_MOMENTS
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask
 from kernels.ladder.direct import FEW_CHANNELS
-from kernels.ops import fused_conv_transpose3d as conv_transpose3d
-from kernels.ops.conv_transpose3d import enlarged_shape
+from kernels.ops import transposed_conv
+from kernels.ops.transposed_conv import enlarged_shape
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node
 from tinyunet.compiler.operators.weightless import check_vectors, checked_volume
@@ -184,13 +184,13 @@ def _transposed_packed(node: Node, graph: Graph) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _panel_shapes(shape: Any) -> tuple[Shape, ...]:
-    return tuple(panel.shape for panel in conv_transpose3d.panels(shape))
+    return tuple(panel.shape for panel in transposed_conv.panels(shape))
 
 
-def _panels(flat: Any, shape: Shape) -> conv_transpose3d.Packed:
+def _panels(flat: Any, shape: Shape) -> transposed_conv.Packed:
     forward, backward = _panel_shapes(shape)
     at = math.prod(forward)
-    return conv_transpose3d.Packed(flat[:at].reshape(forward), flat[at:].reshape(backward))
+    return transposed_conv.Packed(flat[:at].reshape(forward), flat[at:].reshape(backward))
 
 
 def _packing_sizes(b: Binder) -> Shapes:
@@ -204,7 +204,7 @@ def _pack_weights(b: Binder) -> Call:
 
         def run() -> None:
             flat.fill(0)
-            conv_transpose3d.pack(weights, packed)
+            transposed_conv.pack(weights, packed)
 
         return run
     plan = plan_of(user, b.graph)
@@ -280,19 +280,19 @@ def _transposed_forward(b: Binder) -> Call:
     source, dst = b.source(), b.array("dst")
     packed = _panels(b.array("weights"), weights_shape(b.node, b.graph))
     bias = b.array("bias") if b.has("bias") else None
-    return lambda: conv_transpose3d.forward(source, packed, bias, dst)
+    return lambda: transposed_conv.forward_blocked(source, packed, bias, dst)
 
 
 def _transposed_backward_data(b: Binder) -> Call:
     diff_dst, dst, mask, accumulate = b.array("diff_dst"), b.array("diff_src"), b.mask(), b.has("accumulate")
     packed = _panels(b.array("weights"), weights_shape(b.node, b.graph))
-    return lambda: conv_transpose3d.backward_data(diff_dst, packed, dst, accumulate, mask)
+    return lambda: transposed_conv.backward_data_blocked(diff_dst, packed, dst, accumulate, mask)
 
 
 def _transposed_backward_weights(b: Binder) -> Call:
     source, diff_dst, diff_weights = b.source(), b.array("diff_dst"), _diff_weights(b)
     diff_bias = _bias(b, "diff_bias", diff_weights.shape[1:2])
-    return lambda: conv_transpose3d.backward_weights(source, diff_dst, diff_weights, diff_bias)
+    return lambda: transposed_conv.backward_weights_blocked(source, diff_dst, diff_weights, diff_bias)
 
 
 # ---- records ---------------------------------------------------------------------------------

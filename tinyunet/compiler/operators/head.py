@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kernels.ops import head
+from kernels.ops import last_layer
 from tinyunet.compiler.ir import Node
 from tinyunet.compiler.record import Binder, Call, Kernel, Shape, Shapes, volume
 
@@ -41,24 +41,29 @@ def _flops(node: Node, shapes: Mapping[str, Shape]) -> int:
 def _infer(b: Binder) -> Call:
     source, weights, bias, dst = b.source(), b.array("weights"), b.array("bias"), b.array("dst")
     probabilities = dst.reshape(source.data.shape[0], *source.data.shape[2:5], dst.shape[-1])
-    return lambda: head.infer(source, weights, bias, probabilities)
+    return lambda: last_layer.infer(source, weights, bias, probabilities)
+
+
+def _layer(b: Binder) -> last_layer.Layer:
+    return last_layer.Layer(b.source(), b.array("weights"), b.array("bias"), b.array("labels"))
 
 
 def _loss(b: Binder) -> Call:
-    source, weights, bias, labels = b.source(), b.array("weights"), b.array("bias"), b.array("labels")
-    dice, cross_entropy = b.array("dice"), b.array("cross_entropy").reshape(1)
-    return lambda: head.forward(source, weights, bias, labels, dice, cross_entropy)
+    layer, dice, cross_entropy = _layer(b), b.array("dice"), b.array("cross_entropy").reshape(1)
+    return lambda: last_layer.forward(layer, dice, cross_entropy)
 
 
 def _loss_backward(b: Binder) -> Call:
-    source, weights, bias, labels = b.source(), b.array("weights"), b.array("bias"), b.array("labels")
-    MB, classes = source.data.shape[0], bias.size
-    dice = b.array("diff_dice")[:2] if b.has("diff_dice") else np.zeros((2, MB, classes))
+    layer, accumulate, mask = _layer(b), b.has("accumulate"), b.mask()
+    no_dice = np.zeros((2, layer.source.data.shape[0], layer.bias.size))
+    dice = b.array("diff_dice")[:2] if b.has("diff_dice") else no_dice
     cross_entropy = b.array("diff_cross_entropy") if b.has("diff_cross_entropy") else np.zeros(())
-    dst, diff_weights, diff_bias = (b.array(f"diff_{r}") for r in ("src", "weights", "bias"))
-    inputs, outputs = (source, weights, bias, labels), (dst, diff_weights, diff_bias)
-    accumulate, mask = b.has("accumulate"), b.mask()
-    return lambda: head.backward(*inputs, dice, float(cross_entropy), *outputs, accumulate, mask)
+    dst, weights, bias = (b.array(f"diff_{role}") for role in ("src", "weights", "bias"))
+
+    def run() -> None:
+        last_layer.backward(layer, dice, float(cross_entropy), dst, weights, bias, accumulate, mask)
+
+    return run
 
 
 KERNELS = {

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from kernels.base.arguments import NDHWC, tensor
-from kernels.ops import fused_edges as edges
-from kernels.ops import fused_pooling as pooling
+from kernels.ops import edges, pooling
 from kernels.ops.pooling import pooled_shape
 from tinyunet import autograd, functional, losses
 from tinyunet.compiler.ir import BLOCKED, Graph, Node
@@ -49,13 +48,13 @@ def _pooling_sizes(b: Binder) -> Shapes:
 def _pool(b: Binder) -> Call:
     source, dst, size = b.source(), b.array("dst"), tuple(b.node.attributes["size"])
     argmax = b.array("argmax") if b.has("argmax") else np.empty(dst.shape, np.uint8)
-    return lambda: pooling.forward(source, dst, argmax, size)
+    return lambda: pooling.forward_blocked(source, dst, argmax, size)
 
 
 def _pool_backward(b: Binder) -> Call:
     diff_dst, argmax, dst = b.array("gradient"), b.array("saved.argmax"), b.array("diff_src")
     accumulate, mask, size = b.has("accumulate"), b.mask(), tuple(b.node.attributes["size"])
-    return lambda: pooling.backward(diff_dst, argmax, dst, accumulate, mask, size)
+    return lambda: pooling.backward_blocked(diff_dst, argmax, dst, accumulate, mask, size)
 
 
 _POOLING = Operator(
