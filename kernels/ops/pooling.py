@@ -184,7 +184,7 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     def forward(source: Source, shape: Shape, dst: Floats, dst_shape: Shape, argmax: Bytes) -> None:
         _, _, ID, IH, IW, _ = shape
         MB, CB, OD, OH, OW, _ = dst_shape
-        x, scales, shifts, slope = source
+        x, scales, shifts, slope = source[:4]
         slope32 = np.float32(slope)
         for row in prange(MB * CB * OD * OH):
             plane, oh = split_index(row, OH)
