@@ -31,6 +31,7 @@ TINYUNET = """
     nn
     unet
     losses
+    flat_buffers
     optim
     compiler
     tinyunet

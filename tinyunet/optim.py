@@ -8,19 +8,11 @@ With g the gradient of a parameter p, one step is::
             v = beta2 v + (1 - beta2) g^2                    mean of g^2
             p = p - lr m' / (sqrt(v') + epsilon)             m', v': corrected for their start at 0
 
-An optimizer copies its parameters into one flat array, so that a step is one pass over memory, and ranks
-sum all gradients at once. Each parameter's ``data`` and ``grad`` become views::
-
-    flat_parameters   | conv0.weight        | conv0.bias | norm0.scale | ...
-                        ^ parameter.data      ^ parameter.data
-
-From then on change a parameter's arrays in place (``load_state_dict`` does); do not replace them.
+A step is one pass over flat arrays: see :mod:`tinyunet.flat_buffers`.
 """
 
-import itertools
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -32,14 +24,15 @@ from tinyunet.common.checks import at_least_zero, fraction, is_real, positive
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.engine.context import Array
 from tinyunet.engine.local_ranks import ALONE, LocalRanks
-from tinyunet.nn import Parameter, usual_type
+from tinyunet.flat_buffers import FlatBuffers
+from tinyunet.nn import Parameter
 
 Schedule: TypeAlias = Callable[[int], float]
 _SMALLEST_EPSILON = 1e-20
 
 
-class Optimizer:
-    """What :class:`Adam` and :class:`SGD` share: the flat buffers and the state.
+class Optimizer(FlatBuffers):
+    """What :class:`Adam` and :class:`SGD` share: settings, steps and state.
 
     Parameters that do not require a gradient stay as they are, and so do their running averages.
 
@@ -52,21 +45,12 @@ class Optimizer:
         Each step subtracts ``lr * weight_decay`` times the parameter, apart from the gradient.
     local : LocalRanks
         The ranks that share parameters and running averages; each rank updates its part of them. The
-        gradients are each rank's own, and must be equal when a step begins.
-
-    Attributes
-    ----------
-    flat_parameters, flat_gradients : array, shape = (total,)
-        All parameters, all gradients, in the order given.
-    steps : int
+        gradients must be equal on all of them when a step begins.
 
     Raises
     ------
-    ValueError
-        There is no parameter, one comes twice, or they are not all of one type of float; or a
-        setting is out of range.
-    TypeError
-        One of the parameters is something else.
+    ValueError, TypeError
+        As :class:`FlatBuffers`, or a setting is out of range.
     """
 
     #: Names of the running averages: arrays as long as ``flat_parameters``, zero at first.
@@ -77,23 +61,11 @@ class Optimizer:
     def __init__(
         self, parameters: Iterable[Parameter], lr: float, weight_decay: float, local: LocalRanks
     ) -> None:
-        self.parameters = list(parameters)
-        _check_parameters(self.parameters)
-        self.lr, self.weight_decay, self.steps, self.local = lr, weight_decay, 0, local
+        self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
         self._check_settings()
-        size, dtype = sum(p.data.size for p in self.parameters), self.parameters[0].dtype
-        self.flat_parameters: Array = local.zeros(size, dtype)
-        if local.rank == 0:
-            np.concatenate([p.data.ravel() for p in self.parameters], out=self.flat_parameters)
-        local.barrier()
-        self.flat_gradients: Array = LocalRanks().zeros(size, dtype)
+        super().__init__(parameters, local)
         for name in self.averages:
-            setattr(self, name, local.zeros(size, dtype))
-        self._filled_by: int | None = (
-            None  # the thread whose gradients these are, and threads that lost theirs
-        )
-        self._replaced: set[int] = set()
-        self._make_views()
+            setattr(self, name, local.zeros(self.flat_parameters.size, self.flat_parameters.dtype))
 
     def _update(self, part: slice) -> None:
         """Change a part of the parameters and of the running averages."""
@@ -109,44 +81,6 @@ class Optimizer:
                 f"not {self.lr * self.weight_decay}"
             )
 
-    def _make_views(self) -> None:
-        """Make ``data`` and ``grad`` of each parameter views of the flat buffers."""
-        self._views: list[tuple[Array, Array]] = []
-        ends = np.cumsum([parameter.data.size for parameter in self.parameters])[:-1]
-        parts = (np.split(flat, ends) for flat in (self.flat_parameters, self.flat_gradients))
-        for parameter, data, grad in zip(self.parameters, *parts, strict=True):
-            if parameter.grad is not None:
-                np.copyto(grad.reshape(parameter.shape), parameter.grad)
-            parameter.data, parameter.grad = data.reshape(parameter.shape), grad.reshape(parameter.shape)
-            self._views.append((parameter.data, parameter.grad))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return everything, unless the buffers are shared with other processes: TypeError."""
-        if self.local.size > 1:
-            raise TypeError(
-                f"optimizer: its arrays are shared by {self.local.size} processes and cannot be copied; copy"
-                " state_dict(), and give it to an optimizer of the copy"
-            )
-        return vars(self) | {"_filled_by": None, "_replaced": set()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy: copying separates views from the buffers."""
-        vars(self).update(state)
-        views = [np.may_share_memory(p.data, self.flat_parameters) for p in self.parameters]
-        if not all(views):  # else it is a shallow copy, of the same parameters
-            self._make_views()
-
-    def zero_grad(self) -> None:
-        """Set all gradients to zero, in place."""
-        self.flat_gradients.fill(0)
-
-    def gradients_are_new(self) -> None:
-        """Record that this thread fills the gradients, perhaps over those of another thread."""
-        if self._filled_by is not None:
-            self._replaced.add(self._filled_by)
-        self._filled_by = threading.get_ident()
-        self._replaced.discard(self._filled_by)
-
     def step(self) -> None:
         """Change the parameters by the gradients found since the last :meth:`zero_grad`.
 
@@ -160,10 +94,10 @@ class Optimizer:
         """
         with one_at_a_time:
             self._check_settings()
-            self._check_buffers()
+            self.check_buffers()
             self.steps += 1
             start, size = time.perf_counter(), 0
-            for run in self._trainable(self.local.part(self.flat_parameters.size)):
+            for run in self.trainable(self.local.part(self.flat_parameters.size)):
                 self._update(run)
                 size += run.stop - run.start
             if verbose.wanted():
@@ -173,31 +107,6 @@ class Optimizer:
                 ran = verbose.Ran(name.lower(), (size,), "plain", "fused", "", seconds, *work, name)
                 verbose.say(ran.line())
             self.local.barrier()
-
-    def _check_buffers(self) -> None:
-        """Check that the gradients are this thread's, and that all parameters are still views."""
-        if threading.get_ident() in self._replaced:
-            self._replaced.discard(threading.get_ident())
-            raise RuntimeError(
-                "optimizer: another thread has replaced the gradients of this one since it found them;"
-                " call the compiled step as a whole, step(images, labels)"
-            )
-        self._filled_by = None
-        for index, (parameter, (data, grad)) in enumerate(zip(self.parameters, self._views, strict=True)):
-            if parameter.data is not data or parameter.grad is not grad:
-                raise RuntimeError(
-                    f"parameter {index} of shape {parameter.shape} has got other arrays than this"
-                    " optimizer's: change .data and .grad in place, and use optimizer.zero_grad()"
-                )
-
-    def _trainable(self, part: slice) -> Iterator[slice]:
-        """Yield what of a part of the buffer requires a gradient; neighbours are one slice."""
-        end = 0
-        for trainable, run in itertools.groupby(self.parameters, lambda p: p.requires_grad):
-            start, end = end, end + sum(parameter.data.size for parameter in run)
-            both = slice(max(start, part.start), min(end, part.stop))
-            if trainable and both.start < both.stop:
-                yield both
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Return copies of the running averages, the number of steps and ``lr``, as arrays."""
@@ -373,27 +282,3 @@ class ReduceOnPlateau:
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.best, self.waited = float(np.asarray(state["best"])), int(np.asarray(state["waited"]))
-
-
-def _check_parameters(parameters: list[Parameter]) -> None:
-    if not parameters:
-        raise ValueError("parameters: the list is empty, there is nothing to optimize")
-    seen: set[int] = set()
-    for index, parameter in enumerate(parameters):
-        if not isinstance(parameter, Parameter):
-            kind = type(parameter).__name__
-            raise TypeError(f"parameters: item {index} is a {kind}; expected a Parameter")
-        if parameter.dtype not in (np.float32, np.float64):
-            raise TypeError(f"parameters: item {index} is {parameter.dtype}, not float32 or float64")
-        if id(parameter) in seen:
-            raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
-        seen.add(id(parameter))
-    usual = usual_type(parameters)
-    for index, odd in enumerate(parameters):
-        if odd.dtype != usual:
-            others, name = ("the first" if index else "the others", f" {odd.name!r}" if odd.name else "")
-            raise ValueError(
-                f"parameters: item {index} is {odd.dtype}, {others} {usual}; expected one type: make"
-                f"{name} of shape {odd.shape} from an array of {usual} (np.ones(4) is float64), or "
-                f'use model.astype("{usual}")'
-            )
