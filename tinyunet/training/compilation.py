@@ -21,7 +21,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.core.event import Listener, install_listener
 
 from kernels.base import machine
 from kernels.base.layout import blocks
@@ -30,7 +29,7 @@ from tinyunet.compiler import compile, measure
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.segmentation.sliding_window import patch_for, predictor, segment
-from tinyunet.training.progress import Job
+from tinyunet.training.progress import Job, on_compilation
 from tinyunet.training.samples import Batch, half_the_memory
 from tinyunet.training.settings import Settings
 from tinyunet.training.step import compiled_gradients, eager_gradients
@@ -81,7 +80,7 @@ def compile_kernels(
             task = Task(config, settings.accuracy, shapes, patch, machine.threads(), settings.deterministic)
             model, is_helped = UNet(**config), not settings.eager and _has_room_for_two(task)
             try:
-                with _nothing_compiled() if is_helped else nullcontext():
+                with on_compilation(_refuse_to_compile) if is_helped else nullcontext():
                     _steps(model, settings, batch_shapes)
             except _MissingKernelError:
                 _compile_from_both_ends(task)
@@ -110,19 +109,8 @@ class _MissingKernelError(Exception):
     """A kernel is not on disk."""
 
 
-@contextmanager
-def _nothing_compiled() -> Iterator[None]:
-    """Inside, a kernel that has to be compiled is an error."""
-
-    class Missed(Listener):  # type: ignore[misc]
-        def on_start(_, event: Any) -> None:  # noqa: N805
-            raise _MissingKernelError
-
-        def on_end(_, event: Any) -> None:  # noqa: N805
-            pass
-
-    with install_listener("numba:compile", Missed()):
-        yield
+def _refuse_to_compile() -> None:
+    raise _MissingKernelError
 
 
 def _has_room_for_two(task: Task) -> bool:
@@ -148,31 +136,23 @@ def _compile_from_both_ends(task: Task) -> None:
 def compile_task(task: Task, direction: measure.Direction) -> None:
     """Compile the kernels of training and then of prediction, each from its first node or its last."""
     model = UNet(**task.config)
-    optimizer = Adam(model.parameters())
-    channels = model.config["in_channels"]
+    optimizer, channels = Adam(model.parameters()), model.config["in_channels"]
     how: dict[str, Any] = {"accuracy": task.accuracy, "deterministic": task.deterministic}
-
-    def train(shape: tuple[int, ...]) -> None:
-        step = compile(model, dice_cross_entropy, optimizer, shape, **how)
-        step.program(shape).compile(direction)
-
-    def predict(shape: tuple[int, ...]) -> None:
-        # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
-        untrained = UNet(**task.config)
-        compile(untrained, shape, **how).program(shape).compile(direction)
-
-    work = [(train, (*shape, channels)) for shape in task.batch_shapes]
-    work.append((predict, (1, *patch_for(model.config["depth"], task.patch_size), channels)))
     with measure.only_compiling(direction), _garbage_left_longer():
         # Training first from either end: its first layers and its last have least in common.
-        for run, shape in work:
-            run(shape)
+        for batch_shape in task.batch_shapes:
+            shape = (*batch_shape, channels)
+            step = compile(model, dice_cross_entropy, optimizer, shape, **how)
+            step.program(shape).compile(direction)
+        # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
+        shape = (1, *patch_for(model.config["depth"], task.patch_size), channels)
+        compile(UNet(**task.config), shape, **how).program(shape).compile(direction)
         optimizer.step()
 
 
 @contextmanager
 def _garbage_left_longer() -> Iterator[None]:
-    """Inside, Python seldom looks for unused cycles: among Numba's objects that takes a tenth of the time."""
+    """Let Python seldom look for unused cycles: among Numba's objects that takes a tenth of the time."""
     usual = gc.get_threshold()
     gc.set_threshold(50_000, 20, 1000)
     try:
@@ -182,7 +162,7 @@ def _garbage_left_longer() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as nobody holds the other end of its input, however they ended."""
+    """End this process when its parent ends in any way: nobody holds the other end of its input then."""
     sys.stdin.read()
     os._exit(1)
 

@@ -58,27 +58,21 @@ class Progress:
     @contextmanager
     def kernels(self, text: str) -> Iterator[Callable[[], int]]:
         """As :meth:`task`, with a bar once a kernel has to be compiled; gives a count of compiled kernels."""
-        # Imported here: --help need not wait for Numba.
-        from numba.core.event import Listener, install_listener
-
         count = 0
 
-        class Compiled(Listener):  # type: ignore[misc]
-            """Numba calls this for each kernel that it compiles, but not for those found on disk."""
+        def start() -> None:
+            if self._bar is None:
+                self._print()
+                self._bar = self._make_bar(10.0, _COMPILATION, desc="compiling kernels", total=_KERNELS)
 
-            def on_start(_, event: Any) -> None:  # noqa: N805
-                if self._bar is None:
-                    self._print()
-                    self._bar = self._make_bar(10.0, _COMPILATION, desc="compiling kernels", total=_KERNELS)
+        def end() -> None:
+            nonlocal count
+            count += 1
+            assert self._bar is not None
+            self._bar.total = max(self._bar.total or 0, self._bar.n + 1)
+            self._bar.update()
 
-            def on_end(_, event: Any) -> None:  # noqa: N805
-                nonlocal count
-                count += 1
-                assert self._bar is not None
-                self._bar.total = max(self._bar.total or 0, self._bar.n + 1)
-                self._bar.update()
-
-        with self.task(text), install_listener("numba:compile", Compiled()):
+        with self.task(text), on_compilation(start, end):
             try:
                 yield lambda: count
             finally:
@@ -135,6 +129,23 @@ class Job(NamedTuple):
     settings: Settings
     communicator: Communicator
     progress: Progress
+
+
+@contextmanager
+def on_compilation(start: Callable[[], None], end: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Call functions inside the block when Numba starts and ends compiling a kernel that is not on disk."""
+    # Imported here: --help need not wait for Numba.
+    from numba.core.event import Listener, install_listener
+
+    class Compilation(Listener):  # type: ignore[misc]
+        def on_start(_, event: Any) -> None:  # noqa: N805
+            start()
+
+        def on_end(_, event: Any) -> None:  # noqa: N805
+            end()
+
+    with install_listener("numba:compile", Compilation()):
+        yield
 
 
 def _columns() -> int:
