@@ -25,10 +25,13 @@ import contextlib
 import mmap
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+#: :meth:`tinyunet.parallel.communicator.Communicator.wait`
+Wait: TypeAlias = Callable[[Callable[[], bool], str], None]
 
 _ITEMS = 16  # a part begins at a cache line of float32
 _MARK = 16  # random bytes after the memory: a rank that reads them has opened the right memory
@@ -42,7 +45,6 @@ class LocalRanks:
     mpi : mpi4py.MPI.Intracomm, optional
         The ranks; nobody else uses this communicator.
     wait : callable, optional
-        :meth:`tinyunet.parallel.communicator.Communicator.wait`.
 
     Attributes
     ----------
@@ -56,13 +58,11 @@ class LocalRanks:
     rank, size = 0, 1
     alike = True
     _mpi: Any = None
-    _wait: Callable[[Callable[[], bool], str], None] | None = None
+    _wait: Wait | None = None
 
-    def __init__(
-        self, mpi: Any = None, wait: Callable[[Callable[[], bool], str], None] | None = None
-    ) -> None:
+    def __init__(self, mpi: Any = None, wait: Wait | None = None) -> None:
+        self._mpi, self._wait = mpi, wait
         if mpi is not None:
-            self._mpi, self._wait = mpi, wait
             self.rank, self.size = mpi.rank, mpi.size
 
     def zeros(self, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -96,8 +96,9 @@ class LocalRanks:
 
     def barrier(self) -> None:
         """Wait until all local ranks have called this."""
-        if self._wait is not None:
-            self._wait(self._mpi.Ibarrier().Test, "barrier of the node")
+        if self._wait is not None:  # also on a node of one rank: all ranks count their waits
+            is_done = self._mpi.Ibarrier().Test if self._mpi is not None else lambda: True
+            self._wait(is_done, "barrier of the node")
 
     def part(self, size: int) -> slice:
         """Return this rank's part of a flat array: as equal as whole cache lines allow."""

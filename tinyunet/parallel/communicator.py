@@ -106,9 +106,10 @@ class Communicator:
         # A launcher may bind each rank to cores of its own; only ranks with equal sets share cores.
         self._sharing = sum(other == mine for other in node.allgather(mine))
         self.node_token = node.bcast(self.node_token)
-        shared = shared_memory(node, 1) if node.size > 1 else None
+        shared = shared_memory(node, 1)
         if shared is not None:
-            self.local, self._spoken = LocalRanks(node, self.wait), shared
+            self._spoken = shared
+        self.local = LocalRanks(node if shared is not None and node.size > 1 else None, self.wait)
         if node.rank == 0:
             _unname_shared_memory()
 
