@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,23 @@ def test_the_phantoms_show_all_classes(colour):
     labels = rgb_to_hsv(pixels[: height * 19 // 20, width * 4 // 5 :])  # without the legend
     near = np.abs(labels[..., 0] - rgb_to_hsv(to_rgb(colour))[0]) < 0.04
     assert (near & (labels[..., 1] > 0.3)).sum() > 500
+
+
+def lines(paths: Iterable[Path]) -> int:
+    return sum(len(path.read_text().splitlines()) for path in paths)
+
+
+def test_the_path_through_the_source_is_as_long_as_the_readme_says():
+    text = (ROOT / "README.md").read_text()
+    steps = re.findall(r"^\| \d \|(.*)\| *([\d,]+) \|$", text, flags=re.MULTILINE)
+    found = [lines(ROOT / name for name in re.findall(r"\]\(([^)]+\.py)\)", step)) for step, _ in steps]
+    whole = lines(path for package in ("kernels", "tinyunet") for path in (ROOT / package).rglob("*.py"))
+    said = re.search(r"That is ([\d,]+) lines of ([\d,]+)", text).groups()
+    numbers = [int(number.replace(",", "")) for number in (*(number for _, number in steps), *said)]
+    assert len(steps) == 5
+    for actual, number in zip((*found, sum(found), whole), numbers, strict=True):
+        assert abs(actual - number) <= 0.02 * number  # a small change need not change README
+    assert sum(found) <= 6000
 
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
