@@ -36,6 +36,8 @@ class FlatBuffers:
     parameters : list of Parameter
     flat_parameters, flat_gradients : array, shape = (total,)
         All parameters, all gradients, in the order given.
+    local_gradients : list of array
+        ``flat_gradients`` of each local rank, in shared memory: to be summed there.
 
     Raises
     ------
@@ -53,7 +55,8 @@ class FlatBuffers:
         if local.rank == 0:
             np.concatenate([p.data.ravel() for p in self.parameters], out=self.flat_parameters)
         local.barrier()
-        self.flat_gradients: Array = LocalRanks().zeros(size, dtype)
+        self.local_gradients: list[Array] = local.zeros_of_each(size, dtype)
+        self.flat_gradients = self.local_gradients[local.rank]
         # The thread whose gradients these are, and threads whose gradients another one has replaced.
         self._filled_by: int | None = None
         self._replaced: set[int] = set()

@@ -13,7 +13,7 @@ from kernels.base import machine
 from tinyunet.engine.local_ranks import ALONE
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
-from tinyunet.parallel.algorithms import ALGORITHMS, Operation
+from tinyunet.parallel.algorithms import ALGORITHMS, Operation, shared_sum
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
 from tinyunet.parallel.options import Exchange
@@ -43,6 +43,21 @@ def nodes() -> Communicator:
             return self.Split(self.rank // NODE)
 
     return Communicator(Nodes(MPI.COMM_WORLD))
+
+
+def shared(ranks: Communicator, sizes: list[int]) -> object:
+    """The sum in shared memory, on one node and on several, as :func:`algorithms` for the others."""
+    found = {}
+    for where in (ranks, nodes()):
+        for size in sizes:
+            arrays = summands(ranks, size)
+            of_node = where.local.zeros_of_each(size, np.float32)
+            mine = of_node[where.local.rank]
+            mine[:] = arrays[ranks.rank]
+            (level,) = where.levels(1)
+            ranks.wait(Operation(shared_sum(*level, where.local, of_node)).advance)
+            found[f"{where.local.size} on a node {size}"] = compared(ranks, mine, arrays)
+    return found
 
 
 def algorithms(ranks: Communicator, sizes: list[int]) -> object:
@@ -92,7 +107,9 @@ def gradients(ranks: Communicator, options: dict[str, Any]) -> object:
             loss = dice_cross_entropy(model.logits(images), labels, from_logits=True)
             loss.backward(0.5, listener)
 
+    in_memory = options.pop("in_memory", False)
     sums = GradientSum(optimizer, ranks, Exchange(**options))
+    assert in_memory == all(partial.func is shared_sum for partial in sums._allreduces)
 
     def listener(name: str, complete: Any) -> None:
         sums.complete(complete)

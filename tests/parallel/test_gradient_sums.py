@@ -25,10 +25,10 @@ SUMMED = [
     (3, True, {}),
     (4, False, {"allreduce": "ring"}),
     (3, False, {"allreduce": "recursive-halving"}),
-    (2, True, {"share": "node"}),
-    (3, False, {"share": "node"}),
-    (4, True, {"share": "nodes"}),
-    (3, True, {"share": "nodes"}),  # of two sizes
+    (2, True, {"share": "node", "in_memory": True}),
+    (3, False, {"share": "node", "in_memory": True}),
+    (4, True, {"share": "nodes", "in_memory": True}),
+    (3, True, {"share": "nodes"}),  # of two sizes: messages between all
     (2, False, {"share": "node", "allreduce": "ring"}),
 ]
 
@@ -41,6 +41,7 @@ def summed(compiled, options):
 ASKED = {
     ranks: [
         ("algorithms", SIZES),
+        *[("shared", SIZES)] * (ranks in (2, 4)),
         *(("at_once", name) for name in ALGORITHMS if ranks == 3),
         *(summed(compiled, options) for number, compiled, options in SUMMED if number == ranks),
         *[summed(False, {"compression": "bf16"})] * (ranks in (2, 3)),
@@ -66,6 +67,16 @@ def result(ranks, *asked):
 def test_every_algorithm_gives_every_rank_the_same_sum(ranks):
     found = result(ranks, "algorithms", SIZES)
     assert len(found) == len(ALGORITHMS) * len(SIZES)
+    for case, of_ranks in found.items():
+        assert len({bits for bits, _ in of_ranks}) == 1, case
+        assert max(error for _, error in of_ranks) < 1e-5, case
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_of_a_node_sum_in_shared_memory_and_nodes_by_messages(ranks):
+    found = result(ranks, "shared", SIZES)
+    assert len(found) == len({ranks, 2}) * len(SIZES)
     for case, of_ranks in found.items():
         assert len({bits for bits, _ in of_ranks}) == 1, case
         assert max(error for _, error in of_ranks) < 1e-5, case

@@ -28,13 +28,14 @@ def test_what_a_rank_writes_all_of_the_node_see(system, ranks):
     parts[-1] -= 16 * lines - 100_003
     # Three items are less than a cache line: only the last rank has a part in them.
     expected = [True, ranks, True, False, parts, [0] * (ranks - 1) + [3]]
+    expected.append([[rank + 1] for rank in range(ranks)])
     assert result(system, ranks) == [expected] * ranks
 
 
 @needs_mpi
 @pytest.mark.parametrize("system", ["without_memory", "apart"])
 def test_ranks_that_cannot_share_memory_are_each_by_itself(system):
-    assert result(system, 3) == [[False, 1, True, True, [100_003, 0, 0], [3, 0, 0]]] * 3
+    assert result(system, 3) == [[False, 1, True, True, [100_003, 0, 0], [3, 0, 0], [[1]]]] * 3
 
 
 class Member(LocalRanks):

@@ -90,6 +90,12 @@ class LocalRanks:
             raise UserError(f"no memory of {in_bytes(nbytes)[0]} for the ranks of a node to share")
         return memory.view(dtype)
 
+    def zeros_of_each(self, size: int, dtype: npt.DTypeLike) -> list[npt.NDArray[Any]]:
+        """Return such an array for each local rank, in their order; all of them see all."""
+        length = -(-size // _ITEMS) * _ITEMS
+        memory = self.zeros(length * self.size, dtype)
+        return [memory[length * rank :][:size] for rank in range(self.size)]
+
     def is_same(self, text: str) -> bool:
         """Return whether all local ranks gave the same text: all of them call this."""
         return self._mpi is None or len(set(self._mpi.allgather(text))) == 1

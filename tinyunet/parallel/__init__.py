@@ -1,7 +1,7 @@
 """Training on many processes.
 
 ``communicator``     the ranks: what they exchange, and how one waits for the others
-``algorithms``       three ways to sum an array over ranks; ``compression`` the same in bfloat16
+``algorithms``       ways to sum an array over ranks; ``compression`` the same in bfloat16
 ``buckets``          gradients summed while backward goes on; ``options`` what a user can choose
 ``synchronized_norm``   batch norm's statistics over the batches of all ranks
 ``sentinel``, ``stall``   name a rank that was killed, and one that the others wait for

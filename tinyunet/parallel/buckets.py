@@ -28,7 +28,7 @@ from tinyunet.compiler.trace import trace
 from tinyunet.engine.context import Leaf
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
-from tinyunet.parallel.algorithms import ALGORITHMS, Array, Messages, Operation
+from tinyunet.parallel.algorithms import ALGORITHMS, Array, Messages, Operation, shared_sum
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.compression import CompressedSum
 from tinyunet.parallel.options import Exchange
@@ -92,16 +92,27 @@ class GradientSum:
         self.buckets = cut(self._gradients.size, int(most))
         self.residuals: list[Array] = []
         self._allreduces: list[Callable[[], Messages]] = []  # each starts the sum of a bucket
+        self._choose_allreduces(optimizer, exchange)
+        self._earlier: Array | None = None  # the sum of the gradients of earlier batches of this step
+        self._has_earlier = False
+        self.counts = True
+        self.start()
+
+    def _choose_allreduces(self, optimizer: Optimizer, exchange: Exchange) -> None:
+        """Add in shared memory where the optimizer's gradients lie there; else send messages."""
+        communicator = self._communicator
+        can_share = optimizer.local is communicator.local and exchange.compression == "none"
+        if can_share and exchange.allreduce == "mpi" and (levels := communicator.levels(len(self.buckets))):
+            for bucket, level in zip(self.buckets, levels, strict=True):
+                arrays = [gradients[bucket] for gradients in optimizer.local_gradients]
+                self._allreduces.append(partial(shared_sum, *level, communicator.local, arrays))
+            return
         for bucket, ranks in zip(self.buckets, communicator.duplicates(len(self.buckets)), strict=True):
             algorithm: Callable[[Any, Array], Messages] = ALGORITHMS[exchange.allreduce]
             if exchange.compression == "bf16":
                 algorithm = CompressedSum(bucket.stop - bucket.start, communicator.size)
                 self.residuals += [algorithm.residual, algorithm.residual_of_sum]
             self._allreduces.append(partial(algorithm, ranks, self._gradients[bucket]))
-        self._earlier: Array | None = None  # the sum of the gradients of earlier batches of this step
-        self._has_earlier = False
-        self.counts = True
-        self.start()
 
     def start(self) -> None:
         """Expect new gradients: call this before the backward pass of a step's last batch."""

@@ -92,6 +92,7 @@ class Communicator:
         self._stalls: StallWatch | None = None
         self._waits = 0
         self.local = LocalRanks()
+        self._levels: tuple[Any, Any] | None = None
         self._spoken: Any = bytearray(1)
         if self.size > 1:
             self._find_node()
@@ -109,7 +110,10 @@ class Communicator:
         shared = shared_memory(node, 1)
         if shared is not None:
             self._spoken = shared
-        self.local = LocalRanks(node if shared is not None and node.size > 1 else None, self.wait)
+        shares = shared is not None and node.size > 1
+        self.local = LocalRanks(node if shares else None, self.wait)
+        if set(self._mpi.allgather(self.local.size)) == {self.local.size} and shares:
+            self._levels = node, self._mpi.Split(node.rank)
         if node.rank == 0:
             _unname_shared_memory()
 
@@ -175,6 +179,16 @@ class Communicator:
     def duplicates(self, count: int) -> list[Any]:
         """Return MPI communicators of the same ranks; messages of one never mix with those of another."""
         return [self._mpi.Dup() for _ in range(count)] if self.size > 1 else [None] * count
+
+    def levels(self, count: int) -> list[tuple[Any, Any]]:
+        """Return pairs of MPI communicators: this rank's node, and the ranks of its number on all nodes.
+
+        There are none if ranks do not share memory, or nodes have different numbers of ranks.
+        """
+        if not self._levels:
+            return []
+        node, peers = self._levels
+        return [(node.Dup(), peers.Dup()) for _ in range(count)]
 
     def allreduce_sum(self, array: NDArray[Any]) -> None:
         """Replace an array, in place, by its sum over the ranks: the same bits on each.

@@ -21,7 +21,8 @@ class Exchange(NamedTuple):
     bucket_mb : float
         MB of gradients in a bucket, at most.
     allreduce : str
-        One of ``ALLREDUCES``: see :mod:`tinyunet.parallel.algorithms`.
+        One of ``ALLREDUCES``: see :mod:`tinyunet.parallel.algorithms`. With "mpi" ranks that share memory add
+        in it, and MPI sums between nodes.
     compression : {"none", "bf16"}
         Send float32, or bfloat16 with error feedback.
     synchronize : bool
