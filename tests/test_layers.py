@@ -61,7 +61,7 @@ def sources() -> dict[str, str]:
 def file_of(module: str) -> Path:
     """Where a module is."""
     path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").exists() else path.with_suffix(".py")
 
 
 def imported(source: str, modules: Iterable[str]) -> Iterator[str]:
