@@ -89,7 +89,7 @@ def _threads_may_meet() -> bool:
 
 
 def worker_kernel(function: Function) -> Function:
-    """Compile a function ``f(worker, *arguments)`` that only drivers call; see `run_workers`."""
+    """Compile a function ``f(worker, job)`` that only `kernels.base.workers` calls."""
     # Without reference counts ("_nrt"): a worker makes no arrays, and an atomic count at each call of a
     # stage doubled the time of small stages.
     flags = _FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
@@ -206,71 +206,6 @@ def _constant(context: Any, builder: Any, found: Any) -> Any:
         parts = [_constant(context, builder, each) for each in found.types]
         return context.make_tuple(builder, found, parts)
     return context.get_constant(types.intp, found.literal_value)
-
-
-_addresses: dict[Callable[..., None], int] = {}
-_one_compiles = threading.Lock()
-
-
-def run_workers(driver: Any, worker: Any, *arguments: Any) -> None:
-    """Run ``driver(address of the worker, *arguments)``, which calls the worker on each thread.
-
-    Parameters
-    ----------
-    driver : parallel_kernel
-        Calls ``call_worker(address, index, *arguments)`` for each index of its ``prange`` loop.
-    worker : worker_kernel
-    *arguments
-        Of the same types at each call of a driver: another type raises TypeError.
-
-    Raises
-    ------
-    ValueError
-        The first time, if an array is read-only, which is another type.
-    """
-    if worker not in _addresses:
-        with _one_compiles:  # or a thread finds a driver closed that it is about to compile
-            _compile_worker(driver, worker, arguments)
-    driver(_addresses[worker], *arguments)
-
-
-def _compile_worker(driver: Any, worker: Any, arguments: tuple[Any, ...]) -> None:
-    if worker in _addresses:
-        return
-    signature = (types.int64, *map(numba.typeof, arguments))
-    if any(map(_is_read_only, signature)):
-        raise ValueError("arrays must be writable, got one that is read-only")
-    worker.compile(signature)
-    compiled = worker.overloads[signature]
-    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    if not driver.signatures:
-        driver.compile(signature)
-        # The address is good for arguments of these types and no others.
-        driver.disable_compile()
-    _addresses[worker] = address
-
-
-def _is_read_only(given: types.Type) -> bool:
-    if isinstance(given, types.BaseTuple):  # type: ignore[attr-defined]
-        return any(map(_is_read_only, given.types))
-    return isinstance(given, types.Array) and not given.mutable
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def call_worker(typing_context: Any, address: Any, worker: Any, *arguments: Any) -> Any:
-    """Call a worker's machine code; what it raises is lost."""
-    given = types.Tuple(arguments)  # type: ignore[attr-defined]
-    signature_types = (types.int64, *arguments)
-
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        convention = context.call_conv
-        function = convention.get_function_type(types.none, signature_types)
-        pointer = builder.inttoptr(values[0], function.as_pointer())
-        rest = [builder.extract_value(values[2], i) for i in range(len(arguments))]
-        convention.call_function(builder, pointer, types.none, signature_types, [values[1], *rest])
-        return context.get_dummy_value()
-
-    return types.void(address, types.int64, given), codegen
 
 
 @kernel

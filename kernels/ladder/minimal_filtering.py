@@ -81,7 +81,7 @@ def _checked(g: Geometry, array: Floats) -> Geometry:
     return g
 
 
-def _tiles(dst_shape: tuple[int, int, int, int, int]) -> Triple:
+def _tiles(dst_shape: tuple[int, ...]) -> Triple:
     """Tiles along each axis; the last may stick out."""
     _, OD, OH, OW, _ = dst_shape
     return -(-OD // _OUTPUTS), -(-OH // _OUTPUTS), -(-OW // _OUTPUTS)
@@ -103,9 +103,7 @@ def _transform_weights(kind: int, array: Floats) -> Floats:
     return np.ascontiguousarray(array)
 
 
-def _convolve(
-    src: Floats, weights: Floats, dst_shape: tuple[int, int, int, int, int], before: Triple
-) -> Floats:
+def _convolve(src: Floats, weights: Floats, dst_shape: tuple[int, ...], before: Triple) -> Floats:
     MB, OD, OH, OW, OC = dst_shape
     tiles, OCB = _tiles(dst_shape), blocks(OC)
     filled = np.zeros((3, 3, 3, blocks(src.shape[-1]) * LANES, OCB * LANES), np.float32)
@@ -117,7 +115,7 @@ def _convolve(
         V = _to_points(INPUT, src[n], tiles, before)
         M = np.matmul(V, U, out=scratchpad("M", *V.shape[:2], OCB * LANES))
         strides = _point_strides(tiles, OCB), _panel_strides((D, H, W))
-        _transform_tiles(M.reshape(-1), dst[n].reshape(-1), *strides, tiles, OCB, _matrix(OUTPUT))
+        _transform_tiles(M.reshape(-1), dst[n].reshape(-1), strides, tiles, OCB, _matrix(OUTPUT))
     return reorder_nCdhw16c_to_ndhwc(np.ascontiguousarray(dst[:, :, :OD, :OH, :OW]), OC)
 
 
@@ -130,12 +128,13 @@ def _to_points(kind: int, image: Floats, tiles: Triple, before: Triple) -> Float
     points = scratchpad(f"points {kind}", _POINTS**3, _odd(tiles), CB * LANES)
     points[:, math.prod(tiles) :] = 0.0
     strides = _panel_strides((D, H, W)), _point_strides(tiles, CB)
-    _transform_tiles(panel.reshape(-1), points.reshape(-1), *strides, tiles, CB, rows)
+    _transform_tiles(panel.reshape(-1), points.reshape(-1), strides, tiles, CB, rows)
     return points
 
 
 #: Floats from a channel block and from a tile to the next, along d, h and w; and inside a tile.
 _Strides = tuple[int, int, int, int, int, int, int]
+_Pair = tuple[_Strides, _Strides]
 
 
 def _panel_strides(size: Triple) -> _Strides:
@@ -153,15 +152,8 @@ def _point_strides(tiles: Triple, CB: int) -> _Strides:
 
 
 @parallel_kernel
-def _transform_tiles(
-    src: Floats,
-    dst: Floats,
-    src_strides: _Strides,
-    dst_strides: _Strides,
-    tiles: Triple,
-    CB: int,
-    rows: Floats,
-) -> None:
+def _transform_tiles(src: Floats, dst: Floats, strides: _Pair, tiles: Triple, CB: int, rows: Floats) -> None:
+    src_strides, dst_strides = strides
     for task in prange(tiles[0] * tiles[1] * CB):
         row, block = split_index(task, CB)
         scratch = np.empty(2 * _POINTS**3 * LANES, np.float32)
@@ -169,23 +161,14 @@ def _transform_tiles(
         x = block * src_strides[0] + d * src_strides[1] + h * src_strides[2]
         y = block * dst_strides[0] + d * dst_strides[1] + h * dst_strides[2]
         for _ in range(tiles[2]):
-            _transform(src, x, src_strides, dst, y, dst_strides, rows, scratch)
+            _transform(src, x, dst, y, (src_strides, dst_strides), rows, scratch)
             x, y = x + src_strides[3], y + dst_strides[3]
 
 
 @kernel
-def _transform(
-    src: Floats,
-    at: int,
-    src_strides: _Strides,
-    dst: Floats,
-    to: int,
-    dst_strides: _Strides,
-    rows: Floats,
-    own: Floats,
-) -> None:
+def _transform(src: Floats, at: int, dst: Floats, to: int, strides: _Pair, rows: Floats, own: Floats) -> None:
     """Multiply a tile of vectors by a matrix along w, then h, then d."""
-    M, N = rows.shape
+    (M, N), (src_strides, dst_strides) = rows.shape, strides
     h_done = N * N * M * LANES  # behind what is transformed along w
     for i in range(N * N):
         x = at + i // N * src_strides[4] + i % N * src_strides[5]

@@ -11,10 +11,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numba
-import numpy as np
 import pytest
 from numba.core import caching
 
@@ -396,18 +394,3 @@ def test_what_is_no_constant_is_refused_when_a_kernel_is_compiled(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "TypingError" in run.stderr
     assert "double" in run.stderr
-
-
-class Held(NamedTuple):
-    """Arrays as kernels are given them."""
-
-    count: int
-    array: np.ndarray
-
-
-@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: Held(1, array)])
-def test_a_read_only_array_is_refused_before_a_worker_is_compiled_for_it(wrap):
-    array = np.zeros(3, np.float32)
-    array.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
-        compiler.run_workers(None, None, wrap(array))
