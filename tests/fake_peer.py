@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 
@@ -12,6 +13,8 @@ LOSSES = (0.9, 0.8, 0.7)
 
 
 def settings(case, fault=""):
+    if fault == "is slow":
+        time.sleep(60)
     return f"as good as can be for {case}"
 
 

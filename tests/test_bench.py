@@ -211,7 +211,7 @@ def test_the_machine_is_not_run_out_of_memory(problem, tmp_path, monkeypatch):
     worker = Process(1)
     try:
         with pytest.raises(WorkerError, match=r"^stopped, because the machine's 20 GB of memory"):
-            worker.ask("start", peer="fake_peer", case="conv", threads=1, options={})
+            worker.ask("start", peer="fake_peer", case="conv", threads=1, options={"fault": "is slow"})
     finally:
         worker.end()
 
