@@ -7,7 +7,7 @@ import pytest
 
 import tinyunet
 from tinyunet.autograd import Tensor
-from tinyunet.compiler.compiled import Glance
+from tinyunet.compiler.glance import Glance
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm, Conv3d, Module, Parameter, Sequential
 from tinyunet.optim import Adam

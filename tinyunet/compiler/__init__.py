@@ -13,7 +13,7 @@ The way from a model to a run:
 ``passes``          rewrite the graph; ``measure`` times the algorithms of convolutions
 ``memory``          places all arrays that a step needs in one arena
 ``program``         a list of calls, bound to their arrays and run in order
-``compiled``        what `compile` returns: a program for each shape
+``compiled``        what `compile` returns: a program for each shape; ``glance`` sees if the model is another
 
 ``operators`` holds one record for each operator, which all of these ask: what it makes and saves, its
 gradient, its kernels. ``eager`` runs what no pass has touched; ``show`` prints tables.

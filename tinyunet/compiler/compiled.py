@@ -1,7 +1,7 @@
 """What ``tinyunet.compile`` returns: a training step, or a prediction, for inputs of any shape.
 
 Each input shape has a program of its own. The last few are kept, as long as the model is made of the same
-objects in the same places (:class:`Glance`). If one has been replaced, all are compiled anew.
+objects in the same places (``glance``). If one has been replaced, all are compiled anew.
 
 Python threads take turns (:mod:`tinyunet.common.turns`): each call is run whole before another one begins.
 """
@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,12 @@ from kernels.base.buffers import empty
 from tinyunet.autograd import Tensor, real_numbers
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.compiler.differentiate import differentiate, gradient_name
+from tinyunet.compiler.glance import Glance
 from tinyunet.compiler.ir import Graph, Options
 from tinyunet.compiler.passes import PASSES, finish
 from tinyunet.compiler.program import Program, pack_first
 from tinyunet.compiler.show import Stage
-from tinyunet.compiler.trace import LABELS, Loss, holds_traced, trace
+from tinyunet.compiler.trace import LABELS, Loss, trace
 from tinyunet.engine.context import Listener
 from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import checked_labels
@@ -38,87 +38,6 @@ Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
 _KEPT = 3  # programs; each has an arena
-
-
-class Glance:
-    """What a model was made of, to be compared with what it is made of at the next call.
-
-    A glance looks at the attributes of all parts, and at what is in lists, tuples and dicts among them, by
-    identity: 0.03 ms for the usual net. It does not look at numbers in arrays, nor at tensors that
-    ``forward`` leaves in the model.
-
-    Parameters
-    ----------
-    model : Module
-    others : iterable of list or dict
-        Whose items belong to it, too.
-    training : bool
-        Of a training step, to which ``grad`` of each parameter matters as well, and whether a part is in
-        inference while the model trains.
-    """
-
-    def __init__(
-        self, model: Module, others: Iterable[list[Any] | dict[str, Any]] = (), training: bool = False
-    ) -> None:
-        self._model, self._training = model, training
-        self._parts: list[Module] = []
-        self._tensors: list[Tensor] = []
-        # A list or dict, and keys that are not looked at.
-        self._places: list[tuple[list[Any] | dict[Any, Any], tuple[str, ...]]] = []
-        for each in (model, *others):
-            self._enter(each)
-        self._seen, self._all = self._objects(), self._objects(everything=True)
-        self._frozen = self._any_frozen()
-
-    def is_same(self) -> bool:
-        """Whether all objects are still where they were, or numbers and text that are equal."""
-        now = self._objects(everything=True)  # most often nothing has changed, and this is faster
-        if len(now) != len(self._all) or not all(map(is_, now, self._all)):
-            looked = self._objects()
-            if len(looked) != len(self._seen) or not all(map(_are_same, looked, self._seen)):
-                return False
-            self._all, self._frozen = now, self._any_frozen()
-        return not self._frozen
-
-    def _any_frozen(self) -> bool:
-        trains = self._training and self._model.training
-        return trains and not all(part.training for part in self._parts)
-
-    def _enter(self, value: Any) -> None:
-        """Note where an object could be replaced in a value."""
-        unseen: tuple[str, ...] = ()
-        if isinstance(value, Tensor) and not any(value is tensor for tensor in self._tensors):
-            self._tensors.append(value)
-        if isinstance(value, Module):
-            unseen = ("training", *(name for name, item in vars(value).items() if holds_traced(item)))
-            if not any(value is part for part in self._parts):
-                self._parts.append(value)
-            value = vars(value)
-        if isinstance(value, list | dict):
-            if any(value is place for place, _ in self._places):
-                return
-            self._places.append((value, unseen))
-        if isinstance(value, list | tuple | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for name, item in items:
-                if name not in unseen:
-                    self._enter(item)
-
-    def _objects(self, everything: bool = False) -> list[object]:
-        found: list[object] = [type(part) for part in self._parts]
-        for place, unseen in self._places:
-            if isinstance(place, dict) and unseen and not everything:
-                place = {name: item for name, item in place.items() if name not in unseen}
-            found += place
-            if isinstance(place, dict):
-                found += place.values()
-        for tensor in self._tensors:
-            found += (tensor.data, tensor.requires_grad, tensor.grad if self._training else None)
-        return found
-
-
-def _are_same(a: object, b: object) -> bool:
-    return a is b or (type(a) is type(b) and isinstance(a, bool | int | float | str) and a == b)
 
 
 class Compiled:
