@@ -7,6 +7,7 @@ convolution as into it.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,15 @@ from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.module import Generator, Module
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Dropout, MaxPool3d, Sequential, Upsample3d
 
+#: The layer between convolution and ReLU, from its channels and the momentum of batch norm.
+NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
+    "batch": BatchNorm,
+    None: lambda channels, momentum: None,
+}
+
 
 class Block(Module):
-    """Twice [convolution with bias, batch norm, ReLU], perhaps dropout."""
+    """Twice [convolution with bias, normalisation or none, ReLU], perhaps dropout."""
 
     def __init__(
         self,
@@ -32,17 +39,19 @@ class Block(Module):
         generator: Generator,
         dropout: Dropout | None = None,
         momentum: float = BATCH_NORM_MOMENTUM,
+        norm: str | None = "batch",
     ) -> None:
         self.conv0 = Conv3d(in_channels, out_channels, kernel, generator=generator)
-        self.norm0 = BatchNorm(out_channels, momentum)
+        self.norm0 = NORMS[norm](out_channels, momentum)
         self.conv1 = Conv3d(out_channels, out_channels, kernel, generator=generator)
-        self.norm1 = BatchNorm(out_channels, momentum)
+        self.norm1 = NORMS[norm](out_channels, momentum)
         self.dropout = dropout
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, D, H, W, IC) -> (MB, D, H, W, OC)."""
-        src = functional.relu(self.norm0(self.conv0(src)))
-        src = functional.relu(self.norm1(self.conv1(src)))
+        for convolve, normalise in ((self.conv0, self.norm0), (self.conv1, self.norm1)):
+            src = convolve(src)
+            src = functional.relu(src if normalise is None else normalise(src))
         return src if self.dropout is None else self.dropout(src)
 
 
@@ -70,6 +79,8 @@ class UNet(Module):
         What weights and dropout are drawn from.
     momentum : float
         Of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
+    norm : "batch" or None
+        The layer between a convolution and its ReLU; None is no layer.
 
     Attributes
     ----------
@@ -94,11 +105,14 @@ class UNet(Module):
         dropout: float = 0.0,
         seed: int = 0,
         momentum: float = BATCH_NORM_MOMENTUM,
+        norm: str | None = "batch",
     ) -> None:
         if dim not in (2, 3):
             raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
         if not isinstance(use_upsampling, bool | np.bool_):
             raise ValueError(f"UNet: use_upsampling must be True or False, not {use_upsampling!r}")
+        if norm not in NORMS:
+            raise ValueError(f"UNet: norm must be one of {', '.join(map(repr, NORMS))}, not {norm!r}")
         fraction("UNet: dropout", dropout)
         # Python's own kinds of numbers: NumPy's are not written to JSON.
         self.config: dict[str, Any] = {
@@ -113,6 +127,8 @@ class UNet(Module):
         }
         if share("UNet: momentum", momentum) != BATCH_NORM_MOMENTUM:
             self.config["momentum"] = float(momentum)  # not always: older files have none
+        if norm != "batch":
+            self.config["norm"] = norm
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
@@ -121,7 +137,7 @@ class UNet(Module):
         for level, width in enumerate(widths):
             above = widths[level - 1] if level else in_channels
             dropping = Dropout(dropout, seed + level) if dropout and level >= depth - 2 else None
-            self.encoder.append(Block(above, width, kernel, generator, dropping, momentum))
+            self.encoder.append(Block(above, width, kernel, generator, dropping, momentum, norm))
         self.pool = MaxPool3d(two)
         self.up, self.decoder = Sequential(), Sequential()
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
@@ -131,7 +147,7 @@ class UNet(Module):
                 if use_upsampling
                 else ConvTranspose3d(below, width, two, two, generator=generator)
             )
-            self.decoder.append(Block(coming_up + width, width, kernel, generator, momentum=momentum))
+            self.decoder.append(Block(coming_up + width, width, kernel, generator, None, momentum, norm))
         self.head = Conv3d(filters, classes, (1, 1, 1), generator=generator)
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:

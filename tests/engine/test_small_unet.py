@@ -72,11 +72,12 @@ class TestSize:
     use_upsampling=st.booleans(),
     dropout=st.sampled_from([0.0, 0.2]),
     training=st.booleans(),
+    norm=st.sampled_from(["batch", None]),
     data=st.data(),
 )
-def test_gradients(dim, depth, classes, use_upsampling, dropout, training, data):
+def test_gradients(dim, depth, classes, use_upsampling, dropout, training, norm, data):
     """Of the input and of every parameter, two images a batch, sides odd or even."""
-    config = {"dim": dim, "in_channels": 2, "classes": classes, "filters": 2, "depth": depth}
+    config = {"dim": dim, "in_channels": 2, "classes": classes, "filters": 2, "depth": depth, "norm": norm}
     shortest = 2 ** (depth - 1)
     sides = data.draw(st.tuples(*[st.integers(shortest, shortest + 3)] * dim))
     seed = data.draw(st.integers(0, 1000))
@@ -160,6 +161,7 @@ class TestShapes:
             ({"filters": 0}, "filters must be an integer above 0, not 0"),
             ({"depth": 2.5}, "depth must be an integer above 0, not 2.5"),
             ({"use_upsampling": "no"}, "use_upsampling must be True or False, not 'no'"),
+            ({"norm": "layer"}, "norm must be one of 'batch', None, not 'layer'"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
         ],
     )

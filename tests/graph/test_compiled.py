@@ -25,6 +25,7 @@ SHAPES = {
     "one class": ((1, 6, 4, 5), SMALL | {"classes": 1, "depth": 2}),
     "upsampling": ((1, 9, 6, 7), SMALL | {"use_upsampling": True}),
     "dropout": ((1, 8, 6, 7), SMALL | {"dropout": 0.2}),
+    "no normalisation": ((2, 7, 6, 5), SMALL | {"norm": None}),
 }
 
 

@@ -30,7 +30,7 @@ from tinyunet.common.schema import boolean, each, number, record, text, whole
 from tinyunet.data.labels import check_label_values
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
-from tinyunet.unet import UNet
+from tinyunet.unet import NORMS, UNet
 
 FORMAT = "tinyunet checkpoint 2"
 _PARTS = ("config", "order", "random", "state")
@@ -56,7 +56,7 @@ _CONFIG = record(
         "dropout": number(0, 1),
         "seed": whole(0, 2**128),
     },
-    {"momentum": number(0, 1)},
+    {"momentum": number(0, 1), "norm": schema.one_of(*NORMS)},
 )
 # State of a NumPy generator, PCG64.
 _GENERATOR = record(

@@ -254,13 +254,13 @@ class Trainer:
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
-    return np.concatenate([array.ravel() for array in arrays])
+    return np.concatenate([np.empty(0, np.float32), *(array.ravel() for array in arrays)])
 
 
 def _spread(row: Array, arrays: Sequence[Array]) -> None:
     """Copy joined numbers back into their arrays."""
     ends = np.cumsum([array.size for array in arrays])
-    for array, part in zip(arrays, np.split(row, ends[:-1]), strict=True):
+    for array, part in zip(arrays, np.split(row, ends), strict=False):  # the last part is empty
         array[...] = part.reshape(array.shape)
 
 

@@ -230,6 +230,7 @@ def _check_consistency(found: Checkpoint, settings: Settings) -> None:
         ("filters", config["filters"], settings.filters),
         ("depth", config["depth"], settings.depth),
         ("use_upsampling", config["use_upsampling"], settings.use_upsampling),
+        ("norm", config.get("norm", "batch"), settings.model_norm),
         ("modalities", len(state["modalities"]), config["in_channels"]),
         ("labels", len(labels), config["classes"]),
         ("label_values", len(state["label_values"]), config["classes"]),
@@ -256,7 +257,7 @@ def _check_statistics(rows: NDArray[Any], model: UNet) -> None:
     if rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) < 1 or rows.shape[1] != size:
         raise ValueError(f"training/statistics: shape {rows.shape} of {rows.dtype}; expected rows of {size}")
     ends = np.cumsum([buffer.size for buffer in model.buffers()])
-    for (name, _), part in zip(model.named_buffers(), np.split(rows, ends[:-1], 1), strict=True):
+    for (name, _), part in zip(model.named_buffers(), np.split(rows, ends, 1), strict=False):
         if name.endswith("running_variance") and part.min() < 0:
             raise ValueError(f"training/statistics: {name} holds {part.min():.6g}; expected variances")
 

@@ -113,6 +113,7 @@ def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
         depth=settings.depth,
         use_upsampling=settings.use_upsampling,
         seed=settings.random_seed,
+        norm=settings.model_norm,
     )
 
 

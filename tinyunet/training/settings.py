@@ -85,6 +85,8 @@ class Settings:
     depth: int = _setting(5, _whole(1, 20), "model", "number of levels")
     use_upsampling: bool = _setting(False, _FLAG, "model",
         "on the way up repeat voxels, instead of learning a transposed convolution")
+    norm: str = _setting("batch", _choice("batch", "none"), "model",
+        "the layer between a convolution and its ReLU")
     epochs: int = _setting(8, _COUNT, "training", "how often every training case is visited")
     patches_per_case: int = _setting(6, _COUNT, "training", "patches cut from a case at each visit")
     patch_size: tuple[int, int, int] = _setting((32, 32, 32), _SIZE, "training",
@@ -167,6 +169,11 @@ class Settings:
     def batch(self) -> int:
         """Patches in a step, over all ranks: learning rate and steps mean the same on any number of them."""
         return self.batch_size or -(-4 // self.ranks) * self.ranks
+
+    @property
+    def model_norm(self) -> str | None:
+        """The normalisation as the model names it."""
+        return None if self.norm == "none" else self.norm
 
     @property
     def highest_lr(self) -> float:
