@@ -191,8 +191,9 @@ def test_arrays_of_the_training_come_back(trained):
     np.testing.assert_array_equal(load(path).arrays["statistics"], arrays["statistics"])
 
 
-def test_dropout_goes_on_drawing_where_it_was(tmp_path):
-    model = make_model(dropout=0.5)
+@pytest.mark.parametrize("kind", ["dropout", "spatial_dropout"])
+def test_dropout_goes_on_drawing_where_it_was(tmp_path, kind):
+    model = make_model(**{kind: 0.5})
     image = np.random.default_rng(3).standard_normal((1, 8, 4, 4, 2)).astype(np.float32)
     model(image)
     save(tmp_path / "a.npz", model, Adam(model.parameters()), STATE)
@@ -320,6 +321,7 @@ WRONG = [
     ("config", "filters", "2"),
     ("config", "use_upsampling", None),
     ("config", "dropout", [0]),
+    ("config", "spatial_dropout", 2),
     ("config", "seed", -1),
     ("state", "labels", "background"),
     ("state", "labels", [1, 2]),

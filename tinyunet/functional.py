@@ -7,6 +7,7 @@ functions at the end are what models call.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from types import ModuleType
 
 import numpy as np
@@ -204,7 +205,7 @@ class Softmax(Function):
 
 
 class Concatenation(Function):
-    """Channels of ``a``, then of ``b``; saves nothing.
+    """Channels of ``a``, then of ``b``, then of ``more``; saves nothing.
 
     The gradient of a skip is given away: the encoder's gradient is added to it in place.
     """
@@ -212,13 +213,13 @@ class Concatenation(Function):
     gives_away = True
 
     @staticmethod
-    def forward(ctx: Context, a: Array, b: Array) -> Array:
-        ctx.split = a.shape[-1]
-        return ops.concat.forward(a, b)
+    def forward(ctx: Context, a: Array, b: Array, *more: Array) -> Array:
+        ctx.splits = list(accumulate(part.shape[-1] for part in (a, b, *more)))[:-1]
+        return ops.concat.forward(a, b, *more)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        return ops.concat.backward(gradient, ctx.split)
+        return ops.concat.backward(gradient, *ctx.splits)
 
 
 class ZeroPadding(Function):
@@ -242,9 +243,15 @@ class Dropout(Function):
     """Zeroes elements at random; saves one byte an element: which are kept."""
 
     @staticmethod
+    def drawn(shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what is drawn for a source of this shape."""
+        return shape
+
+    @staticmethod
     def forward(ctx: Context, src: Array, rate: float, generator: np.random.Generator) -> Array:
+        shape = ctx.function.drawn(src.shape)
         with one_at_a_time:  # while another thread traces, to draw looks as if the model did beside this
-            kept: NDArray[np.bool_] = generator.random(src.shape, dtype=np.float32) >= rate
+            kept: NDArray[np.bool_] = generator.random(shape, dtype=np.float32) >= rate
         ctx.save(kept)
         ctx.factor = 1 / (1 - rate)
         dst = src * kept
@@ -257,6 +264,15 @@ class Dropout(Function):
         diff_src = gradient * kept
         diff_src *= ctx.factor
         return (diff_src,)
+
+
+class SpatialDropout(Dropout):
+    """Zeroes whole channels of an image at random; saves one byte an image and channel."""
+
+    @staticmethod
+    def drawn(shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One number an image and channel."""
+        return (shape[0], *(1,) * (len(shape) - 2), shape[-1])
 
 
 #: Share of batch norm's running statistics that stays at each step, if nothing else is said. Keras' 0.99
@@ -363,10 +379,10 @@ def softmax(src: Tensor) -> Tensor:
     return Softmax.apply(src)
 
 
-def concatenate(a: Tensor, b: Tensor) -> Tensor:
-    """Channels of ``a``, followed by those of ``b``."""
-    _check_types("concatenate", a, b=b)
-    return Concatenation.apply(a, b)
+def concatenate(a: Tensor, b: Tensor, *more: Tensor) -> Tensor:
+    """Channels of ``a``, followed by those of ``b``, and of ``more``."""
+    _check_types("concatenate", a, b=b, **{f"more[{i}]": part for i, part in enumerate(more)})
+    return Concatenation.apply(a, b, *more)
 
 
 def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
@@ -378,3 +394,12 @@ def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
 def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
     """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
     return Dropout.apply(src, rate, generator) if fraction("dropout: rate", rate) else src
+
+
+def dropout3d(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
+    """Zero whole channels of an image with probability ``rate``; the others grow by ``1 / (1 - rate)``.
+
+    Neighbouring voxels of a channel say almost the same, so dropping single elements hides little from the
+    next convolution. Source: Tompson et al. 2015, section 3.2; Keras calls it spatial dropout.
+    """
+    return SpatialDropout.apply(src, rate, generator) if fraction("dropout3d: rate", rate) else src

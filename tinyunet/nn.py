@@ -52,7 +52,7 @@ def he_uniform(shape: tuple[int, ...], generator: Generator | None = None) -> Ar
 
 
 class Conv3d(Module):
-    """Convolution with bias; he_uniform weights, zero bias.
+    """Convolution; he_uniform weights, zero bias.
 
     Parameters
     ----------
@@ -61,6 +61,8 @@ class Conv3d(Module):
     padding : "same" or "valid"
     generator : numpy Generator, optional
         Where the weights are drawn from; a new one of seed 0 if left out.
+    bias : bool
+        Whether a number is added to each output channel. A batch norm right after takes it away again.
     """
 
     def __init__(
@@ -71,10 +73,11 @@ class Conv3d(Module):
         stride: int | Sequence[int] = (1, 1, 1),
         padding: str = "same",
         generator: Generator | None = None,
+        bias: bool = True,
     ) -> None:
         inputs, outputs = (positive("in_channels", in_channels), positive("out_channels", out_channels))
         self.weights = Parameter(he_uniform((outputs, inputs, *triple("kernel", kernel)), generator))
-        self.bias = Parameter(np.zeros(outputs, np.float32))
+        self.bias = Parameter(np.zeros(outputs, np.float32)) if bias else None
         self.stride, self.padding = triple("stride", stride), padding
 
     def forward(self, src: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ class Conv3d(Module):
 
 
 class ConvTranspose3d(Module):
-    """Transposed convolution with bias; parameters as of :class:`Conv3d`.
+    """Transposed convolution; parameters as of :class:`Conv3d`.
 
     With a stride as large as the kernel every voxel becomes a block of its own.
     """
@@ -96,10 +99,11 @@ class ConvTranspose3d(Module):
         stride: int | Sequence[int] = (2, 2, 2),
         padding: str = "same",
         generator: Generator | None = None,
+        bias: bool = True,
     ) -> None:
         inputs, outputs = (positive("in_channels", in_channels), positive("out_channels", out_channels))
         self.weights = Parameter(he_uniform((inputs, outputs, *triple("kernel", kernel)), generator))
-        self.bias = Parameter(np.zeros(outputs, np.float32))
+        self.bias = Parameter(np.zeros(outputs, np.float32)) if bias else None
         self.stride, self.padding = triple("stride", stride), padding
 
     def forward(self, src: Tensor) -> Tensor:
@@ -204,3 +208,11 @@ class Dropout(Module):
     def forward(self, src: Tensor) -> Tensor:
         """Any shape."""
         return functional.dropout(src, self.rate, self.generator) if self.training else src
+
+
+class Dropout3d(Dropout):
+    """Drop whole channels of an image in training; Keras calls it spatial dropout."""
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, D, H, W, C) -> (MB, D, H, W, C)."""
+        return functional.dropout3d(src, self.rate, self.generator) if self.training else src

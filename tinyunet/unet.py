@@ -3,7 +3,9 @@
 Source: Ronneberger et al. 2015 (the net), Çiçek et al. 2016 (in three dimensions), and the reference
 code (``3D/model.py``) for every detail: padding "same", batch norm between
 convolution and ReLU, [upsampled, skip] in this order, and half as many filters out of a transposed
-convolution as into it.
+convolution as into it. The reference code's 2-D net (``2D/model.py``) has no batch norm, and drops whole
+channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``. (Where both repeat voxels instead of learning a
+transposed convolution, the reference code interpolates; this net repeats.)
 """
 
 import operator
@@ -19,7 +21,16 @@ from tinyunet.autograd import Tensor, real_numbers
 from tinyunet.common.checks import fraction, share
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.module import Generator, Module
-from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Dropout, MaxPool3d, Sequential, Upsample3d
+from tinyunet.nn import (
+    BatchNorm,
+    Conv3d,
+    ConvTranspose3d,
+    Dropout,
+    Dropout3d,
+    MaxPool3d,
+    Sequential,
+    Upsample3d,
+)
 
 #: The layer between convolution and ReLU, from its channels and the momentum of batch norm.
 NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
@@ -29,7 +40,7 @@ NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
 
 
 class Block(Module):
-    """Twice [convolution with bias, normalisation or none, ReLU], perhaps dropout."""
+    """Twice [convolution with bias, normalisation or none, ReLU, perhaps dropout]."""
 
     def __init__(
         self,
@@ -40,19 +51,24 @@ class Block(Module):
         dropout: Dropout | None = None,
         momentum: float = BATCH_NORM_MOMENTUM,
         norm: str | None = "batch",
+        spatial_dropout: Dropout3d | None = None,
     ) -> None:
         self.conv0 = Conv3d(in_channels, out_channels, kernel, generator=generator)
         self.norm0 = NORMS[norm](out_channels, momentum)
         self.conv1 = Conv3d(out_channels, out_channels, kernel, generator=generator)
         self.norm1 = NORMS[norm](out_channels, momentum)
-        self.dropout = dropout
+        self.spatial_dropout, self.dropout = spatial_dropout, dropout
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, D, H, W, IC) -> (MB, D, H, W, OC)."""
-        for convolve, normalise in ((self.conv0, self.norm0), (self.conv1, self.norm1)):
+        for convolve, normalise, drop in (
+            (self.conv0, self.norm0, self.spatial_dropout),
+            (self.conv1, self.norm1, self.dropout),
+        ):
             src = convolve(src)
             src = functional.relu(src if normalise is None else normalise(src))
-        return src if self.dropout is None else self.dropout(src)
+            src = src if drop is None else drop(src)
+        return src
 
 
 class UNet(Module):
@@ -81,6 +97,9 @@ class UNet(Module):
         Of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
     norm : "batch" or None
         The layer between a convolution and its ReLU; None is no layer.
+    spatial_dropout : float
+        Share of channels dropped between the two convolutions of each of the two encoder levels above the
+        lowest, as in the reference code's 2-D net.
 
     Attributes
     ----------
@@ -106,6 +125,7 @@ class UNet(Module):
         seed: int = 0,
         momentum: float = BATCH_NORM_MOMENTUM,
         norm: str | None = "batch",
+        spatial_dropout: float = 0.0,
     ) -> None:
         if dim not in (2, 3):
             raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
@@ -129,6 +149,12 @@ class UNet(Module):
             self.config["momentum"] = float(momentum)  # not always: older files have none
         if norm != "batch":
             self.config["norm"] = norm
+        if fraction("UNet: spatial_dropout", spatial_dropout):
+            self.config["spatial_dropout"] = float(spatial_dropout)
+            if depth == 1:
+                raise ValueError(
+                    "UNet: spatial_dropout needs a depth of 2 or more: the lowest level has none"
+                )
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
@@ -137,7 +163,9 @@ class UNet(Module):
         for level, width in enumerate(widths):
             above = widths[level - 1] if level else in_channels
             dropping = Dropout(dropout, seed + level) if dropout and level >= depth - 2 else None
-            self.encoder.append(Block(above, width, kernel, generator, dropping, momentum, norm))
+            between = spatial_dropout and depth - 3 <= level < depth - 1
+            spatial = Dropout3d(spatial_dropout, seed + depth + level) if between else None
+            self.encoder.append(Block(above, width, kernel, generator, dropping, momentum, norm, spatial))
         self.pool = MaxPool3d(two)
         self.up, self.decoder = Sequential(), Sequential()
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):

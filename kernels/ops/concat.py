@@ -3,6 +3,8 @@
 Traffic: everything is read once and written once. NumPy alone takes twice as long, on one thread.
 """
 
+import itertools
+
 import numpy as np
 
 from kernels.base.arguments import NDHWC, Array, Floats, tensor
@@ -13,13 +15,13 @@ from kernels.base.jit import parallel_kernel, prange
 _VOXELS = 1024
 
 
-def forward(a: Array, b: Array) -> Array:
-    """Channels of ``a``, then those of ``b``: (MB, D, H, W, AC + BC).
+def forward(a: Array, b: Array, *more: Array) -> Array:
+    """Channels of ``a``, then those of ``b``, then those of ``more``: (MB, D, H, W, sum of all channels).
 
     Parameters
     ----------
-    a, b : array, shape (MB, D, H, W, AC) and (MB, D, H, W, BC)
-        Both float32, or both float64.
+    a, b, *more : array, shape (MB, D, H, W, channels)
+        All float32, or all float64; each has its own number of channels.
 
     Raises
     ------
@@ -27,38 +29,45 @@ def forward(a: Array, b: Array) -> Array:
         If dtypes, ranks or the axes before the channels differ.
     """
     a = tensor("a", a, axes=NDHWC)
-    b = tensor("b", b, axes=NDHWC, dtype=a.dtype)
-    if a.shape[:-1] != b.shape[:-1]:
-        raise ValueError(f"b must have shape {a.shape[:-1]} before its channels, got {b.shape}")
+    named = {"b": b} | {f"more[{i}]": part for i, part in enumerate(more)}
+    parts = [a, *(tensor(name, part, axes=NDHWC, dtype=a.dtype) for name, part in named.items())]
+    for name, part in zip(named, parts[1:], strict=True):
+        if part.shape[:-1] != a.shape[:-1]:
+            raise ValueError(f"{name} must have shape {a.shape[:-1]} before its channels, got {part.shape}")
     if a.dtype == np.float64:
-        return np.concatenate([a, b], axis=-1)
-    split, channels = a.shape[-1], a.shape[-1] + b.shape[-1]
-    dst = empty((*a.shape[:-1], channels))
-    lines = dst.reshape(-1, channels)
-    _copy_channels(a.reshape(-1, split), 0, lines, 0, split)
-    _copy_channels(b.reshape(-1, channels - split), 0, lines, split, channels - split)
+        return np.concatenate(parts, axis=-1)
+    dst, first = empty((*a.shape[:-1], sum(part.shape[-1] for part in parts))), 0
+    for part in parts:
+        _copy_channels(_lines(part), 0, _lines(dst), first, part.shape[-1])
+        first += part.shape[-1]
     return dst
 
 
-def backward(diff_dst: Array, split: int) -> tuple[Array, Array]:
-    """``diff_dst[..., :split]`` and ``diff_dst[..., split:]``, each contiguous.
+def backward(diff_dst: Array, *splits: int) -> tuple[Array, ...]:
+    """``diff_dst[..., : splits[0]]``, ``diff_dst[..., splits[0] : splits[1]]`` and so on, each contiguous.
 
     Raises
     ------
     TypeError, ValueError
-        If ``diff_dst`` is no float volume, or ``split`` leaves one side without channels.
+        If ``diff_dst`` is no float volume, or ``splits`` leave a part without channels.
     """
     diff_dst = tensor("diff_dst", diff_dst, axes=NDHWC)
-    channels = diff_dst.shape[-1]
-    if not 0 < split < channels:
-        raise ValueError(f"split must be from 1 to {channels - 1}, got {split}")
-    if diff_dst.dtype == np.float64:
-        return diff_dst[..., :split].copy(), diff_dst[..., split:].copy()
-    diff_a, diff_b = (empty((*diff_dst.shape[:-1], count)) for count in (split, channels - split))
-    for diff, first in ((diff_a, 0), (diff_b, split)):
-        count = diff.shape[-1]
-        _copy_channels(diff_dst.reshape(-1, channels), first, diff.reshape(-1, count), 0, count)
-    return diff_a, diff_b
+    channels, parts = diff_dst.shape[-1], list[Array]()
+    for first, split in itertools.pairwise((0, *splits)):
+        if not first < split < channels:
+            raise ValueError(f"split must be from {first + 1} to {channels - 1}, got {split}")
+    for first, end in itertools.pairwise((0, *splits, channels)):
+        if diff_dst.dtype == np.float64:
+            parts.append(diff_dst[..., first:end].copy())
+        else:
+            parts.append(empty((*diff_dst.shape[:-1], end - first)))
+            _copy_channels(_lines(diff_dst), first, _lines(parts[-1]), 0, end - first)
+    return tuple(parts)
+
+
+def _lines(volume: Array) -> Array:
+    """The channels of each voxel as one row."""
+    return volume.reshape(-1, volume.shape[-1])
 
 
 @parallel_kernel

@@ -243,12 +243,13 @@ class TestSwitches:
             assert [part.training for _, part in model.named_modules()] == [True, False, True]
         assert [part.training for _, part in model.named_modules()] == [False, True, True]
 
-    def test_dropout_drops_in_training_only(self):
+    @pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout3d])
+    def test_dropout_drops_in_training_only(self, kind):
         src = np.ones((1, 4, 4, 4, 8), np.float32)
-        layer = nn.Dropout(0.5, seed=3)
+        layer = kind(0.5, seed=3)
         first, second = layer(src).data, layer(src).data
         assert not np.array_equal(first, second)
-        np.testing.assert_array_equal(nn.Dropout(0.5, seed=3)(src).data, first)
+        np.testing.assert_array_equal(kind(0.5, seed=3)(src).data, first)
         np.testing.assert_array_equal(layer.eval()(src).data, src)
 
     def test_astype(self):
@@ -312,6 +313,13 @@ class TestLayers:
     def test_a_wrong_setting_is_refused_at_once(self, make, message):
         with pytest.raises(ValueError, match=message):
             make()
+
+    @pytest.mark.parametrize("kind", [nn.Conv3d, nn.ConvTranspose3d])
+    def test_a_convolution_without_bias(self, kind):
+        layer, with_bias = kind(2, 5, bias=False), kind(2, 5)
+        assert list(layer.state_dict()) == ["weights"]
+        src = np.random.default_rng(0).standard_normal((1, 4, 6, 6, 2)).astype(np.float32)
+        np.testing.assert_array_equal(layer(src).data, with_bias(src).data)  # whose bias is zero
 
     def test_leaky_relu_has_its_slope(self):
         dst = nn.LeakyReLU(0.5)(np.array([[[[[-2.0, 4.0]]]]]))

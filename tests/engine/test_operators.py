@@ -104,9 +104,9 @@ def test_activations(shape, seed):
     check_gradients(functional.softmax, normal(seed, *shape), seed=seed)
 
 
-@given(SHAPES, st.integers(1, 3), SEEDS)
-def test_concatenate(shape, BC, seed):
-    arrays = normal(seed, *shape), normal(seed + 1, *shape[:-1], BC)
+@given(SHAPES, st.lists(st.integers(1, 3), min_size=1, max_size=3), SEEDS)
+def test_concatenate(shape, more, seed):
+    arrays = [normal(seed + i, *shape[:-1], C) for i, C in enumerate([shape[-1], *more])]
     check_gradients(functional.concatenate, *arrays, seed=seed)
 
 
@@ -119,18 +119,31 @@ def test_pad_end(shape, more, seed):
     np.testing.assert_array_equal(functional.pad_end(Tensor(src), size).data, expected)
 
 
+@pytest.mark.parametrize("dropout", [functional.dropout, functional.dropout3d])
 @given(SHAPES, st.floats(0, 0.9), SEEDS)
-def test_dropout(shape, rate, seed):
+def test_dropout(dropout, shape, rate, seed):
     check_gradients(
-        lambda src: functional.dropout(src, rate, np.random.default_rng(seed)),
-        normal(seed, *shape),
-        seed=seed,
+        lambda src: dropout(src, rate, np.random.default_rng(seed)), normal(seed, *shape), seed=seed
     )
 
 
-def test_dropout_keeps_the_mean():
-    src = Tensor(np.ones((1, 50, 50, 50, 4), np.float32))
-    dst = functional.dropout(src, 0.3, np.random.default_rng(0)).data
+@given(SHAPES, st.floats(0, 0.9), SEEDS)
+def test_spatial_dropout_drops_whole_channels(shape, rate, seed):
+    dst = functional.dropout3d(Tensor(np.ones(shape)), rate, np.random.default_rng(seed)).data
+    assert set(np.unique(dst)) <= {0, 1 / (1 - rate)}
+    np.testing.assert_array_equal(dst, np.broadcast_to(dst[:, :1, :1, :1], shape))
+    if rate:
+        kept = np.random.default_rng(seed).random((shape[0], shape[-1]), np.float32) >= rate
+        np.testing.assert_array_equal(dst[:, 0, 0, 0] != 0, kept)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "shape"),
+    [(functional.dropout, (1, 50, 50, 50, 4)), (functional.dropout3d, (1000, 1, 1, 1, 500))],
+)
+def test_dropout_keeps_the_mean(dropout, shape):
+    src = Tensor(np.ones(shape, np.float32))
+    dst = dropout(src, 0.3, np.random.default_rng(0)).data
     assert set(np.unique(dst)) == {np.float32(0), np.float32(1 / 0.7)}
     # 500,000 draws: the standard deviation of the mean is sqrt(0.3 / 0.7 / 500000) = 0.0009.
     assert abs(dst.mean() - 1) < 0.005
@@ -140,6 +153,10 @@ def test_errors_name_the_operator():
     src = Tensor(np.ones((1, 4, 4, 4, 2), np.float32))
     with pytest.raises(ValueError, match="dropout: rate must be at least 0 and below 1, not 1"):
         functional.dropout(src, 1, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="dropout3d: rate must be at least 0 and below 1, not nan"):
+        functional.dropout3d(src, np.nan, np.random.default_rng(0))
+    with pytest.raises(TypeError, match=r"concatenate: src is float32, more\[0\] float64"):
+        functional.concatenate(src, src, Tensor(np.ones((1, 4, 4, 4, 2))))
     with pytest.raises(ValueError, match=r"pad_end: size \(4, 4, 3\) is smaller"):
         functional.pad_end(src, (4, 4, 3))
     with pytest.raises(ValueError, match=r"^size must be three whole numbers"):
@@ -162,8 +179,10 @@ CALLS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "sigmoid": (functional.sigmoid, [(2, 5, 6, 7, 1)]),
     "softmax": (functional.softmax, [(2, 5, 6, 7, 4)]),
     "concatenate": (functional.concatenate, [(2, 3, 4, 5, 6), (2, 3, 4, 5, 1)]),
+    "concatenate three": (functional.concatenate, [(2, 3, 4, 5, 6), (2, 3, 4, 5, 1), (2, 3, 4, 5, 17)]),
     "pad_end": (lambda src: functional.pad_end(src, (4, 4, 6)), [(2, 3, 4, 5, 6)]),
     "dropout": (lambda src: functional.dropout(src, 0.5, np.random.default_rng(7)), [(2, 3, 4, 5, 6)]),
+    "dropout3d": (lambda src: functional.dropout3d(src, 0.5, np.random.default_rng(7)), [(2, 3, 4, 5, 6)]),
     "batch_norm": (
         lambda *tensors: functional.batch_norm(
             *tensors, *(np.ones(3, tensors[0].dtype) for _ in range(2)), True

@@ -58,6 +58,13 @@ class TestSize:
         for name, array in UNet(**model.config).state_dict().items():
             np.testing.assert_array_equal(array, state[name])
 
+    @pytest.mark.parametrize(("depth", "levels"), [(2, [0]), (3, [0, 1]), (5, [2, 3])])
+    def test_spatial_dropout_is_on_the_two_levels_above_the_lowest(self, depth, levels):
+        model = UNet(filters=1, depth=depth, spatial_dropout=0.2)
+        assert [i for i, block in enumerate(model.encoder) if block.spatial_dropout] == levels
+        assert {block.spatial_dropout.rate for block in model.encoder if block.spatial_dropout} == {0.2}
+        assert UNet(**model.config).config["spatial_dropout"] == 0.2
+
     def test_upsampling_has_no_weights(self):
         model = UNet(filters=2, depth=3, use_upsampling=True)
         assert not any(name.startswith("up.") for name, _ in model.named_parameters())
@@ -70,7 +77,7 @@ class TestSize:
     depth=st.integers(1, 3),
     classes=st.sampled_from([1, 3]),
     use_upsampling=st.booleans(),
-    dropout=st.sampled_from([0.0, 0.2]),
+    dropout=st.sampled_from([{}, {"dropout": 0.2}, {"dropout": 0.1, "spatial_dropout": 0.3}]),
     training=st.booleans(),
     norm=st.sampled_from(["batch", None]),
     data=st.data(),
@@ -78,10 +85,12 @@ class TestSize:
 def test_gradients(dim, depth, classes, use_upsampling, dropout, training, norm, data):
     """Of the input and of every parameter, two images a batch, sides odd or even."""
     config = {"dim": dim, "in_channels": 2, "classes": classes, "filters": 2, "depth": depth, "norm": norm}
+    if depth == 1:
+        dropout = {name: rate for name, rate in dropout.items() if name == "dropout"}
     shortest = 2 ** (depth - 1)
     sides = data.draw(st.tuples(*[st.integers(shortest, shortest + 3)] * dim))
     seed = data.draw(st.integers(0, 1000))
-    model = UNet(**config, use_upsampling=use_upsampling, dropout=dropout, seed=seed)
+    model = UNet(**config, use_upsampling=use_upsampling, **dropout, seed=seed)
     names = [name for name, _ in model.named_parameters()]
     generator = np.random.default_rng(seed)
     state = {
@@ -91,7 +100,7 @@ def test_gradients(dim, depth, classes, use_upsampling, dropout, training, norm,
 
     def function(src: Tensor, *parameters: Tensor) -> Tensor:
         # A new model each time, so that dropout draws the same and statistics start the same.
-        model = UNet(**config, use_upsampling=use_upsampling, dropout=dropout, seed=seed)
+        model = UNet(**config, use_upsampling=use_upsampling, **dropout, seed=seed)
         model.astype(np.float64).train(training).load_state_dict(state)
         for name, parameter in zip(names, parameters, strict=True):
             *path, last = name.split(".")
@@ -163,6 +172,8 @@ class TestShapes:
             ({"use_upsampling": "no"}, "use_upsampling must be True or False, not 'no'"),
             ({"norm": "layer"}, "norm must be one of 'batch', None, not 'layer'"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
+            ({"spatial_dropout": -0.1}, "spatial_dropout must be at least 0 and below 1, not -0.1"),
+            ({"spatial_dropout": 0.1, "depth": 1}, "spatial_dropout needs a depth of 2 or more"),
         ],
     )
     def test_settings_that_do_not_fit(self, setting, message):

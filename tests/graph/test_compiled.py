@@ -26,6 +26,7 @@ SHAPES = {
     "upsampling": ((1, 9, 6, 7), SMALL | {"use_upsampling": True}),
     "dropout": ((1, 8, 6, 7), SMALL | {"dropout": 0.2}),
     "no normalisation": ((2, 7, 6, 5), SMALL | {"norm": None}),
+    "spatial dropout": ((2, 8, 6, 7), SMALL | {"norm": None, "spatial_dropout": 0.3}),
 }
 
 

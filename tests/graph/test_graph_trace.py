@@ -36,6 +36,7 @@ ARGUMENTS = {
     functional.Concatenation: (VOLUME, VOLUME[..., :2].copy()),
     functional.ZeroPadding: (VOLUME, (5, 5, 7)),
     functional.Dropout: (VOLUME, 0.3, np.random.default_rng(0)),
+    functional.SpatialDropout: (VOLUME, 0.3, np.random.default_rng(0)),
     losses.DiceSums: (VOLUME, LABELS),
     losses.CrossEntropy: (VOLUME, LABELS),
     losses.BinaryCrossEntropy: (VOLUME, LABELS),

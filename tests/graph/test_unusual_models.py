@@ -23,7 +23,7 @@ from kernels.conv3d import operator as conv3d
 from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
 from tinyunet.compiler.passes import choose_algorithm
-from tinyunet.nn import BatchNorm, ConvTranspose3d, ReLU
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, ReLU
 
 
 def shifted_norm() -> BatchNorm:
@@ -69,6 +69,15 @@ def forked(net: Any, x: Tensor) -> Tensor:
 def read_twice(net: Any, x: Tensor) -> Tensor:
     y = net.second(x)
     return net.third(F.concatenate(net.up(F.max_pool3d(F.relu(y))), y))
+
+
+def three(net: Any, x: Tensor) -> Tensor:
+    return net.last(F.concatenate(F.relu(net.second(x)), x, F.relu(net.third(x))))
+
+
+def without_biases(net: Any, x: Tensor) -> Tensor:
+    y = F.relu(net.norm(net.second(x)))
+    return net.third(F.concatenate(net.up(F.max_pool3d(y)), y))
 
 
 UNUSUAL: dict[str, Callable[[], Net]] = {
@@ -123,6 +132,32 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
     "quotients": lambda: Net(lambda net, x: x / net.part + 1 / (x * x + 2.0), part=learned(16)),
     "a convolution read before its ReLU and after it": lambda: Net(
         read_twice, second=conv(16, 16), up=ConvTranspose3d(16, 16), third=conv(32, 16, 1)
+    ),
+    "three concatenated": lambda: Net(three, second=conv(16, 5), third=conv(16, 7), last=conv(28, 16)),
+    "four concatenated, one of them twice": lambda: Net(
+        lambda net, x: net.last(F.concatenate(net.second(x), x, F.relu(net.second(x)), x)),
+        second=conv(16, 5),
+        last=conv(42, 16),
+    ),
+    "three concatenated, which no convolution reads": lambda: Net(
+        lambda net, x: F.concatenate(net.second(x), x, net.volume)[..., 3:19],
+        second=conv(16, 5),
+        volume=learned(*SHAPE, 16),
+    ),
+    "three concatenated, some of them fixed": lambda: Net(
+        lambda net, x: net.last(F.concatenate(Tensor(net.a), Tensor(net.b), net.second(x))),
+        second=conv(16, 5),
+        last=conv(12, 16),
+        a=numbers(*SHAPE, 4),
+        b=numbers(*SHAPE, 3),
+    ),
+    "without biases": lambda: Net(
+        without_biases,
+        second=Conv3d(16, 16, bias=False),
+        norm=BatchNorm(16),
+        up=ConvTranspose3d(16, 5, bias=False),
+        third=Conv3d(21, 16, bias=False),
+        head=Conv3d(16, 4, 1, bias=False),
     ),
     "a layer twice": lambda: (lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer))(
         conv(16, 16)

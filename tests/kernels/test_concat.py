@@ -15,7 +15,7 @@ VOXELS = st.tuples(st.integers(1, 2), *[st.sampled_from([1, 3, 7, 12])] * 3)
 
 @given(
     voxels=VOXELS,
-    channels=st.tuples(CHANNELS, CHANNELS),
+    channels=st.lists(CHANNELS, min_size=2, max_size=4),
     seed=st.integers(0, 99),
     threads=st.sampled_from([1, machine.cores()]),
     dtype=st.sampled_from([np.float32, np.float64]),
@@ -23,14 +23,14 @@ VOXELS = st.tuples(st.integers(1, 2), *[st.sampled_from([1, 3, 7, 12])] * 3)
 def test_equals_numpy_and_splits_back(voxels, channels, seed, threads, dtype):
     machine.set_threads(threads)
     generator = np.random.default_rng(seed)
-    a, b = (integers(generator, *voxels, c, dtype=dtype) for c in channels)
-    with unchanged(a, b):
-        dst = concat.forward(a, b)
+    sources = [integers(generator, *voxels, c, dtype=dtype) for c in channels]
+    with unchanged(*sources):
+        dst = concat.forward(*sources)
     assert dst.dtype == dtype
-    assert_exact(dst, np.concatenate([a, b], axis=-1))
+    assert_exact(dst, np.concatenate(sources, axis=-1))
     with unchanged(dst):
-        diff_a, diff_b = concat.backward(dst, channels[0])
-    for diff, source in ((diff_a, a), (diff_b, b)):
+        parts = concat.backward(dst, *np.cumsum(channels[:-1]))
+    for diff, source in zip(parts, sources, strict=True):
         assert diff.dtype == dtype
         assert diff.flags.c_contiguous
         assert_exact(diff, source)
@@ -40,6 +40,7 @@ def test_gradients():
     generator = np.random.default_rng(0)
     a, b = (normal(generator, 2, 3, 4, 5, c, dtype=np.float64) for c in (3, 2))
     check_gradients(concat.forward, lambda diff: concat.backward(diff, 3), [a, b])
+    check_gradients(concat.forward, lambda diff: concat.backward(diff, 3, 5), [a, b, a + 1])
 
 
 def test_errors():
@@ -50,6 +51,10 @@ def test_errors():
         concat.forward(a, a.astype(np.float64))
     with pytest.raises(ValueError, match="a must have the axes"):
         concat.forward(a[0], a)
+    with pytest.raises(ValueError, match=r"more\[1\] must have shape \(1, 2, 3, 4\) before its channels"):
+        concat.forward(a, a, a, a[:, :1])
+    with pytest.raises(ValueError, match="split must be from 3 to 4, got 2"):
+        concat.backward(a, 2, 2)
     for split in (0, 5, -1):
         with pytest.raises(ValueError, match=f"split must be from 1 to 4, got {split}"):
             concat.backward(a, split)

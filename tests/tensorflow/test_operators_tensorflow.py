@@ -261,13 +261,14 @@ def test_activation(theirs, forward, backward, volume, C, dtype, seed):
     )
 
 
-@given(volume=VOLUMES, AC=CHANNELS, BC=CHANNELS, dtype=DTYPES, seed=SEEDS)
-def test_concat(volume, AC, BC, dtype, seed):
+@given(volume=VOLUMES, channels=st.lists(CHANNELS, min_size=2, max_size=4), dtype=DTYPES, seed=SEEDS)
+def test_concat(volume, channels, dtype, seed):
     generator = np.random.default_rng(seed)
-    a, b = (normal(generator, *volume, C, dtype=dtype) for C in (AC, BC))
-    expected, diff_dst, gradients = in_tensorflow(lambda a, b: tf.concat([a, b], -1), (a, b), seed)
-    assert_exact(concat.forward(a, b), expected)
-    for actual, wanted in zip(concat.backward(diff_dst, AC), gradients, strict=True):
+    sources = [normal(generator, *volume, C, dtype=dtype) for C in channels]
+    expected, diff_dst, gradients = in_tensorflow(lambda *all: tf.concat(all, -1), sources, seed)
+    assert_exact(concat.forward(*sources), expected)
+    splits = np.cumsum(channels[:-1])
+    for actual, wanted in zip(concat.backward(diff_dst, *splits), gradients, strict=True):
         assert_exact(actual, wanted)
 
 
@@ -303,6 +304,29 @@ def test_dropout(volume, C, rate, dtype, seed):
     )
     in_inference = keras.layers.Dropout(rate, dtype=np.dtype(dtype).name)(src, training=False)
     assert_exact(layer.eval()(leaf).data, in_inference.numpy())
+
+
+@given(volume=VOLUMES, C=CHANNELS, rate=st.floats(0.1, 0.9), dtype=DTYPES, seed=SEEDS)
+def test_spatial_dropout(volume, C, rate, dtype, seed):
+    """Each side draws for itself: what both keep is compared. Channels go as a whole."""
+    src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
+    theirs = keras.layers.SpatialDropout3D(rate, seed=seed, dtype=np.dtype(dtype).name)
+    expected, diff_dst, (wanted,) = in_tensorflow(lambda x: theirs(x, training=True), (src,), seed)
+    leaf, layer = Tensor(src, requires_grad=True), nn.Dropout3d(rate, seed)
+    dst = layer(leaf)
+    dst.backward(diff_dst)
+    kept = dst.data != 0
+    for which in (kept, expected != 0):  # whole channels, of ours and of theirs
+        assert_exact(which, np.broadcast_to(which[:, :1, :1, :1], src.shape))
+    assert_exact(leaf.grad != 0, kept)
+    both = kept & (expected != 0)
+    compare(
+        {"dst": dst.data * both, "diff_src": leaf.grad * both},
+        {"dst": expected * both, "diff_src": wanted * both},
+        dtype,
+        POINTWISE,
+    )
+    assert_exact(layer.eval()(leaf).data, theirs(src, training=False).numpy())
 
 
 def segmentation(volume, classes, dtype, seed):

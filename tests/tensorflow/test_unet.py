@@ -35,6 +35,10 @@ CONFIGS = {
     "one class": {"in_channels": 1, "classes": 1, "filters": 8, "depth": 3},
     "upsampling": {"in_channels": 2, "classes": 3, "filters": 8, "depth": 3, "use_upsampling": True},
     "2-D": {"dim": 2, "in_channels": 4, "classes": 4, "filters": 8, "depth": 4},
+    "the talk's 2-D net": {
+        **{"dim": 2, "in_channels": 4, "classes": 1, "filters": 8, "depth": 4},
+        **{"norm": None, "spatial_dropout": 0.2},
+    },
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -47,25 +51,38 @@ def max_of_windows(x: "tf.Tensor") -> "tf.Tensor":
     return x
 
 
-def keras_unet(config: dict, dtype: str) -> "keras.Model":
-    """The talk's model, with our names of the layers."""
+def channels_kept(config: dict, level: int, width: int) -> np.ndarray:
+    """What our spatial dropout multiplies the channels of this level with, at its first draw."""
+    rate, shape = config["spatial_dropout"], (2, *(1,) * config["dim"], width)
+    generator = np.random.default_rng(config["seed"] + config["depth"] + level)
+    return (generator.random(shape, np.float32) >= rate) / (1 - rate)
+
+
+def keras_unet(config: dict, dtype: str, dropping: bool = True) -> "keras.Model":
+    """The talk's model, with our names of the layers, and channels dropped that ours drops."""
     dim, filters, depth = config["dim"], config["filters"], config["depth"]
     Conv, Transposed, Pool, Upsample = (
         getattr(layers, f"{name}{dim}D{rest}")
         for name, rest in (("Conv", ""), ("Conv", "Transpose"), ("MaxPooling", ""), ("UpSampling", ""))
     )
 
-    def block(x, name, width):
+    def block(x, name, width, kept=None):
         for i in (0, 1):
             x = Conv(width, 3, padding="same", name=f"{name}_conv{i}", dtype=dtype)(x)
-            x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{i}", dtype=dtype)(x)
+            if config.get("norm", "batch"):
+                x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{i}", dtype=dtype)(x)
             x = layers.Activation("relu", dtype=dtype)(x)
+            if i == 0 and kept is not None:
+                x = layers.Lambda(lambda x: x * tf.constant(kept, dtype), dtype=dtype)(x)
         return x
 
     inputs = x = layers.Input((*(None,) * dim, config["in_channels"]), dtype=dtype)
     skips = []
     for level in range(depth):
-        x = block(x, f"encoder_{level}", filters * 2**level)
+        width, kept = filters * 2**level, None
+        if dropping and config.get("spatial_dropout") and level in (depth - 3, depth - 2):
+            kept = channels_kept(config, level, width)
+        x = block(x, f"encoder_{level}", width, kept)
         if level < depth - 1:
             skips.append(x)
             pool = Pool(2) if dtype == "float32" else layers.Lambda(max_of_windows, dtype=dtype)
@@ -243,6 +260,21 @@ def test_one_step_in_float64(config):
 
 def test_one_step_of_the_talks_model_in_float64():
     compare_in_float64(TALK, (32, 32, 32))
+
+
+def test_prediction_of_the_talks_2d_net():
+    """As large as the talk's, of one sequence; in inference nothing is dropped."""
+    ours = our_unet(
+        {"dim": 2, "in_channels": 1, "classes": 1, "filters": 32, "norm": None, "spatial_dropout": 0.2},
+        "float64",
+    )
+    theirs = keras_unet(ours.config, "float64", dropping=False)
+    for name, array in ours.state_dict().items():
+        keras_variable(theirs, name).assign(to_keras(array, 2))
+    image = np.random.default_rng(0).standard_normal((1, 32, 48, 1))
+    assert theirs.count_params() == sum(p.data.size for p in ours.parameters()) == 7_759_521
+    expected = theirs(image).numpy()
+    np.testing.assert_allclose(ours.eval()(image).data, expected, rtol=1e-11)
 
 
 def allowed(name: str, accuracy: str = "strict") -> float:

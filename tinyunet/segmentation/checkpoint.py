@@ -56,7 +56,7 @@ _CONFIG = record(
         "dropout": number(0, 1),
         "seed": whole(0, 2**128),
     },
-    {"momentum": number(0, 1), "norm": schema.one_of(*NORMS)},
+    {"momentum": number(0, 1), "norm": schema.one_of(*NORMS), "spatial_dropout": number(0, 1)},
 )
 # State of a NumPy generator, PCG64.
 _GENERATOR = record(

@@ -107,10 +107,11 @@ def _upsampled(a: Arguments) -> Shape:
 
 
 def _concatenated(a: Arguments) -> Shape:
-    first, second = a["a"].shape, a["b"].shape
-    if first[:-1] != second[:-1]:
-        raise ValueError(f"concatenate: shapes {first} and {second} differ before their channels")
-    return (*first[:-1], first[-1] + second[-1])
+    first, *others = (part.shape for part in a.values())
+    for other in others:
+        if first[:-1] != other[:-1]:
+            raise ValueError(f"concatenate: shapes {first} and {other} differ before their channels")
+    return (*first[:-1], first[-1] + sum(other[-1] for other in others))
 
 
 def _padded(a: Arguments) -> Shape:
@@ -184,6 +185,13 @@ OPERATORS = (
     Operator("concatenation", functional.Concatenation, _concatenated),
     Operator("zero_padding", functional.ZeroPadding, _padded),
     Operator("dropout", functional.Dropout, same, ("kept",), {"kept": lambda _, shape: (shape, np.bool_)}),
+    Operator(
+        "spatial_dropout",
+        functional.SpatialDropout,
+        same,
+        ("kept",),
+        {"kept": lambda _, shape: (functional.SpatialDropout.drawn(shape), np.bool_)},
+    ),
     # Activations that passes can defer: what is above 0, and a slope times what is below.
     Operator("relu", functional.Relu, same, ("dst",), slope=lambda node: 0.0),
     Operator(
