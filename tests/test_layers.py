@@ -24,7 +24,7 @@ KERNELS = """
 """
 TINYUNET = """
     common
-    engine
+    local_ranks schedules tape
     autograd
     functional
     module

@@ -21,11 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tinyunet.common.turns import one_at_a_time
-from tinyunet.engine.context import Array, Context, Gradients, Listener, go_back, recording
-from tinyunet.engine.context import intercept as intercept
-from tinyunet.engine.context import is_recording as is_recording
-from tinyunet.engine.context import listening as listening
-from tinyunet.engine.context import no_grad as no_grad
+from tinyunet.tape import Array, Context, Gradients, Listener, go_back, recording
+from tinyunet.tape import no_grad as no_grad
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 Index: TypeAlias = int | slice | EllipsisType | None

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from tinyunet.engine.context import Array
-from tinyunet.engine.local_ranks import LocalRanks
-from tinyunet.nn import Parameter, usual_type
+from tinyunet.local_ranks import LocalRanks
+from tinyunet.module import Parameter, of_another_type
+from tinyunet.tape import Array
 
 
 class FlatBuffers:
@@ -139,12 +139,6 @@ def _check_parameters(parameters: list[Parameter]) -> None:
         if id(parameter) in seen:
             raise ValueError(f"parameters: item {index} of shape {parameter.shape} comes twice")
         seen.add(id(parameter))
-    usual = usual_type(parameters)
-    for index, odd in enumerate(parameters):
-        if odd.dtype != usual:
-            others, name = ("the first" if index else "the others", f" {odd.name!r}" if odd.name else "")
-            raise ValueError(
-                f"parameters: item {index} is {odd.dtype}, {others} {usual}; expected one type: make"
-                f"{name} of shape {odd.shape} from an array of {usual} (np.ones(4) is float64), or "
-                f'use model.astype("{usual}")'
-            )
+    names = [f"parameters: item {i}{p.name and f', {p.name!r}'}" for i, p in enumerate(parameters)]
+    if odd := of_another_type(dict(zip(names, parameters, strict=True))):
+        raise ValueError(odd)

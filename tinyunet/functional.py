@@ -19,7 +19,7 @@ from kernels.base.arguments import Combine, Triple, tensor, triple
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import fraction
 from tinyunet.common.turns import one_at_a_time
-from tinyunet.engine.context import Array, Context, Gradients
+from tinyunet.tape import Array, Context, Gradients
 
 
 class Convolution(Function):

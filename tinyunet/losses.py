@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 from kernels import ops
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import at_least_zero
-from tinyunet.engine.absent import Absent
-from tinyunet.engine.context import Array, Context, Gradients
+from tinyunet.tape import Absent, Array, Context, Gradients
 
 # Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else. Its inverse times
 # a gradient must not overflow.

@@ -12,7 +12,7 @@ finds them.) An array in a list is a setting, not a buffer; parts of other objec
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from tinyunet.autograd import Tensor
 from tinyunet.common.turns import one_at_a_time
-from tinyunet.engine.context import Array
+from tinyunet.tape import Array
 
 Generator = np.random.Generator
 Part = tuple[str, Any]
@@ -164,17 +164,7 @@ class Module:
         own = self._named_arrays()
         # Copies: they may be the model's own arrays, exchanged.
         new = {name: np.array(array) for name, array in state.items()}
-        for name, array in own.items():
-            if name not in new:
-                raise ValueError(f"state has no {name!r}, which the model needs")
-            shape, dtype = new[name].shape, new[name].dtype
-            if shape != array.shape:
-                raise ValueError(f"state has {name!r} of shape {shape}, the model's is {array.shape}")
-            if not np.can_cast(dtype, array.dtype, casting="same_kind"):
-                raise ValueError(f"state has {name!r} of type {dtype}, not {array.dtype}")
-        for name in new:
-            if name not in own:
-                raise ValueError(f"state has {name!r}, which the model does not know")
+        check_state(new, own, "the model")
         with one_at_a_time:
             for name, array in own.items():
                 np.copyto(array, new[name], casting="same_kind")
@@ -216,14 +206,8 @@ class Module:
         TypeError
             Names the first parameter that is not of the type that most numbers have.
         """
-        usual = usual_type(self.parameters())
-        for name, parameter in self.named_parameters():
-            if parameter.dtype != usual:
-                raise TypeError(
-                    f"{name}: a Parameter of {parameter.dtype} in a model of {usual}; expected one type: "
-                    f"make it from an array of {usual} (np.ones(4) is float64), or use "
-                    f'model.astype("{usual}")'
-                )
+        if odd := of_another_type(dict(self.named_parameters())):
+            raise TypeError(odd)
 
     def astype(self, dtype: npt.DTypeLike) -> Self:
         """Convert parameters and buffers to float32 or float64, before an optimizer holds them.
@@ -309,9 +293,32 @@ def _parts_in(name: str, container: Iterable[Any], within: tuple[int, ...] = ())
         yield from found
 
 
-def usual_type(parameters: Sequence[Tensor]) -> np.dtype[Any]:
-    """Return the type that most numbers of some parameters have; float32 if there is none."""
+def check_state(
+    state: Mapping[str, npt.NDArray[Any]], own: Mapping[str, npt.NDArray[Any]], owner: str
+) -> None:
+    """Raise ValueError unless a state has the names, the shapes and types as one's own arrays take them."""
+    for name, array in own.items():
+        if name not in state:
+            raise ValueError(f"state has no {name!r}, which {owner} needs")
+        shape, dtype = state[name].shape, state[name].dtype
+        if shape != array.shape:
+            raise ValueError(f"state has {name!r} of shape {shape}, not {array.shape}")
+        if not np.can_cast(dtype, array.dtype, casting="same_kind"):
+            raise ValueError(f"state has {name!r} of type {dtype}, not {array.dtype}")
+    for name in state:
+        if name not in own:
+            raise ValueError(f"state has {name!r}, which {owner} does not know")
+
+
+def of_another_type(parameters: Mapping[str, Tensor]) -> str:
+    """Say which parameter has not the type that most numbers have, and what to do; "" if there is none."""
     counts = Counter[np.dtype[Any]]()
-    for parameter in parameters:
+    for parameter in parameters.values():
         counts[parameter.dtype] += parameter.data.size
-    return counts.most_common(1)[0][0] if counts else np.dtype(np.float32)
+    for name, parameter in parameters.items():
+        if parameter.dtype != (usual := counts.most_common(1)[0][0]):
+            return (
+                f"{name}: a Parameter of {parameter.dtype} in a model of {usual}; expected one type: make it "
+                f'from an array of {usual} (np.ones(4) is float64), or use model.astype("{usual}")'
+            )
+    return ""

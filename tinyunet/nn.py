@@ -9,12 +9,11 @@ from kernels.base.arguments import Combine, triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor
 from tinyunet.common.checks import at_least_zero, fraction, positive, share
-from tinyunet.engine.context import Array
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.module import Generator as Generator
 from tinyunet.module import Module as Module
 from tinyunet.module import Parameter as Parameter
-from tinyunet.module import usual_type as usual_type
+from tinyunet.tape import Array
 
 
 class Sequential(Module):

@@ -1,4 +1,4 @@
-"""SGD, Adam and learning-rate schedules.
+"""SGD and Adam; learning rates that change are in :mod:`tinyunet.schedules`.
 
 With g the gradient of a parameter p, one step is::
 
@@ -12,22 +12,21 @@ A step is one pass over flat arrays: see :mod:`tinyunet.flat_buffers`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels import ops
 from tinyunet.common import verbose
-from tinyunet.common.checks import at_least_zero, fraction, is_real, positive
+from tinyunet.common.checks import at_least_zero, fraction
 from tinyunet.common.turns import one_at_a_time
-from tinyunet.engine.context import Array
-from tinyunet.engine.local_ranks import ALONE, LocalRanks
 from tinyunet.flat_buffers import FlatBuffers
-from tinyunet.nn import Parameter
+from tinyunet.local_ranks import ALONE, LocalRanks
+from tinyunet.module import Parameter, check_state
+from tinyunet.tape import Array
 
-Schedule: TypeAlias = Callable[[int], float]
 _SMALLEST_EPSILON = 1e-20
 
 
@@ -123,26 +122,18 @@ class Optimizer(FlatBuffers):
             A name is missing or unknown, a shape differs, or a value is no number or out of range.
             Nothing has been changed.
         """
-        shapes = {name: self.flat_parameters.shape for name in self.averages} | {"steps": (), "lr": ()}
-        for name, shape in shapes.items():
-            if name not in state:
-                raise ValueError(f"state has no {name!r}, which {type(self).__name__} needs")
-            value = np.asarray(state[name])
-            if value.shape != shape:
-                raise ValueError(f"state has {name!r} of shape {value.shape}, not {shape}")
-            if value.dtype.kind not in "fiu":
-                raise ValueError(f"state has {name!r} of type {value.dtype}, not numbers")
-        for name in state:
-            if name not in shapes:
-                raise ValueError(f"state has {name!r}, which {type(self).__name__} does not know")
-        lr, steps = (float(np.asarray(state[name])) for name in ("lr", "steps"))
+        own = {name: getattr(self, name) for name in self.averages}
+        numbers = {"steps": np.array(0.0), "lr": np.array(0.0)}
+        new = {name: np.asarray(array) for name, array in state.items()}
+        check_state(new, own | numbers, type(self).__name__)
+        lr, steps = float(new["lr"]), float(new["steps"])
         at_least_zero("lr", lr)
         if not (steps >= 0 and steps.is_integer()):
             raise ValueError(f"state has 'steps' {steps}, not a whole number from 0 on")
         with one_at_a_time:
             self.lr, self.steps = lr, int(steps)
-            for name in self.averages:
-                np.copyto(getattr(self, name), np.asarray(state[name]))
+            for name, array in own.items():
+                np.copyto(array, new[name])
 
 
 class SGD(Optimizer):
@@ -217,68 +208,3 @@ class Adam(Optimizer):
         p, g = self.flat_parameters[part], self.flat_gradients[part]
         settings = self.lr, self.beta1, self.beta2, self.epsilon, self.weight_decay
         ops.optimizers.adam_step(p, g, self.m[part], self.v[part], self.steps, *settings)
-
-
-# ---- schedules: the learning rate of step 0, 1, 2, ...; use as optimizer.lr = schedule(step) ---
-
-
-def constant(lr: float) -> Schedule:
-    """Return a schedule that is always ``lr``."""
-    at_least_zero("lr", lr)
-    return lambda step: lr
-
-
-def polynomial(lr: float, steps: int, power: float = 0.9, end: float = 0.0) -> Schedule:
-    """Return ``end + (lr - end) * (1 - step / steps) ** power``, and ``end`` from ``steps`` on."""
-    at_least_zero("lr", lr)
-    at_least_zero("power", power)
-    at_least_zero("end", end)
-    positive("steps", steps)
-    # 0 ** 0 is one: the formula does not hold at the end.
-    return lambda step: end + (lr - end) * (1 - step / steps) ** power if step < steps else end
-
-
-def warm_up(schedule: Schedule, steps: int) -> Schedule:
-    """Return ``schedule``, scaled by 1 / steps, 2 / steps, ... during the first ``steps`` steps."""
-    positive("steps", steps)
-    return lambda step: schedule(step) * min(1.0, (step + 1) / steps)
-
-
-class ReduceOnPlateau:
-    """Multiplies the rate by ``factor``, down to ``min_lr``, after ``patience`` updates without a new best.
-
-    ``factor`` is above 0 and below 1; ``higher_is_better`` is True for Dice, False for a loss.
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        factor: float = 0.2,
-        patience: int = 5,
-        min_lr: float = 1e-5,
-        higher_is_better: bool = False,
-    ) -> None:
-        if not (is_real(factor) and 0 < factor < 1):
-            raise ValueError(f"factor must be above 0 and below 1, not {factor}")
-        self.optimizer, self.factor = optimizer, factor
-        self.patience, self.min_lr = positive("patience", patience), at_least_zero("min_lr", min_lr)
-        self.sign = -1.0 if higher_is_better else 1.0
-        self.best, self.waited = np.inf, 0
-
-    def update(self, measure: float) -> None:
-        """Take the measure of an epoch, and lower ``optimizer.lr`` if it is due. NaN is never a best."""
-        if self.sign * measure < self.best:
-            self.best, self.waited = self.sign * measure, 0
-            return
-        self.waited += 1
-        if self.waited >= self.patience:
-            lowered = max(self.optimizer.lr * self.factor, self.min_lr)
-            self.optimizer.lr, self.waited = min(self.optimizer.lr, lowered), 0
-
-    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the best measure and the updates waited, as arrays."""
-        return {"best": np.array(self.best), "waited": np.array(self.waited)}
-
-    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.best, self.waited = float(np.asarray(state["best"])), int(np.asarray(state["waited"]))

@@ -112,7 +112,7 @@ class TestStateDict:
             ),
             (
                 lambda state: state.update({"3.bias": np.zeros(3)}),
-                r"state has '3.bias' of shape \(3,\), the model's is \(2,\)",
+                r"state has '3.bias' of shape \(3,\), not \(2,\)",
             ),
             (
                 lambda state: state.update({"3.bias": np.array(["a", "b"])}),

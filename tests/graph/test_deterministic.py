@@ -10,6 +10,7 @@ from agreement import batch
 
 import tinyunet
 from tinyunet import Adam, UNet, losses
+from tinyunet.compiler import measure
 from tinyunet.compiler.passes import choose_algorithm
 
 SHAPE = (1, 12, 14, 16, 4)
@@ -32,7 +33,7 @@ def test_what_is_fastest_makes_no_difference(monkeypatch):
     monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)
     found: dict[bool, set[bytes]] = {True: set(), False: set()}
     for which in (0, -1):
-        monkeypatch.setattr(choose_algorithm, "fastest", lambda *given, which=which: given[-1][which])
+        monkeypatch.setattr(measure, "fastest", lambda *given, which=which: given[-1][which])
         for deterministic in found:
             found[deterministic].add(trained(deterministic=deterministic))
     assert {d: len(bits) for d, bits in found.items()} == {True: 1, False: 2}

@@ -14,7 +14,7 @@ from tinyunet import Adam, Module, UNet, functional, losses
 from tinyunet.compiler import measure, passes
 from tinyunet.compiler.ir import BLOCKED, Graph
 from tinyunet.compiler.passes import choose_algorithm, fuse_backward, fuse_gradients
-from tinyunet.compiler.show import is_unfused
+from tinyunet.compiler.show import figures, is_unfused
 from tinyunet.nn import BatchNorm, Conv3d
 
 SHAPE = (1, 12, 14, 16, 4)
@@ -86,7 +86,7 @@ def test_each_pass_saves_memory_traffic(name):
     stages = step.stages(SHAPE)
     names = [stage.name for stage in stages]
     after = names.index(name)
-    assert stages[after].figures[2] < stages[after - 1].figures[2]
+    assert figures(stages[after]).moved < figures(stages[after - 1]).moved
 
 
 def test_passes_twice_are_passes_once():
@@ -193,7 +193,7 @@ class TestAlgorithms:
         With a ReLU a voxel near zero could take the other side, which is no error of a tile.
         """
         monkeypatch.setattr(choose_algorithm, "_SMALL", 0)
-        monkeypatch.setattr(choose_algorithm, "fastest", lambda *candidates: candidates[-1][-1])
+        monkeypatch.setattr(measure, "fastest", lambda *candidates: candidates[-1][-1])
         monkeypatch.setitem(choose_algorithm._TILES, "strict", (tile,))
         monkeypatch.setitem(choose_algorithm._TILES_OF_FEW, "strict", ((*tile[:2], 1),))
         monkeypatch.setattr(choose_algorithm, "_FACTOR", np.inf)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyunet
-from tinyunet.engine.local_ranks import ALONE, LocalRanks
+from tinyunet.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import SGD, Adam
 from tinyunet.unet import UNet

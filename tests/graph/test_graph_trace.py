@@ -12,9 +12,8 @@ import tinyunet
 from tinyunet import Adam, Function, Module, Tensor, UNet, autograd, functional, losses
 from tinyunet.compiler.operators import OPERATORS
 from tinyunet.compiler.trace import trace
-from tinyunet.engine.absent import Absent, NeedsNumbersError
-from tinyunet.engine.context import Context
 from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Parameter
+from tinyunet.tape import Absent, Context, NeedsNumbersError
 
 GENERATOR = np.random.default_rng(0)
 VOLUME = GENERATOR.standard_normal((2, 4, 5, 6, 3)).astype(np.float32)

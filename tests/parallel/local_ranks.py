@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-import tinyunet.engine.local_ranks
+import tinyunet.parallel.shared_memory
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator, world
@@ -32,7 +32,7 @@ def apart() -> None:
         os.ftruncate(other, 1 << 20)
         return os.fdopen(other, mode)
 
-    tinyunet.engine.local_ranks.open = elsewhere  # type: ignore[attr-defined]
+    tinyunet.parallel.shared_memory.open = elsewhere  # type: ignore[attr-defined]
 
 
 def seen(ranks: Communicator) -> list[Any]:

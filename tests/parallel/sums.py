@@ -10,7 +10,7 @@ import numpy as np
 
 import tinyunet
 from kernels.base import machine
-from tinyunet.engine.local_ranks import ALONE
+from tinyunet.local_ranks import ALONE
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.parallel.algorithms import ALGORITHMS, Operation, shared_sum

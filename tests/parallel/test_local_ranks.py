@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launcher import launch, needs_mpi
 
-from tinyunet.engine.local_ranks import ALONE, LocalRanks
+from tinyunet.local_ranks import ALONE, LocalRanks
 
 LOCAL_RANKS = Path(__file__).parent / "local_ranks.py"
 

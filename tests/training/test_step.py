@@ -9,10 +9,10 @@ import pytest
 from tinyunet import Adam, UNet
 from tinyunet.data import phantom
 from tinyunet.data.decathlon import read_dataset
-from tinyunet.optim import constant
 from tinyunet.parallel import timeline
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.timeline import Timeline
+from tinyunet.schedules import constant
 from tinyunet.training.loop import Trainer
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Batch, Inspector, Loader, Volumes

@@ -10,13 +10,14 @@ The way from a model to a run:
 
 ``trace``           the model's ``forward`` runs once, on tensors without numbers, into a graph (``ir``)
 ``differentiate``   the gradients, written out as nodes of the same graph
-``passes``          rewrite the graph; ``measure`` times the algorithms of convolutions
+``passes``          rewrite the graph, one file each; ``measure`` times the algorithms of convolutions
 ``memory``          places all arrays that a step needs in one arena
 ``program``         a list of calls, bound to their arrays and run in order
 ``compiled``        what `compile` returns: a program for each shape; ``glance`` sees if the model is another
 
-``operators`` holds one record for each operator, which all of these ask: what it makes and saves, its
-gradient, its kernels. ``eager`` runs what no pass has touched; ``show`` prints tables.
+``operators`` holds one record (``record``) for each operator, which all of these ask: what it makes and
+saves, its gradient, its kernels. ``eager`` runs what no pass has touched; ``show`` prints tables;
+``shared_weights`` is for the ranks of one node.
 
 Eager and compiled agree up to rounding; with no pass enabled they are the same kernels in the same order,
 and agree bit for bit.

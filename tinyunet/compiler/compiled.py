@@ -24,15 +24,14 @@ from tinyunet.common.turns import one_at_a_time
 from tinyunet.compiler.differentiate import differentiate, gradient_name
 from tinyunet.compiler.glance import Glance
 from tinyunet.compiler.ir import Graph, Options
-from tinyunet.compiler.passes import PASSES, finish
-from tinyunet.compiler.program import Program, pack_first
-from tinyunet.compiler.show import Stage
-from tinyunet.compiler.trace import LABELS, Loss, trace
-from tinyunet.engine.context import Listener
-from tinyunet.engine.local_ranks import ALONE, LocalRanks
+from tinyunet.compiler.passes import Stage, stages
+from tinyunet.compiler.program import Program
+from tinyunet.compiler.trace import LABELS, Loss, trace, usual_dtype
+from tinyunet.local_ranks import ALONE, LocalRanks
 from tinyunet.losses import checked_labels
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
+from tinyunet.tape import Listener
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -49,24 +48,23 @@ class Compiled:
     def __init__(
         self, model: Module, options: Options, debug: bool = False, local: LocalRanks = ALONE
     ) -> None:
-        self.model, self.passes, self._options = model, options.passes, options
-        # Whose the first program is: that is made by all at the same time, others whenever.
+        self.model, self._options, self._debug = model, options, debug
+        # All local ranks compile the first program together, and share it; each compiles others alone.
         self._first_local = local
-        self._debug = debug
         self._begin()
 
     def _begin(self) -> None:
         """Have no program yet."""
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._glance: Glance | None = None
-        # What no operator reads as it is may be in the graph as a number or a copy.
+        # Buffers that no operator reads as they are may be in the graph as a number or a copy.
         self._beside: list[Array] = []
         self._copied: tuple[int, ...] = ()
         self._runs = False
 
     def __getstate__(self) -> dict[str, Any]:
         """What :meth:`__init__` was given. Programs are bound to the arrays of this model."""
-        given = ("model", "loss", "optimizer", "passes", "_options", "_debug", "_first_local")
+        given = ("model", "loss", "optimizer", "_options", "_debug", "_first_local")
         return {name: value for name, value in vars(self).items() if name in given}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -90,43 +88,36 @@ class Compiled:
 
     def stages(self, input_shape: Shape) -> list[Stage]:
         """Return the graph for a shape as traced, after each pass, and as it is run."""
-        reuse = "plan_memory" in self.passes
         with one_at_a_time:
             graph = self._trace(tuple(input_shape))
-        found = [Stage("traced", graph, reuse=False)]
-        for name, run in PASSES.items():
-            if name in self.passes:
-                graph = run(graph, self._options).check()
-                found.append(Stage(name, graph, reuse=False))
-        found.append(Stage("finish", finish(graph), reuse=False))
-        return [*found, replace(found[-1], name="plan_memory", reuse=True)] if reuse else found
+        return stages(graph, self._options)
 
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
+        shape = tuple(input_shape)
         with one_at_a_time:
-            return self._program(tuple(input_shape))
+            if not (self._glance and self._glance.is_same()) or _fingerprint(self._beside) != self._copied:
+                self._programs.clear()
+            if shape not in self._programs:
+                self._compile(shape)
+            self._programs.move_to_end(shape)
+            return self._programs[shape]
 
-    def _program(self, shape: Shape) -> Program:
-        if not (self._glance and self._glance.is_same()) or _fingerprint(self._beside) != self._copied:
-            self._programs.clear()
-        if shape not in self._programs:
-            graph = self.stages(shape)[-1].graph
-            if not self._programs:  # after the trace, which leaves its own in the model
-                self._look()
-            local, self._first_local = self._first_local, ALONE
-            if local.size > 1:
-                graph = pack_first(graph, local)
-            while len(self._programs) >= _KEPT:  # before the new arena is made
-                self._programs.popitem(last=False)
-            reuse = "plan_memory" in self.passes
-            self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, local)
-            read = graph.data.values()
-            self._beside = [
-                b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)
-            ]
-            self._copied = _fingerprint(self._beside)
-        self._programs.move_to_end(shape)
-        return self._programs[shape]
+    def _compile(self, shape: Shape) -> None:
+        _, graph, reuse = self.stages(shape)[-1]
+        if not self._programs:  # after the trace, which leaves its own in the model
+            self._look()
+        local, self._first_local = self._first_local, ALONE
+        if local.size > 1:
+            from tinyunet.compiler.shared_weights import pack_first
+
+            graph = pack_first(graph, local)
+        while len(self._programs) >= _KEPT:  # before the new arena is made
+            self._programs.popitem(last=False)
+        self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, local)
+        read = graph.data.values()
+        self._beside = [b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)]
+        self._copied = _fingerprint(self._beside)
 
     def _look(self) -> None:
         """Note what the model is made of."""
@@ -139,8 +130,7 @@ class Compiled:
         return {}
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Array:
-        dtype = next((p.dtype for _, p in self.model.named_parameters()), np.dtype(np.float32))
-        return np.asarray(real_numbers("images", images), dtype, order="C")
+        return np.asarray(real_numbers("images", images), usual_dtype(self.model), order="C")
 
 
 class Inference(Compiled):
@@ -150,16 +140,9 @@ class Inference(Compiled):
     """
 
     def __call__(self, images: npt.ArrayLike | Tensor) -> Array:
-        """Return the model's result for a batch.
+        """Return the model's result for a batch, (..., classes): a new array at each call.
 
-        Parameters
-        ----------
-        images : array, shape = (MB, D, H, W, C), or (MB, H, W, C) for a model in two dimensions
-
-        Returns
-        -------
-        array, shape = (..., classes)
-            A new array at each call.
+        ``images`` is (MB, D, H, W, C), or (MB, H, W, C) for a model in two dimensions.
         """
         array = self._images(images)
         with self._turn():
@@ -181,7 +164,7 @@ class TrainingStep(Compiled):
     The gradients of the step stay in the optimizer's buffer until the next one. Several threads may call
     it: their steps come one after the other.
 
-    If ranks share the optimizer (:mod:`tinyunet.engine.local_ranks`), they share the program for the first
+    If ranks share the optimizer (:mod:`tinyunet.local_ranks`), they share the program for the first
     shape: all of them compile it, and meet in a barrier between two runs.
     """
 
@@ -250,27 +233,25 @@ class TrainingStep(Compiled):
             return self._fill(array, labels, weight, listener)
 
     def _fill(self, array: Array, labels: npt.ArrayLike, weight: float, listener: Listener | None) -> float:
-        program = self.program(array.shape)
+        program, local = self.program(array.shape), self.optimizer.local
         graph = program.graph
         checked = checked_labels(labels, graph.values[LABELS].shape, graph.classes or 256)
         loss, *dice = graph.outputs
         self.optimizer.gradients_are_new()
         program.arrays[gradient_name(loss)][...] = weight
-        unused = {n: grad for n, grad in self._filled.items() if n not in graph.gradients}
-        for gradient in unused.values():
-            gradient.fill(0)
 
-        def told(node: str, complete: Sequence[str]) -> None:
+        def heard(node: str, complete: Sequence[str]) -> None:
             if listener is not None:
                 listener(node, [self._parameters[name] for name in complete])
 
-        if listener is not None and unused:
-            listener("no gradient", [self._parameters[name] for name in unused])
-        local, listening = self.optimizer.local, told if listener else None
-        local.barrier()  # for who still reads the weights packed before: a step may have several batches
-        program.pack(not local.alike, listening)
+        if unused := self._filled.keys() - graph.gradients.keys():
+            for name in unused:
+                self._filled[name].fill(0)
+            heard("no gradient", [name for name in self._filled if name in unused])
+        local.barrier()  # another rank may still read the weights of the batch before
+        program.pack(not local.alike, heard if listener else None)
         local.barrier()
-        program.run(listener=listening, images=array, labels=checked)
+        program.run(listener=heard if listener else None, images=array, labels=checked)
         self._dice_sums = np.array(program.arrays[dice[0]]) if dice else None
         self._of_thread.dice_sums = self._dice_sums
         return float(program.arrays[loss])
@@ -312,9 +293,8 @@ class TrainingStep(Compiled):
 
 
 def _fingerprint(arrays: Iterable[Array]) -> tuple[int, ...]:
-    """Checksums of arrays.
+    """Checksums of arrays, which an optimizer or a user may change in place.
 
-    Parameters change in place, by an optimizer or by hand, and nothing tells. To look costs 2 ms for
-    the usual model; to pack weights for nothing costs more.
+    For the usual model they take 2 ms; packing all weights at each call would take longer.
     """
     return tuple(checksum(array) for array in arrays if not array.dtype.hasobject)

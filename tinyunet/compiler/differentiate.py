@@ -51,18 +51,14 @@ class _Tape:
         fresh: dict[str, str] = {}
         sums: list[Node] = []
         for role, target in node.outputs.items():
-            value, before = self.graph.values[target], self.of.get(target)
-            name = gradient_name(target) if before is None else f"{before}+"
-            more = f"{name}more"
-            self.values[name] = replace(value, name=name, kind="temporary", needs_gradient=False)
-            self.of[target] = name
-            fresh[role] = name
+            before = self.of.get(target)
+            self.of[target] = fresh[role] = name = gradient_name(target) if before is None else f"{before}+"
             if before is not None:
-                self.values[more] = replace(self.values[name], name=more)
-                fresh[role] = more
-                inputs, outputs = {"a": before, "b": more}, {"dst": name}
-                attributes = {"function": None}
-                sums.append(Node(name, "accumulate", inputs, outputs, attributes, "backward", {"dst": "a"}))
+                fresh[role] = f"{name}more"
+                inputs, outputs = {"a": before, "b": fresh[role]}, {"dst": name}
+                sums.append(Node(name, "accumulate", inputs, outputs, {}, "backward", {"dst": "a"}))
+            like = replace(self.graph.values[target], kind="temporary", needs_gradient=False)
+            self.values |= {each: replace(like, name=each) for each in (name, fresh[role])}
         self.nodes.append(replace(node, outputs=fresh))
         self.nodes += sums
 

@@ -5,84 +5,81 @@ or a workspace of its own. The graph cannot know what an operator of the user's 
 copies of all arrays whose memory is used again, and a new :class:`Context` at each run, as on the tape.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyunet.autograd import Function, Tensor
+from tinyunet.autograd import Tensor
 from tinyunet.compiler.ir import Node
-from tinyunet.engine.context import Context
+from tinyunet.compiler.operators import KERNELS
+from tinyunet.compiler.record import Binder, Call
+from tinyunet.tape import Context
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-Call = Callable[[], None]
 
 
 class _SavedElsewhere(Context):
     """What an operator's forward leaves for its backward, without the arrays."""
 
-    def __init__(self, function: type[Function], needs_gradient: tuple[bool, ...]) -> None:
-        self.function, self.needs_gradient = function, needs_gradient
-        self.recording = any(needs_gradient)
-        self.arrays: tuple[npt.NDArray[Any] | None, ...] = ()
+    saved: tuple[npt.NDArray[Any] | None, ...] = ()
 
     def save(self, *arrays: npt.NDArray[Any] | None) -> None:
-        self.arrays = arrays
-
-    @property
-    def saved(self) -> tuple[Any, ...]:
-        return self.arrays
+        self.saved = arrays
 
 
-def bind(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+def bind(b: Binder, contexts: dict[str, Any]) -> Call:
     """Return a function without arguments that runs the node.
 
     Parameters
     ----------
-    node : Node
-    inputs, outputs : mapping of role to array
-    calls : dict
+    b : Binder
+    contexts : dict
         Shared by all nodes of a graph: where a forward leaves its context for its backward.
     """
-    if node.op in _SPECIAL:
-        return _SPECIAL[node.op](node, inputs, outputs)
+    node = b.node
+    inputs = {role: b.arrays[value] for role, value in node.inputs.items()}
+    outputs = {role: b.arrays[value] for role, value in node.outputs.items()}
+    if node.op == "accumulate":
+        return KERNELS[node.op].bind(b)
+    if node.op == "eager_loss":
+        return _loss(node, inputs, outputs)
     if "convolution_backward" in node.op:
         return _convolution_backward(node, inputs, outputs)
-    forward, backward = (
-        (_own_forward, _own_backward) if "copied" in node.attributes else (_forward, _backward)
-    )
-    return (backward if "of" in node.attributes else forward)(node, inputs, outputs, calls)
+    how = (_own_forward, _own_backward) if "copied" in node.attributes else (_forward, _backward)
+    return how["of" in node.attributes](node, inputs, outputs, contexts)
 
 
-def _forward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+def _forward(node: Node, inputs: Arrays, outputs: Arrays, contexts: dict[str, Any]) -> Call:
     function, saves = node.attributes["function"], node.attributes["saves"]
     arguments = [inputs.get(role, setting) for role, setting in node.attributes["arguments"]]
-    call = calls[node.name] = _SavedElsewhere(function, node.attributes["needs_gradient"])
+    parents = tuple(Tensor(0.0) if needs else None for needs in node.attributes["needs_gradient"])
+    ctx = contexts[node.name] = _SavedElsewhere(function, parents)
 
     def run() -> None:
-        _store(outputs["dst"], function.forward(call, *arguments))
-        for name, array in zip(saves, call.arrays, strict=False):
+        _store(outputs["dst"], function.forward(ctx, *arguments))
+        for name, array in zip(saves, ctx.saved, strict=False):
             if name != "dst" and name in outputs:
                 _store(outputs[name], array)
-        call.arrays = ()
+        ctx.saved = ()
 
     return run
 
 
-def _backward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
-    function, call = node.attributes["function"], calls[node.attributes["of"]]
+def _backward(node: Node, inputs: Arrays, outputs: Arrays, contexts: dict[str, Any]) -> Call:
+    function, ctx = node.attributes["function"], contexts[node.attributes["of"]]
     saved = tuple(inputs.get(f"saved.{name}") for name in node.attributes["saves"])
 
     def run() -> None:
-        call.arrays = saved
-        _store_gradients(node, outputs, function.backward(call, inputs["gradient"]))
-        call.arrays = ()
+        ctx.saved = saved
+        _store_gradients(node, outputs, function.backward(ctx, inputs["gradient"]))
+        ctx.saved = ()
 
     return run
 
 
-def _own_forward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
+def _own_forward(node: Node, inputs: Arrays, outputs: Arrays, contexts: dict[str, Any]) -> Call:
     function, needs, copied = (node.attributes[name] for name in ("function", "needs_gradient", "copied"))
     arguments, target = node.attributes["arguments"], outputs["dst"]
     parents = tuple(inputs[role] if need else None for (role, _), need in zip(arguments, needs, strict=True))
@@ -100,26 +97,18 @@ def _own_forward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, A
         np.copyto(target, dst)
         if ctx.recording:
             ctx.shape, ctx.dtype = dst.shape, dst.dtype
-            calls[node.name] = ctx
+            contexts[node.name] = ctx
 
     return run
 
 
-def _own_backward(node: Node, inputs: Arrays, outputs: Arrays, calls: dict[str, Any]) -> Call:
-    function = node.attributes["function"]
-
+def _own_backward(node: Node, inputs: Arrays, outputs: Arrays, contexts: dict[str, Any]) -> Call:
     def run() -> None:
-        ctx = calls.pop(node.attributes["of"])
-        found = ctx.checked(function.backward(ctx, inputs["gradient"].copy()))
+        ctx = contexts.pop(node.attributes["of"])
+        found = ctx.checked(ctx.function.backward(ctx, inputs["gradient"].copy()))
         _store_gradients(node, outputs, found)
 
     return run
-
-
-def _store_gradients(node: Node, outputs: Arrays, gradients: tuple[Any, ...]) -> None:
-    for (role, _), gradient in zip(node.attributes["arguments"], gradients, strict=False):
-        if f"diff_{role}" in outputs:
-            _store(outputs[f"diff_{role}"], gradient)
 
 
 def _convolution_backward(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
@@ -140,14 +129,7 @@ def _convolution_backward(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
     return data if "diff_src" in outputs else weights
 
 
-def _accumulate(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
-    def run() -> None:
-        np.add(inputs["a"], inputs["b"], out=outputs["dst"])
-
-    return run
-
-
-def _eager_loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
+def _loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
     function, options = node.attributes["function"], node.attributes["options"]
 
     def run() -> None:
@@ -161,10 +143,10 @@ def _eager_loss(node: Node, inputs: Arrays, outputs: Arrays) -> Call:
     return run
 
 
-_SPECIAL: dict[str, Callable[[Node, Arrays, Arrays], Call]] = {
-    "accumulate": _accumulate,
-    "eager_loss": _eager_loss,
-}
+def _store_gradients(node: Node, outputs: Arrays, gradients: tuple[Any, ...]) -> None:
+    for (role, _), gradient in zip(node.attributes["arguments"], gradients, strict=False):
+        if f"diff_{role}" in outputs:
+            _store(outputs[f"diff_{role}"], gradient)
 
 
 def _store(target: npt.NDArray[Any], array: Any) -> None:

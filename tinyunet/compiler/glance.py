@@ -13,8 +13,7 @@ class Glance:
     """What a model was made of, to be compared with what it is made of at the next call.
 
     A glance looks at the attributes of all parts, and at what is in lists, tuples and dicts among them, by
-    identity: 0.03 ms for the usual net. It does not look at numbers in arrays, nor at tensors that
-    ``forward`` leaves in the model.
+    identity. It does not look at numbers in arrays, nor at tensors that ``forward`` leaves in the model.
 
     Parameters
     ----------
@@ -32,26 +31,21 @@ class Glance:
         self._model, self._training = model, training
         self._parts: list[Module] = []
         self._tensors: list[Tensor] = []
-        # A list or dict, and keys that are not looked at.
+        # Lists and dicts, whose items may be replaced, with the keys that are not looked at.
         self._places: list[tuple[list[Any] | dict[Any, Any], tuple[str, ...]]] = []
         for each in (model, *others):
             self._enter(each)
-        self._seen, self._all = self._objects(), self._objects(everything=True)
-        self._frozen = self._any_frozen()
+        self._seen = self._objects()
 
     def is_same(self) -> bool:
         """Whether all objects are still where they were, or numbers and text that are equal."""
-        now = self._objects(everything=True)  # most often nothing has changed, and this is faster
-        if len(now) != len(self._all) or not all(map(is_, now, self._all)):
-            looked = self._objects()
-            if len(looked) != len(self._seen) or not all(map(_are_same, looked, self._seen)):
-                return False
-            self._all, self._frozen = now, self._any_frozen()
-        return not self._frozen
-
-    def _any_frozen(self) -> bool:
-        trains = self._training and self._model.training
-        return trains and not all(part.training for part in self._parts)
+        if self._training and self._model.training and not all(part.training for part in self._parts):
+            return False
+        now = self._objects()
+        if len(now) != len(self._seen):
+            return False
+        # Most often nothing has changed, and the first look is faster.
+        return all(map(is_, now, self._seen)) or all(map(_are_same, now, self._seen))
 
     def _enter(self, value: Any) -> None:
         """Note where an object could be replaced in a value."""
@@ -68,15 +62,14 @@ class Glance:
                 return
             self._places.append((value, unseen))
         if isinstance(value, list | tuple | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for name, item in items:
+            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if name not in unseen:
                     self._enter(item)
 
-    def _objects(self, everything: bool = False) -> list[object]:
+    def _objects(self) -> list[object]:
         found: list[object] = [type(part) for part in self._parts]
         for place, unseen in self._places:
-            if isinstance(place, dict) and unseen and not everything:
+            if isinstance(place, dict) and unseen:
                 place = {name: item for name, item in place.items() if name not in unseen}
             found += place
             if isinstance(place, dict):

@@ -28,48 +28,28 @@ NDHWC, BLOCKED, PLAIN = "ndhwc", "nCdhw16c", "plain"
 
 
 class Options(NamedTuple):
-    """Settings of a compilation, which passes read.
+    """Settings of a compilation, which passes read."""
 
-    Attributes
-    ----------
-    passes : tuple of str
-        All that run.
-    accuracy : {"fast", "strict"}
-        What convolutions may lose.
-    deterministic : bool
-        Choose algorithms by the model of their work alone, not by the clock.
-    """
-
-    passes: tuple[str, ...]
-    accuracy: str
-    deterministic: bool = False
+    passes: tuple[str, ...]  # all that run
+    accuracy: str  # what convolutions may lose: "fast" or "strict"
+    deterministic: bool = False  # choose algorithms by a model of their work alone, not by the clock
 
 
 @dataclass(frozen=True)
 class Value:
     """An edge: one array.
 
-    Attributes
-    ----------
-    name : str
-    shape : tuple of int
-        As in the eager model: (MB, D, H, W, C) for a volume, whatever its layout.
-    dtype : numpy dtype
-    layout : "ndhwc", "nCdhw16c" or "plain"
-    kind : str
-        Who owns the memory: the caller ("input"), the model ("parameter", "buffer"), the traced
-        program ("constant"), the parameter's ``grad`` ("gradient"), the ranks of a node ("shared"),
-        or the arena ("temporary").
-    needs_gradient : bool
-        Whether it depends on a parameter.
+    ``kind`` says who owns the memory: the caller ("input"), the model ("parameter", "buffer"), the traced
+    program ("constant"), the parameter's ``grad`` ("gradient"), the ranks of a node ("shared"), or the arena
+    ("temporary").
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # as in the eager model: (MB, D, H, W, C) for a volume, whatever its layout
     dtype: np.dtype[Any]
     layout: str = PLAIN
     kind: Kind = "temporary"
-    needs_gradient: bool = False
+    needs_gradient: bool = False  # whether it depends on a parameter
 
     @property
     def storage_shape(self) -> tuple[int, ...]:
@@ -87,32 +67,17 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One call of a kernel.
+    """One call of a kernel. Nodes of the phase "prepare" need parameters alone: inference runs them once."""
 
-    Attributes
-    ----------
-    name : str
-        Unique: "encoder.0.conv0", "d encoder.0.conv0".
-    op : str
-        The operator: "convolution", "convolution_backward_data", "relu".
-    inputs, outputs : mapping of role to name of the value
-    attributes : mapping
-        Settings, and what passes have decided: "implementation", "tile".
-    phase : "prepare", "forward" or "backward"
-        Nodes of "prepare" depend on parameters alone: in inference they run once.
-    in_place : mapping of output role to input role
-        The output takes the memory of the input, which nobody may read afterwards.
-    views : mapping of output role to input role
-        The output *is* the input's memory under another shape.
-    """
-
-    name: str
-    op: str
-    inputs: Mapping[str, str]
+    name: str  # unique: "encoder.0.conv0", "d encoder.0.conv0"
+    op: str  # the operator: "convolution", "convolution_backward_data", "relu"
+    inputs: Mapping[str, str]  # role to name of the value
     outputs: Mapping[str, str]
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # settings; and what passes decide: "tile"
     phase: Phase = "forward"
+    # An output takes the memory of an input (by roles), which nobody may read afterwards;
     in_place: Mapping[str, str] = field(default_factory=dict)
+    # or it *is* the input's memory under another shape.
     views: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -140,30 +105,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, and the values between them.
-
-    Attributes
-    ----------
-    nodes : tuple of Node
-    values : mapping of name to Value
-    inputs : tuple of str
-        What each call brings: images, and labels in training.
-    outputs : tuple of str
-        What stays readable after a run.
-    data : mapping of name to array
-        Memory of parameters, buffers and constants.
-    gradients : mapping of parameter to the name of its gradient
-    classes : int
-        One more than the highest label, if an operator wants labels to be classes; else 0.
-    """
+    """Nodes in topological order, and the values between them."""
 
     nodes: tuple[Node, ...]
-    values: Mapping[str, Value]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    data: Mapping[str, npt.NDArray[Any]]
-    gradients: Mapping[str, str] = field(default_factory=dict)
-    classes: int = 0
+    values: Mapping[str, Value]  # by name
+    inputs: tuple[str, ...]  # what each call brings: images, and labels in training
+    outputs: tuple[str, ...]  # what stays readable after a run
+    data: Mapping[str, npt.NDArray[Any]]  # memory of parameters, buffers and constants
+    gradients: Mapping[str, str] = field(default_factory=dict)  # parameter to the name of its gradient
+    classes: int = 0  # one more than the highest label, if an operator wants labels to be classes; else 0
 
     def producer(self, value: str) -> Node | None:
         """Return the node that writes a value, or None for what comes from outside."""
@@ -191,22 +141,15 @@ class Graph:
     def rewrite(
         self, changes: Mapping[str, Iterable[Node]], values: Iterable[Value] = (), **others: Any
     ) -> Self:
-        """Return the graph with some nodes replaced, and values added.
+        """Return the graph with some nodes replaced by others (by none: removed), and values added.
 
-        Parameters
-        ----------
-        changes : mapping of node name to nodes
-            What stands in the place of each of these nodes; nothing, to remove it.
-        values : iterable of Value
-            New ones, or new versions of known ones. Values that nobody mentions any more go.
-        others : Any
-            Other fields to replace.
+        ``changes`` says by the name of a node what stands in its place; ``values`` are new, or new versions
+        of known ones. Values that nobody mentions any more go. ``others`` are other fields to replace.
         """
         nodes = tuple(new for node in self.nodes for new in changes.get(node.name, (node,)))
         known = {**self.values, **{value.name: value for value in values}}
         mentioned = {*others.get("inputs", self.inputs), *others.get("outputs", self.outputs)}
-        for node in nodes:
-            mentioned.update(node.inputs.values(), node.outputs.values())
+        mentioned.update(value for node in nodes for value in node.values.values())
         kept = {name: value for name, value in known.items() if name in mentioned}
         return replace(self, nodes=nodes, values=kept, **others)
 

@@ -8,53 +8,31 @@ source: other versions of the project keep what they have measured. What can nei
 measured again in each process.
 """
 
+import contextlib
 import functools
 import hashlib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 import kernels
 from kernels.base import machine
-from kernels.base.arguments import Triple
 from kernels.base.buffers import empty
 from tinyunet.common.files import read_json, write_json
 from tinyunet.compiler.ir import Graph, Node
 from tinyunet.compiler.operators import KERNELS
-from tinyunet.compiler.operators.convolutions import plan_of, weights_shape
-from tinyunet.compiler.record import Binder, Call, lanes
+from tinyunet.compiler.operators.convolutions import plan_of
+from tinyunet.compiler.passes.finish import finish
+from tinyunet.compiler.record import Binder, Call
 
-#: Winograd F(tile); None is direct.
-Tile = Triple | None
-Direction = Literal["forwards", "backwards"]
+Tile = tuple[int, int, int] | None  # of Winograd; None is direct
+Known = dict[str, list[int] | None]  # tiles as in the file, by the key of a convolution
 _RUNS = 3
-_compiling: Direction | None = None
-# What a run that goes on has had.
-_of_run: dict[str, list[int] | None] = {}
-
-
-@contextmanager
-def only_compiling(direction: Direction) -> Iterator[None]:
-    """Inside, `fastest` runs each candidate once, so that it is compiled, and takes the first.
-
-    ``direction`` is the order in which it should be asked: see `in_order`.
-    """
-    global _compiling
-    _compiling = direction
-    try:
-        yield
-    finally:
-        _compiling = None
-
-
-def in_order(nodes: Sequence[Node]) -> Sequence[Node]:
-    """Return the nodes as `fastest` is to be asked for them."""
-    return nodes[::-1] if _compiling == "backwards" else nodes
+_of_run: Known = {}  # what the run that goes on has had
 
 
 def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
@@ -68,12 +46,8 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     candidates : sequence of tiles
         Winograd F(tile); None is direct.
     """
-    if _compiling:
-        for tile in candidates:
-            _bound(node.with_attributes({"tile": tile}), graph)()
-        return candidates[0]
     memory, key = remembered(), _key(node, graph, candidates)
-    names = [None if tile is None else list(tile) for tile in candidates]  # as in the file
+    names = [None if tile is None else list(tile) for tile in candidates]
     for tiles in (_of_run, memory):
         if tiles.get(key, "unknown") in names:
             return candidates[names.index(tiles[key])]
@@ -82,8 +56,15 @@ def fastest(node: Node, graph: Graph, candidates: Sequence[Tile]) -> Tile:
     if memory.get(key, "unknown") not in names:
         times = [_seconds(node.with_attributes({"tile": tile}), graph) for tile in candidates]
         memory[key] = names[int(np.argmin(times))]
-        _save(memory | _read() | {key: memory[key]})
+        with contextlib.suppress(OSError):
+            _save(memory | _read() | {key: memory[key]})
     return candidates[names.index(memory[key])]
+
+
+def run_once(node: Node, graph: Graph, candidates: Sequence[Tile]) -> None:
+    """Run a convolution with each of some algorithms, so that their kernels are compiled."""
+    for tile in candidates:
+        _bound(node.with_attributes({"tile": tile}), graph)()
 
 
 def use(algorithms: Mapping[str, list[int] | None]) -> None:
@@ -95,7 +76,7 @@ def use(algorithms: Mapping[str, list[int] | None]) -> None:
     _of_run.update(algorithms)
 
 
-def known() -> dict[str, list[int] | None]:
+def known() -> Known:
     """Return what is known so far, and what the run that goes on has had."""
     return remembered() | _of_run
 
@@ -114,31 +95,21 @@ def _seconds(node: Node, graph: Graph) -> float:
 
 
 def _bound(node: Node, graph: Graph) -> Call:
-    """Return what runs a node, on arrays of the right shapes; and packs its weights, if a step does."""
-    kernel, arrays = KERNELS[node.op], dict[str, Any]()
-    for role, name in node.values.items():
-        shape = graph.values[name].storage_shape
-        if role in ("moments", "sums", "sums_b"):
-            shape = kernel.sums(node, role, graph)
-        elif role == "bias":
-            shape = lanes(shape[0])
-        elif role == "weights" and kernel.packed:
-            shape = (kernel.packed(node, graph) or math.prod(shape),)
-        arrays[name] = empty(shape, graph.values[name].dtype)
-        arrays[name].fill(0.5)
-    run = kernel.bind(Binder(node, graph, arrays))
-    if not (graph.gradients and kernel.packed and kernel.packed(node, graph)):
-        return run
-    weights, packed = {"weights": "as they are"}, {"packed": node.inputs["weights"]}
-    arrays["as they are"] = np.ones(weights_shape(node, graph), np.float32)
-    packing = Node("pack_weights", "pack_weights", weights, packed, {"for": node})
-    pack = KERNELS["pack_weights"].bind(Binder(packing, graph, arrays))
+    """Return what runs a node on arrays of its own; and packs its weights, if each step does."""
+    values = {name: graph.values[name] for name in node.values.values()}
+    for name in node.inputs.values():
+        values[name] = replace(values[name], kind="constant" if graph.are_fixed([name]) else "input")
+    alone = finish(Graph((replace(node, in_place={}),), values, (), (), {}, graph.gradients))
+    arrays: dict[str, Any] = {name: empty(v.storage_shape, v.dtype) for name, v in alone.values.items()}
+    for array in arrays.values():
+        array.fill(0.5)
+    calls = [KERNELS[n.op].bind(Binder(n, alone, arrays)) for n in alone.nodes if n.phase != "prepare"]
 
-    def both() -> None:  # weights change at each step
-        pack()
-        run()
+    def run() -> None:
+        for call in calls:
+            call()
 
-    return both
+    return run
 
 
 def _path() -> Path:
@@ -148,7 +119,7 @@ def _path() -> Path:
 
 
 @functools.cache
-def remembered() -> dict[str, list[int] | None]:
+def remembered() -> Known:
     """Return what is known so far, by the key of a convolution; may be added to."""
     return _read()
 
@@ -162,7 +133,7 @@ def _version() -> str:
     return digest.hexdigest()[:16]
 
 
-def _read() -> dict[str, list[int] | None]:
+def _read() -> Known:
     try:
         found = read_json(_path())
     except (OSError, ValueError):
@@ -172,14 +143,10 @@ def _read() -> dict[str, list[int] | None]:
 
 def _is_tile(value: Any) -> bool:
     """Whether a value from a file can be one of an algorithm."""
-    return value is None or (
-        isinstance(value, list) and len(value) == 3 and all(type(size) is int for size in value)
-    )
+    is_list = isinstance(value, list) and len(value) == 3
+    return value is None or (is_list and all(type(size) is int for size in value))
 
 
-def _save(memory: dict[str, list[int] | None]) -> None:
-    try:
-        _path().parent.mkdir(parents=True, exist_ok=True)
-        write_json(_path(), memory)
-    except OSError:
-        pass
+def _save(memory: Known) -> None:
+    _path().parent.mkdir(parents=True, exist_ok=True)
+    write_json(_path(), memory)

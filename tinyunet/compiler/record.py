@@ -82,91 +82,50 @@ class Binder(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """How the nodes of one name run.
+    """How the nodes of one name run, and what can be fused into them."""
 
-    Attributes
-    ----------
-    bind : callable
-        Returns a function without arguments that runs the node; everything else is decided before.
-    sizes : callable
-        Shapes that the kernel takes, for all roles without a dot; None if NumPy runs it, and looks itself.
-    reads : tuple of str
-        Roles that may be deferred sources.
-    forms : bool
-        Whether it forms a deferred gradient of batch norm, ``diff_dst``, while it reads.
-    masks : tuple of str
-        Roles that write a gradient, and can mask it on the way.
-    adds : bool
-        Whether such a gradient can be added to what is there.
-    has_eager : bool
-        Whether it can also run as an eager operator; what only passes make cannot.
-    fits : callable
-        Whether there is a kernel for a node's settings.
-    sums : callable
-        Shape of the partial sums of a role (``moments``, ``sums``) that it writes.
-    flops : callable, optional
-        Multiplications and additions of the definition, from a node and the shapes of its roles.
-    packed : callable, optional
-        How many floats the node's packed weights take; 0 if it takes them as they are.
-    """
-
+    # Returns a function without arguments that runs the node; everything else is decided before.
     bind: Callable[[Binder], Call]
+    # Shapes that the kernel takes, for all roles without a dot; None if NumPy runs it, and looks itself.
     sizes: Callable[[Binder], Shapes] | None = None
-    reads: tuple[str, ...] = ()
-    forms: bool = False
-    masks: tuple[str, ...] = ()
-    adds: bool = False
-    has_eager: bool = True
+    reads: tuple[str, ...] = ()  # roles that may be deferred sources
+    forms: bool = False  # whether it forms a deferred gradient of batch norm, diff_dst, while it reads
+    masks: tuple[str, ...] = ()  # roles that write a gradient, and can mask it on the way
+    adds: bool = False  # whether such a gradient can be added to what is there
+    has_eager: bool = True  # whether it can also run as an eager operator; what only passes make cannot
+    # Whether there is a kernel for a node's settings.
     fits: Callable[[Node, Graph], bool] = lambda node, graph: True
+    # Shape of the partial sums of a role (moments, sums) that it writes.
     sums: Callable[[Node, str, Graph], Shape] = lambda node, role, graph: gradient_sums(node, role, graph)
+    # Multiplications and additions of the definition, from a node and the shapes of its roles.
     flops: Callable[[Node, Mapping[str, Shape]], int] | None = None
+    # How many floats the node's packed weights take; 0 if it takes them as they are.
     packed: Callable[[Node, Graph], int] | None = None
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of ``tinyunet.functional``, ``tinyunet.losses`` or the arithmetic of tensors.
+    """One operator of ``tinyunet.functional``, ``tinyunet.losses`` or the arithmetic of tensors."""
 
-    Attributes
-    ----------
-    name : str
-        In the graph.
-    function : class
-        The eager operator.
-    shape : callable
-        Shape of the result, from the arguments.
-    saves : tuple of str, or callable
-        What ``forward`` saves for ``backward``, in order: names of arguments, "dst", or of workspaces; ""
-        for nothing. May depend on which arguments need a gradient.
-    workspaces : mapping of name to callable
-        Shape and type of arrays that only ``backward`` reads, from the arguments and the result's shape.
-    dtype : callable, optional
-        Type of the result, from the arguments; that of the first if left out.
-    work : tuple of int
-        Operations an element, forward and backward, where they are no multiplications of matrices.
-    kernels : mapping of name to Kernel
-        Of nodes of this operator, its gradient, and what passes make of it.
-    differentiate : callable, optional
-        Nodes of its gradient; one that calls ``backward`` if left out.
-    split : callable, optional
-        Returns the graph with a node (and its gradient) in pieces, which passes can move. Takes the graph,
-        the node, and the activation after it, or None, with its slope.
-    slope : callable, optional
-        Of an activation: its slope below 0. Such a one can be deferred and masked.
-    """
-
-    name: str
-    function: type[Function]
-    shape: Callable[[Arguments], Shape]
+    name: str  # in the graph
+    function: type[Function]  # the eager operator
+    shape: Callable[[Arguments], Shape]  # of the result, from the arguments
+    # What forward saves for backward, in order: names of arguments, "dst", or of workspaces; "" for nothing.
+    # May depend on which arguments need a gradient.
     saves: tuple[str, ...] | Callable[[tuple[bool, ...]], tuple[str, ...]] = ()
+    # Shape and type of arrays that only backward reads, from the arguments and the result's shape.
     workspaces: Mapping[str, Callable[[Arguments, Shape], tuple[Shape, npt.DTypeLike]]] = field(
         default_factory=dict
     )
-    dtype: Callable[[Arguments], npt.DTypeLike] | None = None
-    work: tuple[int, int] = (1, 1)
-    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    dtype: Callable[[Arguments], npt.DTypeLike] | None = None  # of the result; of the first argument if None
+    work: tuple[int, int] = (1, 1)  # operations an element, forward and backward, if not those of a kernel
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)  # also of its gradient and what passes make
+    # Nodes of its gradient; one that calls backward if None.
     differentiate: Callable[[Node, str, dict[str, str], Graph], Iterator[Node]] | None = None
+    # Returns the graph with a node (and its gradient) in pieces, which passes can move. Takes the graph, the
+    # node, and the activation after it, or None, with its slope.
     split: Callable[[Graph, Node, Node | None, float], Graph] | None = None
+    # Of an activation: its slope below 0. Such an activation can be deferred and masked.
     slope: Callable[[Node], float] | None = None
 
 
@@ -201,22 +160,17 @@ def gradient_sums(node: Node, role: str, graph: Graph) -> Shape:
 
 # ---- what a kernel may be bound to -----------------------------------------------------------
 
+_SUMS = ("moments", "sums", "sums_b", "dice", "cross_entropy", "diff_dice", "diff_cross_entropy")
 _DTYPES: dict[str, type] = dict.fromkeys(("argmax", "saved.argmax", "labels"), np.uint8)
-_DTYPES |= dict.fromkeys(("moments", "sums", "sums_b", "dice", "cross_entropy"), np.float64)
-_DTYPES |= dict.fromkeys(("diff_dice", "diff_cross_entropy"), np.float64)
+_DTYPES |= dict.fromkeys(_SUMS, np.float64)
 
 
 def check(b: Binder, kernel: Kernel) -> None:
-    """Refuse to bind a node whose arrays its kernel cannot take.
+    """Raise ValueError if a node has arrays that its kernel cannot take.
 
     A kernel works out addresses from the sizes that it is given, and nothing stops it at the end of an array.
     The sizes come from *one* value of the node. So a pass that joins what does not fit, say a source that is
     not blocked and a kernel that reads blocks, ends here.
-
-    Raises
-    ------
-    ValueError
-        Names the node, the role, what it has and what the kernel takes.
     """
     if kernel.sizes is None:
         return

@@ -1,36 +1,33 @@
-"""A graph on the screen: tables, and a line for each kernel that runs."""
+"""A graph on the terminal: tables, and a line for each kernel that runs."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 from tinyunet.common import verbose
 from tinyunet.common.terminal import aligned
 from tinyunet.compiler.ir import Graph, Node, Value
 from tinyunet.compiler.memory import plan
-from tinyunet.compiler.operators import flops, nbytes
+from tinyunet.compiler.operators import BY_NAME, KERNELS
+from tinyunet.compiler.passes import Stage
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A graph after a pass, by its figures; ``reuse`` as in :func:`tinyunet.compiler.memory.plan`."""
+class Figures(NamedTuple):
+    """Of a stage: nodes, of which unfused, bytes moved, FLOPs, and bytes of temporary arrays."""
 
-    name: str
-    graph: Graph
-    reuse: bool
+    nodes: int
+    unfused: int
+    moved: int
+    flops: float
+    arena: int
 
-    @cached_property
-    def arena(self) -> int:
-        """Bytes of temporary arrays. To plan them takes longer than most passes."""
-        return plan(self.graph, self.reuse).nbytes
 
-    @property
-    def figures(self) -> tuple[int, int, int, float]:
-        """Nodes, of which unfused, bytes moved, FLOPs."""
-        nodes, graph = self.graph.nodes, self.graph
-        unfused, moved = sum(map(is_unfused, nodes)), sum(nbytes(node, graph) for node in nodes)
-        return len(nodes), unfused, moved, sum(flops(node, graph) for node in nodes)
+def figures(stage: Stage) -> Figures:
+    """Return the figures of a graph after a pass."""
+    nodes, graph = stage.graph.nodes, stage.graph
+    unfused, moved = sum(map(is_unfused, nodes)), sum(nbytes(node, graph) for node in nodes)
+    operations = sum(flops(node, graph) for node in nodes)
+    return Figures(len(nodes), unfused, moved, operations, plan(graph, stage.reuse).nbytes)
 
 
 def is_unfused(node: Node) -> bool:
@@ -42,10 +39,10 @@ def summary(stages: Iterable[Stage]) -> str:
     """Return a table with one line for each pass: what the graph is after it."""
     head = ("pass", "nodes", "unfused", "MB moved", "GFLOP", "arena MB")
     rows = []
-    for item in stages:
-        nodes, unfused, moved, operations = item.figures
-        mega = f"{moved / 1e6:.1f}", f"{operations / 1e9:.2f}", f"{item.arena / 1e6:.1f}"
-        rows.append((item.name, str(nodes), str(unfused), *mega))
+    for stage in stages:
+        found = figures(stage)
+        mega = f"{found.moved / 1e6:.1f}", f"{found.flops / 1e9:.2f}", f"{found.arena / 1e6:.1f}"
+        rows.append((stage.name, str(found.nodes), str(found.unfused), *mega))
     return aligned(head, rows)
 
 
@@ -108,3 +105,22 @@ def fused_parts(node: Node, graph: Graph) -> str:
         after.append("moments")
     parts = (("prologue", before), ("epilogue", after))
     return "; ".join(f"{where}: {', '.join(what)}" for where, what in parts if what)
+
+
+def nbytes(node: Node, graph: Graph) -> int:
+    """Bytes of everything the node reads and writes, each once. A view moves nothing."""
+    roles = [v for r, v in node.inputs.items() if r not in node.views.values()]
+    roles += [v for r, v in node.outputs.items() if r not in node.views]
+    return sum(graph.values[value].nbytes for value in roles)
+
+
+def flops(node: Node, graph: Graph) -> int:
+    """Multiplications and additions of the definition, whatever algorithm runs."""
+    shapes, kernel = {role: graph.values[v].shape for role, v in node.values.items()}, KERNELS.get(node.op)
+    if kernel and kernel.flops:
+        return kernel.flops(node, shapes)
+    if node.views:
+        return 0
+    operator = BY_NAME.get(node.op.removesuffix("_backward"))
+    work = operator.work[node.op.endswith("_backward")] if operator else 1
+    return work * max((math.prod(shape) for shape in shapes.values()), default=0)

@@ -1,7 +1,7 @@
 """From a model to a graph: the model's own ``forward`` runs once, on tensors that have no numbers.
 
-Inside :func:`tinyunet.autograd.intercept` every operator that the model calls is written down instead of run.
-What it hands back has a shape and a type (:mod:`tinyunet.engine.absent`). So tracing a volume of any size
+Inside :func:`tinyunet.tape.intercept` every operator that the model calls is written down instead of run.
+What it hands back has a shape and a type (:class:`tinyunet.tape.Absent`). So tracing a volume of any size
 costs nothing, and a model that looks at numbers, in an ``if`` or in NumPy, is refused: what it found would be
 a constant of the graph. A loss may look at them: such a one stays one node, which runs on a tape of its own
 at each step.
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyunet.autograd import Function, Tensor, intercept, is_recording
+from tinyunet import tape
+from tinyunet.autograd import Function, Tensor
 from tinyunet.compiler.ir import NDHWC, PLAIN, Graph, Kind, Node, Value
 from tinyunet.compiler.operators import OPERATORS
 from tinyunet.compiler.record import Operator
-from tinyunet.engine.absent import Absent, NeedsNumbersError
-from tinyunet.engine.context import Context, operator_name
 from tinyunet.nn import Module
+from tinyunet.tape import Absent, Context, NeedsNumbersError, intercept, operator_name, uses_of_leaves
 
 Loss = Callable[..., Tensor]
 Array = npt.NDArray[Any]
@@ -80,14 +80,11 @@ class _Trace:
                 if written and not argument.flags.c_contiguous:
                     raise ValueError(f"compile: {role} is written to; it must be a contiguous array")
             settings.append((role, None if is_array else argument))
-        needs = tuple(isinstance(a, Tensor) and a.requires_grad and is_recording() for a in arguments)
+        needs = tuple(isinstance(a, Tensor) and a.requires_grad and tape.is_recording() for a in arguments)
         given = dict(zip(roles, map(_shaped, arguments), strict=True))
         known = OPERATORS.get(function)
-        attributes: dict[str, Any] = {
-            "function": function,
-            "arguments": tuple(settings),
-            "needs_gradient": needs,
-        }
+        attributes: dict[str, Any] = {"function": function, "arguments": tuple(settings)}
+        attributes["needs_gradient"] = needs
         if known is None:  # its settings may be called as passes call theirs
             known = _run(function, given, needs)
             passing = ("input", "temporary")  # memory that holds something else later
@@ -175,7 +172,7 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     """
     inputs, before = (IMAGES, LABELS) if loss else (IMAGES,), model.random_state()
     traced, logits = _Trace(model, inputs), _wants_logits(model, loss)
-    dtype = next((p.dtype for _, p in model.named_parameters()), np.dtype(np.float32))
+    dtype = usual_dtype(model)
     images = traced.tensor(Value(IMAGES, tuple(input_shape), dtype, _layout(tuple(input_shape)), "input"))
     with _attributes_kept(model):
         with intercept(traced):
@@ -200,6 +197,11 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     return graph.rewrite({}).check()
 
 
+def usual_dtype(model: Module) -> np.dtype[Any]:
+    """Return the type of a model's images: that of its parameters."""
+    return next((p.dtype for _, p in model.named_parameters()), np.dtype(np.float32))
+
+
 def _result(traced: _Trace, found: Any, what: str) -> str:
     """Return the name of what a model or a loss has returned."""
     name, kind = traced.names.get(id(found), ("", ""))
@@ -219,10 +221,7 @@ def _trace_loss(traced: _Trace, loss: Loss, prediction: Tensor, name: str, model
     except NeedsNumbersError:
         del traced.nodes[mine:]
         return _eager_loss(traced, loss, options, traced.values[name])
-    result = _result(traced, found, "loss must be a")
-    if found.shape != ():
-        raise ValueError(f"compile: the loss must be one number, not {found.shape}")
-    return result
+    return _result(traced, _one_number(found), "loss must be a")
 
 
 def _eager_loss(traced: _Trace, loss: Loss, options: dict[str, bool], prediction: Value) -> str:
@@ -236,11 +235,8 @@ def _eager_loss(traced: _Trace, loss: Loss, options: dict[str, bool], prediction
                 f"compile: the loss reads {error.name!r} beside the prediction, and the labels beside "
                 "tinyunet's operators; use the eager model, or a loss that takes logits"
             ) from None
-    if not isinstance(found, Tensor):
-        raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
-    if found.shape != ():
-        raise ValueError(f"compile: the loss must be one number, not {found.shape}")
-    for leaf in _leaves(found):
+    context = _one_number(found)._context
+    for leaf in uses_of_leaves(context) if context else ():
         if leaf is not trial:
             name, _ = traced.names.get(id(leaf), ("of another model", ""))
             raise ValueError(
@@ -250,24 +246,20 @@ def _eager_loss(traced: _Trace, loss: Loss, options: dict[str, bool], prediction
     scalar = Value(traced.free("loss.dst"), (), np.dtype(np.float64), needs_gradient=True)
     gradient = replace(prediction, name=f"d({prediction.name})", needs_gradient=False)
     traced.values |= {scalar.name: scalar, gradient.name: gradient}
-    inputs, outputs = {"prediction": prediction.name, "labels": LABELS}, {"dst": scalar.name}
+    inputs = {"prediction": prediction.name, "labels": LABELS}
+    outputs = {"dst": scalar.name, "diff_prediction": gradient.name}
     settings = {"function": loss, "options": options}
-    outputs["diff_prediction"] = gradient.name
     traced.nodes.append(Node(traced.unique("loss"), "eager_loss", inputs, outputs, settings))
     return scalar.name
 
 
-def _leaves(found: Tensor) -> Iterator[Any]:
-    """Everything that a tensor was computed from, and that wants a gradient."""
-    waiting: list[Any] = [found._context]
-    seen: set[int] = set()
-    while waiting:
-        context = waiting.pop()
-        if isinstance(context, Context) and id(context) not in seen:
-            seen.add(id(context))
-            waiting += context.parents
-        elif context is not None and not isinstance(context, Context):
-            yield context
+def _one_number(loss: Any) -> Tensor:
+    """Return a loss if it is a tensor of one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError("compile: the loss must be a Tensor made by tinyunet's operators")
+    if loss.shape != ():
+        raise ValueError(f"compile: the loss must be one number, not {loss.shape}")
+    return loss
 
 
 @contextmanager
@@ -278,8 +270,8 @@ def _attributes_kept(model: Module) -> Iterator[None]:
         yield
     finally:
         for part, attributes in before:
-            for name in [n for n, v in vars(part).items() if v is not attributes.get(n, part)]:
-                if holds_traced(vars(part)[name]):
+            for name, value in list(vars(part).items()):
+                if value is attributes.get(name, part) or holds_traced(value):
                     continue
                 if name in attributes:
                     vars(part)[name] = attributes[name]

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.engine.local_ranks import LocalRanks
+from tinyunet.local_ranks import LocalRanks
 
 Array: TypeAlias = NDArray[Any]
 #: What an algorithm yields: requests of MPI; it goes on when all of them are done.

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from tinyunet.compiler.trace import trace
-from tinyunet.engine.context import Leaf
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
 from tinyunet.parallel.algorithms import ALGORITHMS, Array, Messages, Operation, shared_sum
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.compression import CompressedSum
 from tinyunet.parallel.options import Exchange
+from tinyunet.tape import Leaf
 
 _USUAL = Exchange()
 # The time of a smaller bucket depends on the number of its messages, not on its bytes.

@@ -39,7 +39,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.common.errors import AgreedError, UserError, as_user_error, one_line
-from tinyunet.engine.local_ranks import LocalRanks, shared_memory
+from tinyunet.local_ranks import LocalRanks
+from tinyunet.parallel.shared_memory import SharingRanks, shared_memory
 from tinyunet.parallel.stall import StallWatch
 from tinyunet.parallel.timeline import WAITS, Timeline, file_of_rank
 
@@ -91,7 +92,7 @@ class Communicator:
         self.timeline: Timeline | None = None
         self._stalls: StallWatch | None = None
         self._waits = 0
-        self.local = LocalRanks()
+        self.local: LocalRanks = LocalRanks()
         self._levels: tuple[Any, Any] | None = None
         self._spoken: Any = bytearray(1)
         if self.size > 1:
@@ -111,7 +112,7 @@ class Communicator:
         if shared is not None:
             self._spoken = shared
         shares = shared is not None and node.size > 1
-        self.local = LocalRanks(node if shares else None, self.wait)
+        self.local = SharingRanks(node if shares else None, self.wait)
         if set(self._mpi.allgather(self.local.size)) == {self.local.size} and shares:
             self._levels = node, self._mpi.Split(node.rank)
         if node.rank == 0:

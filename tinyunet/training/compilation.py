@@ -26,6 +26,7 @@ from kernels.base import machine
 from kernels.base.layout import blocks
 from kernels.base.simd import LANES
 from tinyunet.compiler import compile, measure
+from tinyunet.compiler.passes.choose_algorithm import Direction, only_compiling
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.segmentation.sliding_window import patch_for, predictor, segment
@@ -133,12 +134,12 @@ def _compile_from_both_ends(task: Task) -> None:
         helper.wait()
 
 
-def compile_task(task: Task, direction: measure.Direction) -> None:
+def compile_task(task: Task, direction: Direction) -> None:
     """Compile the kernels of training and then of prediction, each from its first node or its last."""
     model = UNet(**task.config)
     optimizer, channels = Adam(model.parameters()), model.config["in_channels"]
     how: dict[str, Any] = {"accuracy": task.accuracy, "deterministic": task.deterministic}
-    with measure.only_compiling(direction), _garbage_left_longer():
+    with only_compiling(direction), _garbage_left_longer():
         # Training first from either end: its first layers and its last have least in common.
         for batch_shape in task.batch_shapes:
             shape = (*batch_shape, channels)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from tinyunet.common.errors import AgreedError
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.nn import BatchNorm
-from tinyunet.optim import Adam, Schedule, polynomial, warm_up
+from tinyunet.optim import Adam
 from tinyunet.parallel.buckets import GradientSum
 from tinyunet.parallel.synchronized_norm import Synchronized
+from tinyunet.schedules import Schedule, polynomial, warm_up
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Job
 from tinyunet.training.samples import Batch, Loader

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import ops
-from tinyunet.autograd import listening
 from tinyunet.compiler import compile
 from tinyunet.compiler.trace import trace
-from tinyunet.engine.context import Listener
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import Parameter
 from tinyunet.optim import Optimizer
+from tinyunet.tape import Listener, listening
 from tinyunet.training.samples import Batch
 from tinyunet.unet import UNet
 

@@ -16,8 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from tinyunet.compiler.ir import PLAIN, Graph, Node
-from tinyunet.compiler.operators import nbytes
-from tinyunet.compiler.show import Stage, is_unfused, main_value
+from tinyunet.compiler.passes import Stage
+from tinyunet.compiler.show import figures, is_unfused, main_value, nbytes
 from tinyunet.viz.figure import GREY, line_colour, panels, write
 
 _FAMILIES = ("convolution", "batch_norm", "pool", "concatenation", "reorder")
@@ -44,11 +44,9 @@ def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
     longest = max(len(item.graph.nodes) for item in shown)
     for axes, item in zip(grid[:, 0], shown, strict=True):
         _draw_nodes(axes, item.graph)
-        nodes, _, moved, _ = item.figures
-        axes.set_title(
-            f"{item.name}: {nodes} nodes, {moved / 1e6:.0f} MB moved, arena {item.arena / 1e6:.0f} MB",
-            loc="left",
-        )
+        found = figures(item)
+        moved, arena = f"{found.moved / 1e6:.0f} MB moved", f"arena {found.arena / 1e6:.0f} MB"
+        axes.set_title(f"{item.name}: {found.nodes} nodes, {moved}, {arena}", loc="left")
         axes.set_xlim(-1, longest)
     write(figure, path)
 

@@ -1,7 +1,5 @@
 """All operators, and what passes ask of them. A new operator is one record in one of the files here."""
 
-import math
-
 import numpy as np
 
 from tinyunet.autograd import Function
@@ -67,22 +65,3 @@ def split(graph: Graph) -> Graph:
         if slope is not None and made and is_convolution(made) and normalization.is_volume(graph, node):
             graph = normalization.split_activation(graph, node, slope)
     return graph
-
-
-def nbytes(node: Node, graph: Graph) -> int:
-    """Bytes of everything the node reads and writes, each once. A view moves nothing."""
-    roles = [v for r, v in node.inputs.items() if r not in node.views.values()]
-    roles += [v for r, v in node.outputs.items() if r not in node.views]
-    return sum(graph.values[value].nbytes for value in roles)
-
-
-def flops(node: Node, graph: Graph) -> int:
-    """Multiplications and additions of the definition, whatever algorithm runs."""
-    shapes, kernel = {role: graph.values[v].shape for role, v in node.values.items()}, KERNELS.get(node.op)
-    if kernel and kernel.flops:
-        return kernel.flops(node, shapes)
-    if node.views:
-        return 0
-    operator = BY_NAME.get(node.op.removesuffix("_backward"))
-    work = operator.work[node.op.endswith("_backward")] if operator else 1
-    return work * max((math.prod(shape) for shape in shapes.values()), default=0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels import ops
 from kernels.base.arguments import Floats, tensor
 from kernels.base.buffers import empty
 from kernels.base.conv_shapes import forward_geometry
@@ -21,8 +22,6 @@ from kernels.conv3d import operator as conv3d
 from kernels.conv3d.write import NO_MOMENTS
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask
 from kernels.ladder.direct import FEW_CHANNELS
-from kernels.ops import transposed_conv
-from kernels.ops.transposed_conv import enlarged_shape
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node
 from tinyunet.compiler.operators.weightless import check_vectors, checked_volume
@@ -91,7 +90,9 @@ def _convolved(a: Arguments) -> Shape:
 
 def _enlarged(a: Arguments) -> Shape:
     tensor("weights", a["weights"], axes="IC, OC, KD, KH, KW", dtype=a["src"].dtype)
-    shape = enlarged_shape(checked_volume(a), a["weights"].shape, a["stride"], a["padding"])
+    shape = ops.transposed_conv.enlarged_shape(
+        checked_volume(a), a["weights"].shape, a["stride"], a["padding"]
+    )
     check_vectors(a, shape[-1], "bias")
     return shape
 
@@ -184,13 +185,13 @@ def _transposed_packed(node: Node, graph: Graph) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _panel_shapes(shape: Any) -> tuple[Shape, ...]:
-    return tuple(panel.shape for panel in transposed_conv.panels(shape))
+    return tuple(panel.shape for panel in ops.transposed_conv.panels(shape))
 
 
-def _panels(flat: Any, shape: Shape) -> transposed_conv.Packed:
+def _panels(flat: Any, shape: Shape) -> "ops.transposed_conv.Packed":
     forward, backward = _panel_shapes(shape)
     at = math.prod(forward)
-    return transposed_conv.Packed(flat[:at].reshape(forward), flat[at:].reshape(backward))
+    return ops.transposed_conv.Packed(flat[:at].reshape(forward), flat[at:].reshape(backward))
 
 
 def _packing_sizes(b: Binder) -> Shapes:
@@ -204,7 +205,7 @@ def _pack_weights(b: Binder) -> Call:
 
         def run() -> None:
             flat.fill(0)
-            transposed_conv.pack(weights, packed)
+            ops.transposed_conv.pack(weights, packed)
 
         return run
     plan = plan_of(user, b.graph)
@@ -280,19 +281,19 @@ def _transposed_forward(b: Binder) -> Call:
     source, dst = b.source(), b.array("dst")
     packed = _panels(b.array("weights"), weights_shape(b.node, b.graph))
     bias = b.array("bias") if b.has("bias") else None
-    return lambda: transposed_conv.forward_blocked(source, packed, bias, dst)
+    return lambda: ops.transposed_conv.forward_blocked(source, packed, bias, dst)
 
 
 def _transposed_backward_data(b: Binder) -> Call:
     diff_dst, dst, mask, accumulate = b.array("diff_dst"), b.array("diff_src"), b.mask(), b.has("accumulate")
     packed = _panels(b.array("weights"), weights_shape(b.node, b.graph))
-    return lambda: transposed_conv.backward_data_blocked(diff_dst, packed, dst, accumulate, mask)
+    return lambda: ops.transposed_conv.backward_data_blocked(diff_dst, packed, dst, accumulate, mask)
 
 
 def _transposed_backward_weights(b: Binder) -> Call:
     source, diff_dst, diff_weights = b.source(), b.array("diff_dst"), _diff_weights(b)
     diff_bias = _bias(b, "diff_bias", diff_weights.shape[1:2])
-    return lambda: transposed_conv.backward_weights_blocked(source, diff_dst, diff_weights, diff_bias)
+    return lambda: ops.transposed_conv.backward_weights_blocked(source, diff_dst, diff_weights, diff_bias)
 
 
 # ---- records ---------------------------------------------------------------------------------

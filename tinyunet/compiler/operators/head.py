@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kernels.ops import last_layer
+from kernels import ops
 from tinyunet.compiler.ir import Node
 from tinyunet.compiler.record import Binder, Call, Kernel, Shape, Shapes, volume
 
@@ -41,16 +41,16 @@ def _flops(node: Node, shapes: Mapping[str, Shape]) -> int:
 def _infer(b: Binder) -> Call:
     source, weights, bias, dst = b.source(), b.array("weights"), b.array("bias"), b.array("dst")
     probabilities = dst.reshape(source.data.shape[0], *source.data.shape[2:5], dst.shape[-1])
-    return lambda: last_layer.infer(source, weights, bias, probabilities)
+    return lambda: ops.last_layer.infer(source, weights, bias, probabilities)
 
 
-def _layer(b: Binder) -> last_layer.Layer:
-    return last_layer.Layer(b.source(), b.array("weights"), b.array("bias"), b.array("labels"))
+def _layer(b: Binder) -> "ops.last_layer.Layer":
+    return ops.last_layer.Layer(b.source(), b.array("weights"), b.array("bias"), b.array("labels"))
 
 
 def _loss(b: Binder) -> Call:
     layer, dice, cross_entropy = _layer(b), b.array("dice"), b.array("cross_entropy").reshape(1)
-    return lambda: last_layer.forward(layer, dice, cross_entropy)
+    return lambda: ops.last_layer.forward(layer, dice, cross_entropy)
 
 
 def _loss_backward(b: Binder) -> Call:
@@ -61,7 +61,7 @@ def _loss_backward(b: Binder) -> Call:
     dst, weights, bias = (b.array(f"diff_{role}") for role in ("src", "weights", "bias"))
 
     def run() -> None:
-        last_layer.backward(layer, dice, float(cross_entropy), dst, weights, bias, accumulate, mask)
+        ops.last_layer.backward(layer, dice, float(cross_entropy), dst, weights, bias, accumulate, mask)
 
     return run
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
+from kernels import ops
 from kernels.base.arguments import NDHWC, tensor
-from kernels.ops import edges, pooling
-from kernels.ops.pooling import pooled_shape
 from tinyunet import autograd, functional, losses
 from tinyunet.compiler.ir import BLOCKED, Graph, Node
 from tinyunet.compiler.record import Arguments, Binder, Call, Kernel, Operator, Shape, Shapes, same, volume
@@ -48,19 +47,19 @@ def _pooling_sizes(b: Binder) -> Shapes:
 def _pool(b: Binder) -> Call:
     source, dst, size = b.source(), b.array("dst"), tuple(b.node.attributes["size"])
     argmax = b.array("argmax") if b.has("argmax") else np.empty(dst.shape, np.uint8)
-    return lambda: pooling.forward_blocked(source, dst, argmax, size)
+    return lambda: ops.pooling.forward_blocked(source, dst, argmax, size)
 
 
 def _pool_backward(b: Binder) -> Call:
     diff_dst, argmax, dst = b.array("gradient"), b.array("saved.argmax"), b.array("diff_src")
     accumulate, mask, size = b.has("accumulate"), b.mask(), tuple(b.node.attributes["size"])
-    return lambda: pooling.backward_blocked(diff_dst, argmax, dst, accumulate, mask, size)
+    return lambda: ops.pooling.backward_blocked(diff_dst, argmax, dst, accumulate, mask, size)
 
 
 _POOLING = Operator(
     "max_pooling",
     functional.MaxPooling,
-    lambda a: pooled_shape(checked_volume(a), a["size"]),
+    lambda a: ops.pooling.pooled_shape(checked_volume(a), a["size"]),
     ("argmax",),
     {"argmax": lambda _, shape: (shape, np.uint8)},
     kernels={
@@ -91,9 +90,9 @@ def _reorder(b: Binder) -> Call:
     dst = b.array("dst")
     if b.value("dst").layout == BLOCKED:
         src = b.array("src")
-        return lambda: edges.to_blocked(src, dst)
+        return lambda: ops.edges.to_blocked(src, dst)
     source = b.source()
-    return lambda: edges.to_ndhwc(source, dst)
+    return lambda: ops.edges.to_ndhwc(source, dst)
 
 
 MADE_BY_PASSES = {"accumulate": Kernel(_accumulate), "reorder": Kernel(_reorder, _reorder_sizes)}

@@ -21,14 +21,19 @@ largest output at most.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 from kernels.base.arguments import Triple
-from kernels.base.layout import blocks
 from kernels.base.simd import LANES
 from kernels.conv3d import first_layer, winograd, winograd_stages
 from tinyunet.compiler.ir import Graph, Node, Options
-from tinyunet.compiler.measure import Tile, fastest, in_order
 from tinyunet.compiler.operators.convolutions import plan_of
+
+#: Winograd F(tile); None is direct.
+Tile = Triple | None
+Direction = Literal["forwards", "backwards"]
 
 
 def _by_accuracy(tiles: tuple[Triple, ...]) -> dict[str, tuple[Triple, ...]]:
@@ -48,12 +53,28 @@ _TRANSFORM = 20
 _PACK, _USE = 30, 15
 # Multiply-adds of a direct convolution below which nothing is gained: 0.1 ms.
 _SMALL = 1e7
+_compiling: Direction | None = None
+
+
+@contextmanager
+def only_compiling(direction: Direction) -> Iterator[None]:
+    """Inside, time nothing: run each candidate once, so that its kernel is compiled, and take the first.
+
+    ``direction`` is the order of the convolutions.
+    """
+    global _compiling
+    _compiling = direction
+    try:
+        yield
+    finally:
+        _compiling = None
 
 
 def choose_algorithm(graph: Graph, options: Options) -> Graph:
     """Return the graph with the setting "tile" at the convolutions that Winograd runs faster."""
     convolutions = [node for node in graph.nodes if node.op in _OPS and node.runs_fused]
-    chosen = [(node, _choose(node, graph, options)) for node in in_order(convolutions)]
+    in_order = convolutions[::-1] if _compiling == "backwards" else convolutions
+    chosen = [(node, _choose(node, graph, options)) for node in in_order]
     return graph.rewrite({node.name: [node.with_attributes({"tile": tile})] for node, tile in chosen})
 
 
@@ -61,7 +82,14 @@ def _choose(node: Node, graph: Graph, options: Options) -> Tile:
     found = costs(node, graph, options.accuracy)
     best = min(found, key=found.__getitem__)
     candidates = [tile for tile, cost in found.items() if cost <= _FACTOR * found[best]]
-    return best if options.deterministic or len(candidates) == 1 else fastest(node, graph, candidates)
+    if options.deterministic or len(candidates) == 1:
+        return best
+    from tinyunet.compiler import measure  # most steps find all that it has measured in a file
+
+    if _compiling:
+        measure.run_once(node, graph, candidates)
+        return candidates[0]
+    return measure.fastest(node, graph, candidates)
 
 
 def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
@@ -75,12 +103,10 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
     accuracy : {"strict", "fast"}
     """
     plan = plan_of(node.with_attributes({"tile": None}), graph)
-    few, voxels = plan.width < LANES, math.prod(plan.size)
-    inputs, outputs = (
-        plan.width if few else plan.blocks_in * LANES,
-        sum(map(blocks, plan.channels_out)) * LANES,
-    )
-    direct = math.prod(plan.kernel) * inputs * outputs * voxels
+    few, taps = plan.width < LANES, math.prod(plan.kernel)
+    inputs = plan.width if few else plan.blocks_in * LANES
+    outputs = plan.blocks_out * LANES
+    direct = taps * inputs * outputs * math.prod(plan.size)
     tiles = [
         tile
         for tile in (_TILES_OF_FEW if few else _TILES)[accuracy]
@@ -93,7 +119,7 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
     if not tiles or direct < _SMALL:
         return {None: direct}
     packing = _PACK if graph.gradients else 0
-    found: dict[Tile, float] = {None: direct + packing * math.prod(plan.kernel) * inputs * outputs}
+    found: dict[Tile, float] = {None: direct + packing * taps * inputs * outputs}
     for tile in tiles:
         count = plan.size[0] * math.prod(-(-n // m) for n, m in zip(plan.size[1:], tile, strict=True))
         points = winograd_stages.points(tile)

@@ -53,25 +53,21 @@ class _Rewriter:
 
     def add(self, node: Node, wanted: str) -> None:
         inputs = {role: self._read(role, value, node, wanted) for role, value in node.inputs.items()}
-        outputs, after = {}, []
-        for role, value in node.outputs.items():
-            outputs[role] = value
+        outputs, after = dict(node.outputs), []
+        for role, value in node.outputs.items() if wanted == BLOCKED else ():
             known = self.values[value]
-            if known.layout == PLAIN or wanted == NDHWC:
+            if known.layout == PLAIN:
                 continue
-            kept = self.stay or known.dtype != np.float32  # argmax is read by its own backward only
-            if kept and value not in self.graph.outputs:
-                self.values[value] = replace(known, layout=BLOCKED)
-                continue
-            inner = replace(known, name=f"{value}|{BLOCKED}", layout=BLOCKED)
-            self.values[inner.name] = inner
-            outputs[role] = inner.name
-            after.append(_reorder(inner, known, node))
-        attributes = dict(node.attributes)
+            blocked = replace(known, layout=BLOCKED)
+            stays = self.stay or known.dtype != np.float32  # argmax is read by its own backward only
+            if not stays or value in self.graph.outputs:
+                blocked = replace(blocked, name=f"{value}|{BLOCKED}")
+                after.append(_reorder(blocked, known, node))
+            outputs[role] = blocked.name
+            self.values[blocked.name] = blocked
         if wanted == BLOCKED:
-            attributes["implementation"] = "fused"
-        self.nodes.append(replace(node, inputs=inputs, outputs=outputs, attributes=attributes))
-        self.nodes += after
+            node = node.with_attributes({"implementation": "fused"})
+        self.nodes += [replace(node, inputs=inputs, outputs=outputs), *after]
 
     def _read(self, role: str, value: str, node: Node, wanted: str) -> str:
         known = self.values[value]
@@ -82,8 +78,8 @@ class _Rewriter:
         key = (value, wanted)
         if key not in self.versions or not self.stay:
             count = sum(n.name.startswith(f"reorder {value}") for n in self.nodes)
-            version = replace(known, name=f"{value}|{wanted}{count or ''}", layout=wanted)
-            version = replace(version, kind="temporary")
+            name = f"{value}|{wanted}{count or ''}"
+            version = replace(known, name=name, layout=wanted, kind="temporary")
             self.values[version.name] = version
             self.nodes.append(_reorder(known, version, node, count))
             self.versions[key] = version.name

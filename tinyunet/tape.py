@@ -1,8 +1,11 @@
-"""The tape: a context for each call of an operator, and the walk back over them.
+"""The tape: a context for each call of an operator, and the walk back over them; or a tracer in its place.
 
 A context holds where the call's inputs came from, and what the operator keeps for its gradient. It points to
 its parent *contexts*, not to its input tensors, so an activation lives only while some ``ctx.save`` (or the
 caller) needs it. Its backward empties a context; going back through it again is an error.
+
+While a model is traced (:mod:`tinyunet.compiler.trace`), a tracer gets the calls, and tensors hold
+:class:`Absent` arrays.
 """
 
 import itertools
@@ -12,10 +15,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from tinyunet.common import verbose
 
@@ -43,7 +46,6 @@ class Leaf(Protocol):
 
 #: Called during backward with the operator that has just run, and the leaves whose gradient is now complete.
 Listener: TypeAlias = Callable[[str, Sequence[Leaf]], None]
-
 
 #: Called with an operator and its arguments; returns the tensor that the operator would.
 Tracer: TypeAlias = Callable[[type[Any], tuple[Any, ...]], Any]
@@ -164,7 +166,7 @@ class Context:
 def go_back(newest: Context, gradient: Array, listener: Listener | None) -> None:
     """Visit contexts from the newest to the oldest; leaves accumulate the gradients that reach them."""
     gradients, ours = {newest: gradient}, set[Context]()  # ours: sums that the tape may add to in place
-    uses = _uses_of_leaves(newest) if listener else Counter[Leaf]()
+    uses = uses_of_leaves(newest) if listener else Counter[Leaf]()
     while gradients:
         ctx = max(gradients, key=lambda each: each.serial_number)  # no gradient can still reach the newest
         parents = ctx.parents
@@ -187,8 +189,8 @@ def go_back(newest: Context, gradient: Array, listener: Listener | None) -> None
             listener(f"d {ctx.function.__name__}", [p for p in set(leaves) if not uses[p]])
 
 
-def _uses_of_leaves(newest: Context) -> Counter[Leaf]:
-    """How often each leaf is an argument on the tape that ends here."""
+def uses_of_leaves(newest: Context) -> Counter[Leaf]:
+    """Return how often each leaf is an argument on the tape that ends here."""
     uses, seen, waiting = Counter[Leaf](), {newest}, [newest]
     while waiting:
         for parent in waiting.pop().parents:
@@ -264,3 +266,41 @@ def _sample(array: NDArray[Any] | None) -> bytes:
     while math.gcd(step, array.size) > 1:  # coprime: the samples meet every channel, row, slice
         step += 1
     return array.reshape(-1)[::step].tobytes()
+
+
+# ---- while a model is traced -----------------------------------------------------------------------------
+
+
+class NeedsNumbersError(RuntimeError):
+    """Somebody asked an absent array for its numbers; ``name`` is that of the array."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is being traced: it has a shape, but no numbers")
+        self.name = name
+
+
+class Absent(np.lib.mixins.NDArrayOperatorsMixin):
+    """Has the shape and the type of an array, but no numbers: a tensor holds it while a model is traced.
+
+    A trace computes nothing. An ``if``, an index or a function of NumPy that needs numbers is refused here:
+    so what depends on the data never becomes a constant of a graph.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
+        self.ndim, self.size = len(shape), math.prod(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise NeedsNumbersError(self.name)
+
+    __array__ = __array_ufunc__ = __array_function__ = _refuse
+    __getitem__ = __setitem__ = __iter__ = __contains__ = _refuse
+    __bool__ = __float__ = __int__ = __index__ = __complex__ = _refuse
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("_"):  # copy, pickle and NumPy ask for names that need not be there
+            raise AttributeError(attribute)
+        raise NeedsNumbersError(self.name)
