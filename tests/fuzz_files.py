@@ -32,7 +32,7 @@ import numpy as np
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.data.labels import read_labels
-from tinyunet.data.nifti import read_shape, read_volume
+from tinyunet.data.nifti import read_header, read_volume
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint, prediction
@@ -160,7 +160,7 @@ def nifti_case(path: Path, generator: Generator, megabytes: int) -> None:
     path.write_bytes(content)
     voxels, geometry = read_volume(path)
     check_nifti(content, voxels, geometry)
-    assert read_shape(path) == voxels.shape
+    assert read_header(path)[0] == voxels.shape
     try:
         labels, _ = read_labels(path, range(100))
         assert np.array_equal(labels, np.rint(voxels))
@@ -386,7 +386,7 @@ def predicts(found: checkpoint.Checkpoint) -> None:
     if not image.exists():
         voxels = np.random.default_rng(0).integers(1, 100, (3, 2, 2, 2)).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), image)
-    (one,) = prediction.predict(found.path, [image], image.parent / "out", Communicator(), True)
+    (one,) = prediction.predict(found.path, [image], image.parent / "out", Communicator(), eager=True)
     labels, _ = read_labels(one.output, found.state["label_values"])
     assert labels.max() < found.config["classes"]
     assert np.isclose(sum(one.millilitres.values()), np.count_nonzero(labels) / 1000)

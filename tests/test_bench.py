@@ -24,7 +24,7 @@ from tinyunet.benchmarks.race import Outcome, Result
 from tinyunet.benchmarks.systems import EAGER, PEERS, TENSORFLOW, Job, System
 from tinyunet.commandline import run
 from tinyunet.common.errors import AgreedError
-from tinyunet.parallel.options import ALLREDUCES
+from tinyunet.parallel.algorithms import ALGORITHMS
 
 FAKE = System("fake", "Fake", "numpy", "fake_peer", ("step", "infer", "conv"))
 ROW = ["system", "case", "size", "threads", "median_ms", "min_ms", "max_ms", "peak_gb"]
@@ -345,7 +345,7 @@ def test_allreduce_table_and_files(command, tmp_path, monkeypatch):
     # 2 x 3 / 4 exchanges of 20 us + 1.024 us.
     assert re.search(r"^1,024 +42\.0 +42\.0 +42\.0 +31\.5 +0\.02", out, re.MULTILINE)
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert {row["algorithm"] for row in figures["ranks"]} == set(ALLREDUCES)
+    assert {row["algorithm"] for row in figures["ranks"]} == set(ALGORITHMS)
     with Image.open(tmp_path / "picture.png") as picture:
         assert min(picture.size) > 100
 

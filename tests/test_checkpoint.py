@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tinyunet.autograd import no_grad
+from tinyunet.common.archive import seal
 from tinyunet.nn import Parameter
 from tinyunet.optim import SGD, Adam
-from tinyunet.segmentation.checkpoint import CheckpointError, load, save, seal
+from tinyunet.segmentation.checkpoint import CheckpointError, load, save
 from tinyunet.unet import UNet
 
 STATE = {"epoch": 3, "labels": ["background", "edema"], "validation": {"regions": {}}}
@@ -161,7 +162,8 @@ def test_what_is_no_checkpoint_is_told_apart(tmp_path):
     refused(text)
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     refused(tmp_path / "other.npz")
-    seal(tmp_path / "other.npz")
+    with (tmp_path / "other.npz").open("r+b") as file:
+        seal(file)
     with pytest.raises(CheckpointError, match="not a checkpoint of tinyunet"):
         load(tmp_path / "other.npz")
 
@@ -169,7 +171,8 @@ def test_what_is_no_checkpoint_is_told_apart(tmp_path):
 def test_pickled_objects_are_never_run(tmp_path):
     path = tmp_path / "pickled.npz"
     np.savez(path, header=np.array([print], dtype=object))
-    seal(path)
+    with path.open("r+b") as file:
+        seal(file)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         load(path)
 
@@ -232,7 +235,8 @@ def rewritten(path, change):
     change(members)
     other = path.with_name("other.npz")
     np.savez(other, **members)
-    seal(other)
+    with other.open("r+b") as file:
+        seal(file)
     return other
 
 
@@ -400,7 +404,8 @@ def test_a_small_archive_takes_little_memory(tmp_path, kind, told):
                 for name in ("CRC", "compress_size", "file_size", "header_offset"):
                     setattr(other, name, getattr(first, name))
                 archive.filelist.append(other)
-    seal(path)
+    with path.open("r+b") as file:
+        seal(file)
     assert path.stat().st_size < 2**21
     tracemalloc.start()
     try:

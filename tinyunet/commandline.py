@@ -15,18 +15,9 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NoReturn
 
-from tinyunet.common import verbose
-from tinyunet.common.errors import (
-    ENDING,
-    AgreedError,
-    Interrupted,
-    StoppedError,
-    UserError,
-    as_user_error,
-    one_line,
-)
+from tinyunet.common import errors, verbose
+from tinyunet.common.errors import ENDING, AgreedError, Interrupted, StoppedError, UserError, one_line
 from tinyunet.common.terminal import terminal_stream
-from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
@@ -87,58 +78,16 @@ def number(above: float, below: float = float("inf")) -> Callable[[str], float]:
     return read
 
 
-def add_execution(group: Any) -> None:
-    """Give a parser, or a group of its options, those that say how a model runs."""
-    group.add_argument(
-        "--eager",
-        action="store_true",
-        help="run the model's operators one after the other, not the compiled graph: slower, for comparison",
-    )
-    group.add_argument(
-        "--accuracy",
-        choices=("fast", "strict"),
-        default="fast",
-        help="what convolutions of the compiled graph may lose: strict is no worse than direct "
-        "convolution in float32, fast errs by up to 5e-5 of the largest result "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="choose the algorithms of convolutions by a model of their work alone, not by the clock: "
-        "the same command then gives the same bits on another machine of this kind, too, with as many "
-        "threads",
-    )
-
-
-def add_labels(group: Any, dest: str = "convention") -> None:
-    """Give a parser, or a group of its options, the one that says what numbers in labels mean."""
-    group.add_argument(
-        "--labels",
-        dest=dest,
-        choices=CONVENTIONS,
-        help="what the numbers in label files mean (default: what dataset.json says, or names of "
-        "files and numbers, where they leave no doubt)",
-    )
-
-
-def size(numbers: list[int]) -> tuple[int, int, int]:
-    """Return the size of a patch from one number for all axes or one for each; else raise AgreedError."""
-    match numbers:
-        case [side]:
-            return side, side, side
-        case [d, h, w]:
-            return d, h, w
-    raise AgreedError(f"--patch-size: {len(numbers)} numbers; expected 1 or 3 (see --help)")
+def add_threads(group: Any) -> None:
+    """Give a parser, or a group of its options, the option for :func:`use_threads`."""
+    text = "threads of each rank (default: the cores of the node, divided among its ranks)"
+    group.add_argument("--threads", type=whole_number(1), metavar="N", help=text)
 
 
 def use_threads(asked: int | None, communicator: Communicator) -> None:
     """Let kernels use as many threads as asked for, or this rank's share of the cores.
 
-    Raises
-    ------
-    UserError
-        If there are fewer cores, or ``NUMBA_NUM_THREADS`` is less.
+    UserError if there are fewer cores, or ``NUMBA_NUM_THREADS`` is less.
     """
     machine = load_machine()
     check_threads(asked, machine.most_threads())
@@ -148,10 +97,7 @@ def use_threads(asked: int | None, communicator: Communicator) -> None:
 def load_machine() -> ModuleType:
     """Return :mod:`kernels.base.machine`, late: a wrong option is reported before Numba is loaded.
 
-    Raises
-    ------
-    OSError
-        If the environment has a variable that kernels cannot run with.
+    OSError if the environment has a variable that kernels cannot run with.
     """
     from kernels.base import environment, machine
 
@@ -169,12 +115,8 @@ def check_threads(asked: int | None, most: int) -> None:
 def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     """Run a command on all ranks of this job, and exit with its code.
 
-    Parameters
-    ----------
-    program : str
-        Errors begin with this name.
-    main : callable
-        The command; it gets the ranks. An error that it raises on one rank only ends all.
+    ``main`` gets the ranks; an error that it raises on one rank only ends all. The name of the ``program``
+    begins each error.
     """
     sys.stdout, sys.stderr = terminal_stream(sys.stdout), terminal_stream(sys.stderr)
     communicator, signals = Communicator(), Signals()
@@ -208,38 +150,40 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
     sys.exit(0)
 
 
+def handle_signals(handler: Any) -> dict[int, Any]:
+    """Set the handler of each signal of ``ENDING``, unless nohup ignores it; return the handlers before."""
+    handled = [number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
+
+
+def restore_signals(before: dict[int, Any]) -> None:
+    """Undo :func:`handle_signals`."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Signals:
     """The signals of ``ENDING`` as exceptions, from `begin` to `end`; before, they end the process.
 
-    Attributes
-    ----------
-    raised : KeyboardInterrupt or None
-        The latest of them.
+    The latest is ``raised``.
     """
 
     def __init__(self) -> None:
         self.raised: KeyboardInterrupt | None = None
-        self._before = {
-            number: signal.signal(number, signal.SIG_DFL)
-            for number in ENDING
-            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
-        }
+        self._before = handle_signals(signal.SIG_DFL)
 
     def begin(self) -> None:
         """Raise what comes from now on."""
-        for number in self._before:
-            signal.signal(number, self._raise)
+        handle_signals(self._raise)
 
     def ignore(self) -> None:
         """Let no other signal change the exit code: Python and MPI take a while to end."""
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
+        handle_signals(signal.SIG_IGN)
         self._before = {}
 
     def end(self) -> None:
         """Restore the handlers, unless signals are ignored by now."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        restore_signals(self._before)
 
     def _raise(self, number: int, frame: object) -> NoReturn:
         self.raised = Interrupted(number)
@@ -270,7 +214,8 @@ def _end_all_ranks(program: str, communicator: Communicator, error: BaseExceptio
     Many ranks may meet the same. The lower ones print first, within two seconds; a rank prints nothing after
     another rank of its node, and the first that has printed ends all others.
     """
-    interrupted, known = isinstance(error, KeyboardInterrupt), as_user_error(error)
+    interrupted, known = isinstance(error, KeyboardInterrupt), errors.as_user_error(error)
+    code = 1
     if interrupted:
         number = error.signal_number if isinstance(error, Interrupted) else signal.SIGINT
         text, code = ENDING[number] + (f"; {error}" if str(error) else ""), 128 + number
@@ -278,10 +223,9 @@ def _end_all_ranks(program: str, communicator: Communicator, error: BaseExceptio
         text, code = one_line(str(known)), 2
     else:
         text = f"rank {communicator.rank} failed\n{''.join(traceback.format_exception(error))}"
-        # sys.exit(0) of one rank is a failure, too: the others lack its part of the work.
-        code = (
-            error.code & 0xFF if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-        ) or 1
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            # sys.exit(0) of one rank is a failure, too: the others lack its part of the work.
+            code = error.code & 0xFF or 1
     try:
         time.sleep(_TURNS * communicator.rank / communicator.size)
         if communicator.is_first_to_speak():

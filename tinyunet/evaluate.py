@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from tinyunet.commandline import Parser, add_labels, run, whole_number
+from tinyunet.commandline import Parser, run, whole_number
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.settings import add_option
 
 
 def make_parser() -> Parser:
@@ -15,20 +16,12 @@ def make_parser() -> Parser:
         epilog="Dice of a class that both prediction and truth lack is 1; if only one lacks it, 0.",
     )
     parser.add_argument("predictions", metavar="PREDICTIONS", help="a label file, or a folder of them")
-    parser.add_argument(
-        "labels",
-        metavar="LABELS",
-        help="the true labels: a file, a folder of files named as the predictions are, or the "
-        "folder of a Decathlon task or of BraTS cases",
-    )
-    add_labels(parser)
-    parser.add_argument(
-        "--label-values",
-        type=whole_number(0),
-        nargs="+",
-        metavar="N",
-        help="or the numbers that stand for background, edema, non-enhancing and enhancing tumour",
-    )
+    labels = "the true labels: a file, a folder of files named as the predictions are, or the "
+    labels += "folder of a Decathlon task or of BraTS cases"
+    parser.add_argument("labels", metavar="LABELS", help=labels)
+    add_option(parser, "labels", dest="convention")
+    numbers = "or the numbers that stand for background, edema, non-enhancing and enhancing tumour"
+    parser.add_argument("--label-values", type=whole_number(0), nargs="+", metavar="N", help=numbers)
     parser.add_argument("--json", metavar="FILE", help="write the scores to this file too")
     return parser
 

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from tinyunet.commandline import Parser, add_execution, run, use_threads, whole_number
+from tinyunet.commandline import Parser, add_threads, run, use_threads
 from tinyunet.parallel.communicator import Communicator
+from tinyunet.training.settings import add_option
 
 
 def make_parser() -> Parser:
@@ -16,27 +17,14 @@ def make_parser() -> Parser:
         epilog="Under mpirun the images are shared among the ranks.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="best.npz of a training")
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="a NIfTI file with all sequences of the training in their order, or the folder of a BraTS case",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="folder for the labels, named as the images are; files of these names are replaced if "
-        "this program has written them",
-    )
-    add_execution(parser)
-    parser.add_argument(
-        "--threads",
-        type=whole_number(1),
-        metavar="N",
-        help="threads of each rank (default: the cores of the node, divided among its ranks)",
-    )
+    images = "a NIfTI file with all sequences of the training in their order, or the folder of a BraTS case"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=images)
+    output = "folder for the labels, named as the images are; files of these names are replaced if "
+    output += "this program has written them"
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help=output)
+    for name in ("eager", "accuracy", "deterministic"):
+        add_option(parser, name)
+    add_threads(parser)
     return parser
 
 
@@ -49,15 +37,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     from tinyunet.common.terminal import printable
     from tinyunet.segmentation.prediction import predict
 
-    everything = predict(
-        options.checkpoint,
-        options.images,
-        options.output,
-        communicator,
-        options.eager,
-        options.accuracy,
-        options.deterministic,
-    )
+    execution = {name: getattr(options, name) for name in ("eager", "accuracy", "deterministic")}
+    everything = predict(options.checkpoint, options.images, options.output, communicator, **execution)
     notes = [f"warning: {note}" for found in everything for note in found.notes]
     for line in [*dict.fromkeys(found.written_as for found in everything), *notes]:
         print(printable(line), file=sys.stderr)

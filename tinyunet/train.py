@@ -1,13 +1,14 @@
 """Train a U-Net to segment brain tumours: ``python -m tinyunet.train``, alone or under mpirun."""
 
-from argparse import Namespace
+from argparse import SUPPRESS
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import fields
 from typing import Any
 
-from tinyunet.commandline import Parser, add_execution, add_labels, run, size, use_threads, whole_number
+from tinyunet.commandline import Parser, add_threads, run, use_threads
+from tinyunet.common.errors import AgreedError
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.training.settings import Settings
+from tinyunet.training.settings import Settings, add_option
 
 
 def make_parser() -> Parser:
@@ -19,54 +20,31 @@ def make_parser() -> Parser:
         epilog="On several processes: mpirun -n 4 python -m tinyunet.train. Results come in a "
         "folder of their own: best.npz and latest.npz (checkpoints), history.json, test.json, "
         "learning_curves.png and predictions.png.",
+        argument_default=SUPPRESS,  # only what is given goes into the settings
     )
     groups: dict[str, Any] = {}
     for setting in fields(Settings):
         title = setting.metadata["group"]
         if title and title not in groups:
             groups[title] = parser.add_argument_group(title)
-        if setting.metadata["help"]:
-            _add_option(groups[title], setting)
-        elif setting.name == "labels":
-            add_labels(groups[title], "labels")
-        elif setting.name == "eager":
-            add_execution(groups[title])
-    groups["the run"].add_argument(
-        "--threads",
-        type=whole_number(1),
-        metavar="N",
-        help="threads of each rank (default: the cores of the node, divided among its ranks)",
-    )
-    groups["the run"].add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN",
-        help="go on with a run, given by its folder or a checkpoint in it; without RUN with the latest "
-        "in --output, or with a new one if there is none. The run keeps its settings",
-    )
+        if title:
+            add_option(groups[title], setting.name, default=SUPPRESS)
+    add_threads(groups["the run"])
+    text = "go on with a run, given by its folder or a checkpoint in it; without RUN with the latest "
+    text += "in --output, or with a new one if there is none. The run keeps its settings"
+    groups["the run"].add_argument("--resume", nargs="?", const="", metavar="RUN", help=text)
     return parser
-
-
-def _add_option(group: Any, setting: "Field[Any]") -> None:
-    """Add the option of a setting, with its default in the help unless the help says it in words."""
-    text, option, default = setting.metadata["help"], setting.metadata["option"], setting.default
-    if default is not None and "action" not in option:
-        text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
-    group.add_argument("--" + setting.name.replace("_", "-"), default=default, help=text, **option)
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
     """Read the options and train."""
-    parser = make_parser()
-    # argparse sets no default where the attribute exists: what is not None in the end was given.
-    nothing = Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
     with communicator.together():  # cores and folders may differ between nodes
-        options = vars(parser.parse_args(arguments, nothing))
-        given = {name: value for name, value in options.items() if value is not None}
+        given = vars(make_parser().parse_args(arguments))
         threads, resume = given.pop("threads", None), given.pop("resume", None)
-        if "patch_size" in given:
-            given["patch_size"] = size(given["patch_size"])
+        if sizes := given.get("patch_size"):
+            if len(sizes) not in (1, 3):
+                raise AgreedError(f"--patch-size: {len(sizes)} numbers; expected 1 or 3 (see --help)")
+            given["patch_size"] = tuple(sizes * (3 // len(sizes)))
         if resume is None:
             Settings(**given, ranks=communicator.size).check()
         use_threads(threads, communicator)

@@ -22,6 +22,7 @@ from small_runs import (
     wrong_sequences,
 )
 
+from tinyunet.common.archive import seal
 from tinyunet.common.errors import UserError
 from tinyunet.data.cases import load_image
 from tinyunet.optim import Adam
@@ -168,7 +169,8 @@ def test_a_checkpoint_of_another_model_is_told(command, model, dataset, tmp_path
         members = {name: archive[name] for name in archive.files}
     del members["model/head.bias"]
     np.savez(tmp_path / "other.npz", **members)
-    checkpoint.seal(tmp_path / "other.npz")
+    with (tmp_path / "other.npz").open("r+b") as file:
+        seal(file)
     done = command("predict", tmp_path / "other.npz", image_of(dataset), "-o", tmp_path)
     assert done.code == 2
     assert f"{tmp_path}/other.npz: holds another model than its configuration says" in done.error
@@ -241,7 +243,8 @@ def test_a_model_that_gives_no_numbers_gives_no_labels(command, model, tmp_path,
         members["model/head.weights"][:] = value
         members["model/head.bias"][0] = -value
     np.savez(tmp_path / "other.npz", **members)
-    checkpoint.seal(tmp_path / "other.npz")
+    with (tmp_path / "other.npz").open("r+b") as file:
+        seal(file)
     done = command("predict", tmp_path / "other.npz", image, "-o", tmp_path / "found")
     assert done.code == 2
     assert told in done.error

@@ -32,7 +32,7 @@ class TestRead:
         assert dataset.modalities == ("sequence 0", "sequence 1", "sequence 2", "sequence 3")
         assert dataset.labels == ("background", "edema", "core", "rim")
         assert dataset.label_values == (0, 1, 2, 3)
-        assert (dataset.in_channels, dataset.classes) == (4, 4)
+        assert (len(dataset.modalities), len(dataset.labels)) == (4, 4)
         assert [case.name for case in dataset.cases] == ["T_0", "T_1", "T_2"]
         image, labels, _ = load_case(dataset.cases[1])
         assert np.array_equal(image, normalise(head(seed=1)))
@@ -52,7 +52,7 @@ class TestRead:
         write(tmp_path / "imagesTr/T_0.nii.gz", head()[..., 0])
         write(tmp_path / "labelsTr/T_0.nii.gz", tumour(classes=2))
         dataset = read_dataset(tmp_path)
-        assert (dataset.in_channels, dataset.labels) == (1, ("background", "spleen"))
+        assert (len(dataset.modalities), dataset.labels) == (1, ("background", "spleen"))
         assert load_case(dataset.cases[0])[0].shape == (6, 7, 5, 1)
 
     def test_more_than_ten_sequences_keep_their_order(self, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet.data.phantom.anatomy import FLUID, Head, Outline, fold, outline, tissues
-from tinyunet.data.phantom.bodies import ellipsoid, inside, mirrored, smooth_maximum, smooth_minimum, tube
+from tinyunet.data.phantom.bodies import ellipsoid, inside, mirror, smooth_maximum, smooth_minimum, tube
 from tinyunet.data.phantom.fields import Grid, RandomFields
 from tinyunet.data.phantom.tumour import draw_tumour
 
@@ -121,7 +121,7 @@ class TestShapes:
 
     def test_mirrored(self) -> None:
         at = points((-1, -2, -3), (4, 5, 6))
-        assert np.array_equal(mirrored(at), points((1, -2, -3), (4, 5, 6)))
+        assert np.array_equal(mirror(at), points((1, -2, -3), (4, 5, 6)))
         assert at[0, 0] == -1
 
 

@@ -15,9 +15,9 @@ import tinyunet
 from kernels.base import machine
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import SGD, Adam
+from tinyunet.parallel.algorithms import Exchange
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
-from tinyunet.parallel.options import Exchange
 from tinyunet.parallel.synchronized_norm import Synchronized
 from tinyunet.unet import UNet
 

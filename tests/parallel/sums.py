@@ -13,10 +13,9 @@ from kernels.base import machine
 from tinyunet.local_ranks import ALONE
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
-from tinyunet.parallel.algorithms import ALGORITHMS, Operation, shared_sum
+from tinyunet.parallel.algorithms import ALGORITHMS, Exchange, Operation, shared_sum
 from tinyunet.parallel.buckets import GradientSum, backward_order
 from tinyunet.parallel.communicator import Communicator, world
-from tinyunet.parallel.options import Exchange
 from tinyunet.unet import UNet
 
 SHAPE, BATCHES = (1, 8, 8, 8, 4), 2

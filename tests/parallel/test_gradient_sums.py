@@ -11,10 +11,9 @@ from launcher import launch, needs_mpi
 
 from tinyunet.common.errors import UserError
 from tinyunet.optim import Adam
-from tinyunet.parallel.algorithms import ALGORITHMS
+from tinyunet.parallel.algorithms import ALGORITHMS, Exchange
 from tinyunet.parallel.buckets import GradientSum, backward_order, cut
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.parallel.options import ALLREDUCES, Exchange
 from tinyunet.unet import UNet
 
 SIZES = [0, 1, 3, 1000, 100_003]
@@ -165,7 +164,3 @@ def test_one_rank_sums_its_batches():
 def test_compression_is_an_algorithm_of_its_own():
     with pytest.raises(UserError, match="--allreduce: ring together with --compression bf16"):
         Exchange(allreduce="ring", compression="bf16").check()
-
-
-def test_every_algorithm_that_can_be_chosen_is_there():
-    assert tuple(ALGORITHMS) == ALLREDUCES

@@ -43,7 +43,7 @@ def make_model(seed: int = SEED) -> UNet:
 
 
 def make_loader(cases: list[Case], rank: int, ranks: int) -> Loader:
-    inspector = Inspector(cases, Volumes(10**9), PATCH)
+    inspector = Inspector(cases, Volumes(10**9))
     return Loader(cases, Volumes(10**9), SETTINGS, rank, ranks, inspector)
 
 

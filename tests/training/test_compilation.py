@@ -33,7 +33,7 @@ def fresh_memory(monkeypatch, tmp_path):
 
 
 def test_either_end_leaves_nothing_to_compile():
-    task = Task(CONFIG, "fast", SHAPES, SHAPES[0][1:], machine.threads())
+    task = Task(CONFIG, {"accuracy": "fast"}, SHAPES, SHAPES[0][1:], machine.threads())
     compile_task(task, "backwards")
     with install_listener("numba:compile", RecordingListener()) as compiled:
         compile_task(task, "forwards")
@@ -66,14 +66,14 @@ def raised(error):
 
 
 def test_a_helper_needs_memory():
-    small = Task(CONFIG, "fast", SHAPES, (8, 8, 8), 1)
+    small = Task(CONFIG, {"accuracy": "fast"}, SHAPES, (8, 8, 8), 1)
     huge = small._replace(batch_shapes=[[512, 512, 512, 512]])
     assert not compilation._has_room_for_two(huge)
     assert compilation._has_room_for_two(small) == (machine.cores() > 1)
 
 
 def test_a_helper_ends_with_its_parent():
-    task = Task(CONFIG, "fast", [[1, 96, 96, 96]], (96, 96, 96), 1)
+    task = Task(CONFIG, {"accuracy": "fast"}, [[1, 96, 96, 96]], (96, 96, 96), 1)
     command = [sys.executable, "-m", compilation.__name__, json.dumps(task)]
     helper = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert helper.poll() is None
@@ -90,7 +90,7 @@ def test_kernels_are_there_whatever_the_helper_does(monkeypatch, python):
         compile_kernels(Job(settings, Communicator(), progress), CONFIG, shapes)
     assert said.getvalue().startswith("loading kernels")
     with install_listener("numba:compile", RecordingListener()) as compiled:
-        compile_task(Task(CONFIG, "fast", SHAPES, (8, 8, 8), machine.threads()), "forwards")
+        compile_task(Task(CONFIG, {"accuracy": "fast"}, SHAPES, (8, 8, 8), machine.threads()), "forwards")
     assert not compiled.buffer
 
 

@@ -1,7 +1,9 @@
 """Which patches a rank gets, and how they are kept and inspected."""
 
+import dataclasses
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,15 +152,15 @@ def test_the_loader_raises_what_its_thread_met(cases):
 
 
 def test_the_inspector_reads_everything_and_tells_later(cases, loads):
-    inspector = Inspector(cases, Volumes(10**9), PATCH)
+    inspector = Inspector(cases, Volumes(10**9))
     inspector.check(wait=60)
     assert loads == [case.name for case in cases]
-    inspector = Inspector(cases, Volumes(10**9), (16, 21, 16))
-    with pytest.raises(DataError, match="larger than the volume"):
+    bad = dataclasses.replace(cases[0], name="bad", label_path=Path("absent.nii"))
+    inspector = Inspector([*cases, bad], Volumes(10**9))
+    with pytest.raises(DataError, match="no such file"):
         inspector.check(wait=60)
-    with pytest.raises(DataError, match="larger than the volume"):
+    with pytest.raises(DataError, match="no such file"):
         inspector.check()
-    Inspector(cases, Volumes(10**9), (16, 21, 16), whole=cases).check(wait=60)
 
 
 def test_the_next_batch_is_made_while_one_is_used(cases):

@@ -38,7 +38,7 @@ def make_trainer(cases, communicator=None, **options):
     model = UNet(filters=4, depth=3, seed=3)
     volumes = Volumes(10**9)
     settings = Settings(patch_size=(16, 16, 16), patches_per_case=2, batch_size=2, **options)
-    loader = Loader(cases, volumes, settings, inspector=Inspector(cases, volumes, (16, 16, 16)))
+    loader = Loader(cases, volumes, settings, inspector=Inspector(cases, volumes))
     job = Job(settings, communicator or Communicator(), Progress(shown=False))
     return Trainer(job, model, Adam(model.parameters()), loader, schedule=constant(1e-3))
 

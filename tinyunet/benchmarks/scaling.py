@@ -29,7 +29,7 @@ from tinyunet.benchmarks.scaling_model import (
     step_seconds,
 )
 from tinyunet.common.terminal import aligned
-from tinyunet.parallel.options import ALLREDUCES
+from tinyunet.parallel.algorithms import ALGORITHMS
 
 # From a batch norm's sums to all gradients of the usual net.
 SIZES = (1 << 10, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 22_600_000)
@@ -69,7 +69,7 @@ def measure_sums(ranks: int, wrapper: Sequence[str] = (), sizes: Sequence[int] =
     AgreedError
         As :func:`tinyunet.benchmarks.mpi.run`.
     """
-    task = {"do": "allreduce", "sizes": list(sizes), "algorithms": ALLREDUCES}
+    task = {"do": "allreduce", "sizes": list(sizes), "algorithms": list(ALGORITHMS)}
     found = mpi.run(ranks, task, wrapper)
     exchanges = found.pop("exchange")
     return Sums(ranks, sizes, found, exchanges)

@@ -87,9 +87,9 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
             raise ValueError(f"{name} is written in version {version}, not (1, 0)")
         shape, _, dtype = npy.read_array_header_1_0(file)
         held = member.file_size - file.tell()
-    if dtype.kind not in "fiuU":
-        raise ValueError(f"{name} is of type {dtype}, not of numbers or text")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
-        raise ValueError(f"{name} has {held} bytes, not those of shape {shape}")
-    with archive.open(member) as file:
+        if dtype.kind not in "fiuU":
+            raise ValueError(f"{name} is of type {dtype}, not of numbers or text")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
+            raise ValueError(f"{name} has {held} bytes, not those of shape {shape}")
+        file.seek(0)
         return np.asarray(npy.read_array(file, allow_pickle=False))

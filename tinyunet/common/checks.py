@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-# Settings are handed to kernels in float32.
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = float(np.finfo(np.float32).max)  # settings are handed to kernels in float32
 
 
 def _check(name: str, value: float, is_right: bool, expected: str) -> float:

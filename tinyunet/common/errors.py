@@ -62,16 +62,15 @@ def as_user_error(error: BaseException) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):
-        reason = error.strerror or str(error) or type(error).__name__
-        return UserError(f"{error.filename}: {reason}" if error.filename else one_line(reason))
+        return UserError(f"{error.filename}: {said(error)}" if error.filename else said(error))
     if isinstance(error, MemoryError):
         return UserError(f"out of memory: {one_line(str(error)) or 'no more to be had'}")
     return None
 
 
 def said(error: BaseException) -> str:
-    """Return the message of an exception in one line, or the exception's name if it has none."""
-    return one_line(str(error)) or type(error).__name__
+    """Return in one line what the system or the exception says; if neither says anything, its name."""
+    return one_line(getattr(error, "strerror", None) or str(error)) or type(error).__name__
 
 
 def one_line(text: str) -> str:

@@ -30,8 +30,7 @@ LONGEST_JSON = 2**26
 SIGNATURE = "written by tinyunet"
 #: Message for a file of someone else's.
 NOT_OURS = "is there already, and this program did not write it; expected another name"
-# How JSON and pictures begin.
-_BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")
+_BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")  # how JSON and pictures begin
 
 
 def open_file(path: Path | str) -> BufferedReader:

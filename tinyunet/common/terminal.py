@@ -1,14 +1,12 @@
 """Text for people: names, numbers and tables, and streams on which no text moves the terminal's cursor."""
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
-# Control characters of our own lines and progress bars.
-_OURS = "\n\r\t"
+_OURS = "\n\r\t"  # control characters of our own lines and progress bars
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -68,26 +66,22 @@ class _Terminal:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with _terminal_may_close():
-            self._stream.write(printable(text, keep=_OURS))
+        self._try(self._stream.write, printable(text, keep=_OURS))
         return len(text)
 
     def flush(self) -> None:
-        with _terminal_may_close():
-            self._stream.flush()
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., object], *text: str) -> None:
+        """Ignore that nobody can see the output any more: a training still has a checkpoint to write."""
+        try:
+            action(*text)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _terminal_may_close() -> Iterator[None]:
-    """Ignore output that nobody can see any more: a training still has a checkpoint to write."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
 
 
 def terminal_stream(stream: TextIO | None) -> TextIO:

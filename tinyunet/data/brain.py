@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Side of a corner, as a share of the volume's.
-_CORNER = 1 / 8
+_CORNER = 1 / 8  # side of a corner, as a share of the volume's
 # Share of the corners' voxels that must have one value: in any case, for a value other than 0, for 0. A brain
 # may reach into a corner; 0 is the likeliest background.
 _ALL, _MOST, _HALF = 0.99, 0.9, 0.5
-# Largest noise of a background, as a share of the signal.
-_FAINT = 0.1
-# A sequence with one value in more of the brain than this share hardly shows a brain.
-_FLAT = 0.3
+_FAINT = 0.1  # largest noise of a background, as a share of the signal
+_FLAT = 0.3  # a sequence with one value in more of the brain than this share hardly shows a brain
 
 
 def find_brain(image: NDArray[Any]) -> tuple[NDArray[np.bool_], dict[int, str]]:
@@ -82,10 +79,10 @@ def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, st
         if counts.sum() > 1000 and share > _FLAT:
             odd[channel] = f"is {values[counts.argmax()]:.4g} in {share:.0%} of the brain"
             continue
-        for other in range(channel):
-            if other not in odd and np.array_equal(image[..., other], image[..., channel]):
-                odd[channel] = f"is the same as sequence {other + 1}"
-                break
+        earlier = (other for other in range(channel) if other not in odd)
+        twin = next((o for o in earlier if np.array_equal(image[..., o], image[..., channel])), None)
+        if twin is not None:
+            odd[channel] = f"is the same as sequence {twin + 1}"
     return odd
 
 

@@ -6,38 +6,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tinyunet.common.errors import DataError
+from tinyunet.common.errors import DataError, said
 from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset
-from tinyunet.data.conventions import CONVENTIONS, allowed_by_name, allowed_by_names, decide, numbers_of
+from tinyunet.data.conventions import CONVENTIONS, allowed_by_name, decide, numbers_of
 from tinyunet.data.labels import label_numbers
 from tinyunet.data.nifti import CONVERT_PAIR
 
-# Channels come in the order of the Decathlon's brain-tumour task, so that a model trained on one can be used
-# on the other.
-MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
-_SEQUENCES = ("flair", "t1", "t1ce", "t2")
-
-# Endings of file names: with "_" until 2021, with "-" from 2023 on, with "_" again for radiotherapy.
-_ENDINGS = {
-    **{"_flair": "flair", "_t1": "t1", "_t1ce": "t1ce", "_t2": "t2", "_seg": "seg"},
-    **{"-t2f": "flair", "-t1n": "t1", "-t1c": "t1ce", "-t2w": "t2", "-seg": "seg"},
-    **{"_t1c": "t1ce", "_gtv": "seg"},
-    "_segm": "seg",  # of one case of BraTS 2020, Training_355
+_CONTRAST = "gd|gad|contrast|post"
+# The sequences of a case, in the order of the channels of the Decathlon's brain-tumour task, so that a model
+# trained on one can be used on the other: name of the channel; endings of file names, with "_" until 2021,
+# with "-" from 2023 on, with "_" again for radiotherapy; a pattern for the names of a model's channels.
+_SEQUENCES = {
+    "flair": ("FLAIR", ("_flair", "-t2f"), r"flair|t2f\b"),
+    "t1": ("T1w", ("_t1", "-t1n"), r"t1"),
+    "t1ce": ("t1gd", ("_t1ce", "-t1c", "_t1c"), rf"t1.*({_CONTRAST}|ce)|t1c\b|({_CONTRAST}).*t1"),
+    "t2": ("T2w", ("_t2", "-t2w"), r"t2"),
 }
+MODALITIES = tuple(name for name, _, _ in _SEQUENCES.values())
+_SPECIFIC_FIRST = ("flair", "t1ce", "t1", "t2")  # the first pattern that fits a name counts
+_NO_CONTRAST = r"\b(non|no|pre|without|un)[- ]*(contrast|gad|gd|ce|enhanced)\w*"
+
+_ENDINGS = {ending: kind for kind, (_, endings, _) in _SEQUENCES.items() for ending in endings}
+_ENDINGS |= dict.fromkeys(("_seg", "-seg", "_gtv", "_segm"), "seg")  # _segm: Training_355 of BraTS 2020
 _FILE = re.compile(rf"(.+)({'|'.join(_ENDINGS)})\.nii(\.gz)?", re.IGNORECASE)
 _NAMES = "*_flair, *_t1, *_t1ce and *_t2 (or *-t2f, *-t1n, *-t1c and *-t2w)"
-# File names in a message.
-_SHOWN = 4
-
-# Patterns for the sequences in the names of a model's channels; the first that fits counts.
-_CHANNELS = {
-    "flair": r"flair|t2f\b",
-    "t1ce": r"t1.*(gd|gad|ce|contrast|post)|t1c\b|(gd|gad|contrast|post).*t1",
-    "t1": r"t1",
-    "t2": r"t2",
-}
-_NO_CONTRAST = r"\b(non|no|pre|without|un)[- ]*(contrast|gad|gd|ce|enhanced)\w*"
+_SHOWN = 4  # file names in a message
 
 
 def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...] | None:
@@ -48,7 +42,7 @@ def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tupl
     kinds = []
     for name in modalities:
         words = re.sub(_NO_CONTRAST, "", name.lower().replace("_", " "))
-        kinds.append(next((kind for kind, pattern in _CHANNELS.items() if re.search(pattern, words)), None))
+        kinds.append(next((kind for kind in _SPECIFIC_FIRST if re.search(_SEQUENCES[kind][2], words)), None))
     if None in kinds or len(set(kinds)) < len(kinds):
         return None
     by_kind = dict(zip(_SEQUENCES, image_paths, strict=True))
@@ -60,14 +54,9 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
 
     Each case has a folder. Its files are known by their endings, in upper or lower case, with ``.nii`` or
     ``.nii.gz``; others are ignored. Cases without labels (BraTS' own validation data) are left out.
-    ``labels`` is the key of a convention; without it, names of files and numbers tell the convention.
-
-    Raises
-    ------
-    DataError
-        No such case, a case with a sequence missing or twice, or two cases of one name.
-    UserError
-        Names and numbers do not tell the convention.
+    ``labels`` is the key of a convention; without it, names of files and numbers tell the convention, or
+    UserError says that they do not. DataError if there is no such case, a case with a sequence missing or
+    twice, or two cases of one name.
     """
     path = Path(path)
     found: dict[str, tuple[tuple[Path, ...], Path]] = {}
@@ -83,17 +72,14 @@ def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
             raise DataError(f"{folder}: a case of this name is also in {other}; expected one")
         found[name] = image_paths, label_path
     if not found:
-        without = f" (but {count(unlabelled, 'case')} without labels)" if unlabelled else ""
-        raise DataError(
-            f"{path}: neither a dataset.json nor a labelled BraTS case in it{without}; expected "
-            f"folders with {_NAMES} and *_seg (or *-seg) as .nii or .nii.gz{_others(path)}"
-        )
+        but = f" (but {count(unlabelled, 'case')} without labels)" if unlabelled else ""
+        expected = f"expected folders with {_NAMES} and *_seg (or *-seg) as .nii or .nii.gz{_others(path)}"
+        raise DataError(f"{path}: neither a dataset.json nor a labelled BraTS case in it{but}; {expected}")
     label_paths = [found[name][1] for name in sorted(found)]
     if labels:
         meaning = CONVENTIONS[labels].classes(f"--labels {labels}")
     else:
-        keys = allowed_by_names(str(path), label_paths)
-        decided = decide(str(path), keys, map(label_numbers, label_paths))
+        decided = decide(str(path), label_paths, map(label_numbers, label_paths))
         meaning = decided.classes(decided.title)
     cases = tuple(Case(name, *found[name], len(MODALITIES), meaning.values) for name in sorted(found))
     return Dataset(path, cases, MODALITIES, *meaning)
@@ -137,10 +123,9 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
         files[kind] = folder / name
     missing = [kind for kind in _SEQUENCES if kind not in files]
     if missing:
-        raise DataError(
-            f"{folder}: {len(_SEQUENCES) - len(missing)} sequences, no {', '.join(missing)}; "
-            f"expected {len(_SEQUENCES)}: {_NAMES} as .nii or .nii.gz{_others(folder)}"
-        )
+        found = f"{len(_SEQUENCES) - len(missing)} sequences, no {', '.join(missing)}"
+        expected = f"expected {len(_SEQUENCES)}: {_NAMES} as .nii or .nii.gz{_others(folder)}"
+        raise DataError(f"{folder}: {found}; {expected}")
     return tuple(files[kind] for kind in _SEQUENCES), files.get("seg")
 
 
@@ -159,7 +144,7 @@ def _others(folder: Path) -> str:
 
 
 def _not_listed(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+    raise DataError(f"{error.filename}: cannot be listed ({said(error)})") from error
 
 
 def _kind_of(name: str) -> str | None:
@@ -179,5 +164,6 @@ def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | N
     assert match
     labels = f"{match[1]}{match[2][0]}seg.nii"  # the name that its labels would have
     keys = allowed_by_name(Path(os.path.abspath(folder)) / labels) or ()
-    numbers = {numbers_of(label_names, CONVENTIONS[key]) for key in keys} - {None}
-    return numbers.pop() if len(numbers) == 1 else None
+    found = {numbers_of(label_names, CONVENTIONS[key].meaning) for key in keys}
+    whole = [[n for n in numbers if n is not None] for numbers in found if numbers and None not in numbers]
+    return tuple(whole[0]) if len(whole) == 1 else None

@@ -14,7 +14,7 @@ from tinyunet.data.brain import find_brain, normalise, odd_sequences
 from tinyunet.data.conventions import Meaning
 from tinyunet.data.geometry import Geometry
 from tinyunet.data.labels import read_labels
-from tinyunet.data.nifti import read_shape, read_volume
+from tinyunet.data.nifti import read_volume
 from tinyunet.data.stream import memory_for
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -47,24 +47,13 @@ class Dataset:
         """Name and number of each class, and where both come from."""
         return Meaning(self.labels, self.label_values, self.source)
 
-    @property
-    def in_channels(self) -> int:
-        """Number of channels of an image."""
-        return len(self.modalities)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes, the background among them."""
-        return len(self.labels)
-
 
 def load_case(
     case: Case, notes: list[str] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
-    """Return image and labels of a case, and the image's geometry: see :func:`load_image`.
+    """Return the image of a case, its labels, shape=(D, H, W) uint8 C-contiguous, and the image's geometry.
 
-    Labels have shape=(D, H, W), uint8, C-contiguous. A file that is missing, damaged, or does not fit the
-    others or the data set raises DataError.
+    ``notes`` and errors are those of :func:`load_image` and :func:`tinyunet.data.labels.read_labels`.
     """
     image, geometry = load_image(case.image_paths, case.channels, notes)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
@@ -77,20 +66,10 @@ def load_image(
 ) -> tuple[NDArray[np.float32], Geometry]:
     """Read an image as the network sees it: shape=(D, H, W, C), float32, C-contiguous, normalised.
 
-    Parameters
-    ----------
-    paths
-        One file with all sequences, or one file for each, in the order of the channels. The geometry of the
-        first is returned.
-    channels
-        Expected number of sequences; any number if not given.
-    notes
-        A line is appended for each file in which something is odd.
-
-    Raises
-    ------
-    DataError
-        A file is missing or damaged, or the number, size or position of the sequences is wrong.
+    ``paths`` are one file with all sequences, or one file for each in the order of the channels; the geometry
+    is that of the first. ``channels`` is the expected number of sequences, if there is one. ``notes`` gets a
+    line for each file in which something is odd. DataError if a file is missing or damaged, or the number,
+    size or position of the sequences is wrong.
     """
     if not paths:
         raise ValueError("paths: no files; expected one for all sequences or one for each")
@@ -102,10 +81,8 @@ def load_image(
             volumes.append(on_same_voxels(volume, path, other, paths[0], geometry))
         for path, volume in zip(paths, volumes, strict=True):
             if volume.ndim != 3:
-                raise DataError(
-                    f"{path}: {volume.shape[3]} sequences in one of {len(volumes)} files; "
-                    "expected one sequence a file"
-                )
+                found = f"{volume.shape[3]} sequences in one of {len(volumes)} files"
+                raise DataError(f"{path}: {found}; expected one sequence a file")
         with memory_for(paths[0]):
             image = np.stack(volumes, axis=-1)
     if channels is not None and image.shape[-1] != channels:
@@ -135,27 +112,18 @@ def split(
 
     The order comes from a hash of the seed and each case's name. It depends on nothing else: not on the
     number of ranks, the order of the files on disk, or the version of a random generator.
-
-    Parameters
-    ----------
-    train_test_split, validate_test_split
-        Share of the cases to train on, and share of the other cases to validate on; ValueError unless these
-        are between 0 and 1. DataError if there are fewer than three cases.
+    ``train_test_split`` is the share of the cases to train on, ``validate_test_split`` that of the others to
+    validate on: ValueError unless both are between 0 and 1. DataError for fewer than three cases.
     """
     for name, share in (("train_test_split", train_test_split), ("validate_test_split", validate_test_split)):
         if not 0 < share < 1:
             raise ValueError(f"{name}: {share}; expected a share between 0 and 1")
     if len(cases) < 3:
-        raise DataError(
-            f"{len(cases)} labelled cases; expected at least 3: "
-            "one to train on, one to validate on and one to test on"
-        )
-
-    def digest(case: Case) -> bytes:
-        # A name need not be UTF-8.
-        return hashlib.sha256(f"{seed}:{case.name}".encode(errors="surrogateescape")).digest()
-
-    shuffled = sorted(cases, key=digest)
+        expected = "expected at least 3: one to train on, one to validate on and one to test on"
+        raise DataError(f"{len(cases)} labelled cases; {expected}")
+    names = [f"{seed}:{case.name}".encode(errors="surrogateescape") for case in cases]  # not always UTF-8
+    order = sorted(range(len(cases)), key=lambda index: hashlib.sha256(names[index]).digest())
+    shuffled = [cases[index] for index in order]
     others = min(max(round(len(cases) * (1 - train_test_split)), 2), len(cases) - 1)
     validation = min(max(round(others * validate_test_split), 1), others - 1)
     train = len(cases) - others
@@ -173,12 +141,8 @@ def on_same_voxels(
 
     Axes that are turned by 45 degrees are nearest to two, and the last digit of an affine decides between
     them: the common frames of two files that are stored alike may have different orders of axes. Then the
-    result is a C-contiguous copy, otherwise it is ``voxels``.
-
-    Raises
-    ------
-    DataError
-        Sizes, or positions by more than half a voxel, are not the same; the message names both files.
+    result is a C-contiguous copy, otherwise it is ``voxels``. DataError, which names both files, if sizes
+    differ, or positions differ by more than half a voxel.
     """
     turned = not np.array_equal(geometry.orientation, reference.orientation)
     if turned and geometry.shape == reference.shape and geometry.distance(reference, stored=True) <= 0.5:
@@ -188,10 +152,8 @@ def on_same_voxels(
         raise DataError(f"{path}: {_size(shape)} voxels; expected {_size(expected)} as in {reference_path}")
     distance = geometry.distance(reference)
     if distance > 0.5:
-        raise DataError(
-            f"{path}: its affine puts it up to {distance:.1f} voxels away from {reference_path}; "
-            "expected both on the same voxels"
-        )
+        moved = f"its affine puts it up to {distance:.1f} voxels away from {reference_path}"
+        raise DataError(f"{path}: {moved}; expected both on the same voxels")
     return voxels
 
 
@@ -199,16 +161,8 @@ def check_patch_fits(path: str | Path, shape: Sequence[int], patch_size: Sequenc
     """Raise DataError, which names the file, if a patch (D, H, W) is larger than a volume (D, H, W, ...)."""
     volume = tuple(shape[:3])
     if any(patch > size for patch, size in zip(patch_size, volume, strict=True)):
-        raise DataError(
-            f"{path}: the patch of {_size(patch_size)} voxels is larger than the volume of "
-            f"{_size(volume)}; expected a patch of at most that size"
-        )
-
-
-def check_patch_fits_all(cases: Sequence[Case], patch_size: Sequence[int]) -> None:
-    """Check, by the headers of the files alone, that a patch is no larger than any volume."""
-    for case in cases:
-        check_patch_fits(case.image_paths[0], read_shape(case.image_paths[0]), patch_size)
+        large = f"the patch of {_size(patch_size)} voxels is larger than the volume of {_size(volume)}"
+        raise DataError(f"{path}: {large}; expected a patch of at most that size")
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -8,25 +8,24 @@ meanings are left, the user is asked for ``--labels``.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tinyunet.common.errors import UserError
 
-# Patterns for the parts of a tumour in class names, where "_" is a space and "non-enhancing" one word.
+# The parts of a tumour: a pattern for class names, where "_" is a space and "non-enhancing" one word, and
+# what the part is for BraTS' three regions: 0 no tumour, 1 edema, 2 core, 3 enhancing tumour.
 _KINDS = {
-    "edema": r"edema|hyperintens|\b(ed|snfh)\b",
-    "core": r"nonenhanc|necro|core|\b(ncr|net|netc)\b",
-    "enhancing": r"\benhanc|\bet\b",
-    "cyst": r"cyst|\bcc\b",
-    "cavity": r"cavity|resection|\brc\b",
+    "edema": (r"edema|hyperintens|\b(ed|snfh)\b", 1),
+    "core": (r"nonenhanc|necro|core|\b(ncr|net|netc)\b", 2),
+    "enhancing": (r"\benhanc|\bet\b", 3),
+    "cyst": (r"cyst|\bcc\b", 2),
+    "cavity": (r"cavity|resection|\brc\b", 0),
 }
 _NON_ENHANCING = r"\b(non|un|not|no)[- ]*(contrast[- ]*|gd[- ]*|gadolinium[- ]*)?enhanc\w*"
 _NEGATION = r"\b(non|no|not|without|outside|except)\b"
-# What each part is for BraTS' three regions: 0 no tumour, 1 edema, 2 core, 3 enhancing tumour.
-_PARTS = {"edema": 1, "core": 2, "cyst": 2, "enhancing": 3, "cavity": 0}
 # Conventions that agree differ in a cavity only: so many files are read to see whether there is one.
 _FILES_READ = 10
 
@@ -46,20 +45,12 @@ class Convention(NamedTuple):
     title: str
     meaning: Mapping[int, str]
 
-    @property
-    def values(self) -> tuple[int, ...]:
-        """Number of each class, in the order of the Decathlon's brain-tumour task: edema first."""
+    def classes(self, source: str = "") -> Meaning:
+        """Return the classes in the order of the Decathlon's brain-tumour task: edema first."""
         order = [*_KINDS, None]
-        return (0, *sorted(self.meaning, key=lambda n: (order.index(kind_of_class(self.meaning[n])), n)))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each class, the background first."""
-        return ("background", *(self.meaning[number] for number in self.values[1:]))
-
-    def classes(self, source: str) -> Meaning:
-        """Return name and number of each class."""
-        return Meaning(self.names, self.values, source)
+        numbers = sorted(self.meaning, key=lambda n: (order.index(kind_of_class(self.meaning[n])), n))
+        names = ("background", *(self.meaning[number] for number in numbers))
+        return Meaning(names, (0, *numbers), source)
 
 
 _EDEMA, _ENHANCING, _CAVITY = "edema", "enhancing tumour", "resection cavity"
@@ -109,7 +100,7 @@ def kind_of_class(name: str) -> str | None:
     words = re.sub(_NON_ENHANCING, "nonenhanc", name.lower().replace("_", " "))
     if "hyperintens" in words:  # "surrounding non-enhancing FLAIR hyperintensity" is edema
         words = words.replace("nonenhanc", "")
-    kinds = [kind for kind, pattern in _KINDS.items() if re.search(pattern, words)]
+    kinds = [kind for kind, (pattern, _) in _KINDS.items() if re.search(pattern, words)]
     return kinds[0] if len(kinds) == 1 and not re.search(_NEGATION, words) else None
 
 
@@ -123,18 +114,22 @@ def tumour_parts(names: Sequence[str]) -> tuple[int, ...] | None:
     counts = Counter(kinds)
     if None in counts or counts["edema"] != 1 or counts["enhancing"] != 1 or not counts["core"]:
         return None
-    return (0, *(_PARTS[kind] for kind in kinds if kind))
+    return (0, *(_KINDS[kind][1] for kind in kinds if kind))
 
 
-def numbers_of(names: Sequence[str], convention: Convention) -> tuple[int, ...] | None:
-    """Return the number of each class in another convention; None if the names do not tell it."""
-    numbers = {kind_of_class(name): number for number, name in convention.meaning.items()}
-    kinds = [kind_of_class(name) for name in names[1:]]
-    if len({*numbers}) < len(convention.meaning) or len({*kinds}) < len(kinds):
+def numbers_of(
+    names: Sequence[str], meaning: Mapping[int, str], tell: Callable[[str], str | None] = kind_of_class
+) -> tuple[int | None, ...] | None:
+    """Return the number that each class, background first, has in another meaning; None for a class it lacks.
+
+    ``tell`` says by which word two names are compared. The whole result is None where ``tell`` gives a class
+    no word, or two names of one side the same.
+    """
+    classes = [tell(name) for name in names[1:]]
+    numbers = {tell(name): number for number, name in meaning.items()}
+    if None in classes or len({*classes}) < len(classes) or len(numbers) < len(meaning):
         return None
-    if None in kinds or not {*kinds} <= {*numbers}:
-        return None
-    return (0, *(numbers[kind] for kind in kinds))
+    return (0, *(numbers.get(each) for each in classes))
 
 
 def allowed_by_name(label_path: Path) -> tuple[str, ...] | None:
@@ -152,31 +147,23 @@ def allowed_by_name(label_path: Path) -> tuple[str, ...] | None:
     return _common(allowed) if allowed else None
 
 
-def allowed_by_names(where: str, label_paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return keys of the conventions that the names of all label files allow.
+def _common(allowed: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the keys that are in each of some lists."""
+    return tuple(key for key in allowed[0] if all(key in keys for keys in allowed[1:]))
 
-    If there are none, UserError asks for ``--labels``; the message begins with ``where``.
+
+def decide(where: str, label_paths: Sequence[Path], numbers: Iterable[set[int]]) -> Convention:
+    """Choose among the conventions that the names of all label files allow, by the numbers in each file.
+
+    No more files are read than needed. If no convention fits, or two that differ, UserError asks for
+    ``--labels``; the message begins with ``where``.
     """
     allowed = [allowed_by_name(path) or () for path in label_paths]
     for path, keys in zip(label_paths, allowed, strict=True):
         if not _common([allowed[0], keys]):
             names = path.name if not keys else f"{label_paths[0].name} and {path.name}"
             raise ask(f"{where}: as {names} is named", set())
-    return _common(allowed)
-
-
-def _common(allowed: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the keys that are in each of some lists."""
-    return tuple(key for key in allowed[0] if all(key in keys for keys in allowed[1:]))
-
-
-def decide(where: str, keys: Sequence[str], numbers: Iterable[set[int]]) -> Convention:
-    """Choose among the conventions of :func:`allowed_by_names` by the numbers in each label file.
-
-    No more files are read than needed. If no convention fits, or two that differ, UserError asks for
-    ``--labels``; the message begins with ``where``.
-    """
-    left = [CONVENTIONS[key] for key in keys]
+    left = [CONVENTIONS[key] for key in _common(allowed)]
     found: set[int] = set()
     read = islice(numbers, _FILES_READ) if _agree(left) else numbers
     for some in read if len(left) > 1 else ():

@@ -21,17 +21,12 @@ def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | N
     path
         A Decathlon task (a folder with ``dataset.json``: its ``modality``, ``labels`` and ``training`` are
         used, ``test`` is not, as it has no labels), or, without that file, a BraTS folder as
-        :func:`tinyunet.data.brats.read_brats` takes it.
+        :func:`tinyunet.data.brats.read_brats` takes it. DataError if it is neither.
     files_are_there
-        Whether to check that every file named in ``dataset.json`` is there.
+        Whether to check that every file named in ``dataset.json`` is there: DataError if not.
     labels
         Key of :data:`tinyunet.data.conventions.CONVENTIONS` for the numbers in the label files; without
         it, ``dataset.json`` or the names of BraTS' files tell the convention.
-
-    Raises
-    ------
-    DataError
-        There is no such folder, ``dataset.json`` is no such description, or a file is missing.
     """
     path = Path(path)
     if not path.is_dir():
@@ -54,23 +49,21 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
     try:
         description = read_json(file)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{file}: cannot be read ({said(error)})") from error
     except ValueError as error:  # not JSON, or not even text
         raise DataError(f"{file}: not JSON ({said(error)}); expected a Decathlon description") from error
     if not isinstance(description, dict):
         raise DataError(f"{file}: holds no object; expected modality, labels and training")
-    modalities = _numbered(file, description, "modality")
-    labels = _numbered(file, description, "labels")
+    modalities, labels = (_numbered(file, description, key) for key in ("modality", "labels"))
     if list(modalities) != list(range(len(modalities))):
         raise DataError(f'{file}: "modality" is not numbered 0, 1, 2, ... without a gap')
     if next(iter(labels)) != 0 or len(labels) < 2 or max(labels) > 255:
-        raise DataError(
-            f'{file}: "labels" has numbers {", ".join(map(str, labels))}; '
-            "expected 0 for the background and others up to 255"
-        )
-    if len({*labels.values()}) < len(labels):
-        shown = ", ".join(labels.values())
-        raise DataError(f'{file}: "labels" has names {shown}; expected another for each number')
+        numbers = ", ".join(map(str, labels))
+        expected = "expected 0 for the background and others up to 255"
+        raise DataError(f'{file}: "labels" has numbers {numbers}; {expected}')
+    names = tuple(labels.values())
+    if len({*names}) < len(names):
+        raise DataError(f'{file}: "labels" has names {", ".join(names)}; expected another for each number')
     cases: dict[str, Case] = {}
     for image, label in _training_files(file, description):
         for path in (image, label) if files_are_there else ():
@@ -83,7 +76,6 @@ def _read_decathlon(file: Path, files_are_there: bool) -> Dataset:
             raise DataError(f"{file}: {image.name} is named twice; expected each case once")
         cases[name] = Case(name, (image,), label, len(modalities), tuple(labels))
     in_order = tuple(cases[name] for name in sorted(cases))
-    names = tuple(labels.values())
     return Dataset(file.parent, in_order, tuple(modalities.values()), names, tuple(labels), file.name)
 
 

@@ -24,11 +24,9 @@ _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
 #: Millimetres that the side of a voxel may have, from MRI microscopy to a localiser's slices.
 SIDES = 0.01, 100.0
-# Volume of a voxel with sides of length 1: 0 if its axes lie in one plane, 0.87 for a gantry tilted by 30
-# degrees.
+# Volume of a voxel with sides of length 1: 0 if its axes lie in one plane, 0.87 for a gantry at 30 degrees.
 _LEAST_VOLUME = 0.1
-# Millimetres from the origin, which lies in the scanner or the brain.
-_FARTHEST = 1e6
+_FARTHEST = 1e6  # millimetres from the origin, which lies in the scanner or the brain
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +40,12 @@ class Geometry:
     @property
     def orientation(self) -> NDArray[np.float64]:
         """For each stored axis: the canonical axis that it becomes; 1, or -1 if flipped. shape=(3, 2)."""
-        orientation: NDArray[np.float64] = _orientations.io_orientation(self.affine)
-        return orientation
+        return _orientations.io_orientation(self.affine)
 
     @property
     def canonical_affine(self) -> NDArray[np.float64]:
         """From voxel indices in the common frame to millimetres. shape=(4, 4), float64."""
-        affine: NDArray[np.float64] = self.affine @ _orientations.inv_ornt_aff(self.orientation, self.shape)
-        return affine
+        return self.affine @ _orientations.inv_ornt_aff(self.orientation, self.shape)
 
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
@@ -70,14 +66,12 @@ class Geometry:
 
     def to_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Return a view in the common frame of an array as stored, ``self.shape + (...)``."""
-        view: NDArray[Any] = _orientations.apply_orientation(voxels, self.orientation)
-        return view
+        return _orientations.apply_orientation(voxels, self.orientation)
 
     def from_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Return a view as it is stored in the file of an array in the common frame."""
         back = _orientations.ornt_transform(_RAS, self.orientation)
-        view: NDArray[Any] = _orientations.apply_orientation(voxels, back)
-        return view
+        return _orientations.apply_orientation(voxels, back)
 
     def distance(self, other: "Geometry", stored: bool = False) -> float:
         """Return how far another volume of the same shape moves the corners of this one at most, in voxels.
@@ -112,13 +106,10 @@ def affine_of(path: Path, fields: Any) -> NDArray[np.float64]:
         shown = " x ".join(f"{side:.4g}" for side in sides)
         raise DataError(f"{path}: voxels of {shown} mm; expected sides of {least:g} to {most:g} mm")
     if abs(np.linalg.det(affine[:3, :3] / sides)) < _LEAST_VOLUME:
-        raise DataError(
-            f"{path}: the affine is singular, or nearly so: the axes of a voxel lie in one plane; "
-            "expected three spatial axes"
-        )
-    if np.abs(affine[:3, 3]).max() > _FARTHEST:
-        raise DataError(
-            f"{path}: its first voxel lies {np.abs(affine[:3, 3]).max():.4g} mm from the origin; "
-            f"expected at most {_FARTHEST:g} mm"
-        )
+        flat = "the affine is singular, or nearly so: the axes of a voxel lie in one plane"
+        raise DataError(f"{path}: {flat}; expected three spatial axes")
+    away = np.abs(affine[:3, 3]).max()
+    if away > _FARTHEST:
+        expected = f"expected at most {_FARTHEST:g} mm"
+        raise DataError(f"{path}: its first voxel lies {away:.4g} mm from the origin; {expected}")
     return affine

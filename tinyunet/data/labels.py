@@ -7,7 +7,7 @@ the SHA-256 of the voxels. A program that changes the labels may keep the commen
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.common.errors import DataError, one_line
+from tinyunet.common.errors import DataError, one_line, said
 from tinyunet.common.files import atomic
 from tinyunet.data.geometry import Geometry
 from tinyunet.data.nifti import read_extensions, read_volume
@@ -29,53 +29,37 @@ _POSITION_FIELDS = (
 )  # fmt: skip
 
 _PROGRAM = "tinyunet.predict"
-# NIfTI's code for a comment.
-_COMMENT = 6
+_COMMENT = 6  # NIfTI's code for a comment
 
 
 def read_labels(path: str | Path, label_values: Sequence[int]) -> tuple[NDArray[np.uint8], Geometry]:
     """Return the class of each voxel, shape=(D, H, W), uint8, C-contiguous, common frame; and the geometry.
 
-    Numbers within 0.01 of an integer count as it: scaling rounds.
-
-    Parameters
-    ----------
-    label_values
-        ``label_values[i]`` is the number that stands for class ``i`` in the file.
-
-    Raises
-    ------
-    DataError
-        As :func:`tinyunet.data.nifti.read_volume`; also if the volume has more than three axes, or
-        holds a number that is not an integer or not among ``label_values``.
+    ``label_values[i]`` is the number that stands for class ``i`` in the file. Numbers within 0.01 of an
+    integer count as it: scaling rounds. DataError as :func:`tinyunet.data.nifti.read_volume`; also if the
+    volume has more than three axes, or holds a number that is not an integer or not among ``label_values``.
     """
     voxels, geometry = read_volume(path)
     if voxels.ndim != 3:
         raise DataError(f"{path}: {voxels.shape[3]} label volumes; expected one")
-    with memory_for(path):
-        return _classes(path, voxels, label_values), geometry
-
-
-def _classes(path: str | Path, voxels: NDArray[Any], label_values: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the class of each voxel."""
     allowed = "labels " + ", ".join(map(str, sorted(label_values)))
-    integers = np.rint(voxels)
-    between = np.abs(voxels - integers) > 0.01
-    if between.any():
-        example = voxels[between][0]
-        raise DataError(f"{path}: label {example:.6g} is not an integer; expected {allowed}")
-    labels = np.zeros(voxels.shape, np.uint8)
-    known = np.zeros(voxels.shape, np.bool_)
-    for index, value in enumerate(label_values):
-        here = integers == value
-        labels[here] = index
-        known |= here
-    if not known.all():
-        strangers = ", ".join(f"{value:.0f}" for value in np.unique(integers[~known])[:5])
-        raise DataError(
-            f"{path}: holds label {strangers}; expected {allowed} (where they mean something else: --labels)"
-        )
-    return labels
+    with memory_for(path):
+        integers = np.rint(voxels)
+        between = np.abs(voxels - integers) > 0.01
+        if between.any():
+            example = voxels[between][0]
+            raise DataError(f"{path}: label {example:.6g} is not an integer; expected {allowed}")
+        labels = np.zeros(voxels.shape, np.uint8)
+        known = np.zeros(voxels.shape, np.bool_)
+        for index, value in enumerate(label_values):
+            here = integers == value
+            labels[here] = index
+            known |= here
+        if not known.all():
+            strangers = ", ".join(f"{value:.0f}" for value in np.unique(integers[~known])[:5])
+            expected = f"{allowed} (where they mean something else: --labels)"
+            raise DataError(f"{path}: holds label {strangers}; expected {expected}")
+    return labels, geometry
 
 
 def label_numbers(path: str | Path) -> set[int]:
@@ -92,25 +76,19 @@ def save_labels(
 ) -> None:
     """Write labels as uint8 NIfTI that lies exactly over the file the geometry came from.
 
-    Shape, orientation, affine and units are the input's own. The file appears whole or not at all.
+    Shape, orientation, affine and units are that file's own. The new file appears whole or not at all.
 
     Parameters
     ----------
     path
-        ``*.nii`` or ``*.nii.gz``; folders that are missing are made.
+        ``*.nii`` or ``*.nii.gz``; folders that are missing are made. DataError if it cannot be written.
     labels
-        Class of each voxel in the common frame. shape=geometry.canonical_shape, 0 to 255.
+        Class of each voxel in the common frame, shape=geometry.canonical_shape, 0 to 255.
     label_values
-        ``label_values[i]`` is written for class ``i``; the class itself if not given.
+        ``label_values[i]`` is written for class ``i``; the class itself if not given. ValueError if these are
+        none of uint8, or labels do not fit them or the geometry.
     names
         Names of the classes, the background first. With names, the file is marked.
-
-    Raises
-    ------
-    ValueError
-        The shape is not the geometry's, a label does not fit, or ``label_values`` are none of uint8.
-    DataError
-        The file cannot be written: full disk, no permission, ...
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
@@ -133,7 +111,10 @@ def save_labels(
         image.header[field] = geometry.header[field]
     image.header["pixdim"][:4] = geometry.header["pixdim"][:4]
     if names is not None:
-        image.header.extensions.append(_mark(stored, dict(zip(values.tolist(), names, strict=False))))
+        meaning = {str(number): name for number, name in zip(values.tolist(), names, strict=False) if number}
+        mark = {"written by": _PROGRAM, "labels": meaning, "sha256": _digest(stored)}
+        make: Any = nibabel.nifti1.Nifti1Extension  # nibabel has type hints in some places only
+        image.header.extensions.append(make(_COMMENT, json.dumps(mark).encode()))
     content = image.to_bytes()
     # No time stamp: equal labels give equal files.
     raw = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
@@ -142,8 +123,7 @@ def save_labels(
         with atomic(path) as file:
             file.write(raw)
     except OSError as error:
-        reason = one_line(error.strerror or str(error))
-        raise DataError(f"{path}: cannot be written ({reason}); nothing was left behind") from error
+        raise DataError(f"{path}: cannot be written ({said(error)}); nothing was left behind") from error
 
 
 def check_label_values(values: Sequence[Any]) -> None:
@@ -169,14 +149,6 @@ def is_untouched(path: str | Path) -> bool:
     except DataError:
         return False
     return mark is not None and voxels.ndim == 3 and mark[1] == _digest(geometry.from_canonical(voxels))
-
-
-def _mark(stored: NDArray[np.uint8], meaning: Mapping[int, str]) -> Any:
-    """Return the header extension for voxels as they are stored."""
-    names = {str(number): name for number, name in meaning.items() if number}
-    content = {"written by": _PROGRAM, "labels": names, "sha256": _digest(stored)}
-    make: Any = nibabel.nifti1.Nifti1Extension  # nibabel has type hints in some places only
-    return make(_COMMENT, json.dumps(content).encode())
 
 
 def _read_mark(path: str | Path) -> tuple[dict[int, str], str] | None:

@@ -29,12 +29,9 @@ CONVERT_PAIR = "nib-convert FILE.hdr FILE.nii.gz makes one file of the two"
 _IMG = re.compile(r"\.img(\.gz)?$", re.IGNORECASE)
 _ANALYZE_BYTES = 348
 _ANALYZE = {_ANALYZE_BYTES.to_bytes(4, "little"), _ANALYZE_BYTES.to_bytes(4, "big")}
-# The first bytes of a file hold any comment in its header.
-_EXTENDED_BYTES = 65536
-# No header is longer, in bytes.
-_LAST_BEGIN = 2**28
-# Bytes behind the voxels are counted up to here.
-_COUNTED = 2**20
+_EXTENDED_BYTES = 65536  # the first bytes of a file hold any comment in its header
+_LAST_BEGIN = 2**28  # no header is longer, in bytes
+_COUNTED = 2**20  # bytes behind the voxels are counted up to here
 _EXPECTED = "a .nii or .nii.gz file"
 
 
@@ -52,13 +49,9 @@ def read_volume(path: str | Path) -> tuple[NDArray[Any], Geometry]:
     """Read a ``.nii`` or ``.nii.gz`` file whole; return voxels in the common frame, and the file's geometry.
 
     Voxels have shape=(D, H, W) or (D, H, W, C) and the file's own type, or float64 if the file asks for
-    scaling (``scl_slope``, ``scl_inter``), which is applied. Every value is finite.
-
-    Raises
-    ------
-    DataError
-        The file is missing, is not NIfTI, is cut or damaged anywhere (the checksum of a compressed
-        file is verified), has no three-dimensional volume in it, or holds NaN or infinity.
+    scaling (``scl_slope``, ``scl_inter``), which is applied. Every value is finite. DataError if the file is
+    missing, is not NIfTI, is cut or damaged anywhere (the checksum of a compressed file is verified), has no
+    three-dimensional volume in it, or holds NaN or infinity.
     """
     path = Path(path)
     with open_stream(path, _EXPECTED) as stream:
@@ -83,18 +76,13 @@ def read_header(path: str | Path) -> tuple[tuple[int, ...], Geometry]:
     return (*header.geometry.canonical_shape, *header.shape[3:]), header.geometry
 
 
-def read_shape(path: str | Path) -> tuple[int, ...]:
-    """Return the shape of :func:`read_header`."""
-    return read_header(path)[0]
-
-
 def read_extensions(path: str | Path) -> list[Any]:
     """Return the extensions of a NIfTI file's header, if they are short; none if the header is damaged."""
     path = Path(path)
     with open_stream(path, _EXPECTED) as stream:
         raw = stream.read(_EXTENDED_BYTES)
         header_class = _image_class(path, raw, stream).header_class
-    with _quiet_nibabel(), contextlib.suppress(Exception):  # nibabel raises nearly any type
+    with contextlib.suppress(DataError, MemoryError), _damage_named(path):
         return list(header_class.from_fileobj(io.BytesIO(raw)).extensions)
     return []
 
@@ -137,45 +125,33 @@ def _read_header(path: Path, stream: Stream) -> _Header:
         offset = int(fields.get_data_offset())
         affine = affine_of(path, fields)
     if not len(fixed) <= offset <= _LAST_BEGIN:
-        raise DataError(
-            f"{path}: its voxels begin at byte {offset}; expected them behind the header of "
-            f"{len(fixed)} bytes, and not after {_LAST_BEGIN}"
-        )
+        expected = f"expected them behind the header of {len(fixed)} bytes, and not after {_LAST_BEGIN}"
+        raise DataError(f"{path}: its voxels begin at byte {offset}; {expected}")
     return _Header(fields, shape, Geometry(affine, (shape[0], shape[1], shape[2]), fields), dtype, offset)
 
 
 def _read_stored(path: Path, stream: Stream, header: _Header) -> NDArray[Any]:
     """Return the stored numbers: as many as the header promises, and the file must end behind them."""
     nbytes = math.prod(header.shape) * header.dtype.itemsize
-    end = header.offset + nbytes
 
-    def truncated(held: str) -> DataError:
-        return DataError(
-            f"{path}: truncated, {held} of {nbytes} bytes of voxels; expected a whole NIfTI file"
-        )
-
-    def left_over(count: int, is_least: bool) -> DataError:
-        more = "or more " if is_least else ""
-        return DataError(
-            f"{path}: {count} bytes {more}behind the {nbytes} of its voxels; "
-            "expected a file whose header tells its size and type"
-        )
+    def check(held: int, left: int, at_most: str = "", or_more: str = "") -> None:
+        """Raise DataError unless the file holds all bytes of the voxels, and none behind them."""
+        if held < nbytes:
+            reason = f"truncated, {at_most}{max(held, 0)} of {nbytes} bytes of voxels"
+            raise DataError(f"{path}: {reason}; expected a whole NIfTI file")
+        if left > 0:
+            reason = f"{left} bytes {or_more}behind the {nbytes} of its voxels"
+            raise DataError(f"{path}: {reason}; expected a file whose header tells its size and type")
 
     # The size of the file first: no memory is taken for bytes that the file cannot hold.
-    if end > stream.most:
-        held = max(stream.most - header.offset, 0)
-        raise truncated(f"at most {held}" if stream.compressed else f"{held}")
-    if end < stream.least:
-        raise left_over(stream.least - end, stream.compressed)
+    words = ("at most ", "or more ") if stream.compressed else ()
+    check(stream.most - header.offset, stream.least - header.offset - nbytes, *words)
     stream.skip(header.offset - stream.position)
     content = np.empty(nbytes, np.uint8)
     found = stream.fill(content)
-    if found < nbytes:
-        raise truncated(f"{found}")
     # Reading on verifies the checksum behind the last byte of a compressed file.
-    left = stream.skip(_COUNTED)
-    if left:
-        raise left_over(left, left == _COUNTED)
+    left = stream.skip(_COUNTED) if found == nbytes else 0
+    check(found, left, or_more="or more " if left == _COUNTED else "")
     return content.view(header.dtype).reshape(header.shape, order="F")
 
 
@@ -195,23 +171,15 @@ def _scaled(stored: NDArray[Any], fields: Any) -> NDArray[Any]:
 
 
 @contextlib.contextmanager
-def _quiet_nibabel() -> Iterator[None]:
-    """Keep nibabel from printing its corrections of a header: our error is one line."""
+def _damage_named(path: Path) -> Iterator[None]:
+    """Name the file in nibabel's errors: damaged bytes raise nearly any type. Our error is the only line."""
     before = nibabel_logger.disabled
-    nibabel_logger.disabled = True
+    nibabel_logger.disabled = True  # it prints how it corrects a header
     try:
         yield
-    finally:
-        nibabel_logger.disabled = before
-
-
-@contextlib.contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Keep nibabel silent, and name the file in its errors: damaged bytes raise nearly any type."""
-    try:
-        with _quiet_nibabel():
-            yield
     except (DataError, MemoryError):
         raise
     except Exception as error:
         raise DataError(f"{path}: damaged NIfTI file ({said(error)})") from error
+    finally:
+        nibabel_logger.disabled = before

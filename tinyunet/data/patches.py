@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 # A normalised image has deviation 1, so these are the differences between scanners, not artefacts.
 SCALE = 0.15
 SHIFT = 0.15
-# Largest deviation of the noise, which is drawn anew for each patch.
-NOISE = 0.1
+NOISE = 0.1  # largest deviation of the noise, which is drawn anew for each patch
 
 # A normal deviate for each value of a byte, of deviation 1. Drawing bytes is ten times faster than drawing
 # from the generator's own normal distribution, and 256 steps are fine enough for a little noise.
@@ -51,9 +50,7 @@ def sample_patch(
     share is not from 0 to 1.
     """
     volume = _check_shapes(image, labels)
-    if len(patch_size) != 3 or any(
-        not 1 <= patch <= size for patch, size in zip(patch_size, volume, strict=True)
-    ):
+    if len(patch_size) != 3 or min(patch_size) < 1 or np.any(np.greater(patch_size, volume)):
         raise ValueError(f"patch_size: {tuple(patch_size)}; expected 1 up to the volume's {volume}")
     if not 0 <= foreground_share <= 1:
         raise ValueError(f"foreground_share: {foreground_share}; expected 0 to 1")
@@ -113,7 +110,7 @@ def _change_intensity(image: NDArray[np.float32], generator: np.random.Generator
     """Scale and shift each sequence and add noise, in place, where the image is not background."""
     width, channels = image.shape[-2:]
     brain = image[..., 0] != 0
-    for channel in range(1, channels):
+    for channel in range(1, channels):  # several times faster than any(axis=-1)
         brain |= image[..., channel] != 0
     scale = np.asarray(generator.uniform(1 - SCALE, 1 + SCALE, channels), np.float32)
     shift = np.asarray(generator.uniform(-SHIFT, SHIFT, channels), np.float32)

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# A network hardly minds this ratio: augmentation does not scale, but heads differ by as much.
-_NEAR = 1.2
+_NEAR = 1.2  # a network hardly minds this ratio: augmentation does not scale, but heads differ by as much
 
 Spacing = tuple[float, float, float]
 

@@ -18,22 +18,16 @@ from tinyunet.common.errors import DataError, said
 from tinyunet.common.files import open_file
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# Deflate makes at most so many bytes of one (https://zlib.net/zlib_tech.html).
-_HIGHEST_RATIO = 1032
-# Bytes that are decompressed at once.
-_PART = 2**20
+_HIGHEST_RATIO = 1032  # deflate makes at most so many bytes of one (https://zlib.net/zlib_tech.html)
+_PART = 2**20  # bytes that are decompressed at once
 
 
 class Stream:
     """The bytes of a file from the first on; decompressed if the content (not the name) is gzip's.
 
-    Attributes
-    ----------
-    position : int
-        How many bytes have been read.
-    least, most : int
-        Bounds of how many bytes the file holds: exact unless it is ``compressed``. A compressed file, unless
-        it is padded, is shorter than twice its content and a MB.
+    ``position`` is how many bytes have been read. ``least`` and ``most`` are bounds of how many there
+    are: exact unless it is ``compressed``. A compressed file, unless padded, is shorter than twice its
+    content and a MB.
     """
 
     def __init__(self, file: BufferedReader) -> None:
@@ -84,8 +78,7 @@ def open_stream(path: Path, expected: str) -> Iterator[Stream]:
         reason = f"truncated or damaged ({said(error)})"
         raise DataError(f"{path}: {reason}; expected a whole .nii.gz file") from error
     except OSError as error:
-        reason = error.strerror or said(error)
-        raise DataError(f"{path}: cannot be read ({reason}); expected {expected}") from error
+        raise DataError(f"{path}: cannot be read ({said(error)}); expected {expected}") from error
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Training on many processes.
 
 ``communicator``     the ranks: what they exchange, and how one waits for the others
-``algorithms``       ways to sum an array over ranks; ``compression`` the same in bfloat16
-``buckets``          gradients summed while backward goes on; ``options`` what a user can choose
+``algorithms``       ways to sum an array over ranks, and the user's choice; ``compression`` in bfloat16
+``buckets``          gradients summed while backward goes on
 ``synchronized_norm``   batch norm's statistics over the batches of all ranks
 ``sentinel``, ``stall``   name a rank that was killed, and one that the others wait for
 ``timeline``         when each kernel ran, and each rank waited

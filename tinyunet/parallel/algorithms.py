@@ -1,8 +1,9 @@
 """Ways to sum an array over ranks: MPI's own, a ring, recursive halving, and a sum in shared memory.
 
-Each is a generator: it starts messages, yields them, and is resumed when they have arrived. So one
-function serves an allreduce that a rank waits for and one that goes on while the rank computes
-(:class:`Operation`).
+Each replaces an ``array`` (one axis, C-contiguous) by its sum over ``ranks``, an ``mpi4py.MPI.Intracomm``.
+Two operations that are under way at once need two of these. Each algorithm is a generator: it starts
+messages, yields them, and is resumed when they have arrived. So one function serves an allreduce that a rank
+waits for and one that goes on while the rank computes (:class:`Operation`).
 
 Cost for N ranks, n bytes, alpha seconds a message and beta seconds a byte::
 
@@ -17,19 +18,23 @@ bytes each. One rank sums each element and the others copy it: all hold the same
 Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms" (2009); Rabenseifner,
 "Optimization of collective reduction operations" (2004); Graham and Shipman, "MPI support for multi-core
 architectures: optimized shared memory collectives" (2008).
+
+This module imports no kernels, so that a command can check its options before they are loaded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.common.errors import AgreedError
 from tinyunet.local_ranks import LocalRanks
 
 Array: TypeAlias = NDArray[Any]
 #: What an algorithm yields: requests of MPI; it goes on when all of them are done.
 Messages: TypeAlias = Iterator[list[Any]]
+Algorithm: TypeAlias = Callable[[Any, Array], Messages]
 
 
 class Operation:
@@ -49,15 +54,7 @@ class Operation:
 
 
 def mpi(ranks: Any, array: Array) -> Messages:
-    """Call MPI, which knows the network.
-
-    Parameters
-    ----------
-    ranks : mpi4py.MPI.Intracomm
-        The ranks. Two operations that are under way at once need two communicators.
-    array : ndarray, one axis, C-contiguous
-        Replaced by its sum over the ranks.
-    """
+    """Call MPI, which knows the network."""
     from mpi4py import MPI
 
     yield [ranks.Iallreduce(MPI.IN_PLACE, array, op=MPI.SUM)]
@@ -73,8 +70,6 @@ def ring(ranks: Any, array: Array) -> Messages:
         a0 b0 c02    a01 b1 c1    a2 b12 c2         each adds what its left sent
         a0 b012 c02  a01 b1 c012  a012 b12 c2       again: each has one part of the result
         then the finished parts go round N - 1 times.
-
-    Parameters are those of :func:`mpi`.
     """
     rank, size = ranks.rank, ranks.size
     right, left = (rank + 1) % size, (rank - 1) % size
@@ -97,8 +92,6 @@ def recursive_halving(ranks: Any, array: Array) -> Messages:
     partners, in reverse order, send each other what they have.
 
     If N is no power of two, the first few ranks send their numbers to a neighbour, and receive the result.
-
-    Parameters are those of :func:`mpi`.
     """
     rank, power = ranks.rank, 1 << (ranks.size.bit_length() - 1)
     extra = ranks.size - power
@@ -148,14 +141,8 @@ def shared_sum(node: Any, peers: Any, local: LocalRanks, arrays: Sequence[Array]
     MPI moves more: each rank copies what the other has, adds, and has its sum copied. That makes a step of
     two ranks 4 % longer (64 x 64 x 48, 22.6 MB).
 
-    Parameters
-    ----------
-    node, peers : mpi4py.MPI.Intracomm
-        The ranks of this node, and the ranks of this one's number on all nodes. Two sums that are under way
-        at once need two of each.
-    local : LocalRanks
-    arrays : sequence of ndarray, one axis, the same shape
-        One for each local rank, in shared memory. A rank calls this when its own is complete.
+    ``node`` are the ranks of this node, ``peers`` those of this one's number on all nodes. Each local rank
+    has one of the ``arrays``, of one shape, in shared memory, and calls this when its own is complete.
     """
     yield [node.Ibarrier()]
     part = local.part(arrays[0].size)
@@ -170,8 +157,23 @@ def shared_sum(node: Any, peers: Any, local: LocalRanks, arrays: Sequence[Array]
 
 
 #: By their name in the option ``--allreduce``.
-ALGORITHMS: dict[str, Callable[[Any, Array], Messages]] = {
-    "mpi": mpi,
-    "ring": ring,
-    "recursive-halving": recursive_halving,
-}
+ALGORITHMS: dict[str, Algorithm] = {"mpi": mpi, "ring": ring, "recursive-halving": recursive_halving}
+COMPRESSIONS = ("none", "bf16")
+#: With fewer patches a rank than this, batch norm's statistics are synchronised by default.
+FEW_PATCHES = 4
+
+
+class Exchange(NamedTuple):
+    """How ranks exchange gradients and statistics: what a user can choose."""
+
+    bucket_mb: float = 4.0  # MB of gradients in a bucket, at most
+    allreduce: str = "mpi"  # one of ALGORITHMS; "mpi" adds in memory that ranks share, if there is any
+    compression: str = "none"  # send float32, or "bf16": bfloat16 with error feedback
+    synchronize: bool = False  # whether batch norm takes the statistics over all ranks' patches
+
+    def check(self) -> None:
+        """Raise AgreedError if an algorithm is chosen beside compression, which has its own."""
+        if self.compression != "none" and self.allreduce != "mpi":
+            both = f"{self.allreduce} together with --compression {self.compression}"
+            expected = "expected one of the two"
+            raise AgreedError(f"--allreduce: {both}, which has an algorithm of its own; {expected}")

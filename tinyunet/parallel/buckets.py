@@ -22,22 +22,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tinyunet.compiler.trace import trace
 from tinyunet.nn import Module, Parameter
 from tinyunet.optim import Optimizer
-from tinyunet.parallel.algorithms import ALGORITHMS, Array, Messages, Operation, shared_sum
+from tinyunet.parallel.algorithms import ALGORITHMS, Array, Exchange, Messages, Operation, shared_sum
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.parallel.compression import CompressedSum
-from tinyunet.parallel.options import Exchange
 from tinyunet.tape import Leaf
 
 _USUAL = Exchange()
-# The time of a smaller bucket depends on the number of its messages, not on its bytes.
-_LEAST_BYTES = 1 << 16
-# Each bucket has a communicator of its own, and MPI has some thousands of them.
-_MOST_BUCKETS = 256
+_LEAST_BYTES = 1 << 16  # the time of a smaller bucket depends on the number of its messages, not on its bytes
+_MOST_BUCKETS = 256  # each bucket has a communicator of its own, and MPI has some thousands of them
 
 
 def backward_order(model: Module, input_shape: tuple[int, ...]) -> list[Parameter]:
@@ -64,24 +59,9 @@ def cut(size: int, most: int) -> list[slice]:
 class GradientSum:
     """Sums an optimizer's gradients over ranks, and over several batches of one step.
 
-    Parameters
-    ----------
-    optimizer : Optimizer
-        Its ``flat_gradients`` are replaced by their sum. All ranks have the same parameters.
-    communicator : Communicator
-    exchange : Exchange
-        Size of the buckets (some 256 at most), algorithm, compression.
-
-    Attributes
-    ----------
-    buckets : list of slice
-        Parts of the flat buffer.
-    sent : int
-        How many of them have started.
-    counts : bool
-        Whether this rank's patches belong to the batch, as in :mod:`tinyunet.parallel.synchronized_norm`.
-    residuals : list of array
-        What rounding took away and compression has still to send: a later step depends on it.
+    All ranks have the same parameters; the optimizer's ``flat_gradients`` are replaced by their sum.
+    ``counts`` says whether this rank's patches belong to the batch, as in
+    :mod:`tinyunet.parallel.synchronized_norm`.
     """
 
     def __init__(self, optimizer: Optimizer, communicator: Communicator, exchange: Exchange = _USUAL) -> None:
@@ -89,12 +69,12 @@ class GradientSum:
         self._parameters = optimizer.parameters
         nbytes = self._gradients.nbytes
         most = min(max(1e6 * exchange.bucket_mb, nbytes / _MOST_BUCKETS, 4.0), nbytes)
-        self.buckets = cut(self._gradients.size, int(most))
+        self.buckets = cut(self._gradients.size, int(most))  # parts of the flat buffer, some 256 at most
+        # What rounding took away and compression has still to send: a later step depends on it.
         self.residuals: list[Array] = []
         self._allreduces: list[Callable[[], Messages]] = []  # each starts the sum of a bucket
         self._choose_allreduces(optimizer, exchange)
         self._earlier: Array | None = None  # the sum of the gradients of earlier batches of this step
-        self._has_earlier = False
         self.counts = True
         self.start()
 
@@ -119,7 +99,7 @@ class GradientSum:
         self._complete: set[int] = set()
         # So many parameters, from the first on, are complete, and so many items of the buffer.
         self._parameters_complete, self._items_complete = 0, 0
-        self.sent = 0
+        self.sent = 0  # how many buckets have started
         self._under_way: dict[int, tuple[Operation, float]] = {}
 
     def keep(self) -> None:
@@ -127,12 +107,9 @@ class GradientSum:
         if not self.counts:
             self._gradients.fill(0)
         if self._earlier is None:
-            self._earlier = np.zeros_like(self._gradients)
-        if self._has_earlier:
-            self._earlier += self._gradients
+            self._earlier = self._gradients.copy()
         else:
-            self._earlier[:] = self._gradients
-        self._has_earlier = True
+            self._earlier += self._gradients
 
     def complete(self, parameters: Sequence[Leaf]) -> None:
         """Record whose gradients are complete, start the buckets that are, and progress the others."""
@@ -152,7 +129,7 @@ class GradientSum:
         while self.sent < len(self.buckets):  # gradients of unused parameters
             self._send()
         self._communicator.wait(self._progress, "wait for gradients")
-        self._has_earlier = False
+        self._earlier = None
 
     def _send(self) -> None:
         number, part = self.sent, self.buckets[self.sent]
@@ -160,7 +137,7 @@ class GradientSum:
         gradients = self._gradients[part]
         if not self.counts:
             gradients.fill(0)
-        if self._has_earlier and self._earlier is not None:
+        if self._earlier is not None:
             gradients += self._earlier[part]
         if self._communicator.size > 1:
             operation = Operation(self._allreduces[number]())

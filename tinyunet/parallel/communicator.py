@@ -26,6 +26,7 @@ What happens on an error
 """
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -33,7 +34,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ from tinyunet.parallel.timeline import WAITS, Timeline, file_of_rank
 
 T = TypeVar("T")
 
-# What mpirun, mpiexec or srun sets in each process it starts: MPICH and Intel MPI, Open MPI, PMIx.
+# What mpirun, mpiexec or srun sets in each process that it starts: MPICH and Intel MPI, Open MPI, PMIx.
 _LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 # The number of processes started; srun sets the last one also where it does not support this MPI.
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -63,36 +64,24 @@ _NO_QUOTA = 1 << 20  # more cores than there are
 class Communicator:
     """A group of ranks that call the same operations in the same order.
 
-    Parameters
-    ----------
-    mpi : mpi4py.MPI.Intracomm, optional
-        The ranks; without it, this process is alone.
-
-    Attributes
-    ----------
-    rank, size : int
-        This process among all ranks, and their number.
-    local_rank, local_size : int
-        The same among the ranks of this node.
-    node_token : str
-        A text that the ranks of this node share with no other rank.
-    local : LocalRanks
-        The ranks of this node; this rank alone where they cannot share memory.
-    timeline : Timeline or None
-        Records every wait.
+    ``mpi`` is an ``mpi4py.MPI.Intracomm``; without it, this process is alone.
     """
 
     def __init__(self, mpi: Any = None) -> None:
         self._mpi = mpi
-        self.rank: int = mpi.rank if mpi else 0
-        self.size: int = mpi.size if mpi else 1
-        self.local_rank, self.local_size, self._sharing = 0, 1, 1
-        self._quota: float = _NO_QUOTA  # cores' worth of time, of all ranks on this node
+        #: This process among all ranks, and their number; then the same among the ranks of this node.
+        self.rank, self.size = (int(mpi.rank), int(mpi.size)) if mpi else (0, 1)
+        self.local_rank, self.local_size = 0, 1
+        #: The ranks of this node; this rank alone where they cannot share memory.
+        self.local: LocalRanks = LocalRanks()
+        #: A text that the ranks of this node share with no other rank.
         self.node_token = f"{os.getpid()}-{time.time_ns()}"
+        #: Records every wait.
         self.timeline: Timeline | None = None
+        self._sharing = 1  # ranks that share this one's cores
+        self._quota: float = _NO_QUOTA  # cores' worth of time, of all ranks on this node
         self._stalls: StallWatch | None = None
         self._waits = 0
-        self.local: LocalRanks = LocalRanks()
         self._levels: tuple[Any, Any] | None = None
         self._spoken: Any = bytearray(1)
         if self.size > 1:
@@ -119,23 +108,17 @@ class Communicator:
             _unname_shared_memory()
 
     def is_first_to_speak(self) -> bool:
-        """Return whether no rank of this node has called this before.
-
-        Two ranks that call this within microseconds may both be the first.
-        """
+        """Return whether no rank of this node has called this before, to within microseconds."""
         spoken, self._spoken[0] = self._spoken[0], 1
         return not spoken
 
     def threads(self) -> int:
-        """Return this rank's number of threads: its cores divided by the ranks that share them, at least 1.
-
-        All ranks of a node share the quota of their container.
-        """
+        """Return this rank's threads: its cores divided by the ranks that share them, at least 1."""
         # Imported here: a command reads its options before it loads Numba, which kernels need.
         from kernels.base.limits import cpu_quota
 
         self._quota = min(cpu_quota(), _NO_QUOTA)
-        of_quota = math.ceil(self._quota) // self.local_size
+        of_quota = math.ceil(self._quota) // self.local_size  # the container's, for all ranks of the node
         return max(1, min(len(_affinity()) // self._sharing, of_quota))
 
     def warn_of_stalls(self, seconds: float) -> None:
@@ -156,12 +139,8 @@ class Communicator:
     def recorded(self, path: Path | str | None) -> Iterator[None]:
         """Record what every rank does in a block, and write it to a file, also if the block raises.
 
-        A file that cannot be written is a line on stderr, no error: the block's work is worth more.
-
-        Parameters
-        ----------
-        path : Path, str or None
-            None records nothing; with several ranks see :func:`file_of_rank`.
+        With several ranks :func:`file_of_rank` changes ``path``; None records nothing. A file that cannot be
+        written is a line on stderr, no error: the block's work is worth more.
         """
         if path is None:
             yield
@@ -192,17 +171,14 @@ class Communicator:
         return [(node.Dup(), peers.Dup()) for _ in range(count)]
 
     def allreduce_sum(self, array: NDArray[Any]) -> None:
-        """Replace an array, in place, by its sum over the ranks: the same bits on each.
+        """Replace an array, C-contiguous, by its sum over the ranks, in place: the same bits on each."""
+        self._allreduce(array, "SUM", "allreduce")
 
-        Parameters
-        ----------
-        array : ndarray, any shape, C-contiguous
-            The same shape and dtype on every rank.
-        """
+    def _allreduce(self, array: NDArray[Any], operation: str, name: str) -> None:
         if self.size > 1:
             from mpi4py import MPI
 
-            self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, array, op=MPI.SUM).Test, "allreduce")
+            self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, array, op=getattr(MPI, operation)).Test, name)
 
     def allreduce_mean(self, array: NDArray[np.floating[Any]]) -> None:
         """Replace an array of floats by its mean over the ranks; otherwise as :meth:`allreduce_sum`."""
@@ -230,36 +206,21 @@ class Communicator:
         self.barrier()
         return self._mpi.gather(value, root=0) or []
 
+    def gather_in_turns(self, values: list[T]) -> list[T]:
+        """Return at rank 0 a list whose part ``[rank::size]`` each rank gives; an empty list elsewhere."""
+        missing = object()
+        turns = itertools.zip_longest(*self.gather(values), fillvalue=missing)
+        return [cast(T, value) for turn in turns for value in turn if value is not missing]
+
     def barrier(self) -> None:
         """Wait until every rank has called this."""
         if self.size > 1:
             self.wait(self._mpi.Ibarrier().Test, "barrier")
 
-    def agree(self, error: UserError | None) -> None:
-        """Raise the error of the lowest rank that has one, on every rank.
-
-        Raises
-        ------
-        AgreedError
-            On every rank, with the same message, if any rank has an error.
-        """
-        first = np.array([self.rank if error else self.size])
-        if self.size > 1:
-            from mpi4py import MPI
-
-            self.wait(self._mpi.Iallreduce(MPI.IN_PLACE, first, op=MPI.MIN).Test, "agree")
-        if first[0] < self.size:
-            raise AgreedError(self.broadcast_object(str(error), root=int(first[0])))
-
     def wait(self, is_done: Callable[[], bool], name: str = "wait") -> None:
         """Wait until an operation is done, and leave the cores to ranks that compute.
 
-        Parameters
-        ----------
-        is_done : callable
-            Such as ``Test`` of MPI's requests.
-        name : str
-            For the timeline.
+        ``is_done`` is such as ``Test`` of MPI's requests; ``name`` is for the timeline.
         """
         start, tests = time.perf_counter(), 0
         crowded = self._sharing > len(_affinity()) or self.local_size > self._quota
@@ -281,12 +242,9 @@ class Communicator:
     def together(self) -> Iterator[None]:
         """Run a block, on all ranks or on some, after which all ranks go on or all raise.
 
-        The block must not communicate: a rank that has an error leaves it early.
-
-        Raises
-        ------
-        AgreedError
-            On every rank, if the block raised on any rank an error that :func:`as_user_error` knows.
+        The block must not communicate: a rank that has an error leaves it early. If on any rank the block
+        raises an error that :func:`as_user_error` knows, every rank raises an AgreedError with the message of
+        the lowest such rank.
         """
         error = None
         try:
@@ -295,7 +253,10 @@ class Communicator:
             error = as_user_error(raised)
             if error is None:
                 raise
-        self.agree(error)
+        first = np.array([self.rank if error else self.size])
+        self._allreduce(first, "MIN", "agree")
+        if first[0] < self.size:
+            raise AgreedError(self.broadcast_object(str(error), root=int(first[0])))
 
     def abort(self, code: int) -> NoReturn:
         """End every rank at once, wherever it is: for errors that :meth:`together` cannot catch."""
@@ -308,13 +269,8 @@ def world() -> Communicator:
     """Return all ranks of this job: one, if no MPI launcher started it.
 
     mpi4py is only imported under a launcher; elsewhere that would cost start-up time, and on some
-    clusters MPI refuses to start on a login node.
-
-    Raises
-    ------
-    UserError
-        If a launcher started several processes and mpi4py cannot be used, or finds only this one: each
-        process would do all of the work.
+    clusters MPI refuses to start on a login node. UserError if a launcher started several processes and
+    mpi4py cannot be used, or finds only this one: each process would do all of the work.
     """
     started = max(int(os.environ.get(name) or 1) for name in _SIZES)
     if not any(name in os.environ for name in _LAUNCHERS) and started == 1:

@@ -18,21 +18,11 @@ from tinyunet.parallel.algorithms import Array, Messages
 
 
 class CompressedSum:
-    """The sum of an array that is summed again and again: it keeps what rounding took away.
-
-    Parameters
-    ----------
-    size, ranks : int
-        Items of the array, and the number of ranks.
-
-    Attributes
-    ----------
-    residual, residual_of_sum : float32 arrays, shape=(size,) and (part,)
-        What this rank has still to send of its array, and of the part that it sums.
-    """
+    """The sum of an array that is summed again and again: it keeps what rounding took away."""
 
     def __init__(self, size: int, ranks: int) -> None:
         part = -(-size // ranks)
+        # What this rank has still to send of its array, and of the part that it sums.
         self.residual = np.zeros(size, np.float32)
         self.residual_of_sum = np.zeros(part, np.float32)
         # Zeros after the array's end fill the last part.

@@ -32,14 +32,8 @@ _NOBODY = b"a rank (process ?"
 def start(address: str, program: str, ranks: int) -> None:
     """Start the process; when this returns, ranks may connect to it.
 
-    Parameters
-    ----------
-    address : str
-        A name that nobody else on this node uses.
-    program : str
-        The sentence begins with this name.
-    ranks : int
-        Ranks of this node.
+    ``address`` is a name that nobody else on this node uses, ``ranks`` the number of ranks here. The sentence
+    begins with the name of the ``program``.
     """
     if sys.platform == "linux":
         # The program started forks and ends: the process that stays is no child of this rank.

@@ -24,14 +24,9 @@ _PROBES = 100
 
 
 class StallWatch:
-    """Looks at every wait, and warns of one that takes too long.
+    """Looks at every wait, and warns when it has taken ``seconds``, and again each time after as long.
 
-    Parameters
-    ----------
-    ranks : mpi4py.MPI.Intracomm
-        All ranks; nobody else uses this communicator.
-    seconds : float
-        The time limit, after which to warn; and again each time after as long.
+    ``ranks`` is an ``mpi4py.MPI.Intracomm`` of all ranks, which nobody else uses.
     """
 
     def __init__(self, ranks: Any, seconds: float) -> None:
@@ -65,8 +60,17 @@ class StallWatch:
         latest = self._received()
         # A rank that has all that it needs of an operation may be one wait further.
         missing = [rank for rank in range(self._ranks.size) if latest.get(rank, -1) < self._number - 1]
-        if missing and (self._ranks.rank == 0 or 0 in missing):
-            print(self._sentence(missing, waited), file=sys.stderr, flush=True)
+        if not missing or not (self._ranks.rank == 0 or 0 in missing):
+            return
+        names = [f"rank {rank} on {self._nodes[rank]}" for rank in missing[:_MOST_NAMES]]
+        if len(missing) > _MOST_NAMES:
+            names.append(f"{len(missing) - _MOST_NAMES} more")
+        text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        verb, them = ("has", "it") if len(missing) == 1 else ("have", "them")
+        others = f"{self._ranks.size - len(missing)} of {self._ranks.size}"
+        seconds = f"{waited:.0f}" if waited >= 1 else f"{waited:.1g}"
+        sentence = f"{text} {verb} not come for {seconds} s; {others} ranks wait for {them}"
+        print(f"tinyunet: {sentence}", file=sys.stderr, flush=True)
 
     def _received(self) -> dict[int, int]:
         """Return the latest number of each rank that has sent one since the last call."""
@@ -82,16 +86,3 @@ class StallWatch:
             self._ranks.Recv(number, source)
             latest[source] = max(latest.get(source, -1), int(number[0]))
         return latest
-
-    def _sentence(self, missing: list[int], waited: float) -> str:
-        names = [f"rank {rank} on {self._nodes[rank]}" for rank in missing[:_MOST_NAMES]]
-        if len(missing) > _MOST_NAMES:
-            names.append(f"{len(missing) - _MOST_NAMES} more")
-        text = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        verb, them = ("has", "it") if len(missing) == 1 else ("have", "them")
-        others = self._ranks.size - len(missing)
-        seconds = f"{waited:.0f}" if waited >= 1 else f"{waited:.1g}"
-        return (
-            f"tinyunet: {text} {verb} not come for {seconds} s; "
-            f"{others} of {self._ranks.size} ranks wait for {them}"
-        )

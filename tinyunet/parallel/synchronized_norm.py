@@ -12,19 +12,10 @@ from tinyunet.parallel.communicator import Communicator
 
 
 class Synchronized:
-    """Adds up the sums of a model's batch norms over ranks.
+    """Adds up the sums of a model's batch norms over ranks. Compile the model afterwards.
 
-    Parameters
-    ----------
-    model : Module
-        Its batch norms are changed; compile it afterwards.
-    communicator : Communicator
-
-    Attributes
-    ----------
-    counts : bool
-        Whether this rank's patches belong to the batch. A rank whose part of an uneven batch is empty
-        computes on any patch, to take part in every allreduce; its sums are then replaced by zero.
+    ``counts`` says whether this rank's patches belong to the batch. A rank whose part of an uneven batch is
+    empty computes on any patch, to take part in every allreduce; its sums are then replaced by zero.
     """
 
     def __init__(self, model: Module, communicator: Communicator) -> None:

@@ -6,7 +6,6 @@ The format is Chrome's trace of events, which https://ui.perfetto.dev opens: an 
 Source: "Trace Event Format", Google (2016).
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,13 @@ _MOST_EVENTS = 20_000
 class Timeline:
     """What one rank did, and when.
 
-    Parameters
-    ----------
-    rank : int
-    clock_start : float
-        Zero of the trace: the value of ``time.perf_counter`` at a moment that all ranks share.
+    Zero of the trace is ``clock_start``, the value of ``time.perf_counter`` at a moment that all ranks share.
     """
 
     def __init__(self, rank: int, clock_start: float) -> None:
         self._rank, self._zero = rank, clock_start
         self._rows: dict[str, int] = {KERNELS: 0, WAITS: 1}
         self._spans: list[dict[str, Any]] = []
-        self._kernel_start = clock_start
         self._lost = 0
 
     def span(self, row: str, name: str, start: float, end: float, **details: Any) -> None:
@@ -43,22 +37,8 @@ class Timeline:
         when = {"ts": (start - self._zero) * 1e6, "dur": (end - start) * 1e6}
         self._spans.append({"ph": "X", "name": name, "cat": row, **where, **when, "args": details})
 
-    def start_kernels(self) -> None:
-        """Record that the next kernel starts now."""
-        self._kernel_start = time.perf_counter()
-
-    def kernel(self, name: str) -> None:
-        """Record that a kernel ends now."""
-        self.span(KERNELS, name, self._kernel_start, time.perf_counter())
-
     def save(self, path: Path | str) -> None:
-        """Write the trace.
-
-        Raises
-        ------
-        OSError
-            The file cannot be written.
-        """
+        """Write the trace, or raise OSError."""
         common = {"ph": "M", "pid": self._rank, "tid": 0, "ts": 0}
         events = [common | {"name": "process_name", "args": {"name": f"rank {self._rank}"}}]
         for row, number in self._rows.items():

@@ -33,10 +33,10 @@ from tinyunet.optim import Optimizer
 from tinyunet.unet import NORMS, UNet
 
 FORMAT = "tinyunet checkpoint 2"
+_GROUPS = ("model/", "optimizer/", "training/")
 _PARTS = ("config", "order", "random", "state")
 _NOT_OURS = "an archive of arrays, but not a checkpoint of tinyunet"
-# Characters of the header: the history of 30,000 epochs.
-_LONGEST_HEADER = 2**24
+_LONGEST_HEADER = 2**24  # characters: the history of 30,000 epochs
 
 
 def _label_values(value: Any, where: str) -> None:
@@ -46,16 +46,9 @@ def _label_values(value: Any, where: str) -> None:
 
 # The arguments of UNet. The arrays limit how large a model may be: see `_check_promise`.
 _CONFIG = record(
-    {
-        "dim": schema.one_of(2, 3),
-        "in_channels": whole(1),
-        "classes": whole(1),
-        "filters": whole(1),
-        "depth": whole(1, 64),
-        "use_upsampling": boolean,
-        "dropout": number(0, 1),
-        "seed": whole(0, 2**128),
-    },
+    {"dim": schema.one_of(2, 3), "depth": whole(1, 64), "seed": whole(0, 2**128)}
+    | dict.fromkeys(("in_channels", "classes", "filters"), whole(1))
+    | {"use_upsampling": boolean, "dropout": number(0, 1)},
     {"momentum": number(0, 1), "norm": schema.one_of(*NORMS), "spatial_dropout": number(0, 1)},
 )
 # State of a NumPy generator, PCG64.
@@ -111,10 +104,8 @@ class Checkpoint:
         except MemoryError as error:
             raise CheckpointError(f"{self.path}: not enough memory ({said(error)})") from error
         except (TypeError, ValueError, KeyError) as error:
-            reason = one_line(str(error))
-            raise CheckpointError(
-                f"{self.path}: holds another model than its configuration says ({reason})"
-            ) from error
+            reason = f"holds another model than its configuration says ({one_line(str(error))})"
+            raise CheckpointError(f"{self.path}: {reason}") from error
         return model
 
     def load_optimizer(self, model: Module, optimizer: Optimizer) -> None:
@@ -132,9 +123,8 @@ class Checkpoint:
                 state[name] = np.concatenate([parts[parameter] for parameter in order])
             optimizer.load_state_dict(state)
         except (ValueError, KeyError, IndexError) as error:
-            raise CheckpointError(
-                f"{self.path}: its optimizer is of another kind or another model ({one_line(str(error))})"
-            ) from error
+            reason = f"its optimizer is of another kind or another model ({one_line(str(error))})"
+            raise CheckpointError(f"{self.path}: {reason}") from error
 
 
 def save(
@@ -148,15 +138,9 @@ def save(
     """Write a checkpoint, ``*.npz``; a reader finds the old file or the whole new one.
 
     ``state`` (content for JSON) and ``arrays`` come back in :class:`Checkpoint`. ``previous`` is another
-    name in that folder, which the replaced checkpoint gets.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written; the old one stays.
-    ValueError
-        :func:`load` would refuse the file: the optimizer holds another model's parameter, an array holds
-        objects, NaN or infinity.
+    name in that folder, which the replaced checkpoint gets. OSError if the file cannot be written: the old
+    one stays. ValueError if :func:`load` would refuse the file: the optimizer holds another model's
+    parameter, or an array holds objects, NaN or infinity.
     """
     header = {
         "format": FORMAT,
@@ -166,9 +150,8 @@ def save(
         "state": state,
     }
     members: dict[str, Any] = {}
-    groups = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "training": arrays or {}}
-    for group, named in groups.items():
-        members |= {f"{group}/{name}": np.asarray(array) for name, array in named.items()}
+    for group, named in zip(_GROUPS, (model.state_dict(), optimizer.state_dict(), arrays or {}), strict=True):
+        members |= {f"{group}{name}": np.asarray(array) for name, array in named.items()}
     for name, array in members.items():
         if array.dtype.hasobject:
             raise ValueError(f"{name}: an array of objects, which a checkpoint does not hold")
@@ -178,12 +161,6 @@ def save(
         raise CheckpointError(f"{path}: not written ({error})") from error
     with atomic(path, previous) as file:
         np.savez(file, header=np.array(json.dumps(header)), **members)
-        archive.seal(file)
-
-
-def seal(path: Path) -> None:
-    """Append to an archive the SHA-256 of all its bytes, as its comment."""
-    with path.open("r+b") as file:
         archive.seal(file)
 
 
@@ -206,15 +183,14 @@ def load(path: Path | str) -> Checkpoint:
         header = _header(members)
         _check_arrays(members)
     except OSError as error:
-        reason = one_line(error.strerror or str(error))
-        raise CheckpointError(f"{path}: {reason}; expected a checkpoint (.npz)") from error
+        raise CheckpointError(f"{path}: {said(error)}; expected a checkpoint (.npz)") from error
     except MemoryError as error:
         raise CheckpointError(f"{path}: not enough memory ({said(error)})") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: {one_line(str(error))}") from error
+        raise CheckpointError(f"{path}: {said(error)}") from error
     model, optimizer, arrays = (
         {name.removeprefix(group): array for name, array in members.items() if name.startswith(group)}
-        for group in ("model/", "optimizer/", "training/")
+        for group in _GROUPS
     )
     config, order, random, state = (header[part] for part in _PARTS)
     return Checkpoint(path, config, model, optimizer, order, random, state, arrays)
@@ -245,7 +221,7 @@ def _check_arrays(members: Arrays) -> None:
     """Check that arrays belong to a group, and hold finite numbers of 8 bytes at most."""
     for name, array in members.items():
         shown = ascii(name[:60])
-        if not name.startswith(("model/", "optimizer/", "training/")):
+        if not name.startswith(_GROUPS):
             raise ValueError(f"{shown}: an array that no checkpoint has")
         kinds = "f" if name.startswith("model/") else "fiu"
         if array.dtype.kind not in kinds or array.dtype.itemsize > 8:

@@ -14,49 +14,36 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tinyunet.common.errors import DataError, UserError
+from tinyunet.data import conventions
 from tinyunet.data.cases import Dataset, on_same_voxels
-from tinyunet.data.conventions import (
-    CONVENTIONS,
-    Meaning,
-    allowed_by_name,
-    allowed_by_names,
-    ask,
-    by_numbers_alone,
-    decide,
-    kind_of_class,
-    listed,
-    read_as,
-)
+from tinyunet.data.conventions import CONVENTIONS, Meaning, ask, kind_of_class, listed, numbers_of, read_as
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.labels import label_numbers, marked_meaning, read_labels
 from tinyunet.data.nifti import stem
 from tinyunet.segmentation.scores import Scores, score
 
 _ENDINGS = (".nii", ".nii.gz")
-# Names for four numbers of --label-values.
-_FOUR = CONVENTIONS["decathlon"].names
 
 
 class Pair(NamedTuple):
-    """Two label files of one case."""
+    """Two label files of one case, and the number of each class in the prediction."""
 
     name: str
     prediction: Path
     truth: Path
+    values: tuple[int, ...] = ()
 
 
 class Pairs(NamedTuple):
-    """Files to compare, the meaning of the true labels, and for each pair the numbers in the prediction."""
+    """Files to compare, and the meaning of the true labels."""
 
     pairs: list[Pair]
     truth: Meaning
-    prediction_values: list[tuple[int, ...]]
 
     def notes(self) -> list[str]:
         """Return the lines that say how labels are read."""
-        names, values, _ = self.truth
-        others = {found for found in self.prediction_values if found != values}
-        lines = [read_as(names, found, "as they say") for found in sorted(others)]
+        others = {pair.values for pair in self.pairs if pair.values != self.truth.values}
+        lines = [read_as(self.truth.names, values, "as they say") for values in sorted(others)]
         return [read_as(*self.truth), *(f"predictions{line[6:]}" for line in lines)]
 
 
@@ -67,6 +54,9 @@ def find_pairs(
     convention: str | None = None,
 ) -> Pairs:
     """Find the truth for each prediction, and what the numbers in both mean.
+
+    UserError if a file or folder is missing, there is no prediction, or no truth for one, or two; or if the
+    numbers cannot be those of classes, or it is not clear what they mean.
 
     Parameters
     ----------
@@ -80,15 +70,7 @@ def find_pairs(
         Numbers that stand for background, edema, non-enhancing and enhancing tumour in all files.
     convention
         Or key of :data:`tinyunet.data.conventions.CONVENTIONS` for all files.
-
-    Raises
-    ------
-    UserError
-        A file or folder is missing, there is no prediction, or no truth for one, or two; or the
-        numbers cannot be those of classes, or it is not clear what they mean.
     """
-    if label_values is not None:
-        _check_values(label_values, convention)
     predictions, labels = Path(predictions), Path(labels)
     for path in (predictions, labels):
         if not path.exists():
@@ -106,10 +88,9 @@ def find_pairs(
             truths = {case.name: case.label_path for case in dataset.cases}
         pairs = [_pair(name, path, truths, labels) for name, path in found.items()]
     given = _given(label_values, convention, dataset)
-    if given:
-        return Pairs(pairs, given, [given.values] * len(pairs))
-    truth = dataset.meaning if dataset else _meaning_of_truths(pairs, str(labels))
-    return Pairs(pairs, truth, [_prediction_values(pair.prediction, truth) for pair in pairs])
+    truth = given or (dataset.meaning if dataset else _meaning_of_truths(pairs, str(labels)))
+    values = [given.values if given else _prediction_values(pair.prediction, truth) for pair in pairs]
+    return Pairs([pair._replace(values=its) for pair, its in zip(pairs, values, strict=True)], truth)
 
 
 def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
@@ -118,12 +99,11 @@ def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
     UserError if a file is damaged, holds other labels, or the two of a pair do not lie on the same voxels.
     """
     rows = []
-    cases = list(zip(found.pairs, found.prediction_values, strict=True))
-    for (name, prediction_path, truth_path), values in tqdm(cases, unit="case", leave=False):
-        prediction, geometry = read_labels(prediction_path, values)
-        truth, true_geometry = read_labels(truth_path, found.truth.values)
-        prediction = on_same_voxels(prediction, prediction_path, geometry, truth_path, true_geometry)
-        rows.append((name, score(prediction, truth, found.truth.names)))
+    for pair in tqdm(found.pairs, unit="case", leave=False):
+        prediction, geometry = read_labels(pair.prediction, pair.values)
+        truth, true_geometry = read_labels(pair.truth, found.truth.values)
+        prediction = on_same_voxels(prediction, pair.prediction, geometry, pair.truth, true_geometry)
+        rows.append((pair.name, score(prediction, truth, found.truth.names)))
     return rows
 
 
@@ -187,22 +167,10 @@ def _case(name: str) -> str:
 # --- What their numbers mean -----------------------------------------------------------------------------
 
 
-def _given(
-    label_values: Sequence[int] | None, convention: str | None, dataset: Dataset | None
-) -> Meaning | None:
-    """Return the meaning that the user has given."""
-    if convention:
-        return CONVENTIONS[convention].classes(f"--labels {convention}")
-    if label_values is None:
-        return None
-    names = dataset.labels if dataset else _FOUR
-    if len(label_values) != len(names):
-        names = ("background", *(f"label {value}" for value in label_values[1:]))
-    return Meaning(names, tuple(label_values), "--label-values")
-
-
-def _check_values(values: Sequence[int], convention: str | None) -> None:
-    """Check numbers that are to stand for classes, which take one byte each."""
+def _given(values: Sequence[int] | None, convention: str | None, dataset: Dataset | None) -> Meaning | None:
+    """Return the meaning that the user has given, after checking numbers, which take one byte each."""
+    if values is None:
+        return CONVENTIONS[convention].classes(f"--labels {convention}") if convention else None
     if convention:
         raise UserError("--label-values: given beside --labels; expected one of them")
     if not 2 <= len(values) <= 256:
@@ -210,13 +178,16 @@ def _check_values(values: Sequence[int], convention: str | None) -> None:
     for value in values:
         if values.count(value) > 1:
             raise UserError(f"--label-values: {value} is there twice; expected different numbers")
-    brats = CONVENTIONS["brats2018"]
-    if {*values} == {*brats.values} and tuple(values) != brats.values:
+    brats = CONVENTIONS["brats2018"].classes().values
+    if {*values} == {*brats} and tuple(values) != brats:
         raise UserError(
             f"--label-values: {' '.join(map(str, values))} are the numbers of background, edema, "
-            f"non-enhancing and enhancing tumour; BraTS has {' '.join(map(str, brats.values))}: "
-            f"--labels {brats.key}"
+            f"non-enhancing and enhancing tumour; BraTS has {' '.join(map(str, brats))}: --labels brats2018"
         )
+    names = dataset.labels if dataset else CONVENTIONS["decathlon"].classes().names
+    if len(values) != len(names):
+        names = ("background", *(f"label {value}" for value in values[1:]))
+    return Meaning(names, tuple(values), "--label-values")
 
 
 def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
@@ -226,11 +197,11 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
     the message of a UserError, if these contradict each other.
     """
     truths, predictions = [pair.truth for pair in pairs], [pair.prediction for pair in pairs]
-    if any(allowed_by_name(path) is not None for path in truths):
-        decided = decide(where, allowed_by_names(where, truths), map(label_numbers, truths))
+    if any(conventions.allowed_by_name(path) is not None for path in truths):
+        decided = conventions.decide(where, truths, map(label_numbers, truths))
         return decided.classes(decided.title)
     numbers = _numbers(truths, where)
-    alone = by_numbers_alone(numbers)
+    alone = conventions.by_numbers_alone(numbers)
     if alone is None:
         marks = [marked_meaning(path) for path in predictions]
         said = marks[0]
@@ -242,7 +213,7 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
         if {(3 in some, 4 in some) for some in (numbers, found)} == {(True, False), (False, True)}:
             raise ask(f"{where}: the predictions hold {listed(found)}, and", numbers)
         numbers |= found
-        alone = by_numbers_alone(numbers)
+        alone = conventions.by_numbers_alone(numbers)
     if alone:
         return alone.classes(f"{alone.title}, by the numbers")
     values = sorted(numbers - {0}) or [1]
@@ -268,7 +239,7 @@ def _prediction_values(prediction: Path, truth: Meaning) -> tuple[int, ...]:
             classes = ", ".join(f"{number} {name}" for number, name in sorted(said.items()))
             raise UserError(f"{prediction}: says of itself {classes}, but {read_as(*truth)}")
         return values
-    keys = allowed_by_name(prediction)
+    keys = conventions.allowed_by_name(prediction)
     if keys is not None and truth.values not in [_values_of(truth, CONVENTIONS[key].meaning) for key in keys]:
         raise UserError(
             f"{prediction}: named as files are that count otherwise, but {read_as(*truth)}; "
@@ -283,10 +254,8 @@ def _values_of(truth: Meaning, meaning: Mapping[int, str]) -> tuple[int, ...] | 
     A class that the file lacks gets a number that is in no file. None if the file has other classes.
     """
     for tell in (str, kind_of_class):
-        classes = [tell(name) for name in truth.names[1:]]
-        numbers = {tell(name): number for number, name in meaning.items()}
-        is_clear = len({*classes}) == len(classes) and len(numbers) == len(meaning)
-        if is_clear and None not in classes and {*numbers} <= {*classes}:
+        numbers = numbers_of(truth.names, meaning, tell)
+        if numbers and len(numbers) - numbers.count(None) == 1 + len(meaning):
             unused = iter(range(256, 512))
-            return (0, *(numbers.get(each) or next(unused) for each in classes))
+            return tuple(next(unused) if number is None else number for number in numbers)
     return None

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from tinyunet.data import brats
 from tinyunet.data.cases import load_image
 from tinyunet.data.conventions import read_as
 from tinyunet.data.labels import is_untouched, save_labels
-from tinyunet.data.nifti import read_shape, stem
+from tinyunet.data.nifti import read_header, stem
 from tinyunet.data.spacing import in_mm, is_far
 from tinyunet.data.stream import memory_for
 from tinyunet.parallel.communicator import Communicator
@@ -48,20 +48,11 @@ class Segmented(NamedTuple):
 def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoint) -> list[Job]:
     """Find the files of each image and the file for its labels, before anything is computed.
 
-    Parameters
-    ----------
-    images
-        NIfTI files with all sequences, or BraTS case folders, of which the model's sequences are
-        taken by their names. Labels are numbered as in the data that the model was trained on; for
-        BraTS cases as BraTS does, if the classes have such names.
-    output
-        The folder for the labels; each file is named as the image is.
-
-    Raises
-    ------
-    UserError
-        An image, or a file that this program did not write, would be overwritten; an image is missing, or
-        two have the same name; or the names of the model's sequences are not those of a BraTS case.
+    ``images`` are NIfTI files with all sequences, or BraTS case folders, of which the model's sequences are
+    taken by their names. Labels are numbered as in the data that the model was trained on; for BraTS cases as
+    BraTS does, if the classes have such names. Each file in the folder ``output`` is named as its image is.
+    UserError if an image, or a file that this program did not write, would be overwritten; an image is
+    missing, or two have one name; or the model's sequences are not those of a BraTS case.
     """
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
@@ -71,7 +62,11 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         paths: tuple[Path, ...] = (image,)
         values = own_values
         if image.is_dir():
-            paths = _brats_files(image, checkpoint)
+            modalities = checkpoint.state.get("modalities", brats.MODALITIES)
+            paths = brats.choose_files(brats.case_files(image)[0], modalities) or ()
+            if not paths:
+                reason = f"a BraTS case, but the model's sequences are {', '.join(modalities)}"
+                raise UserError(f"{image}: {reason}; expected a NIfTI file with these")
             values = brats.numbers_for(image, checkpoint.state["labels"]) or own_values
         elif not image.exists():
             raise UserError(f"{image}: no such file; expected a NIfTI file or a BraTS case folder")
@@ -83,11 +78,9 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         if name in jobs:
             raise UserError(f"{image}: there is another image named {name}; expected it once")
         if target.is_file() and not is_untouched(target):
-            raise UserError(
-                f"{target}: is there already, and this program did not write it, or it was changed since; "
-                "expected another folder with -o"
-            )
-        patches = count_patches(checkpoint.config["depth"], read_shape(paths[0])[:3])
+            reason = "is there already, and this program did not write it, or it was changed since"
+            raise UserError(f"{target}: {reason}; expected another folder with -o")
+        patches = count_patches(checkpoint.config["depth"], read_header(paths[0])[0][:3])
         jobs[name] = Job(name, paths, values, target, patches)
     return list(jobs.values())
 
@@ -97,26 +90,20 @@ def predict(
     images: Sequence[str | Path],
     output: Path | str,
     communicator: Communicator,
-    eager: bool = False,
-    accuracy: str = "fast",
-    deterministic: bool = False,
+    **execution: Any,
 ) -> list[Segmented]:
     """Segment images, shared among the ranks, behind a progress bar; rank 0 gets all results in their order.
 
     Every image is read once before the first is segmented: a bad image ends the program at once, not after
-    an hour. ``images`` and ``output`` are those of :func:`plan`; ``eager``, ``accuracy`` and
-    ``deterministic`` those of :func:`tinyunet.segmentation.sliding_window.predictor`.
-
-    Raises
-    ------
-    AgreedError
-        On every rank, if on any the checkpoint or an image cannot be used, or labels cannot be written.
+    an hour. ``images`` and ``output`` are those of :func:`plan`, ``execution`` are the options of
+    :func:`tinyunet.segmentation.sliding_window.predictor`. AgreedError on every rank, if on any the
+    checkpoint or an image cannot be used, or labels cannot be written.
     """
     done = []
     with communicator.together():
         checkpoint = load(checkpoint_path)
         model = checkpoint.make_model()
-        run_model = predictor(model, eager, accuracy, deterministic)
+        run_model = predictor(model, **execution)
         jobs = plan(images, output, checkpoint)
         _check_output(output, jobs)
         mine = jobs[communicator.rank :: communicator.size]
@@ -129,9 +116,8 @@ def predict(
     ):
         for job in mine:
             bar.set_description_str(printable(job.name))
-            done.append((jobs.index(job), _run(job, model, run_model, checkpoint, bar)))
-    everyones = [found for rank in communicator.gather(done) for found in rank]
-    return [found for _, found in sorted(everyones, key=lambda indexed: indexed[0])]
+            done.append(_run(job, model, run_model, checkpoint, bar))
+    return communicator.gather_in_turns(done)
 
 
 def _check_output(output: Path | str, jobs: Sequence[Job]) -> None:
@@ -156,10 +142,8 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     image, geometry = load_image(job.image_paths, model.config["in_channels"], notes)
     usual = checkpoint.state.get("spacing")  # older checkpoints have none
     if usual and is_far(geometry.spacing, usual):
-        notes.append(
-            f"{first}: voxels of {in_mm(geometry.spacing)}, but the model has learnt from "
-            f"{in_mm(usual)}, and nothing is resampled: it will find less"
-        )
+        learnt = f"voxels of {in_mm(geometry.spacing)}, but the model has learnt from {in_mm(usual)}"
+        notes.append(f"{first}: {learnt}, and nothing is resampled: it will find less")
     try:
         with memory_for(first):
             labels = segment(model, image, progress=lambda *_: bar.update(), predict=run_model)
@@ -175,19 +159,6 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     return Segmented(job.output, volumes, written_as, notes)
 
 
-def _brats_files(folder: Path, checkpoint: Checkpoint) -> tuple[Path, ...]:
-    """Return the files of a BraTS case for the model's channels."""
-    files, _ = brats.case_files(folder)
-    modalities = checkpoint.state.get("modalities", brats.MODALITIES)
-    chosen = brats.choose_files(files, modalities)
-    if chosen is None:
-        raise UserError(
-            f"{folder}: a BraTS case, but the model's sequences are {', '.join(modalities)}; "
-            "expected a NIfTI file with these"
-        )
-    return chosen
-
-
 def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
     """Return the numbers of the classes, after checking that the model segments volumes."""
     values = checkpoint.state.get("label_values", ())
@@ -195,8 +166,6 @@ def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
     # A model of one class separates it from the background.
     classes = {max(checkpoint.config.get("classes", 0), 2), len(values), len(names)}
     if checkpoint.config.get("dim", 3) != 3 or not values or len(classes) > 1:
-        raise CheckpointError(
-            f"{checkpoint.path}: not a model of volumes with named labels; "
-            "expected a checkpoint of python -m tinyunet.train"
-        )
+        expected = "expected a checkpoint of python -m tinyunet.train"
+        raise CheckpointError(f"{checkpoint.path}: not a model of volumes with named labels; {expected}")
     return tuple(values)

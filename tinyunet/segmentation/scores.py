@@ -22,8 +22,7 @@ REGIONS: Mapping[str, tuple[int, ...]] = {"whole tumour": (1, 2, 3), "tumour cor
 #: ``{"classes": {name: Dice}, "regions": {name: Dice}}``; without regions where labels are no brain tumours.
 Scores = dict[str, dict[str, float]]
 
-# Of a column: as the heading " classes " of a group, which may have one column only.
-_LEAST_WIDTH = 9
+_LEAST_WIDTH = 9  # of a column: as the heading " classes " of a group, which may have one column only
 
 
 def dice_per_class(
@@ -108,23 +107,20 @@ def table(rows: Sequence[tuple[str, Scores]]) -> str:
     """Return an aligned table: a row for each case, a column for each class or region, the mean below."""
     rows = [(printable(name), scores) for name, scores in rows]
     width = max(len(name) for name, _ in [*rows, ("case", {})])
-    over, heads = " " * width, "case".ljust(width)
-    columns: list[int] = []
-    for group, dice in rows[0][1].items():
-        names = [printable(name).rjust(_LEAST_WIDTH) for name in dice]
-        if names:
-            over += "  " + f" {group} ".center(len("  ".join(names)), "─")
-        heads += "".join(f"  {name}" for name in names)
-        columns += map(len, names)
+    groups = {
+        group: [printable(name).rjust(_LEAST_WIDTH) for name in rows[0][1][group]] for group in rows[0][1]
+    }
+    heads = [name for names in groups.values() for name in names]
 
     def row(name: str, scores: Scores) -> str:
         values = [dice for entries in scores.values() for dice in entries.values()]
-        return name.ljust(width) + "".join(
-            f"  {dice:{column}.3f}" for dice, column in zip(values, columns, strict=True)
-        )
+        cells = [f"{dice:{len(head)}.3f}" for dice, head in zip(values, heads, strict=True)]
+        return "  ".join([name.ljust(width), *cells])
 
-    rule = "─" * len(heads)
-    lines = [over, heads, rule, *(row(*each) for each in rows)]
+    over = [f" {group} ".center(len("  ".join(names)), "─") for group, names in groups.items() if names]
+    lines = ["  ".join([" " * width, *over]), "  ".join(["case".ljust(width), *heads])]
+    rule = "─" * len(lines[1])
+    lines += [rule, *(row(*each) for each in rows)]
     if len(rows) > 1:
         lines += [rule, row("mean", mean([scores for _, scores in rows]))]
     return "\n".join(lines)

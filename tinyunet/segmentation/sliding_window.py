@@ -7,7 +7,6 @@ Source: Isensee et al., "nnU-Net" (2021): Gaussian weights, deviation of an eigh
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -25,8 +24,7 @@ from tinyunet.unet import UNet
 #: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-# Largest side of a patch: a tensor of 16 channels of such a patch takes 134 MB.
-LARGEST_PATCH = 128
+LARGEST_PATCH = 128  # side of a patch at most: a tensor of 16 channels of such a patch takes 134 MB
 
 
 def predictor(
@@ -62,10 +60,7 @@ def patch_for(depth: int, shape: Sequence[int]) -> tuple[int, int, int]:
 
 def count_patches(depth: int, shape: Sequence[int], overlap: float = 0.5) -> int:
     """Return how many patches :func:`segment` takes for a volume, shape=(D, H, W)."""
-    return math.prod(
-        len(patch_starts(max(size, patch), patch, overlap))
-        for size, patch in zip(shape, patch_for(depth, shape), strict=True)
-    )
+    return len(_corners(shape, patch_for(depth, shape), overlap))
 
 
 def predict_volume(
@@ -85,16 +80,12 @@ def predict_volume(
         Any size. Where it is smaller than the patch, zeros (the value around a brain) are appended.
     patch_size : (D, H, W)
     overlap : float
-        Least share of a patch that the next patch along an axis covers again, 0 <= overlap < 1.
+        Least share of a patch that the next patch along an axis covers again, 0 <= overlap < 1. ValueError if
+        it, ``patch_size`` or the image's shape is out of range.
     progress : callable, optional
         Called after each patch with how many are done and how many there are.
     predict : callable, optional
         Runs the model: from :func:`predictor`. Without it, the eager model runs in inference mode.
-
-    Raises
-    ------
-    ValueError
-        The image is not a volume of the model's channels, or ``patch_size`` or ``overlap`` is out of range.
     """
     channels = int(model.config["in_channels"])
     image = real_numbers("image", image)
@@ -108,13 +99,12 @@ def predict_volume(
         raise ValueError(f"overlap is {overlap}; it takes a share of at least 0 and below 1")
 
     shape = image.shape[:3]
-    missing = [max(0, p - s) for p, s in zip(patch_size, shape, strict=True)]
+    missing = np.maximum(np.subtract(patch_size, shape), 0)
     padded = np.pad(image, [*((0, m) for m in missing), (0, 0)]) if any(missing) else image
     weights = gaussian_weights(patch_size)[..., None]
     total = np.zeros((*padded.shape[:3], int(model.config["classes"])), np.float32)
     norm = np.zeros((*padded.shape[:3], 1), np.float32)
-    sizes = zip(padded.shape[:3], patch_size, strict=True)
-    corners = list(itertools.product(*(patch_starts(size, patch, overlap) for size, patch in sizes)))
+    corners = _corners(shape, patch_size, overlap)
     predict = predict or predictor(model, eager=True)
     for done, corner in enumerate(corners, start=1):
         here = tuple(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True))
@@ -152,6 +142,12 @@ def segment(
     if probabilities.shape[3] == 1:
         return (probabilities[..., 0] > 0.5).astype(np.uint8)
     return probabilities.argmax(axis=3).astype(np.uint8)
+
+
+def _corners(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> list[tuple[int, ...]]:
+    """Return where patches begin in a volume, which is padded where a patch is larger."""
+    sizes = zip(np.maximum(shape, patch_size).tolist(), patch_size, strict=True)
+    return list(itertools.product(*(patch_starts(size, patch, overlap) for size, patch in sizes)))
 
 
 def patch_starts(size: int, patch: int, overlap: float) -> list[int]:

@@ -16,8 +16,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,23 +36,17 @@ from tinyunet.training.settings import Settings
 from tinyunet.training.step import compiled_gradients, eager_gradients
 from tinyunet.unet import UNet
 
-# Tensors of the first level that the arena of a training step has room for, about.
-_TENSORS = 24
+_TENSORS = 24  # of the first level that the arena of a training step has room for, about
 
 
 class Task(NamedTuple):
-    """What is to be compiled, of types that JSON has: arguments of the model, and how it is compiled.
+    """What is to be compiled, of types that JSON has."""
 
-    ``batch_shapes`` are [MB, D, H, W] of the training, ``patch_size`` is [D, H, W] of a volume to predict.
-    With ``deterministic`` only the algorithms that a model of the work finds best are compiled.
-    """
-
-    config: Mapping[str, Any]
-    accuracy: str
-    batch_shapes: Sequence[Sequence[int]]
-    patch_size: Sequence[int]
+    config: Mapping[str, Any]  # arguments of the model
+    options: Mapping[str, Any]  # of tinyunet.compile
+    batch_shapes: Sequence[Sequence[int]]  # [MB, D, H, W] of the training
+    patch_size: Sequence[int]  # [D, H, W] of a volume to predict
     threads: int
-    deterministic: bool = False
 
 
 def compile_kernels(
@@ -63,22 +57,15 @@ def compile_kernels(
     The first start on a machine compiles the kernels and measures which algorithms are fastest, and
     keeps both on disk; later starts load them. If all ranks compiled at once, each would do the whole work,
     on shared cores. So they wait, and load what they need in their first step. Nodes need not share a disk:
-    one rank of each compiles.
-
-    Parameters
-    ----------
-    job : Job
-    config : mapping
-        Arguments of the model.
-    batch_shapes : sequence of (MB, D, H, W)
-        All that the training will have.
+    one rank of each compiles. ``config`` holds the arguments of the model, ``batch_shapes`` all that the
+    training will have.
     """
     settings, communicator, progress = job
     what = "loading kernels (the first start compiles them, which takes about a minute)"
     with progress.kernels(what) as compiled, communicator.together():
         if communicator.local_rank == 0:
-            options, shapes, patch = settings.compile_options, [*batch_shapes], settings.patch_size
-            task = Task(config, settings.accuracy, shapes, patch, machine.threads(), settings.deterministic)
+            options = settings.compile_options
+            task = Task(config, options, batch_shapes, settings.patch_size, machine.threads())
             model, is_helped = UNet(**config), not settings.eager and _has_room_for_two(task)
             try:
                 with on_compilation(_refuse_to_compile) if is_helped else nullcontext():
@@ -138,28 +125,19 @@ def compile_task(task: Task, direction: Direction) -> None:
     """Compile the kernels of training and then of prediction, each from its first node or its last."""
     model = UNet(**task.config)
     optimizer, channels = Adam(model.parameters()), model.config["in_channels"]
-    how: dict[str, Any] = {"accuracy": task.accuracy, "deterministic": task.deterministic}
-    with only_compiling(direction), _garbage_left_longer():
+    with only_compiling(direction), ExitStack() as after:
+        # Python looks for unused cycles seldom: among Numba's objects that takes a tenth of the time.
+        after.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(50_000, 20, 1000)
         # Training first from either end: its first layers and its last have least in common.
         for batch_shape in task.batch_shapes:
             shape = (*batch_shape, channels)
-            step = compile(model, dice_cross_entropy, optimizer, shape, **how)
+            step = compile(model, dice_cross_entropy, optimizer, shape, **task.options)
             step.program(shape).compile(direction)
         # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
         shape = (1, *patch_for(model.config["depth"], task.patch_size), channels)
-        compile(UNet(**task.config), shape, **how).program(shape).compile(direction)
+        compile(UNet(**task.config), shape, **task.options).program(shape).compile(direction)
         optimizer.step()
-
-
-@contextmanager
-def _garbage_left_longer() -> Iterator[None]:
-    """Let Python seldom look for unused cycles: among Numba's objects that takes a tenth of the time."""
-    usual = gc.get_threshold()
-    gc.set_threshold(50_000, 20, 1000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
 
 
 def _end_with_parent() -> None:

@@ -19,12 +19,8 @@ LATEST, PREVIOUS, BEST, DAMAGED = "latest.npz", "previous.npz", "best.npz", "dam
 class RunFolder:
     """``OUTPUT/TIME/`` for the files of one run; made when the path of a file is first asked for.
 
-    After its ``with`` block other processes may train in the folder.
-
-    Parameters
-    ----------
-    output : Path or str
-        Where the folder will be, unless the run goes on in one: :meth:`go_on`.
+    For a run that goes on, :meth:`go_on` names its folder. After the ``with`` block other processes may train
+    in the folder.
     """
 
     def __init__(self, output: Path | str) -> None:
@@ -45,12 +41,8 @@ class RunFolder:
     def check(self, needed_bytes: int) -> None:
         """Check at the start, not with the first checkpoint, whether the run will fit; make ``output``.
 
-        Raises
-        ------
-        OSError
-            If ``output`` cannot be made.
-        UserError
-            If the folder cannot be written to, or has too little space, or another process trains in it.
+        OSError if ``output`` cannot be made; UserError if the folder cannot be written to, or has too little
+        space, or another process trains in it.
         """
         if self._path is None:
             self._output.mkdir(parents=True, exist_ok=True)

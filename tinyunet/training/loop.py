@@ -5,8 +5,8 @@ things may differ: batch norm's running statistics, if they are not synchronised
 gradients have still to send. A checkpoint holds a row of these for each rank.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from tinyunet.nn import BatchNorm
 from tinyunet.optim import Adam
 from tinyunet.parallel.buckets import GradientSum
 from tinyunet.parallel.synchronized_norm import Synchronized
+from tinyunet.parallel.timeline import KERNELS
 from tinyunet.schedules import Schedule, polynomial, warm_up
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Job
@@ -51,26 +52,9 @@ def schedule_of(settings: Settings, steps_per_epoch: int) -> Schedule:
 class Trainer:
     """Runs epochs; after the construction and after each epoch, all ranks have the same model and optimizer.
 
-    Parameters
-    ----------
-    job : Job
-    model : UNet
-        Trained in place, from rank 0's parameters.
-    optimizer : Adam
-        Of the model's parameters.
-    loader : Loader
-        This rank's patches.
-    pauses : Pauses, optional
-        Says between two steps what to pause for.
-    schedule : callable, optional
-        Learning rate of each step, counted from 0; by default :func:`schedule_of` the settings.
-
-    Attributes
-    ----------
-    number, step : int
-        The epoch, and how many of its steps have been done.
-    total : ndarray
-        Sums over its patches so far: loss, intersection and size of Dice, and their number.
+    The model is trained in place, from rank 0's parameters, on this rank's patches, which the loader gives.
+    ``pauses`` says between two steps what to pause for. ``schedule`` gives the learning rate of each step,
+    counted from 0; by default :func:`schedule_of` the settings.
     """
 
     def __init__(
@@ -89,7 +73,8 @@ class Trainer:
         for _, module in model.named_modules():
             if isinstance(module, BatchNorm):
                 module.momentum = BATCH_NORM_MOMENTUM
-        self.number, self.step, self.total = 0, 0, np.zeros(4)
+        self.number, self.step = 0, 0  # the epoch, and how many of its steps have been done
+        self.total = np.zeros(4)  # over its patches so far: loss, intersection and size of Dice, their number
         self._broadcast_state()
         self._sums = GradientSum(optimizer, self._communicator, settings.exchange)
         synchronize = settings.exchange.synchronize and self._communicator.size > 1
@@ -104,17 +89,9 @@ class Trainer:
     def epoch(self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None) -> EpochResult:
         """Train on every patch of an epoch, or on those that are left of the present one.
 
-        Parameters
-        ----------
-        number : int
-            The present epoch, or the next one.
-        on_pause : callable
-            Called between two steps when there is something to pause for.
-
-        Raises
-        ------
-        AgreedError
-            On every rank: a file of any rank cannot be used, or the loss is no number any more.
+        ``number`` is that of the present epoch, or the next. ``on_pause`` is called between two steps when
+        there is something to pause for. AgreedError on every rank, if a file of any rank cannot be used, or
+        the loss is no number any more.
         """
         if number != self.number:
             self.number, self.step, self.total = number, 0, np.zeros(4)
@@ -125,7 +102,10 @@ class Trainer:
             if not np.isfinite(sums[0]):
                 raise self._diverged(f"the loss is {sums[0]}", self.step + 1)
             self.optimizer.lr = self._schedule(self.optimizer.steps)
-            self._update()
+            start, timeline = time.perf_counter(), self._communicator.timeline
+            self.optimizer.step()
+            if timeline:
+                timeline.span(KERNELS, type(self.optimizer).__name__, start, time.perf_counter())
             self.step += 1
             self.total += sums[:4]
             loss, dice = self._result()
@@ -192,13 +172,10 @@ class Trainer:
         return EpochResult(loss / patches, 2 * intersection / size)
 
     def _step(self, batches: Iterator[Batch]) -> NDArray[np.float64]:
-        """Fill the gradients of a step, the same on all ranks.
+        """Fill the gradients of a step, the same on all ranks, and return sums.
 
-        Returns
-        -------
-        sums : ndarray
-            Over all patches of the step: loss, intersection and size of Dice, and their number;
-            over all ranks: reasons to pause.
+        The sums over all patches of the step are those of :attr:`total`; sums over all ranks follow, of
+        reasons to pause.
         """
         sums, ends_step = np.zeros(4 + Pauses.KINDS), False
         while not ends_step:
@@ -208,10 +185,11 @@ class Trainer:
             self.optimizer.local.alike = batch.alike
             if self._synchronized:
                 self._synchronized.counts = self._sums.counts
-            # Sums of all ranks leave out patches that do not count; a rank's own statistics would not.
-            learns = batch.patches or self._synchronized
-            with nullcontext() if learns else _unchanged(self.model.buffers()):
-                found = self._backward(batch)
+            before = _joined(self.model.buffers())
+            found = self._backward(batch)
+            if not (batch.patches or self._synchronized):
+                # Sums of all ranks leave out patches that do not count; a rank's own statistics would not.
+                _spread(before, self.model.buffers())
             if batch.patches:
                 loss = found.loss * batch.patches
                 sums[:4] += [loss, *foreground(found.dice_sums), batch.patches]
@@ -224,34 +202,25 @@ class Trainer:
         timeline = self._communicator.timeline
         if batch.ends_step:
             self._sums.start()
+        start = time.perf_counter()  # of the next kernel
 
         def listener(name: str, complete: Sequence[Any]) -> None:
+            nonlocal start
             if timeline:
-                timeline.kernel(name)
+                timeline.span(KERNELS, name, start, time.perf_counter())
             for parameter in complete:
                 if id(parameter) in self._cancelled and parameter.grad is not None:
                     parameter.grad.fill(0)
             if batch.ends_step:
                 self._sums.complete(complete)
-            if timeline:
-                timeline.start_kernels()
+            start = time.perf_counter()
 
-        if timeline:
-            timeline.start_kernels()
         found = self._gradients(batch, listener)
         if batch.ends_step:
             self._sums.finish()
         else:
             self._sums.keep()
         return found
-
-    def _update(self) -> None:
-        timeline = self._communicator.timeline
-        if timeline:
-            timeline.start_kernels()
-        self.optimizer.step()
-        if timeline:
-            timeline.kernel(type(self.optimizer).__name__)
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
@@ -263,11 +232,3 @@ def _spread(row: Array, arrays: Sequence[Array]) -> None:
     ends = np.cumsum([array.size for array in arrays])
     for array, part in zip(arrays, np.split(row, ends), strict=False):  # the last part is empty
         array[...] = part.reshape(array.shape)
-
-
-@contextmanager
-def _unchanged(arrays: Sequence[Array]) -> Iterator[None]:
-    """Restore arrays after the block."""
-    before = _joined(arrays)
-    yield
-    _spread(before, arrays)

@@ -4,20 +4,19 @@ A signal (SIGTERM, SIGHUP, Ctrl-C) is only recorded. Between two steps the ranks
 so that all end after the same step, with a checkpoint. A second signal ends the program at once.
 """
 
-import signal
 import time
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.commandline import handle_signals, restore_signals
 from tinyunet.common.errors import ENDING, Interrupted
 from tinyunet.parallel.communicator import Communicator
 
 _SECONDS = 600.0  # between two checkpoints within an epoch, by default
-# mpirun and the terminal may both deliver the same Ctrl-C.
-_SAME_SIGNAL = 1.0
+_SAME_SIGNAL = 1.0  # seconds in which mpirun and the terminal may both deliver the same Ctrl-C
 _SIGNALS = tuple(ENDING)
 
 
@@ -31,19 +30,10 @@ class Pause(NamedTuple):
 class Pauses:
     """Records this rank's reasons to pause, inside its ``with`` block.
 
-    Parameters
-    ----------
-    communicator : Communicator
-    every : int or None
-        Steps between two checkpoints; None for every ten minutes.
-
-    Attributes
-    ----------
-    KINDS : int
-        The number of reasons: a checkpoint, and each signal.
+    A checkpoint is due after each ``every`` steps, or after each ten minutes if ``every`` is None.
     """
 
-    KINDS = 1 + len(_SIGNALS)
+    KINDS = 1 + len(_SIGNALS)  # of reasons: a checkpoint, and each signal
 
     def __init__(self, communicator: Communicator, every: int | None) -> None:
         self._communicator, self._every = communicator, every
@@ -51,16 +41,11 @@ class Pauses:
         self._asked: dict[int, float] = {}
 
     def __enter__(self) -> Self:
-        self._before: dict[int, Any] = {
-            number: signal.signal(number, self._record)
-            for number in _SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN  # as in the background of a script
-        }
+        self._before = handle_signals(self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        restore_signals(self._before)
 
     @property
     def asked(self) -> bool:

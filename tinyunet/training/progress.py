@@ -13,8 +13,7 @@ from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.settings import Settings
 
 _COLUMNS = 110
-# Kernels that a first start compiles, about: a bar needs an end, which moves if there are more.
-_KERNELS = 210
+_KERNELS = 210  # that a first start compiles, about: a bar needs an end, which moves if there are more
 # Volumes a second, also when they are fewer than one.
 _BAR = (
     "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -23,10 +22,7 @@ _COMPILATION = "{desc} {percentage:3.0f}%|{bar}| {n_fmt} [{elapsed}<{remaining}]
 
 
 class Progress:
-    """Lines and one bar on the terminal, inside its ``with`` block; nothing at all unless ``shown``.
-
-    One rank shows them.
-    """
+    """Lines and one bar on the terminal, inside its ``with`` block; ``shown`` by one rank only."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
@@ -113,14 +109,8 @@ class Progress:
     def _make_bar(self, seconds_in_file: float, bar_format: str, **how: Any) -> "tqdm[None]":
         """Make a bar on stdout, where the lines go, too: mpirun would mix two streams in any order."""
         # Under mpirun, or in a file, every change of the bar is a line.
-        interval = 0.1 if sys.stdout.isatty() else seconds_in_file
-        shared = {
-            "ncols": _columns(),
-            "file": sys.stdout,
-            "mininterval": interval,
-            "disable": not self._shown,
-        }
-        return tqdm(bar_format=bar_format, **shared, **how)
+        how |= {"mininterval": 0.1 if sys.stdout.isatty() else seconds_in_file, "ncols": _columns()}
+        return tqdm(bar_format=bar_format, file=sys.stdout, disable=not self._shown, **how)
 
 
 class Job(NamedTuple):

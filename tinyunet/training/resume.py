@@ -24,14 +24,8 @@ _FREE = {"data_path", "output", "bucket_mb", "allreduce", "timeline", "checkpoin
 _DICE = by_name(number(0, 1))
 _SCORES = record({"classes": _DICE, "regions": _DICE})
 _EPOCH = record(
-    {
-        "epoch": whole(1),
-        "loss": number(),
-        "dice": number(),
-        "validation": _SCORES,
-        "lr": number(0),
-        "seconds": number(0),
-    }
+    {"epoch": whole(1), "loss": number(), "dice": number(), "validation": _SCORES}
+    | dict.fromkeys(("lr", "seconds"), number(0))
 )
 # The entries of a checkpoint's state that a training needs to go on.
 _STATE = {
@@ -51,21 +45,12 @@ _STATE = {
 
 
 class Resumed(NamedTuple):
-    """A run that goes on.
-
-    Attributes
-    ----------
-    folder : Path
-    latest, best : Checkpoint
-        Where the run goes on, and the best epoch so far.
-    notes : list of str
-        What a user should know: checkpoints that were refused.
-    """
+    """A run that goes on."""
 
     folder: Path
-    latest: Checkpoint
-    best: Checkpoint
-    notes: list[str]
+    latest: Checkpoint  # where the run goes on
+    best: Checkpoint  # the best epoch so far
+    notes: list[str]  # what a user should know: checkpoints that were refused
 
 
 def begin(
@@ -73,20 +58,9 @@ def begin(
 ) -> tuple[Settings, Resumed | None]:
     """Return on every rank the settings of a new run, or of one that goes on, as rank 0 finds them.
 
-    Parameters
-    ----------
-    given : mapping
-        Settings that were given.
-    resume : str or None
-        As for :func:`find`; None begins a new run.
-    folder : RunFolder
-        Becomes the folder of the run that goes on; rank 0 locks it.
-    communicator : Communicator
-
-    Raises
-    ------
-    AgreedError
-        If settings do not go together, or there is no usable run to resume.
+    ``given`` are the settings that were given. ``resume`` is as for :func:`find`; None begins a new run.
+    ``folder`` becomes that of the run that goes on, and rank 0 locks it. AgreedError if settings do not go
+    together, or there is no usable run to resume.
     """
     resumed, settings = None, Settings(**given, ranks=communicator.size)
     with communicator.together():
@@ -109,19 +83,9 @@ def begin(
 def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
     """Find the checkpoint to go on from; None if the latest run was asked for, and there is none.
 
-    Parameters
-    ----------
-    where : str
-        Folder of a run, or a checkpoint in it; empty for the latest run.
-    output : Path or str
-        Where runs are.
-    run : RunFolder
-        Becomes the folder that is found, and locks it.
-
-    Raises
-    ------
-    UserError
-        If there is no such run, another process trains in it, or none of its checkpoints can be used.
+    ``where`` is the folder of a run, or a checkpoint in it; empty for the latest run in ``output``. ``run``
+    becomes the folder that is found, and locks it. UserError if there is no such run, another process trains
+    in it, or none of its checkpoints can be used.
     """
     path = Path(where)
     if not where:
@@ -146,22 +110,14 @@ def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
 
 
 def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
-    """Return the settings of the run, updated by those of the given ones that may change.
-
-    Raises
-    ------
-    UserError
-        If a given setting may not change, and differs from the run's.
-    """
+    """Return the settings of the run, updated by the given ones; UserError if one of these may not change."""
     settings = _saved_settings(resumed.latest)
     # Compression keeps its residuals bucket by bucket.
     free = _FREE if settings.compression == "none" else _FREE - {"bucket_mb"}
     for name, value in given.items():
-        if name not in free and value != getattr(settings, name):
+        if name not in free and value != (its := getattr(settings, name)):
             option = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{option}: {value}; the run that is resumed has {getattr(settings, name)}, and keeps it"
-            )
+            raise UserError(f"{option}: {value}; the run that is resumed has {its}, and keeps it")
     # A checkpoint may be a stranger's: only an option of now names a file outside its folder.
     settings = dataclasses.replace(settings, timeline=None, output=str(resumed.folder.parent))
     return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in free})
@@ -172,17 +128,14 @@ def check_same_data(state: Mapping[str, Any], data: Data) -> None:
     for name in ("modalities", "labels", "label_values"):
         found, before = list(getattr(data.dataset, name)), list(state[name])
         if found != before:
-            raise UserError(
-                f"--resume: other {name} than the run has ({found}, not {before}); expected the same data"
-            )
+            reason = f"other {name} than the run has ({found}, not {before})"
+            raise UserError(f"--resume: {reason}; expected the same data")
     for part, names in data.case_names().items():
         before = state["cases"][part]
         if names != before:
-            changed = sorted({*names} ^ {*before}) or names
-            raise UserError(
-                f"--resume: other cases for {part} than the run has ({', '.join(changed[:3])} ...); "
-                "expected the same data"
-            )
+            changed = ", ".join((sorted({*names} ^ {*before}) or names)[:3])
+            reason = f"other cases for {part} than the run has ({changed} ...)"
+            raise UserError(f"--resume: {reason}; expected the same data")
 
 
 def _saved_settings(found: Checkpoint) -> Settings:
@@ -201,9 +154,8 @@ def _check(found: Checkpoint) -> None:
     settings = _saved_settings(found)
     missing = {*_STATE, "statistics"} - {*found.state, *found.arrays}
     if missing:
-        raise CheckpointError(
-            f"{found.path}: not a checkpoint of a training, without {', '.join(sorted(missing))}"
-        )
+        names = ", ".join(sorted(missing))
+        raise CheckpointError(f"{found.path}: not a checkpoint of a training, without {names}")
     try:
         record(_STATE)(found.state, "state")
         model = found.make_model()
@@ -220,17 +172,13 @@ def _check_consistency(found: Checkpoint, settings: Settings) -> None:
     """Check that entries agree with each other, and that the numbers of epochs follow each other."""
     state, config = found.state, found.config
     history, labels = state["history"], state["labels"]
-    scores = [entry["validation"] for entry in history]
-    if state["validation"] is not None:
-        scores.append(state["validation"])
+    scores = [each for each in [*(e["validation"] for e in history), state["validation"]] if each is not None]
     regions = [[*s["regions"]] for s in scores]
     in_an_epoch = state["epoch"] > len(history)
     expected = [
         ("dim", config["dim"], 3),
-        ("filters", config["filters"], settings.filters),
-        ("depth", config["depth"], settings.depth),
-        ("use_upsampling", config["use_upsampling"], settings.use_upsampling),
-        ("norm", config.get("norm", "batch"), settings.model_norm),
+        # Older checkpoints have no norm.
+        *((name, config.get(name, "batch"), value) for name, value in settings.model_options.items()),
         ("modalities", len(state["modalities"]), config["in_channels"]),
         ("labels", len(labels), config["classes"]),
         ("label_values", len(state["label_values"]), config["classes"]),

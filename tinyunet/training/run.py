@@ -31,19 +31,17 @@ from tinyunet.training.validate import CaseResult, epoch_heads, epoch_row, score
 from tinyunet.unet import UNet
 from tinyunet.viz import attempt
 
-# Test cases that are pictured.
-PICTURED = 3
+PICTURED = 3  # test cases
 
 
 def train(given: Mapping[str, Any], communicator: Communicator, resume: str | None = None) -> None:
-    """Train, and leave all results in a folder of the run.
+    """Train on all ranks of a job, each of which calls this, and leave all results in a folder of the run.
 
     Parameters
     ----------
     given : mapping
         Settings that differ from the defaults, by their names in :class:`Settings`.
     communicator : Communicator
-        All ranks of the job; each calls this function.
     resume : str, optional
         The run to go on with: see :func:`tinyunet.training.resume.find`.
 
@@ -71,7 +69,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             ranks = communicator.rank, communicator.size
             loader = Loader(data.train, data.volumes, settings, *ranks, data.inspector)
         shapes = loader.batch_shapes()
-        parameters = backward_order(model, (*shapes[0], data.dataset.in_channels))
+        parameters = backward_order(model, (*shapes[0], len(data.dataset.modalities)))
         optimizer = Adam(parameters, settings.lr, local=communicator.local)
         with communicator.together():
             if resumed:
@@ -106,15 +104,8 @@ def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
     measure.use(resumed.latest.state["algorithms"] if resumed else {})
     if resumed:
         return resumed.latest.make_model()
-    return UNet(
-        in_channels=data.dataset.in_channels,
-        classes=data.dataset.classes,
-        filters=settings.filters,
-        depth=settings.depth,
-        use_upsampling=settings.use_upsampling,
-        seed=settings.random_seed,
-        norm=settings.model_norm,
-    )
+    channels, classes = len(data.dataset.modalities), len(data.dataset.labels)
+    return UNet(3, channels, classes, seed=settings.random_seed, **settings.model_options)
 
 
 class Run:
@@ -123,7 +114,7 @@ class Run:
     def __init__(self, job: Job, data: Data, folder: RunFolder, trainer: Trainer) -> None:
         self._job, self._data, self._folder, self._trainer = job, data, folder, trainer
         self._settings, self._communicator, self._progress = job
-        self._model, self._pauses = trainer.model, trainer.pauses
+        self._model = trainer.model
         self._predict = predictor(self._model, job.settings.eager, **job.settings.compile_options)
         self._history: list[dict[str, Any]] = []
         self._saved, self._where, self._seconds = "", str(folder), 0.0
@@ -207,10 +198,10 @@ class Run:
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
         """Score cases, unless a signal asks any rank to end meanwhile."""
-        names, volumes = self._data.dataset.labels, self._data.volumes
-        how = keep, self._predict, lambda: self._pauses.asked
+        names, volumes, pauses = self._data.dataset.labels, self._data.volumes, self._trainer.pauses
+        how = keep, self._predict, lambda: pauses.asked
         found = score_cases(self._model, cases, volumes, names, self._communicator, *how)
-        pause = self._pauses.agree()
+        pause = pauses.agree()
         if pause.signal:
             raise self._stopped(pause.signal)
         return found

@@ -7,9 +7,9 @@ nor the time.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,29 +22,22 @@ from tinyunet.training.settings import Settings
 # Half of the patches are cut around a tumour voxel, which otherwise is one voxel in a hundred.
 FOREGROUND_SHARE = 0.5
 
+T = TypeVar("T")
 Volume = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
 class Batch(NamedTuple):
     """A rank's patches.
 
-    Attributes
-    ----------
-    images, labels : ndarray, shape=(MB, D, H, W, C) float32 and (MB, D, H, W) uint8
-    weight : float
-        Share of these patches in all patches of an optimizer's step, over ranks and batches; 0 if they are
-        here only because a rank must compute something.
-    ends_step : bool
-        Whether the optimizer's step follows.
-    alike : bool
-        Whether each rank has as many.
+    ``weight`` is the share of these patches in all patches of an optimizer's step, over ranks and batches; 0
+    if they are here only because a rank must compute something.
     """
 
-    images: NDArray[np.float32]
-    labels: NDArray[np.uint8]
+    images: NDArray[np.float32]  # shape=(MB, D, H, W, C)
+    labels: NDArray[np.uint8]  # shape=(MB, D, H, W)
     weight: float = 1.0
-    ends_step: bool = True
-    alike: bool = True
+    ends_step: bool = True  # whether the optimizer's step follows
+    alike: bool = True  # whether each rank has as many
 
     @property
     def patches(self) -> int:
@@ -53,17 +46,11 @@ class Batch(NamedTuple):
 
 
 class Volumes:
-    """Keeps the cases that were read last, up to ``most_bytes``, and one however large. Any thread may ask.
-
-    Attributes
-    ----------
-    notes : dict of list of str
-        What is odd about the images read so far, by the name of the case.
-    """
+    """Keeps the cases that were read last, up to ``most_bytes``, and one at least. Any thread may ask."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self.notes: dict[str, list[str]] = {}
+        self.notes: dict[str, list[str]] = {}  # what is odd about the images read so far, by the case's name
         self._kept: OrderedDict[str, Volume] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -78,10 +65,9 @@ class Volumes:
         with self._lock:
             self.notes[case.name] = notes
             self._kept[case.name] = image, labels
-            used = sum(i.nbytes + k.nbytes for i, k in self._kept.values())
+            used = sum(array.nbytes for volume in self._kept.values() for array in volume)
             while used > self._most_bytes and len(self._kept) > 1:
-                _, (old_image, old_labels) = self._kept.popitem(last=False)
-                used -= old_image.nbytes + old_labels.nbytes
+                used -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
         return image, labels
 
 
@@ -91,40 +77,38 @@ def half_the_memory(ranks_here: int) -> int:
     return int(min(machine, memory_limit())) // 2 // ranks_here
 
 
-class Inspector:
-    """Reads cases in the background: a bad file ends the training at once, not when its turn comes.
+def in_background(name: str, work: Callable[..., T], *arguments: Any) -> futures.Future[T]:
+    """Start work in a thread of its own, and return its future result.
 
-    Parameters
-    ----------
-    cases : sequence of Case
-        Read in this order.
-    volumes : Volumes
-        Keeps them.
-    patch_size : (D, H, W)
-        Has to fit into each.
-    whole : sequence of Case
-        Cases from which no patches are cut: they may be smaller.
+    An executor would not do: Python could not end while a disk keeps its thread waiting.
+    """
+    result = futures.Future[T]()
+
+    def run() -> None:
+        try:
+            result.set_result(work(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return result
+
+
+class Inspector:
+    """Reads cases in the background, in their order: a bad file ends the training at once, not in its turn.
+
+    ``volumes`` keep the cases.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[Case],
-        volumes: Volumes,
-        patch_size: tuple[int, int, int],
-        whole: Sequence[Case] = (),
-    ) -> None:
-        self._cases, self._volumes, self._patch_size, self._whole = cases, volumes, patch_size, whole
+    def __init__(self, cases: Sequence[Case], volumes: Volumes) -> None:
+        self._cases, self._volumes = cases, volumes
         self._notes: list[str] = []
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, name="inspector", daemon=True)
-        self._thread.start()
+        self._reading = in_background("inspector", self._read)
 
     def check(self, wait: float = 0.0) -> None:
         """Raise the error found so far, if any: DataError. Wait up to ``wait`` seconds for the last case."""
-        if wait > 0:
-            self._thread.join(wait)
-        if self._error is not None:
-            raise self._error
+        for done in futures.wait([self._reading], wait).done:
+            done.result()
 
     def take_notes(self) -> list[str]:
         """Return what was found odd since the last call: a line for each file."""
@@ -132,14 +116,9 @@ class Inspector:
         return notes
 
     def _read(self) -> None:
-        try:
-            for case in self._cases:
-                image, _ = self._volumes[case]
-                self._notes = self._notes + self._volumes.notes[case.name]
-                if case not in self._whole:
-                    check_patch_fits(case.image_paths[0], image.shape, self._patch_size)
-        except BaseException as error:  # the error of a thread is lost otherwise
-            self._error = error
+        for case in self._cases:
+            self._volumes[case]
+            self._notes = self._notes + self._volumes.notes[case.name]
 
 
 def epoch_samples(
@@ -158,27 +137,8 @@ class Loader:
     """The batches of one rank.
 
     Each rank gets one of ``ranks`` parts of each batch. The parts are equal, but for the epoch's last batch;
-    if that has fewer patches than there are ranks, the last ranks get one that does not count.
-
-    Parameters
-    ----------
-    cases : sequence of Case
-        What to train on.
-    volumes : Volumes
-    settings : Settings
-        Size and number of patches, batch, seed, and batches in a step (the last step may have fewer).
-    rank, ranks : int
-    inspector : Inspector, optional
-        Whatever it finds ends the training.
-
-    Attributes
-    ----------
-    batch_size : int
-        Patches in a batch, over all ranks.
-    volumes : int
-        Patches in an epoch, over all ranks.
-    steps : int
-        Steps of the optimizer in an epoch.
+    if that has fewer patches than there are ranks, the last ranks get one that does not count. The settings
+    say how many patches a case, a batch and a step have. What the inspector finds ends the training.
     """
 
     def __init__(
@@ -192,9 +152,9 @@ class Loader:
     ) -> None:
         self._cases, self._volumes, self._settings = cases, volumes, settings
         self._rank, self._ranks, self._inspector = rank, ranks, inspector
-        self.batch_size = settings.batch
-        self.volumes = len(cases) * settings.patches_per_case
-        self.steps = -(-self.volumes // (self.batch_size * settings.accumulate))
+        self.batch_size = settings.batch  # patches, over all ranks
+        self.volumes = len(cases) * settings.patches_per_case  # patches in an epoch, over all ranks
+        self.steps = -(-self.volumes // (self.batch_size * settings.accumulate))  # of the optimizer
 
     def batch_shapes(self) -> list[tuple[int, int, int, int]]:
         """Return the shapes (MB, D, H, W) that batches of any rank have, the usual one first."""
@@ -207,38 +167,18 @@ class Loader:
     def epoch(self, epoch: int, steps_done: int = 0) -> Iterator[Batch]:
         """Give this rank's batches of an epoch, without those of the first steps, which were done before.
 
-        The next batch is made while the model trains on one.
-
-        Raises
-        ------
-        DataError
-            As :meth:`Volumes.__getitem__`, or if a patch is larger than the volume.
+        The next batch is made while the model trains on one. DataError as :meth:`Volumes.__getitem__`, or if
+        a patch is larger than the volume.
         """
         parts = self._parts(epoch)[steps_done * self._settings.accumulate :]
-        next_batch = self._begin_batch(epoch, *parts[0])
+        next_batch = in_background("loader", self._batch, epoch, *parts[0])
         for following in [*parts[1:], None]:
             if self._inspector:
                 self._inspector.check()
             batch = next_batch.result()
             if following is not None:
-                next_batch = self._begin_batch(epoch, *following)
+                next_batch = in_background("loader", self._batch, epoch, *following)
             yield batch
-
-    def _begin_batch(self, *arguments: Any) -> "Future[Batch]":
-        """Make a batch in the background; see :meth:`_batch`.
-
-        An executor would not do: Python could not end while a disk keeps its thread waiting.
-        """
-        batch = Future[Batch]()
-
-        def make() -> None:
-            try:
-                batch.set_result(self._batch(*arguments))
-            except BaseException as error:
-                batch.set_exception(error)
-
-        threading.Thread(target=make, name="loader", daemon=True).start()
-        return batch
 
     def _parts(self, epoch: int) -> list[tuple[NDArray[np.int64], float, bool, bool]]:
         """Return this rank's patches in each batch, and the other entries of a :class:`Batch`."""

@@ -12,7 +12,7 @@ from tinyunet.common.errors import UserError
 from tinyunet.common.files import can_be_written, check_replaceable
 from tinyunet.common.schema import Rule, boolean, each, one_of, optional, text
 from tinyunet.data.conventions import CONVENTIONS
-from tinyunet.parallel.options import ALLREDUCES, COMPRESSIONS, FEW_PATCHES, Exchange
+from tinyunet.parallel.algorithms import ALGORITHMS, COMPRESSIONS, FEW_PATCHES, Exchange
 from tinyunet.parallel.timeline import file_of_rank
 
 _RUN, _RANKS = "the run", "ranks (under mpirun)"
@@ -23,10 +23,6 @@ class Kind(NamedTuple):
 
     rule: Rule
     option: Mapping[str, Any] = {}
-
-    def or_none(self) -> "Kind":
-        """Allow None, too."""
-        return Kind(optional(self.rule), self.option)
 
 
 def _whole(least: int, most: int = 10**9, metavar: str = "N") -> Kind:
@@ -48,17 +44,17 @@ def _text(metavar: str) -> Kind:
 
 
 _COUNT, _SHARE, _FLAG = _whole(1), _real("SHARE", 1), Kind(boolean, {"action": "store_true"})
-_MAYBE = Kind(optional(boolean), {"action": BooleanOptionalAction})
+_MAYBE = Kind(boolean, {"action": BooleanOptionalAction})
 _SIZE = Kind(each(_COUNT.rule, 3, 3), {**_COUNT.option, "nargs": "+"})
 
 
 def _setting(default: Any, kind: Kind, group: str = "", *about: str) -> Any:
-    """Return a field of :class:`Settings`.
+    """Return a field of :class:`Settings`; ``--help`` shows its option in ``group`` with a text.
 
-    ``--help`` shows its option in ``group`` with the text ``about`` and the default. Without a text
-    :mod:`tinyunet.commandline` adds the option, for several commands; without a group there is none.
+    The setting may be None if that is its default.
     """
-    metadata = {"rule": kind.rule, "option": kind.option, "group": group, "help": " ".join(about)}
+    rule = optional(kind.rule) if default is None else kind.rule
+    metadata = {"rule": rule, "option": kind.option, "group": group, "help": " ".join(about)}
     return field(default=default, metadata=metadata)
 
 
@@ -72,10 +68,12 @@ class Settings:
     """
 
     # fmt: off
-    data_path: str | None = _setting(None, _text("DIR").or_none(), "data",
+    data_path: str | None = _setting(None, _text("DIR"), "data",
         "folder of a Medical Segmentation Decathlon task (with dataset.json) or of BraTS",
         "cases; left out, phantoms are made in data/, or found there")
-    labels: str | None = _setting(None, Kind(one_of(*CONVENTIONS)).or_none(), "data")
+    labels: str | None = _setting(None, _choice(*CONVENTIONS), "data",
+        "what the numbers in label files mean (default: what dataset.json says, or names of",
+        "files and numbers, where they leave no doubt)")
     train_test_split: float = _setting(0.85, _SHARE, "data",
         "share of the cases to train on; the others are for validation and test")
     validate_test_split: float = _setting(0.5, _SHARE, "data",
@@ -91,7 +89,7 @@ class Settings:
     patches_per_case: int = _setting(6, _COUNT, "training", "patches cut from a case at each visit")
     patch_size: tuple[int, int, int] = _setting((32, 32, 32), _SIZE, "training",
         "voxels of a patch along its axes: one number for all, or three")
-    batch_size: int | None = _setting(None, _COUNT.or_none(), "training",
+    batch_size: int | None = _setting(None, _COUNT, "training",
         "patches in a step, shared equally by all ranks (default: 4, or the next multiple of the ranks)")
     lr: float = _setting(2e-3, _real("RATE", 1e9), "training",
         "learning rate of Adam at its highest; it rises to it during the first twentieth of",
@@ -101,12 +99,18 @@ class Settings:
         "the same bits with --deterministic, on as many ranks and threads")
     accumulate: int = _setting(1, _whole(1, metavar="K"), "training",
         "add up the gradients of K batches for one step of the optimizer")
-    warmup_epochs: float | None = _setting(None, _real("E", 1e9).or_none(), "training",
+    warmup_epochs: float | None = _setting(None, _real("E", 1e9), "training",
         "epochs in which the learning rate rises (default: a twentieth of all steps)")
-    eager: bool = _setting(False, _FLAG, _RUN)
-    accuracy: str = _setting("fast", _choice("fast", "strict"), _RUN)
-    deterministic: bool = _setting(False, _FLAG, _RUN)
-    checkpoint_every: int | None = _setting(None, _whole(1, metavar="STEPS").or_none(), _RUN,
+    eager: bool = _setting(False, _FLAG, _RUN,
+        "run the model's operators one after the other, not the compiled graph: slower, for comparison")
+    accuracy: str = _setting("fast", _choice("fast", "strict"), _RUN,
+        "what convolutions of the compiled graph may lose: strict is no worse than direct",
+        "convolution in float32, fast errs by up to 5e-5 of the largest result")
+    deterministic: bool = _setting(False, _FLAG, _RUN,
+        "choose the algorithms of convolutions by a model of their work alone, not by the clock:",
+        "the same command then gives the same bits on another machine of this kind, too, with as many",
+        "threads")
+    checkpoint_every: int | None = _setting(None, _whole(1, metavar="STEPS"), _RUN,
         "write a checkpoint each time after so many steps (default: every ten minutes), and after each epoch")
     output: str = _setting("runs", _text("DIR"), _RUN,
         "where each run gets a folder named by its time")
@@ -117,13 +121,13 @@ class Settings:
         f"then are one with N b (default: if a rank has fewer than {FEW_PATCHES})")
     bucket_mb: float = _setting(4.0, _real("MB", 1e9), _RANKS,
         "gradients that are sent at once, while backward goes on")
-    allreduce: str = _setting("mpi", _choice(*ALLREDUCES), _RANKS,
+    allreduce: str = _setting("mpi", _choice(*ALGORITHMS), _RANKS,
         "how gradients are summed: by MPI (in shared memory on a node), or in messages written out here")
     compression: str = _setting("none", _choice(*COMPRESSIONS), _RANKS,
         "what is sent: float32, or with --allreduce mpi bfloat16 with error feedback")
     stall_warning: float = _setting(60.0, _real("SECONDS"), _RANKS,
         "name a rank that the others have waited for so long")
-    timeline: str | None = _setting(None, _text("FILE").or_none(), _RANKS,
+    timeline: str | None = _setting(None, _text("FILE"), _RANKS,
         "write when each kernel ran and each bucket was on its way, a JSON file for each rank",
         "(of several, trace.json becomes trace.rank0.json, ...) that https://ui.perfetto.dev opens; the",
         "first 20 000 events, some hundred steps, are kept; a run that goes on",
@@ -133,37 +137,25 @@ class Settings:
     # fmt: on
 
     def check(self) -> None:
-        """Check what no option can check alone.
-
-        Raises
-        ------
-        UserError
-            If a patch has nothing left on the lowest level, a batch cannot be shared equally, compression
-            and allreduce do not go together, or there is no place for the timeline or no name of the data.
-        """
+        """Check what no option can check alone; UserError names the options that do not go together."""
         self.exchange.check()
         if self.data_path == "":  # what a variable of the shell that is not set leaves
             raise UserError("--data-path: ''; expected a folder, or no --data-path for phantoms")
-        if self.labels is not None and self.labels not in CONVENTIONS:
+        if self.labels not in (None, *CONVENTIONS):
             raise UserError(f"--labels: {self.labels}; expected one of {', '.join(CONVENTIONS)}")
         if self.timeline is not None:
             if not can_be_written(self.timeline, True):
-                raise UserError(
-                    f"--timeline: {self.timeline}; expected a file in a folder that can be written to"
-                )
+                expected = "expected a file in a folder that can be written to"
+                raise UserError(f"--timeline: {self.timeline}; {expected}")
             for rank in range(self.ranks):
                 check_replaceable("--timeline", file_of_rank(self.timeline, rank, self.ranks))
-        smallest = 2 ** (self.depth - 1)
-        if min(self.patch_size) < smallest:
-            raise UserError(
-                f"--patch-size: {min(self.patch_size)} voxels are halved {self.depth - 1} times; "
-                f"expected at least {smallest}, or a smaller --depth"
-            )
+        halvings, smallest = self.depth - 1, min(self.patch_size)
+        if smallest < 2**halvings:
+            expected = f"expected at least {2**halvings}, or a smaller --depth"
+            raise UserError(f"--patch-size: {smallest} voxels are halved {halvings} times; {expected}")
         if self.batch % self.ranks:
-            raise UserError(
-                f"--batch-size: {self.batch} patches cannot be shared by {self.ranks} ranks; "
-                f"expected a multiple of {self.ranks}"
-            )
+            shared = f"{self.batch} patches cannot be shared by {self.ranks} ranks"
+            raise UserError(f"--batch-size: {shared}; expected a multiple of {self.ranks}")
 
     @property
     def batch(self) -> int:
@@ -171,9 +163,11 @@ class Settings:
         return self.batch_size or -(-4 // self.ranks) * self.ranks
 
     @property
-    def model_norm(self) -> str | None:
-        """The normalisation as the model names it."""
-        return None if self.norm == "none" else self.norm
+    def model_options(self) -> Mapping[str, Any]:
+        """Arguments of the model, by their names in :class:`tinyunet.UNet`."""
+        norm = None if self.norm == "none" else self.norm
+        named = {name: getattr(self, name) for name in ("filters", "depth", "use_upsampling")}
+        return {**named, "norm": norm}
 
     @property
     def highest_lr(self) -> float:
@@ -197,3 +191,16 @@ class Settings:
 
 #: What each setting may be that comes from a file: what the options of the command allow.
 RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(Settings)}
+
+
+def add_option(group: Any, name: str, **changes: Any) -> None:
+    """Add the option of a setting to a parser or a group, with the default unless the help says it in words.
+
+    ``changes`` are other arguments of ``add_argument``.
+    """
+    setting = Settings.__dataclass_fields__[name]
+    text, option, default = setting.metadata["help"], setting.metadata["option"], setting.default
+    if default is not None and "action" not in option:
+        text += f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+    how = {"default": default, "help": text, **option, **changes}
+    group.add_argument("--" + name.replace("_", "-"), **how)

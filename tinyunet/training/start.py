@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kernels.base import machine
 from tinyunet.common.terminal import count, printable
 from tinyunet.data import phantom, spacing
-from tinyunet.data.cases import Case, Dataset, check_patch_fits_all, split
+from tinyunet.data.cases import Case, Dataset, check_patch_fits, split
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
@@ -26,28 +26,15 @@ _PATIENCE = 2.0  # seconds to inspect files, enough for the phantoms; the rest i
 
 
 class Data(NamedTuple):
-    """The cases of a training, each in one of three parts.
+    """The cases of a training, each in one of three parts."""
 
-    Attributes
-    ----------
-    dataset : Dataset
-        Where they come from.
-    train, validation, test : list of Case
-    volumes : Volumes
-        Keeps what this rank has read.
-    inspector : Inspector
-        Reads this rank's share of all cases in the background.
-    spacing : (float, float, float)
-        Usual size of a voxel, in millimetres.
-    """
-
-    dataset: Dataset
+    dataset: Dataset  # where the cases come from
     train: list[Case]
     validation: list[Case]
     test: list[Case]
-    volumes: Volumes
-    inspector: Inspector
-    spacing: Spacing
+    volumes: Volumes  # keeps what this rank has read
+    inspector: Inspector  # reads this rank's share of all cases in the background
+    spacing: Spacing  # usual size of a voxel, in millimetres
 
     def case_names(self) -> dict[str, list[str]]:
         """Return the names of the cases of each part, in their order, which the order of patches follows."""
@@ -81,10 +68,7 @@ class Data(NamedTuple):
 def find_data(job: Job) -> Data:
     """Find the cases to train on, or make the built-in phantoms in ``data/`` if no folder is named.
 
-    Raises
-    ------
-    AgreedError
-        On every rank, if on any rank the folder or, within two seconds, a file turned out to be bad.
+    AgreedError on every rank, if on any rank the folder or, within two seconds, a file turned out to be bad.
     """
     settings, communicator, progress = job
     made_of = (PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED)
@@ -100,13 +84,14 @@ def find_data(job: Job) -> Data:
         )
         volumes = Volumes(half_the_memory(communicator.local_size))
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
+        spacings = {}
         # All headers at once, for they are short; the voxels in the background.
-        check_patch_fits_all(train[share], settings.patch_size)
-        spacings = {
-            str(case.image_paths[0]): read_header(case.image_paths[0])[1].spacing
-            for case in [*train, *whole][share]
-        }
-        inspector = Inspector([*whole, *train][share], volumes, settings.patch_size, whole)
+        for number, case in [*enumerate([*train, *whole])][share]:
+            shape, geometry = read_header(path := case.image_paths[0])
+            spacings[str(path)] = geometry.spacing
+            if number < len(train):
+                check_patch_fits(path, shape, settings.patch_size)
+        inspector = Inspector([*whole, *train][share], volumes)
         inspector.check(wait=_PATIENCE)
     everyones = dict(ChainMap(*communicator.broadcast_object(communicator.gather(spacings))))
     _warn(spacing.notes(everyones), progress)

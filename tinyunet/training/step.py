@@ -19,13 +19,10 @@ from tinyunet.unet import UNet
 
 
 class Result(NamedTuple):
-    """The loss of a batch, and the sums of its Dice, as in :mod:`tinyunet.losses`.
-
-    These are, shape=(3, MB, classes), intersection, prediction and target of probabilities.
-    """
+    """The loss of a batch, and the sums of its Dice, as in :mod:`tinyunet.losses`."""
 
     loss: float
-    dice_sums: NDArray[np.float64]
+    dice_sums: NDArray[np.float64]  # intersection, prediction and target, shape=(3, MB, classes)
 
 
 #: Fills the optimizer's flat gradients from a batch, times its weight, and calls the listener meanwhile.

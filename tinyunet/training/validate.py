@@ -15,8 +15,7 @@ from tinyunet.training.loop import EpochResult
 from tinyunet.training.samples import Volumes
 from tinyunet.unet import UNet
 
-# A quarter is enough for a score: half costs twice to three times the time.
-OVERLAP = 0.25
+OVERLAP = 0.25  # a quarter is enough for a score: half costs twice to three times the time
 
 
 class CaseResult(NamedTuple):
@@ -39,27 +38,11 @@ def score_cases(
 ) -> list[CaseResult]:
     """Segment cases, each on one rank, and return all scores, in the order of the cases, on every rank.
 
-    Parameters
-    ----------
-    model : UNet
-        The same on every rank.
-    cases : sequence of Case
-    volumes : Volumes
-        Where this rank gets them from.
-    names : sequence of str
-        Name of each class.
-    communicator : Communicator
-    keep : int
-        So many cases, from the first on, come with their segmentation.
-    predict : callable, optional
-        How to run the model: see :func:`tinyunet.segmentation.sliding_window.segment`.
-    asked_to_end : callable
-        Whether to leave the other cases out.
-
-    Raises
-    ------
-    UserError
-        On one rank alone, if its case cannot be used. That ends the others: they may have many cases left.
+    The model is the same on every rank; ``predict`` runs it, as in
+    :func:`tinyunet.segmentation.sliding_window.segment`. ``volumes`` are where this rank gets its cases from,
+    ``names`` are those of the classes. The first ``keep`` cases come with their segmentation. When
+    ``asked_to_end`` returns True, the other cases are left out. UserError on one rank alone, if its case
+    cannot be used: that ends the others, which may have many cases left.
     """
     mine = []
     for index in range(communicator.rank, len(cases), communicator.size):
@@ -68,10 +51,8 @@ def score_cases(
         image, labels = volumes[cases[index]]
         prediction = segment(model, image, OVERLAP, predict=predict)
         scores = score(prediction, labels, names)
-        mine.append((index, CaseResult(cases[index].name, scores, prediction if index < keep else None)))
-    everyones = [result for results in communicator.gather(mine) for result in results]
-    in_order = [result for _, result in sorted(everyones, key=lambda indexed: indexed[0])]
-    return communicator.broadcast_object(in_order)
+        mine.append(CaseResult(cases[index].name, scores, prediction if index < keep else None))
+    return communicator.broadcast_object(communicator.gather_in_turns(mine))
 
 
 def epoch_heads(scores: Scores) -> str:

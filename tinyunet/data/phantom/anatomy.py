@@ -9,22 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.data.phantom.bodies import (
-    ellipsoid,
-    inside,
-    length,
-    mirrored,
-    smooth_maximum,
-    smooth_minimum,
-    tube,
-)
+from tinyunet.data.phantom.bodies import ellipsoid, inside, mirror, norm, smooth_maximum, smooth_minimum, tube
 from tinyunet.data.phantom.fields import Array, RandomFields
 
 # Rows of an array of tissue shares, shape=(4, voxels). DEEP is the grey of the nuclei.
 WHITE, GREY, DEEP, FLUID = range(4)
 
-# A wave of the cortex: from one sulcus to the next but one.
-_FOLD_WAVELENGTH = 20.0
+_FOLD_WAVELENGTH = 20.0  # a wave of the cortex: from one sulcus to the next but one
 _CORTEX_THICKNESS = 4.0
 
 # Centre and radii of the right one of each pair of nuclei, and how much of it is grey.
@@ -84,9 +75,9 @@ class Folding(NamedTuple):
 
 def outline(points: Array) -> Outline:
     """Evaluate the outline of the brain at points of atlas space, shape=(3, P)."""
-    hemispheres = ellipsoid(mirrored(points), (22, -60, -34), (30, 29, 22))
+    hemispheres = ellipsoid(mirror(points), (22, -60, -34), (30, 29, 22))
     vermis = ellipsoid(points, (0, -58, -33), (14, 24, 20))
-    midbrain = ellipsoid(mirrored(points), (6, -24, -10), (12, 12, 14))
+    midbrain = ellipsoid(mirror(points), (6, -24, -10), (12, 12, 14))
     pons = ellipsoid(points, (0, -25, -30), (17, 14, 15))
     medulla = tube(points, ((0, -34, -42, 10), (0, -46, -80, 8)))
     stem = smooth_minimum(smooth_minimum(midbrain, pons, 8), medulla, 8)
@@ -96,7 +87,7 @@ def outline(points: Array) -> Outline:
 def cerebrum(points: Array) -> Array:
     """Distance to the surface of the two hemispheres together."""
     y, z = points[1:]
-    pair = mirrored(points)
+    pair = mirror(points)
     back = ellipsoid(pair, (9, -31, 12), (59, 69, 68))
     front = ellipsoid(pair, (8, 14, 16), (49, 52, 58))
     # From below it is flat: the orbits in front, the tentorium behind.
@@ -123,12 +114,12 @@ def fold(head: Head, surface: Array) -> Folding:
     fields, voxels = head.fields, head.voxels
     grid = fields.grid
     outwards = grid.gradient(surface)[:, voxels]
-    outwards /= length(outwards) + 0.05
+    outwards /= norm(outwards) + 0.05
     # Three quarters of the way only: sulci bend.
     way = np.clip(-surface[voxels], 0, 25) * 0.75
     above = grid.positions[:, voxels] + outwards * way
     waves = fields.waves(_FOLD_WAVELENGTH, 0.13)
-    slope = length(grid.gradient(waves))
+    slope = norm(grid.gradient(waves))
     height, slope, roughness = grid.interpolate(np.stack([waves, slope, fields.clouds(30)]), above)
     typical_slope = np.float32(2 * np.pi / _FOLD_WAVELENGTH)
     distance = np.abs(height) / np.maximum(slope, np.float32(0.45) * typical_slope)
@@ -147,7 +138,7 @@ def tissues(head: Head, folding: Folding) -> Array:
     """
     points, surfaces, width = head.points, head.surfaces, head.width
     atrophy = head.fields.generator.uniform(0, 1)
-    pair = mirrored(points)
+    pair = mirror(points)
     shares = _cortex(head, folding, atrophy)
     for centre, radii, grey in _NUCLEI:
         _put(shares, inside(ellipsoid(pair, centre, radii), width), (1 - grey, 0, grey, 0))
@@ -173,9 +164,8 @@ def _cortex(head: Head, folding: Folding, atrophy: float) -> Array:
     sulci = np.hypot(folding.distance, np.maximum(depth - folding.depth, 0))
     # The Sylvian fissure rises to the back; at its floor the insula stands upright.
     sylvian = np.sqrt((z + 4 + y / 2) ** 2 / 1.25 + np.maximum(36 - x, 0) ** 2 + np.maximum(-40 - y, 0) ** 2)
-    insula = np.sqrt(
-        (x - 38) ** 2 + np.maximum(np.abs(y - 2) - 22, 0) ** 2 + np.maximum(np.abs(z - 1) - 13, 0) ** 2
-    )
+    beyond_y, beyond_z = np.maximum(np.abs(y - 2) - 22, 0), np.maximum(np.abs(z - 1) - 13, 0)
+    insula = np.sqrt((x - 38) ** 2 + beyond_y**2 + beyond_z**2)
     clefts = np.minimum(sylvian, insula)
     height = callosum_height(head.points)
     between_hemispheres = np.hypot(x, 29 * np.maximum(1 - height, 0))

@@ -16,12 +16,12 @@ from tinyunet.data.phantom.fields import Array
 Triple = tuple[float, float, float]
 
 
-def length(vectors: Array) -> Array:
+def norm(vectors: Array) -> Array:
     """Length of each column."""
     return np.sqrt(np.einsum("ij,ij->j", vectors, vectors))
 
 
-def mirrored(points: Array) -> Array:
+def mirror(points: Array) -> Array:
     """Return the points with those of the left half moved to the right: bodies come in pairs."""
     return np.concatenate([np.abs(points[:1]), points[1:]])
 
@@ -29,8 +29,8 @@ def mirrored(points: Array) -> Array:
 def ellipsoid(points: Array, centre: Triple, radii: Triple) -> Array:
     """Distance to an ellipsoid."""
     q = (points - _column(centre)) / _column(radii)
-    scale = length(q)
-    slope = length(q / _column(radii))
+    scale = norm(q)
+    slope = norm(q / _column(radii))
     return scale * (scale - 1) / (slope + 1e-6)
 
 
@@ -42,7 +42,7 @@ def tube(points: Array, nodes: Sequence[tuple[float, float, float, float]]) -> A
         from_start = points - _column(start)
         along = np.clip(direction[:, 0] @ from_start / (direction * direction).sum(), 0, 1)
         radius = start_radius + along * (end_radius - start_radius)
-        distance = np.minimum(distance, length(from_start - along * direction) - radius)
+        distance = np.minimum(distance, norm(from_start - along * direction) - radius)
     return distance
 
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyunet.common.errors import DataError
+from tinyunet.common.errors import DataError, said
 from tinyunet.common.files import read_json
 from tinyunet.data.phantom.anatomy import WHITE, Head, Outline, fold, outline, tissues
 from tinyunet.data.phantom.fields import Array, Grid, RandomFields
@@ -21,28 +20,19 @@ from tinyunet.data.phantom.tumour import draw_tumour, grow
 
 LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
-# Part of what a folder is recognised by: raised whenever the same seed gives other heads.
-_VERSION = 1
-
+_VERSION = 1  # part of what a folder is recognised by: raised whenever the same seed gives other heads
 _SMALLEST = 16
 
 
 def make_case(
     seed: int, index: int, shape: tuple[int, int, int] = (64, 72, 56)
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.float64]]:
-    """Make head number ``index`` of the data set of a seed, with a tumour.
+    """Make head number ``index`` of the data set of a seed, with a tumour; return image, labels and affine.
 
     ``shape`` counts voxels from left to right, back to front and bottom to top. They are cubes just large
-    enough for a head; ValueError if they are too few.
-
-    Returns
-    -------
-    image
-        shape=(*shape, 4), int16: FLAIR, T1w, t1gd, T2w; 0 outside the brain.
-    labels
-        shape=shape, uint8: 1 edema, 2 necrotic core, 3 enhancing rim.
-    affine
-        From voxel indices to millimetres. shape=(4, 4).
+    enough for a head; ValueError if they are too few. The image, shape=(*shape, 4) int16, has FLAIR, T1w,
+    t1gd and T2w, and 0 outside the brain; the labels, shape=shape uint8, 1 edema, 2 necrotic core and 3
+    enhancing rim. The affine, shape=(4, 4), leads from voxel indices to millimetres.
     """
     if min(shape) < _SMALLEST:
         raise ValueError(f"shape: {shape}; expected {_SMALLEST} voxels or more along each axis")
@@ -105,14 +95,8 @@ def make_dataset(
 
     The files are written to a temporary folder, which is renamed to ``directory`` when all are there: a
     folder of that name is complete. Two programs may make it at once. ``shape`` and ``seed`` are as for
-    `make_case`.
-
-    Raises
-    ------
-    ValueError
-        ``cases`` or ``shape`` is too small.
-    DataError
-        The folder holds something else, or cannot be written (full disk, ...); nothing is left behind.
+    `make_case`; ValueError if ``cases`` or ``shape`` is too small. DataError, and nothing left behind, if the
+    folder holds something else, or cannot be written (full disk, ...).
     """
     directory = Path(directory)
     if cases < 1:
@@ -120,24 +104,19 @@ def make_dataset(
     made_of = {"cases": cases, "shape": list(shape), "seed": seed, "version": _VERSION}
     if _is_there(directory, made_of):
         return directory
-    temporary = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        temporary.chmod(0o755)
-        _write(temporary, made_of)
-        try:
-            os.rename(temporary, directory)
-        except OSError:
-            # Another program may have been faster.
-            if not _is_there(directory, made_of):
-                raise
+        with tempfile.TemporaryDirectory("", f".{directory.name}.", directory.parent, True) as temporary:
+            os.chmod(temporary, 0o755)
+            _write(Path(temporary), made_of)
+            try:
+                os.rename(temporary, directory)
+            except OSError:
+                # Another program may have been faster.
+                if not _is_there(directory, made_of):
+                    raise
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{directory}: cannot be written ({reason}); nothing was left") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(f"{directory}: cannot be written ({said(error)}); nothing was left") from error
     return directory
 
 
@@ -152,14 +131,11 @@ def _is_there(directory: Path, made_of: dict[str, Any]) -> bool:
         found = description["phantom"]
         names = [name for entry in description["training"] for name in entry.values()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise DataError(
-            f"{directory}: is there, but is no phantom data set; expected another folder"
-        ) from None
+        reason = "is there, but is no phantom data set; expected another folder"
+        raise DataError(f"{directory}: {reason}") from None
     if found != made_of:
-        raise DataError(
-            f"{directory}: holds a phantom data set of {found}, not of {made_of}; "
-            "expected another folder, or remove this one"
-        )
+        reason = f"holds a phantom data set of {found}, not of {made_of}"
+        raise DataError(f"{directory}: {reason}; expected another folder, or remove this one")
     for name in names:
         if not (directory / name).is_file():
             raise DataError(f"{directory / name}: is missing; remove {directory} to make it again")

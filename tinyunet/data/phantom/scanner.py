@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.data.phantom.anatomy import FLUID, Head
-from tinyunet.data.phantom.bodies import ellipsoid, inside, mirrored
+from tinyunet.data.phantom.bodies import ellipsoid, inside, mirror
 from tinyunet.data.phantom.fields import Array
 
 MODALITIES = ("FLAIR", "T1w", "t1gd", "T2w")
@@ -28,12 +28,8 @@ _TUMOUR, _GADOLINIUM = slice(5, 7), 2
 def scan(head: Head, shares: Array, brain: NDArray[np.bool_]) -> NDArray[np.int16]:
     """Take the four images of a skull-stripped head, shape=grid.shape + (4,), int16: 0 outside the brain.
 
-    Parameters
-    ----------
-    shares
-        Of white, grey, deep grey, fluid, edema, necrosis and enhancing rim. shape=(7, P).
-    brain
-        Which of the head's voxels are kept; in these the image is 1 or more. shape=(P,).
+    ``shares``, shape=(7, P), are those of white, grey, deep grey, fluid, edema, necrosis and enhancing rim.
+    ``brain``, shape=(P,), says which of the head's voxels are kept: in these the image is 1 or more.
     """
     fields, voxels = head.fields, head.voxels
     generator, grid = fields.generator, fields.grid
@@ -41,7 +37,7 @@ def scan(head: Head, shares: Array, brain: NDArray[np.bool_]) -> NDArray[np.int1
     signals = contrast.T @ shares
     # Vessels and the choroid plexus take up the contrast agent as well.
     vessels = np.clip(fields.clouds(8)[voxels] - 1, 0, 1)
-    plexus = inside(ellipsoid(mirrored(head.points), (22, -42, 9), (2.5, 6, 4)), grid.spacing)
+    plexus = inside(ellipsoid(mirror(head.points), (22, -42, 9), (2.5, 6, 4)), grid.spacing)
     signals[_GADOLINIUM] += (vessels + 0.6 * plexus) * shares[FLUID]
     texture = 0.025 * fields.clouds(14)[voxels]
     texture += 0.06 * fields.clouds(9)[voxels] * shares[_TUMOUR].sum(0)

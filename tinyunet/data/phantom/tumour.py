@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinyunet.data.phantom.anatomy import Head, callosum_height, cerebrum
-from tinyunet.data.phantom.bodies import inside, length, smooth_maximum
+from tinyunet.data.phantom.bodies import inside, norm, smooth_maximum
 from tinyunet.data.phantom.fields import Array
 
 
@@ -26,7 +26,7 @@ class Tumour(NamedTuple):
         centre.
         """
         offset = points - self.centre
-        distance = length(offset) + 1e-3
+        distance = norm(offset) + 1e-3
         fade = np.exp(-((distance / (2 * self.radius)) ** 2))
         amount = self.push * fade * np.minimum(distance / (0.6 * self.radius), 1)
         return points - offset * (amount / distance).astype(np.float32)
@@ -62,7 +62,7 @@ def grow(tumour: Tumour, head: Head, white: Array) -> Growth:
     width = head.width
     lobes, ragged, fingers = (head.fields.clouds(size)[voxels] for size in (1.6 * tumour.radius, 9, 22))
 
-    edge = length(tumour.stretch @ (points - tumour.centre)) - tumour.radius * (1 + 0.18 * lobes)
+    edge = norm(tumour.stretch @ (points - tumour.centre)) - tumour.radius * (1 + 0.18 * lobes)
     # It stays below the surface and on its side of the falx, but for the callosum's bridge.
     beyond_falx = -np.sign(tumour.centre[0]) * points[0]
     barrier = np.where(callosum_height(points) < 1, -100, beyond_falx + 1).astype(np.float32)
