@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from kernels.base import machine
 from tinyunet import bench
 from tinyunet.benchmarks import conv, mpi, nets, race, roofline, systems
 from tinyunet.benchmarks.peers import ours
-from tinyunet.benchmarks.problem import CHANNELS, CLASSES, load, make
-from tinyunet.benchmarks.process import Process, WorkerError
+from tinyunet.benchmarks.problem import CHANNELS, CLASSES, make
+from tinyunet.benchmarks.process import Process, WorkerError, difference
 from tinyunet.benchmarks.race import Outcome, Result
 from tinyunet.benchmarks.systems import EAGER, PEERS, TENSORFLOW, Job, System
 from tinyunet.commandline import run
@@ -75,9 +76,8 @@ def fakes(*faults, case="step"):
 # ---- the problem -----------------------------------------------------------------------------------
 
 
-def test_problem_is_the_same_again_and_from_its_file(problem, tmp_path):
-    problem.save(tmp_path / "problem.npz")
-    for other in (make(16, 1, 4), load(tmp_path / "problem.npz")):
+def test_problem_is_the_same_again_and_in_a_worker(problem):
+    for other in (make(16, 1, 4), pickle.loads(pickle.dumps(problem))):
         assert np.array_equal(problem.image, other.image)
         assert np.array_equal(problem.labels, other.labels)
         assert problem.weights.keys() == other.weights.keys()
@@ -126,7 +126,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_peer_that_mixes_weights_up_would_be_noticed(problem, tmp_path, mistake, all_threads):
+def test_a_peer_that_mixes_weights_up_would_be_noticed(problem, mistake, all_threads):
     case, change = MISTAKES[mistake]
     mixed_up = problem._replace(weights=dict(problem.weights))
     change(mixed_up.weights)
@@ -138,10 +138,10 @@ def test_a_peer_that_mixes_weights_up_would_be_noticed(problem, tmp_path, mistak
         return np.array([step() for _ in range(3)])
 
     machine.set_threads(1)
-    reference = tmp_path / "reference.npy"
-    assert race.difference(result(problem), reference, EAGER.tolerance) == 0
+    reference = result(problem)
+    assert difference(result(problem), reference, EAGER.tolerance) == 0
     with pytest.raises(WorkerError, match="wrong: results differ"):
-        race.difference(result(mixed_up), reference, EAGER.tolerance)
+        difference(result(mixed_up), reference, EAGER.tolerance)
 
 
 # ---- processes -------------------------------------------------------------------------------------
@@ -194,9 +194,9 @@ def test_processes_that_do_not_fit_together_are_started_anew(problem, monkeypatc
     started = []
 
     class Counted(Process):
-        def __init__(self, threads):
+        def __init__(self, peer, threads):
             started.append(threads)
-            super().__init__(threads)
+            super().__init__(peer, threads)
 
     monkeypatch.setattr(race, "Process", Counted)
     outcome = race.race(fakes("", "is another"), problem, rounds=2, seconds=0)
@@ -204,14 +204,14 @@ def test_processes_that_do_not_fit_together_are_started_anew(problem, monkeypatc
     assert len(started) == 4
 
 
-def test_the_machine_is_not_run_out_of_memory(problem, tmp_path, monkeypatch):
+def test_the_machine_is_not_run_out_of_memory(problem, monkeypatch):
     from tinyunet.benchmarks import process
 
+    worker = Process("fake_peer", 1)
     monkeypatch.setattr(process, "machine_memory", lambda: (20.0, 0.1))
-    worker = Process(1)
     try:
         with pytest.raises(WorkerError, match=r"^stopped, because the machine's 20 GB of memory"):
-            worker.ask("start", peer="fake_peer", case="conv", threads=1, options={"fault": "is slow"})
+            worker.ask("build", "step", {"fault": "is slow"}, problem)
     finally:
         worker.end()
 
@@ -518,7 +518,9 @@ def test_conv_names_a_wrong_peer():
     names = [{m.name for m in measurements if m.layer == layer} for layer in layers]
     # There is no Winograd of a kernel of 1.
     assert names == [{*RUNGS}, {*RUNGS} - {"minimal_filtering", "winograd"}]
-    assert failures == ["Fake:   4 ->  16    6^3 k3: forward is wrong by 1.0e+00 of the largest value"]
+    assert failures == [
+        "Fake:   4 ->  16    6^3 k3: forward is wrong: results differ by 1.0e+00, more than 0.0001"
+    ]
 
 
 # ---- wrong options ---------------------------------------------------------------------------------

@@ -27,22 +27,15 @@ _MULTIPLE = 16
 
 
 class Found(NamedTuple):
-    """What a table leaves for the files.
+    """What a table leaves for the files: figures by group, how to draw a picture, and about the systems.
 
-    Attributes
-    ----------
-    figures : dict of list of dict
-        "rows" of systems, and by table "ranks" and "peaks" of a core.
-    draw : function of a path
-        Draws the picture.
-    versions, settings : dict of str
-        Of the systems, by their names.
+    ``figures`` holds "rows" of systems, and by table "ranks" and "peaks" of a core; ``about`` holds the
+    systems' "versions" and "settings".
     """
 
     figures: dict[str, list[dict[str, Any]]]
     draw: Callable[[Path], None]
-    versions: dict[str, str] = {}  # noqa: RUF012 - never written to
-    settings: dict[str, str] = {}  # noqa: RUF012 - never written to
+    about: dict[str, dict[str, str]]
 
 
 # ---- options ---------------------------------------------------------------------------------------
@@ -63,38 +56,38 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add_options(table: Any, name: str) -> None:
-    def whole(option: str, least: int, text: str, **more: Any) -> None:
-        text += " (default: %(default)s)" if "default" in more else ""
-        table.add_argument(option, type=whole_number(least), metavar="N", help=text, **more)
+def _add_options(parser: Any, table: str) -> None:
+    def add(option: str, text: str, default: Any = None, metavar: str = "N", **more: Any) -> None:
+        text += " (default: %(default)s)" if isinstance(default, int) else ""
+        parser.add_argument(option, metavar=metavar, help=text, default=default, **more)
 
-    if name != "allreduce":
-        text = f"voxels along each axis, a multiple of {_MULTIPLE} (default: %(default)s)"
-        table.add_argument("--size", type=_size, default=96, metavar="N", help=text)
-        more = {"scaling": "; the most of them", "conv": ", compared with one"}.get(name, "")
-        whole("--threads", 1, f"threads of every system{more} (default: all cores)")
-        peers = [s.key for s in PEERS if (name if name in ("infer", "conv") else "step") in s.cases]
-        alone = name in ("passes", "scaling")
-        text = f"of {', '.join(peers)} (default: {'none' if alone else 'all; none if nothing follows'})"
-        default = [] if alone else peers
-        table.add_argument("--against", nargs="*", choices=peers, default=default, metavar="PEER", help=text)
-    if name not in ("allreduce", "conv"):
-        whole("--batch", 1, "volumes", default=1)
-        whole("--filters", 1, "channels of the first level", default=16)
-    if name not in ("allreduce", "conv", "memory"):
-        whole("--rounds", 1, "turns of each system", default=5)
-    if name in ("allreduce", "scaling"):
+    whole: dict[str, Any] = {"type": whole_number(1)}
+    if table != "allreduce":
+        add("--size", f"voxels along each axis, a multiple of {_MULTIPLE}", 96, type=_size)
+        more = {"scaling": "; the most of them", "conv": ", compared with one"}.get(table, "")
+        add("--threads", f"threads of every system{more} (default: all cores)", **whole)
+        peers = [s.key for s in PEERS if (table if table in ("infer", "conv") else "step") in s.cases]
+        usual, default = (
+            ("none", []) if table in ("passes", "scaling") else ("all; none if nothing follows", peers)
+        )
+        text = f"of {', '.join(peers)} (default: {usual})"
+        add("--against", text, default, "PEER", nargs="*", choices=peers)
+    if table not in ("allreduce", "conv"):
+        add("--batch", "volumes", 1, **whole)
+        add("--filters", "channels of the first level", 16, **whole)
+    if table not in ("allreduce", "conv", "memory"):
+        add("--rounds", "turns of each system", 5, **whole)
+    if table in ("allreduce", "scaling"):
         text = "processes, at most; mpirun is called from here (default: all cores, at least 2)"
-        whole("--ranks", 2 if name == "allreduce" else 1, text)
-    if name == "scaling":
-        speeds = {"type": number(0), "nargs": "+", "metavar": "G"}
-        text = "networks to predict for, in Gbit/s (default: 1 10 100)"
-        table.add_argument("--gbits", default=[1.0, 10.0, 100.0], help=text, **speeds)
+        add("--ranks", text, type=whole_number(2 if table == "allreduce" else 1))
+    if table == "scaling":
+        speeds: dict[str, Any] = {"metavar": "G", "type": number(0), "nargs": "+"}
+        add("--gbits", "networks to predict for, in Gbit/s (default: 1 10 100)", [1.0, 10.0, 100.0], **speeds)
         text = "compare the prediction with two ranks held to so many Gbit/s; needs root, ip and tc"
-        table.add_argument("--throttle", default=[], help=text, **speeds)
+        add("--throttle", text, [], **speeds)
     text = f"draw a picture: {', '.join(FORMATS)} (of ranks: NAME-ranks)"
-    table.add_argument("--plot", type=_new_picture, metavar="FILE", help=text)
-    table.add_argument("--json", type=_new_file, metavar="FILE", help="write the machine and all figures")
+    add("--plot", text, metavar="FILE", type=_new_picture)
+    add("--json", "write the machine and all figures", metavar="FILE", type=_new_file)
 
 
 def _size(text: str) -> int:
@@ -147,11 +140,20 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     found = tables.get(options.table, _nets)(options)
     # The figures first: half an hour of them should not be lost with a picture.
     if options.json:
-        about = here._asdict() | {"versions": found.versions, "settings": found.settings}
-        write_json(options.json, {"machine": signed(about)} | found.figures, follow_links=True)
+        about = signed(here._asdict() | {"versions": {}, "settings": {}} | found.about)
+        write_json(options.json, {"machine": about} | found.figures, follow_links=True)
     if options.plot:
         with attempt(options.plot):
             found.draw(options.plot)
+
+
+def _show(results: Sequence[Any], failures: list[str], table: Callable[..., str]) -> None:
+    if results:
+        print(table())
+    if failures:
+        print("", *failures, sep="\n")
+    if not results:
+        raise AgreedError("nothing could be measured")
 
 
 def _nets(options: Namespace) -> Found:
@@ -162,18 +164,11 @@ def _nets(options: Namespace) -> Found:
     jobs, skipped = nets.entrants(settings)
     print(*skipped, "", sep="\n", flush=True)
     results, failures = nets.measure(settings, jobs)
-    if results:
-        print(f"{settings.title()}\n\n{nets.table(settings, results)}")
-    if failures:
-        print("", *failures, sep="\n")
-    if not results:
-        raise AgreedError("nothing could be measured")
-    return Found(
-        {"rows": nets.rows(settings, results)},
-        partial(nets.draw, settings, results),
-        {r.job.system.name: r.version for r in results},
-        {r.job.system.name: r.settings for r in results if r.settings},
-    )
+    _show(results, failures, lambda: f"{settings.title()}\n\n{nets.table(settings, results)}")
+    versions = {r.job.system.name: r.version for r in results}
+    chosen = {r.job.system.name: r.settings for r in results if r.settings}
+    rows, draw = nets.rows(settings, results), partial(nets.draw, settings, results)
+    return Found({"rows": rows}, draw, {"versions": versions, "settings": chosen})
 
 
 def _scaling(options: Namespace) -> Found:
@@ -204,7 +199,7 @@ def _allreduce(options: Namespace) -> Found:
 
     sums = scaling.measure_sums(options.ranks or max(2, options.threads))
     print(f"\n{scaling.sums_table(sums)}")
-    return Found({"rows": [], "ranks": scaling.sums_rows(sums)}, partial(scaling.draw_sums, sums))
+    return Found({"rows": [], "ranks": scaling.sums_rows(sums)}, partial(scaling.draw_sums, sums), {})
 
 
 def _convolutions(options: Namespace) -> Found:
@@ -212,16 +207,11 @@ def _convolutions(options: Namespace) -> Found:
 
     peers, skipped = choose("conv", options.against)
     print(*skipped, "", sep="\n", flush=True)
-    measurements, failures = conv.measure(conv.unet_layers(options.size), options.threads, peers)
-    if measurements:
-        print(conv.table(measurements, options.threads))
-    if failures:
-        print("", *failures, sep="\n")
-    if not measurements:
-        raise AgreedError("nothing could be measured")
-    figures = {"rows": conv.rows(measurements, options.threads), "peaks": conv.peaks(measurements)}
-    settings = {m.name: m.settings for m in measurements if m.settings}
-    return Found(figures, partial(conv.draw, measurements), settings=settings)
+    results, failures = conv.measure(conv.unet_layers(options.size), options.threads, peers)
+    _show(results, failures, lambda: conv.table(results, options.threads))
+    figures = {"rows": conv.rows(results, options.threads), "peaks": conv.peaks(results)}
+    chosen = {m.name: m.settings for m in results if m.settings}
+    return Found(figures, partial(conv.draw, results), {"settings": chosen})
 
 
 if __name__ == "__main__":

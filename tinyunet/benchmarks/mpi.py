@@ -38,15 +38,10 @@ def mpirun() -> str | None:
 
 
 def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
-    """Run a task of :mod:`tinyunet.benchmarks.ranks` and return what rank 0 found.
+    """Run a task of :mod:`tinyunet.benchmarks.ranks` and return what rank 0 found; one rank needs no mpirun.
 
-    One rank runs without mpirun. A wrapper stands before the command of each rank, and ranks then send
-    over TCP.
-
-    Raises
-    ------
-    AgreedError
-        There is no mpirun, or the ranks ended with an error or do not end.
+    A wrapper stands before the command of each rank, and ranks then send over TCP. AgreedError if there is no
+    mpirun, or the ranks end with an error or do not end.
     """
     command = [sys.executable, "-m", "tinyunet.benchmarks.ranks", json.dumps(task)]
     if ranks > 1:
@@ -72,10 +67,7 @@ def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
 def throttled(gbit_per_s: float) -> Iterator[Sequence[str]]:
     """Make two network namespaces joined at a bandwidth; give the wrapper that puts ranks in them.
 
-    Raises
-    ------
-    AgreedError
-        It takes root, and the programs ``ip`` and ``tc``.
+    AgreedError without root, or without the programs ``ip`` and ``tc``.
     """
     with tempfile.TemporaryDirectory() as folder:
         wrapper = Path(folder) / "in_its_space.sh"

@@ -5,6 +5,8 @@ graph switched off in turn; ``scaling`` of the step on 1, 2, 4, ... threads. For
 process is alone, and does a few steps.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,25 +20,15 @@ USUAL_FILTERS = 16
 
 
 class Settings(NamedTuple):
-    """What is measured, and how.
+    """What is measured, and how."""
 
-    Attributes
-    ----------
-    table : str
-        One of ``TABLES``.
-    against : sequence of str
-        Keys of the peers.
-    threads : int
-        Of every system; for ``scaling`` the most.
-    """
-
-    table: str
+    table: str  # one of TABLES
     size: int
     batch: int
     filters: int
-    threads: int
+    threads: int  # of every system; for scaling the most
     rounds: int
-    against: Sequence[str]
+    against: Sequence[str]  # keys of the peers
 
     @property
     def case(self) -> str:
@@ -71,12 +63,12 @@ def entrants(settings: Settings) -> tuple[list[Job], list[str]]:
 
 
 def thread_counts(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
+    """Return 1, 2, 4, ... and the most."""
     return sorted({1 << power for power in range(most.bit_length())} | {most})
 
 
 def variants() -> list[tuple[str, dict[str, Any]]]:
-    """Ways to compile: without each pass, without all, with accuracy alone in mind, without the clock."""
+    """Return ways to compile: without each pass, without all, strict, and deterministic."""
     from tinyunet.compiler.passes import NAMES
 
     return [
@@ -99,12 +91,12 @@ def measure(settings: Settings, jobs: list[Job]) -> Outcome:
 
 
 def milliseconds(ms: float) -> str:
-    """Four digits or so."""
+    """Return four digits or so."""
     return f"{ms:.0f}" if ms >= 1000 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
 
 
 def gigabytes(gb: float | None) -> str:
-    """Two decimals; a dash where it is not known."""
+    """Return two decimals; a dash where it is not known."""
     return "-" if gb is None else f"{gb:.2f}"
 
 
@@ -131,15 +123,9 @@ _COLUMNS: dict[str, Callable[[Result, Result], str]] = {
 
 
 class Table(NamedTuple):
-    """A table of results.
+    """A title, columns of ``_COLUMNS`` (none for a table of threads), and what the columns mean.
 
-    Attributes
-    ----------
-    title : str
-    columns : tuple of str
-        Of ``_COLUMNS``; none for a table of threads.
-    notes : str
-        What the columns mean, of ``{base}`` and the ``{first}`` result.
+    ``notes`` name the ``{base}`` that results are compared with and the ``{first}`` result.
     """
 
     title: str
@@ -180,22 +166,28 @@ def table(settings: Settings, results: list[Result]) -> str:
 
 
 def _thread_table(results: list[Result]) -> str:
-    counts = sorted({result.job.threads for result in results})
-    found = {(result.job.name, result.job.threads): result for result in results}
-    head = ["ms on threads:", str(counts[0])]
-    head += [cell for threads in counts[1:] for cell in (str(threads), "x")]
+    first, *others = sorted({result.job.threads for result in results})
+    head = ["ms on threads:", str(first), *(cell for threads in others for cell in (str(threads), "x"))]
     body = []
-    for name in dict.fromkeys(result.job.name for result in results):
-        line, one = [name], found.get((name, counts[0]))
-        for threads in counts:
-            result = found.get((name, threads))
-            line.append(milliseconds(result.median) if result else "-")
-            if threads != counts[0]:
-                line.append(f"{result.speedup(one):.2f}" if result and one else "-")
-        body.append(line)
+    for name, line in _by_name(results).items():
+        one = line.get(first)
+        cells = [name, milliseconds(one.median) if one else "-"]
+        for threads in others:
+            many = line.get(threads)
+            cells.append(milliseconds(many.median) if many else "-")
+            cells.append(f"{many.speedup(one):.2f}" if many and one else "-")
+        body.append(cells)
     lines = [aligned(head, body), "x: times faster than on one thread, median over the rounds"]
     chosen = {result.job.name: result.settings for result in results if result.settings}
     return "\n".join(lines + [f"{name}: {what}" for name, what in chosen.items()])
+
+
+def _by_name(results: list[Result]) -> dict[str, dict[int, Result]]:
+    """Return each system's results by the number of threads."""
+    found: dict[str, dict[int, Result]] = {}
+    for result in results:
+        found.setdefault(result.job.name, {})[result.job.threads] = result
+    return found
 
 
 def _base(settings: Settings, results: list[Result]) -> Result:
@@ -208,31 +200,35 @@ def _base(settings: Settings, results: list[Result]) -> Result:
 def rows(settings: Settings, results: list[Result]) -> list[dict[str, Any]]:
     """Return the figures for a file: one row a result."""
     return [
-        {
-            "system": result.job.system.name,
-            "case": settings.label(result.job),
-            "size": settings.size,
-            "threads": result.job.threads,
-            "median_ms": result.median,
-            "min_ms": min(result.ms),
-            "max_ms": max(result.ms),
-            "peak_gb": result.peak_gb,
-        }
-        for result in results
+        {"system": r.job.system.name, "case": settings.label(r.job), "size": settings.size}
+        | figures(r.job.threads, r.ms, r.peak_gb)
+        for r in results
     ]
+
+
+def figures(threads: int, ms: list[float], peak_gb: float | None = None) -> dict[str, Any]:
+    """Return the figures of a row in a file, from the milliseconds of all runs."""
+    times = {"median_ms": statistics.median(ms), "min_ms": min(ms), "max_ms": max(ms)}
+    return {"threads": threads, **times, "peak_gb": peak_gb}
 
 
 def draw(settings: Settings, results: list[Result], path: Path) -> None:
     """Draw the figures: lines over the threads for ``scaling``, else a bar a result, ours in colour."""
     # Here, because matplotlib takes a second to load and pictures are seldom wanted.
-    from tinyunet.viz.figure import GREY, line_colour, panels, write
+    from tinyunet.viz.figure import panels, write
 
-    if settings.table == "scaling":
-        _draw_threads(settings, results, path)
-        return
+    threads = settings.table == "scaling"
+    figure, ((axes,),) = panels(6, 4) if threads else panels(8, 1.3 + 0.36 * len(results), grid="x")
+    (_draw_threads if threads else _draw_bars)(axes, settings, results)
+    axes.set_title(settings.title(), wrap=True)
+    write(figure, path)
+
+
+def _draw_bars(axes: Any, settings: Settings, results: list[Result]) -> None:
+    from tinyunet.viz.figure import GREY, line_colour
+
     base, in_memory = _base(settings, results), settings.table == "memory"
     behind = "costs" if settings.table == "passes" else "faster"
-    figure, ((axes,),) = panels(8, 1.3 + 0.36 * len(results), grid="x")
     longest = 0.0
     for row, result in enumerate(results):
         if in_memory:
@@ -248,26 +244,18 @@ def draw(settings: Settings, results: list[Result], path: Path) -> None:
         longest = max(longest, high)
     axes.set_yticks(range(len(results)), [r.job.variant or r.job.name for r in results])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.22 * longest)
-    axes.set_xlabel("GB, peak of the process" if in_memory else "ms: median, least to most")
-    axes.set_title(settings.title(), wrap=True)
-    write(figure, path)
+    label = "GB, peak of the process" if in_memory else "ms: median, least to most"
+    axes.set(xlim=(0, 1.22 * longest), xlabel=label)
 
 
-def _draw_threads(settings: Settings, results: list[Result], path: Path) -> None:
-    from tinyunet.viz.figure import line_style, panels, write
+def _draw_threads(axes: Any, _: Settings, results: list[Result]) -> None:
+    from tinyunet.viz.figure import BOUND, draw_lines
 
-    figure, ((axes,),) = panels(6, 4)
-    counts = sorted({result.job.threads for result in results})
-    axes.plot(counts, counts, color="0.7", linestyle="--", linewidth=1, label="all that is possible")
-    for index, name in enumerate(dict.fromkeys(result.job.name for result in results)):
-        line = [result for result in results if result.job.name == name]
-        times = [result.speedup(line[0]) for result in line]
-        axes.plot([r.job.threads for r in line], times, marker="o", label=name, **line_style(index))
-    axes.set_xticks(counts)
-    axes.set(xlabel="threads", ylabel="times faster than on one")
-    axes.set_title(settings.title(), wrap=True)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    counts, bound = sorted({result.job.threads for result in results}), "all that is possible"
+    lines: dict[str, Sequence[float]] = {}
+    for name, line in _by_name(results).items():
+        one = next(iter(line.values()))
+        lines[name] = [line[n].speedup(one) if n in line else math.nan for n in counts]
+    draw_lines(axes, counts, lines | {bound: counts}, {bound: BOUND}, xlabel="threads")
+    axes.set(ylabel="times faster than on one", xticks=counts, xlim=(0, None), ylim=(0, None))
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    write(figure, path)

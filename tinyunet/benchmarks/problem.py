@@ -1,12 +1,11 @@
-"""What every system is given: the same input, labels and first weights, in one file.
+"""What every system is given: the same input, labels and first weights.
 
-A system runs in its own process and knows nothing of this project's engine: it reads this file with
-NumPy alone, and brings the arrays into its own layout.
+A system runs in its own process, which loads NumPy and nothing of this project's engine, and brings the
+arrays into its own layout.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +24,12 @@ DICE_SMOOTHING = 1.0
 class Problem(NamedTuple):
     """One input and the weights to start from.
 
-    Attributes
-    ----------
-    image : array of float32, shape = (MB, D, H, W, CHANNELS)
-    labels : array of uint8, shape = (MB, D, H, W)
-    weights : dict of str to array of float32
-        Under this project's names (``encoder.0.conv0.weights``) and in its layouts: ``OIdhw`` for a
-        convolution, (IC, OC, KD, KH, KW) for a transposed one.
+    Weights have this project's names (``encoder.0.conv0.weights``) and layouts: ``OIdhw`` for a convolution,
+    (IC, OC, KD, KH, KW) for a transposed one.
     """
 
-    image: NDArray[np.float32]
-    labels: NDArray[np.uint8]
+    image: NDArray[np.float32]  # (MB, D, H, W, CHANNELS)
+    labels: NDArray[np.uint8]  # (MB, D, H, W)
     weights: dict[str, NDArray[np.float32]]
 
     @property
@@ -44,29 +38,17 @@ class Problem(NamedTuple):
         return len(self.weights["encoder.0.conv0.bias"])
 
     def one_hot(self) -> NDArray[np.float32]:
-        """Labels as most losses want them, shape = (MB, D, H, W, CLASSES)."""
+        """Return labels as most losses want them, shape = (MB, D, H, W, CLASSES)."""
         return np.eye(CLASSES, dtype=np.float32)[self.labels]
-
-    def save(self, path: Path | str) -> None:
-        """Write everything to an ``.npz`` file."""
-        arrays: dict[str, Any] = {"image": self.image, "labels": self.labels, **self.weights}
-        np.savez(path, **arrays)
-
-
-def load(path: Path | str) -> Problem:
-    """Read what :meth:`Problem.save` wrote."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    return Problem(arrays.pop("image"), arrays.pop("labels"), arrays)
 
 
 def make(size: int, batch: int, filters: int) -> Problem:
     """Return images of balls in noise, ``size`` voxels along each axis, and a U-Net's first weights.
 
-    Everything that is one or zero in a new net (batch norm, biases) is moved a little off it: a
-    system that mixes two of them up must not get the right result.
+    What is one or zero in a new net (batch norm, biases) gets a random part, so that a system that mixes
+    two of these arrays up gets a wrong result.
     """
-    # Here, because a process that runs another system must not load Numba beside it.
+    # Here, because a process that runs another system must not load Numba, too.
     from tinyunet.unet import UNet
 
     generator = np.random.default_rng(0)
@@ -78,11 +60,8 @@ def make(size: int, batch: int, filters: int) -> Problem:
     labels = np.stack([_balls(size, generator) for _ in range(batch)])
     contrast = generator.uniform(-1, 1, (CLASSES, CHANNELS)).astype(np.float32)
     noise = generator.standard_normal((*labels.shape, CHANNELS), np.float32)
-    return Problem(
-        contrast[labels] + 0.3 * noise,
-        labels,
-        {name: array.astype(np.float32) for name, array in weights.items()},
-    )
+    float32 = {name: array.astype(np.float32) for name, array in weights.items()}
+    return Problem(contrast[labels] + 0.3 * noise, labels, float32)
 
 
 def convolution_arrays(
@@ -93,11 +72,8 @@ def convolution_arrays(
     Shapes are (MB, D, H, W, IC) and (OC, IC, KD, KH, KW).
     """
     generator = np.random.default_rng(0)
-    dst_shape = (*src_shape[:-1], weights_shape[0])
-    src, weights, diff_dst = (
-        generator.standard_normal(shape, np.float32) for shape in (src_shape, weights_shape, dst_shape)
-    )
-    return src, weights, diff_dst
+    src, weights = (generator.standard_normal(shape, np.float32) for shape in (src_shape, weights_shape))
+    return src, weights, generator.standard_normal((*src_shape[:-1], weights_shape[0]), np.float32)
 
 
 def _balls(size: int, generator: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,39 +1,37 @@
-"""A system in a process of its own, both ends: a request is a line of JSON, and so is its answer.
+"""A system in a process of its own: our end, `Process`, sends the name of a method of `Worker` and arguments.
 
-    {"do": "start", "peer": module, "case": "step", "threads": 2, "options": {}, "problem_file": file}
-                                     -> {"version": "2.21.0", "settings": ""}
-    {"do": "check", "output": file}  -> {"losses": [...]} or, for infer, {} and the file is written
-    {"do": "turn", "seconds": 1.5}   -> {"ms": [...]}, after one run that does not count
-    {"do": "memory"}                 -> {"now_gb": 0.5, "peak_gb": 1.2}
-    {"do": "convolve", "shapes": [...], "options": {}, "output": file}    -> {}, and the file is written
-    {"do": "time", "shapes": [...], "options": {}, "seconds": 1.5}        -> {"forward": [ms, ...], ...}
+    start    load a peer                                            returns its version
+    build    make a case: the net of a problem, or a convolution    returns the settings
+    check    run for the first time                                 returns an array for each call
+    time     run for some seconds                                   returns milliseconds for each call
+    memory                                                          returns GB of the process, now and at most
 
-An error is answered with ``{"error": one line}``. Whatever a library prints goes to stderr. The worker ends
-with its input, and loads nothing but NumPy and the one system.
+The cases ``step`` and ``infer`` are one call, ``conv`` is three: one for each direction. The worker loads
+nothing but NumPy and the one system, and ends when our end of the pipe is closed.
 """
 
 import contextlib
 import importlib
-import json
 import math
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tinyunet.benchmarks import problem
 from tinyunet.common.errors import one_line
 
 T = TypeVar("T")
 
-CHECKED_STEPS = 3
+_CHECKED_STEPS = 3
 _LEAST_RUNS, _MOST_RUNS = 2, 200
 # Compiling for a large machine can take minutes; nothing takes this long.
 _LONGEST_SECONDS = 1800
@@ -48,64 +46,63 @@ class WorkerError(Exception):
 
 
 class Process:
-    """A worker, held to as many cores as it has threads."""
+    """A worker, held to as many cores as it has threads.
 
-    def __init__(self, threads: int) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
+    Attributes
+    ----------
+    version : str
+        Of the system, a module of :mod:`tinyunet.benchmarks.peers`.
+    """
+
+    def __init__(self, peer: str, threads: int) -> None:
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
+        self._pipe, theirs = Pipe()
         # Libraries read these when they are loaded.
         limits = {f"{x}_NUM_THREADS": str(threads) for x in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")}
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "tinyunet.benchmarks.process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
+            [sys.executable, "-m", "tinyunet.benchmarks.process", str(theirs.fileno())],
+            stdout=self._printed,
+            stderr=self._printed,
+            pass_fds=[theirs.fileno()],
             env=os.environ | limits,
             # Ctrl-C is for us; and what the worker starts ends with it.
             start_new_session=True,
         )
+        theirs.close()
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(self._worker.pid, sorted(os.sched_getaffinity(0))[:threads])
+        try:
+            self.version: str = self.ask("start", peer, threads)
+        except BaseException:
+            self.end()
+            raise
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises
-        ------
-        WorkerError
-            The worker reports an error, has died, takes too long, or would take the last memory.
-        """
-        assert self._worker.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._worker.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            self._worker.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._line())
-        if "error" in answer:
-            raise WorkerError(one_line(answer["error"]))
-        return answer
-
-    def _line(self) -> bytes:
-        """Wait for a line, and meanwhile watch the machine's memory."""
-        assert self._worker.stdout is not None
+    def ask(self, do: str, *arguments: Any) -> Any:
+        """Return the worker's answer; an error, a death, silence or a lack of memory raises WorkerError."""
         end = time.monotonic() + _LONGEST_SECONDS
-        while not select.select([self._worker.stdout], [], [], 0.1)[0]:
-            if time.monotonic() > end:
-                raise WorkerError(f"no answer in {_LONGEST_SECONDS // 60} minutes")
-            total, free = machine_memory()
-            if free < _LEAST_FREE_SHARE * total:
-                self.end()
-                raise WorkerError(f"stopped, because the machine's {total:.0f} GB of memory were used up")
-        line = self._worker.stdout.readline()
-        if not line:
-            raise WorkerError(self._last_words())
-        return line
+        try:
+            self._pipe.send((do, arguments))
+            while not self._pipe.poll(0.1):
+                if time.monotonic() > end:
+                    raise WorkerError(f"no answer in {_LONGEST_SECONDS // 60} minutes")
+                total, free = machine_memory()
+                if free < _LEAST_FREE_SHARE * total:
+                    self.end()
+                    raise WorkerError(f"stopped, because the machine's {total:.0f} GB of memory were used up")
+            answer, error = self._pipe.recv()
+        except (EOFError, OSError):
+            raise WorkerError(self._last_words()) from None
+        if error:
+            raise WorkerError(one_line(error))
+        return answer
 
     def _last_words(self) -> str:
         """Why a worker has died: the signal, or the last line it wrote."""
         code = self._worker.wait()
         if code == -signal.SIGKILL:
             return "killed by the system, most likely for want of memory"
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").split("\n")
+        self._printed.seek(0)
+        lines = self._printed.read().decode(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "no message")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{how}: {one_line(last)[:200]}"
@@ -115,27 +112,39 @@ class Process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._worker.pid, signal.SIGKILL)
         self._worker.wait()
-        for stream in (self._worker.stdin, self._worker.stdout, self._errors):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        self._pipe.close()
+        self._printed.close()
+
+
+def difference(
+    found: NDArray[Any], expected: NDArray[Any], tolerance: float, failure: str = "wrong"
+) -> float:
+    """Return the largest difference of two arrays; beyond ``tolerance`` a time would mean nothing.
+
+    WorkerError if it is beyond, NaN, or their shapes differ; its message begins with ``failure``.
+    """
+    if found.shape != expected.shape:
+        raise WorkerError(f"{failure}: results of shape {found.shape}, not {expected.shape}")
+    error = float(np.abs(found - expected).max())
+    if not error <= tolerance:
+        raise WorkerError(f"{failure}: results differ by {error:.1e}, more than {tolerance:g}")
+    return error
 
 
 def machine_memory() -> tuple[float, float]:
-    """GB of this machine, and of them free for processes; infinite where the system does not say."""
-    found = _kilobytes("/proc/meminfo")
-    total, free = (found.get(name, math.inf) for name in ("MemTotal", "MemAvailable"))
-    return total * 1024 / 1e9, free * 1024 / 1e9
+    """Return GB of this machine, and of them free for processes; infinite where the system does not say."""
+    found = _gigabytes("/proc/meminfo")
+    return found.get("MemTotal", math.inf), found.get("MemAvailable", math.inf)
 
 
-def _kilobytes(path: str) -> dict[str, int]:
+def _gigabytes(path: str) -> dict[str, float]:
     """Read lines such as ``VmRSS:  1024 kB``."""
     found = {}
     with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
         for line in file:
             name, _, value = line.partition(":")
             if value.endswith(" kB\n"):
-                found[name] = int(value.split()[0])
+                found[name] = int(value.split()[0]) * 1024 / 1e9
     return found
 
 
@@ -146,64 +155,55 @@ class Worker:
     """What is kept from one request to the next; each method answers one."""
 
     peer: Any
-    run: Callable[[], Any]
-    case: str
+    calls: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]  # to time; makes its result an array
 
-    def start(
-        self, peer: str, case: str, threads: int, options: dict[str, Any], problem_file: str = ""
-    ) -> dict[str, Any]:
-        """Load the system and, but for single convolutions, build its net."""
-        self.peer, self.case = importlib.import_module(peer), case
+    def start(self, peer: str, threads: int) -> str:
+        """Load the system."""
+        self.peer = importlib.import_module(peer)
         self.peer.use_threads(threads)
-        if case != "conv":
-            self.run = getattr(self.peer, case)(problem.load(problem_file), **options)
-        settings = self.peer.settings(case, **options) if hasattr(self.peer, "settings") else ""
-        return {"version": self.peer.VERSION, "settings": settings}
+        return str(self.peer.VERSION)
 
-    def check(self, output: str) -> dict[str, Any]:
-        """Run for the first time, for others to compare."""
-        if self.case == "step":
-            return {"losses": [self.run() for _ in range(CHECKED_STEPS)]}
-        np.save(output, self.peer.to_array(self.run()))
-        return {}
+    def build(self, case: str, options: dict[str, Any], *given: Any) -> str:
+        """Make the calls of a case, which is given a problem, or the arrays of a convolution."""
+        self.calls, peer = {}, self.peer
+        if case == "conv":
+            self.calls = peer.convolution(*given, **options)
+        else:
+            run = getattr(peer, case)(*given, **options)
+            self.calls[case] = run, self._losses if case == "step" else peer.to_array
+        return str(peer.settings(case, **options)) if hasattr(peer, "settings") else ""
 
-    def turn(self, seconds: float) -> dict[str, Any]:
+    def check(self) -> dict[str, NDArray[Any]]:
+        """Run for the first time, for others to compare; a step several times."""
+        return {name: np.array(to_array(call())) for name, (call, to_array) in self.calls.items()}
+
+    def _losses(self, first: float) -> list[float]:
+        call, _ = self.calls["step"]
+        return [first, *(call() for _ in range(1, _CHECKED_STEPS))]
+
+    def time(self, seconds: float) -> dict[str, list[float]]:
         """Time runs."""
-        times, last = timed(self.run, seconds)
-        if self.case == "step" and not math.isfinite(last):
-            raise ArithmeticError(f"the loss has become {last}")
-        return {"ms": times}
+        times = {}
+        for name, (call, _) in self.calls.items():
+            times[name], last = timed(call, seconds)
+            if isinstance(last, float) and not math.isfinite(last):
+                raise ArithmeticError(f"the loss has become {last}")
+        return times
 
-    def memory(self) -> dict[str, Any]:
-        """GB of this process, now and at most so far; None where the system does not say.
+    def memory(self) -> tuple[float | None, float | None]:
+        """Return GB of this process, now and at most so far; None where the system does not say.
 
         Not from ``getrusage``: its peak is inherited from the process that started this one.
         """
-        found = _kilobytes("/proc/self/status")
-        names = {"now_gb": "VmRSS", "peak_gb": "VmHWM"}
-        return {key: found[name] * 1024 / 1e9 if name in found else None for key, name in names.items()}
-
-    def convolve(self, shapes: list[Sequence[int]], options: dict[str, Any], output: str) -> dict[str, Any]:
-        """Compute a convolution in all directions, for others to compare."""
-        directions = self.peer.convolution(*problem.convolution_arrays(*shapes), **options)
-        np.savez(output, **{name: to_array(call()) for name, (call, to_array) in directions.items()})
-        return {}
-
-    def time(self, shapes: list[Sequence[int]], options: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Time a convolution in all directions."""
-        directions = self.peer.convolution(*problem.convolution_arrays(*shapes), **options)
-        return {name: timed(call, seconds)[0] for name, (call, _) in directions.items()}
+        found = _gigabytes("/proc/self/status")
+        return found.get("VmRSS"), found.get("VmHWM")
 
 
 def timed(call: Callable[[], T], seconds: float) -> tuple[list[float], T]:
-    """Run again and again; return the milliseconds of each run, and what the last returned.
+    """Return the milliseconds of each run, and what the last returned.
 
-    Parameters
-    ----------
-    call : callable
-        Its first run does not count: caches are cold and threads asleep.
-    seconds : float
-        What the runs take together, about; there are two at least.
+    The first run does not count: caches are cold and threads asleep. The others take about ``seconds``
+    together; there are two at least.
     """
     result = call()
     times: list[float] = []
@@ -219,17 +219,16 @@ def main() -> None:
     # Should memory run out, the system is to end this process, not another.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = getattr(worker, request.pop("do"))(**request)
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0]
-            answer = {"error": f"{type(error).__name__}: {text}"[:200]}
-        print(json.dumps(answer), file=answers, flush=True)
+    pipe, worker = Connection(int(sys.argv[1])), Worker()
+    with contextlib.suppress(EOFError):
+        while True:
+            do, arguments = pipe.recv()
+            try:
+                answer = getattr(worker, do)(*arguments), ""
+            except Exception as error:
+                text = str(error).strip().partition("\n")[0]
+                answer = None, f"{type(error).__name__}: {text}"[:200]
+            pipe.send(answer)
 
 
 if __name__ == "__main__":

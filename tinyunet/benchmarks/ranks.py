@@ -31,7 +31,7 @@ _STEPS = 3  # of a turn
 
 
 def allreduce(ranks: Communicator, sizes: Sequence[int], algorithms: Sequence[str]) -> Any:
-    """Median seconds of an allreduce by each algorithm, and of a plain "exchange", by size.
+    """Return median seconds of an allreduce by each algorithm, and of a plain "exchange", by size.
 
     In an exchange each rank sends an array to its right neighbour while it gets one from its left.
     """
@@ -49,15 +49,15 @@ def allreduce(ranks: Communicator, sizes: Sequence[int], algorithms: Sequence[st
     found: dict[str, list[float]] = {name: [] for name in (*algorithms, "exchange")}
     for size in sizes:
         array, other = (np.ones(max(size // 4, 1), np.float32) for _ in range(2))
-        found["exchange"].append(_median_seconds(ranks, functools.partial(exchange, array, other)))
-        for name in algorithms:
-            found[name].append(_median_seconds(ranks, functools.partial(reduce, name, array)))
+        calls = {name: functools.partial(reduce, name, array) for name in algorithms}
+        for name, call in {"exchange": functools.partial(exchange, array, other), **calls}.items():
+            found[name].append(_median_seconds(ranks, call))
             array[:] = 1
     return found
 
 
 def _median_seconds(ranks: Communicator, run: Callable[[], None]) -> float:
-    """Each run starts together; as many as fit into some time, the same number on every rank."""
+    """Start each run together, the same number on every rank; return the slowest rank's median."""
     run()
     times: list[float] = []
     enough = False
@@ -67,22 +67,14 @@ def _median_seconds(ranks: Communicator, run: Callable[[], None]) -> float:
         run()
         times.append(time.perf_counter() - start)
         enough = ranks.broadcast_object(sum(times) > _LEAST_SECONDS or len(times) >= _MOST_REPEATS)
-    # All have it when the last one has.
     slowest = ranks.gather(statistics.median(times))
     return max(slowest) if ranks.rank == 0 else 0.0
 
 
 class Training:
-    """A net and its compiled step, on one thread.
+    """A net and its compiled step, on one thread; ``ranks`` train the same net.
 
-    Parameters
-    ----------
-    size, batch, filters : int
-        Of a rank's patches, and the net's.
-    ranks : Communicator
-        Who trains the same net.
-    overlap : bool
-        Whether gradients are sent while backward goes on, or all when it has ended.
+    With ``overlap`` gradients are sent while backward goes on, without when backward has ended.
     """
 
     def __init__(
@@ -138,16 +130,12 @@ def train(
 ) -> Any:
     """Let all ranks train together; if ``in_turn``, also rank 0 alone, and all beside each other.
 
-    A machine whose speed changes does that to all three alike. What ranks beside each other lose is
-    theirs because they share caches and memory; what is left is the cost of communication, less the
-    work that ranks of a node share.
+    A machine whose speed changes slows all three alike. Ranks beside each other are slower than one alone
+    because they share caches and memory; ranks together also pay for communication, and share work.
 
-    Returns
-    -------
-    dict
-        Medians of "seconds", "backward_end" and "waited" of a step together, and its "buckets". If in turn,
-        median seconds of a step "alone", "beside" and "together"; "efficiency" and "beside_efficiency",
-        medians over the rounds.
+    Returns medians of "seconds", "backward_end" and "waited" of a step together, and its "buckets". If in
+    turn, also median seconds of a step "alone", "beside" and "together", and medians over the rounds of
+    "efficiency" and "beside_efficiency".
     """
     shared = Training(size, batch, filters, ranks, overlap)
     own = Training(size, batch, filters, Communicator()) if in_turn else shared
@@ -174,9 +162,9 @@ def train(
     found["buckets"] = shared.buckets(medians[3:])
     if in_turn:
         found |= {name: statistics.median(seconds) for name, seconds in turns.items()}
-        for name, way in (("efficiency", "together"), ("beside_efficiency", "beside")):
-            pairs = zip(turns["alone"], turns[way], strict=True)
-            found[name] = statistics.median(a / b for a, b in pairs)
+        alone, beside, together = (np.array(seconds) for seconds in turns.values())
+        found["efficiency"] = float(np.median(alone / together))
+        found["beside_efficiency"] = float(np.median(alone / beside))
     return found
 
 

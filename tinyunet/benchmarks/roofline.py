@@ -41,7 +41,7 @@ def describe() -> Machine:
 
 
 def peak_gflops() -> float:
-    """GFLOP/s of fused multiply-adds on one core, measured: the roof of every compute-bound kernel.
+    """Return GFLOP/s of fused multiply-adds on one core, measured: the roof of every compute-bound kernel.
 
     The tile is as large as the convolution's, and its operands stay in registers; the best of several
     runs counts, because a roof is what is possible. Measured anew at each call (70 ms), because a core's
@@ -57,7 +57,7 @@ def peak_gflops() -> float:
 
 
 def copy_bandwidth() -> float:
-    """GB/s read plus written by a copy on all threads, measured, far beyond the caches."""
+    """Return GB/s read plus written by a copy on all threads, measured, far beyond the caches."""
     size = 64_000_000  # floats: 256 MB
     src, dst = empty((size,)), empty((size,))
     src[:] = dst[:] = 0.0
@@ -66,7 +66,7 @@ def copy_bandwidth() -> float:
 
 @functools.cache
 def threading_layer() -> str:
-    """Name of the layer under ``prange``: ``omp``, ``tbb`` or ``workqueue``."""
+    """Return the name of the layer under ``prange``: ``omp``, ``tbb`` or ``workqueue``."""
     copy_vectors(np.zeros(LANES, np.float32), np.zeros(LANES, np.float32))  # starts the threads
     return str(numba.threading_layer())
 

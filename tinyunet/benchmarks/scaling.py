@@ -11,6 +11,7 @@ and the moments at which its buckets were complete, :mod:`tinyunet.benchmarks.sc
 networks would make of it.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyunet.benchmarks import mpi
+from tinyunet.benchmarks import scaling_model as model
 from tinyunet.benchmarks.nets import milliseconds, thread_counts
-from tinyunet.benchmarks.scaling_model import (
-    Network,
-    Step,
-    allreduce_seconds,
-    efficiency,
-    fit,
-    network_of,
-    step_seconds,
-)
 from tinyunet.common.terminal import aligned
 from tinyunet.parallel.algorithms import ALGORITHMS
 
@@ -37,47 +30,36 @@ RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 #: What makers say of Ethernet and InfiniBand: Gbit/s, and microseconds a message.
 LATENCY_US = {1.0: 50.0, 10.0: 20.0, 100.0: 2.0}
 _ROUNDS = 3
+_WITHOUT = ", no overlap"
 
 
 # ---- allreduce -------------------------------------------------------------------------------------
 
 
 class Sums(NamedTuple):
-    """Median seconds of allreduces by algorithm and size, and of plain exchanges by size."""
+    """Median seconds of allreduces by algorithm and size, and the bound: the least for each size."""
 
     ranks: int
     sizes: Sequence[int]
     seconds: dict[str, list[float]]
-    exchanges: list[float]
+    bounds: list[float]
 
-    @property
-    def share(self) -> float:
-        """How much of the array each rank must send at least."""
-        return 2 * (self.ranks - 1) / self.ranks
 
-    @property
-    def bounds(self) -> list[float]:
-        """For each size the seconds that the least that must be sent takes."""
-        return [self.share * seconds for seconds in self.exchanges]
+def share_sent(ranks: int) -> float:
+    """Return how much of the array each rank must send at least."""
+    return 2 * (ranks - 1) / ranks
 
 
 def measure_sums(ranks: int, wrapper: Sequence[str] = (), sizes: Sequence[int] = SIZES) -> Sums:
-    """Run every algorithm on every size.
-
-    Raises
-    ------
-    AgreedError
-        As :func:`tinyunet.benchmarks.mpi.run`.
-    """
-    task = {"do": "allreduce", "sizes": list(sizes), "algorithms": list(ALGORITHMS)}
-    found = mpi.run(ranks, task, wrapper)
-    exchanges = found.pop("exchange")
-    return Sums(ranks, sizes, found, exchanges)
+    """Run every algorithm on every size; raises as :func:`tinyunet.benchmarks.mpi.run`."""
+    found = mpi.run(ranks, {"do": "allreduce", "sizes": [*sizes], "algorithms": [*ALGORITHMS]}, wrapper)
+    bounds = [share_sent(ranks) * seconds for seconds in found.pop("exchange")]
+    return Sums(ranks, sizes, found, bounds)
 
 
 def sums_table(sums: Sums) -> str:
     """Return the table and what its columns mean, as text."""
-    head = ["bytes", *(f"{name} us" for name in sums.seconds), "bound us"]
+    head = ["bytes", *(f"{name} us" for name in (*sums.seconds, "bound"))]
     head += [f"{name} GB/s" for name in sums.seconds]
     body = []
     for size, bound, *times in zip(sums.sizes, sums.bounds, *sums.seconds.values(), strict=True):
@@ -85,7 +67,7 @@ def sums_table(sums: Sums) -> str:
         body.append([f"{size:,}", *(f"{1e6 * seconds:.1f}" for seconds in (*times, bound)), *speeds])
     return (
         f"allreduce among {sums.ranks} ranks\n\n{aligned(head, body)}\n"
-        f"bound: {sums.share:.2f} times a plain exchange of the array, each way at once;\n"
+        f"bound: {share_sent(sums.ranks):.2f} times a plain exchange of the array, each way at once;\n"
         "GB/s: bytes of the array a second"
     )
 
@@ -93,14 +75,8 @@ def sums_table(sums: Sums) -> str:
 def sums_rows(sums: Sums) -> list[dict[str, Any]]:
     """Return the figures for a file: one row an algorithm and size."""
     return [
-        {
-            "algorithm": name,
-            "ranks": sums.ranks,
-            "bytes": size,
-            "seconds": seconds,
-            "gb_per_s": size / seconds / 1e9,
-            "bound_seconds": bound,
-        }
+        {"algorithm": name, "ranks": sums.ranks, "bytes": size, "seconds": seconds}
+        | {"gb_per_s": size / seconds / 1e9, "bound_seconds": bound}
         for name, times in sums.seconds.items()
         for size, seconds, bound in zip(sums.sizes, times, sums.bounds, strict=True)
     ]
@@ -109,19 +85,17 @@ def sums_rows(sums: Sums) -> list[dict[str, Any]]:
 def draw_sums(sums: Sums, path: Path) -> None:
     """Draw time and speed over the size, with the bound."""
     # Here, because matplotlib takes a second to load and pictures are seldom wanted.
-    from tinyunet.viz.figure import line_colour, panels, write
+    from tinyunet.viz.figure import BOUND, draw_lines, panels, write
 
     figure, ((left, right),) = panels(9.2, 4.2, columns=2)
-    styles = [{"color": line_colour(n), "marker": "o", "markersize": 4} for n in range(len(sums.seconds))]
-    styles.append({"color": "0.4", "linestyle": "--"})
-    lines = sums.seconds | {"bound: 2 (N - 1) / N of a plain exchange": sums.bounds}
-    for (name, line), style in zip(lines.items(), styles, strict=True):
-        left.plot(sums.sizes, 1e3 * np.array(line), label=name, **style)
-        right.plot(sums.sizes, np.array(sums.sizes) / line / 1e9, label=name, **style)
-    left.set(title=f"allreduce among {sums.ranks} ranks", ylabel="ms", yscale="log")
-    right.set(ylabel="GB/s: bytes of the array a second")
-    for axes in (left, right):
-        axes.set(xscale="log", xlabel="bytes")
+    bound, sizes = "bound: 2 (N - 1) / N of a plain exchange", np.array(sums.sizes)
+    lines = sums.seconds | {bound: sums.bounds}
+    ms = {name: 1e3 * np.array(seconds) for name, seconds in lines.items()}
+    speeds = {name: sizes / seconds / 1e9 for name, seconds in lines.items()}
+    about = {"xscale": "log", "xlabel": "bytes"}
+    title = f"allreduce among {sums.ranks} ranks"
+    draw_lines(left, sizes, ms, {bound: BOUND}, title=title, ylabel="ms", yscale="log", **about)
+    draw_lines(right, sizes, speeds, {bound: BOUND}, ylabel="GB/s: bytes of the array a second", **about)
     right.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
     write(figure, path)
@@ -138,19 +112,9 @@ class Run(NamedTuple):
     found: dict[str, Any]
 
     @property
-    def seconds(self) -> float:
-        """Median of a step."""
-        return float(self.found["seconds"])
-
-    @property
-    def throughput(self) -> float:
-        """Patches a second and rank."""
-        return self.batch / self.seconds
-
-    @property
     def own_work(self) -> float:
         """Seconds of a step that are not waiting."""
-        return self.seconds - float(self.found["waited"])
+        return float(self.found["seconds"] - self.found["waited"])
 
 
 class Measured(NamedTuple):
@@ -158,26 +122,23 @@ class Measured(NamedTuple):
 
     weak: list[Run]
     strong: list[Run]
-    step: Step
-    network: Network | None
+    step: model.Step
+    network: model.Network | None
 
 
 def measure(size: int, batch: int, filters: int, most: int, rounds: int) -> Measured:
     """Measure one rank with one thread, and 2, 4, ... up to ``most``, these in turn with one alone."""
     net, counts = {"size": size, "filters": filters}, thread_counts(most)
-    weak = [
-        _run(ranks, batch, net, rounds=rounds if ranks > 1 else _ROUNDS, in_turn=ranks > 1)
-        for ranks in counts
-    ]
+    weak = [_run(1, batch, net)]
+    weak += [_run(ranks, batch, net, rounds=rounds, in_turn=True) for ranks in counts[1:]]
     shared = [ranks for ranks in counts[:-1] if batch * most % ranks == 0]
     strong = [*(_run(ranks, batch * most // ranks, net) for ranks in shared), weak[-1]]
-    network = None
-    if most > 1:
-        sums = measure_sums(most)
-        network = fit(most, sums.sizes, sums.seconds["mpi"])
-    found = weak[0].found
-    buckets = [(float(ready), int(nbytes)) for ready, nbytes in found["buckets"]]
-    return Measured(weak, strong, Step(weak[0].seconds, float(found["backward_end"]), buckets), network)
+    step = model.Step(*(weak[0].found[name] for name in model.Step._fields))
+    return Measured(weak, strong, step, _fit(measure_sums(most)) if most > 1 else None)
+
+
+def _fit(sums: Sums) -> model.Network:
+    return model.fit(sums.ranks, sums.sizes, sums.seconds["mpi"])
 
 
 def _run(ranks: int, batch: int, net: dict[str, int], wrapper: Sequence[str] = (), **options: Any) -> Run:
@@ -190,13 +151,13 @@ def measured_table(measured: Measured) -> str:
     head = ("ranks x 1 thread", "patches a rank", "step ms", "waited ms", "efficiency")
     weak = []
     for run in measured.weak:
-        alone = {"alone": run.seconds, "efficiency": 1.0, "beside_efficiency": 1.0} | run.found
-        cells = _cells(run, alone["efficiency"])
-        weak.append((*cells, milliseconds(1e3 * alone["alone"]), f"{alone['beside_efficiency']:.2f}"))
+        found = {"alone": run.found["seconds"], "efficiency": 1.0, "beside_efficiency": 1.0} | run.found
+        cells = _cells(run, found["efficiency"])
+        weak.append((*cells, milliseconds(1e3 * found["alone"]), f"{found['beside_efficiency']:.2f}"))
     lines = ["weak scaling", "", aligned((*head, "alone ms", "beside"), weak)]
     if len(measured.strong) > 1:
-        base = measured.strong[0].throughput
-        strong = [_cells(run, run.throughput / base) for run in measured.strong]
+        speeds = [run.batch / run.found["seconds"] for run in measured.strong]
+        strong = [_cells(run, x / speeds[0]) for run, x in zip(measured.strong, speeds, strict=True)]
         lines += ["", "strong scaling", "", aligned(head, strong)]
     lines += [
         "waited: after backward, for gradients",
@@ -211,7 +172,7 @@ def measured_table(measured: Measured) -> str:
 
 
 def _cells(run: Run, share: float) -> tuple[str, ...]:
-    times = (milliseconds(1e3 * seconds) for seconds in (run.seconds, run.found["waited"]))
+    times = (milliseconds(1e3 * run.found[name]) for name in ("seconds", "waited"))
     return str(run.ranks), str(run.batch), *times, f"{share:.2f}"
 
 
@@ -219,29 +180,24 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
     """Hold two ranks to a bandwidth, and compare what the model says with what they do.
 
     The network's figures are fitted to those allreduces on it that it hinders; the step is that of a
-    rank alone.
-
-    Raises
-    ------
-    AgreedError
-        As :func:`tinyunet.benchmarks.mpi.throttled`.
+    rank alone. Raises as :func:`tinyunet.benchmarks.mpi.throttled`.
     """
     net, batch = {"size": size, "filters": filters}, measured.weak[0].batch
     with mpi.throttled(gbit) as wrapper:
         sums = measure_sums(2, wrapper, [nbytes for nbytes in SIZES if nbytes > mpi.BUCKET_BYTES])
-        runs = {o: _run(2, batch, net, wrapper, overlap=o) for o in (True, False)}
-    network = fit(2, sums.sizes, sums.seconds["mpi"])
+        runs = {overlap: _run(2, batch, net, wrapper, overlap=overlap) for overlap in (True, False)}
+    network = _fit(sums)
     # Two ranks share memory and caches here as they would not on two nodes: their own work is what
     # two ranks take that have nothing to wait for.
     pair = next((run for run in measured.weak if run.ranks == 2), measured.weak[0])
     own_work = measured.step.seconds + pair.own_work - measured.weak[0].own_work
     step = measured.step._replace(seconds=own_work)
     rows = [
-        (f"step, {_way(overlap)}", step_seconds(step, "ring", 2, network, overlap), run.seconds)
-        for overlap, run in runs.items()
+        (name, model.step_seconds(step, "ring", 2, network, overlap), runs[overlap].found["seconds"])
+        for name, overlap in (("step, overlap", True), (f"step{_WITHOUT}", False))
     ]
     rows += [
-        (f"allreduce of {nbytes:,} bytes", allreduce_seconds("ring", 2, nbytes, network), seconds)
+        (f"allreduce of {nbytes:,} bytes", model.allreduce_seconds("ring", 2, nbytes, network), seconds)
         for nbytes, seconds in zip(sums.sizes, sums.seconds["mpi"], strict=True)
     ]
     head = (f"2 ranks held to {gbit:g} Gbit/s", "model ms", "measured ms")
@@ -250,50 +206,30 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
     return f"{text}\nmodel: {figures}, fitted to these allreduces"
 
 
-def _way(overlap: bool) -> str:
-    return "overlap" if overlap else "no overlap"
-
-
 # ---- scaling, predicted ----------------------------------------------------------------------------
 
 
-class Line(NamedTuple):
-    """Predicted efficiencies on ``RANKS`` of a network, an algorithm and a way to send."""
-
-    gbit: float
-    algorithm: str
-    overlap: bool
-    efficiencies: list[float]
-
-    @property
-    def name(self) -> str:
-        """The algorithm, and whether gradients are sent only at the end."""
-        return self.algorithm + ("" if self.overlap else f", {_way(False)}")
-
-
-def networks(gbits: Sequence[float]) -> dict[float, Network]:
+def networks(gbits: Sequence[float]) -> dict[float, model.Network]:
     """Return a network for each speed in Gbit/s; of one that is not listed, the latency lies between."""
     speeds, latencies = (np.log([*values]) for values in (LATENCY_US, LATENCY_US.values()))
-    return {
-        gbit: network_of(gbit, float(np.exp(np.interp(np.log(gbit), speeds, latencies)))) for gbit in gbits
-    }
+    latency = {gbit: float(np.exp(np.interp(np.log(gbit), speeds, latencies))) for gbit in gbits}
+    return {gbit: model.network_of(gbit, us) for gbit, us in latency.items()}
 
 
-def predicted(step: Step, gbits: Sequence[float]) -> Iterator[Line]:
-    """Every network, algorithm and way to send, in the order they are shown."""
+def predicted(step: model.Step, gbits: Sequence[float]) -> Iterator[tuple[float, str, bool, list[float]]]:
+    """Yield Gbit/s, algorithm, whether gradients are sent during backward, and efficiencies on ``RANKS``."""
     for gbit, network in networks(gbits).items():
-        for algorithm in ("ring", "tree"):
-            for overlap in (True, False):
-                shares = [efficiency(step, algorithm, ranks, network, overlap) for ranks in RANKS]
-                yield Line(gbit, algorithm, overlap, shares)
+        for algorithm, overlap in itertools.product(("ring", "tree"), (True, False)):
+            shares = [model.efficiency(step, algorithm, ranks, network, overlap) for ranks in RANKS]
+            yield gbit, algorithm, overlap, shares
 
 
-def predicted_table(step: Step, gbits: Sequence[float]) -> str:
+def predicted_table(step: model.Step, gbits: Sequence[float]) -> str:
     """Return the efficiency that is predicted, as text."""
     head = ("weak scaling, predicted", *map(str, RANKS))
     body = [
-        (f"{line.gbit:g} Gbit/s {line.name}", *(f"{share:.2f}" for share in line.efficiencies))
-        for line in predicted(step, gbits)
+        (f"{gbit:g} Gbit/s {algorithm}{'' if overlap else _WITHOUT}", *(f"{share:.2f}" for share in shares))
+        for gbit, algorithm, overlap, shares in predicted(step, gbits)
     ]
     latencies = ", ".join(f"{1e6 * n.alpha:g} us at {gbit:g} Gbit/s" for gbit, n in networks(gbits).items())
     return f"{aligned(head, body)}\na message takes {latencies}, and its bytes"
@@ -301,11 +237,8 @@ def predicted_table(step: Step, gbits: Sequence[float]) -> str:
 
 def rows(measured: Measured, gbits: Sequence[float]) -> list[dict[str, Any]]:
     """Return the figures for a file: what was measured, then what is predicted."""
-    found: list[dict[str, Any]] = [
-        {"kind": kind, "ranks": run.ranks, "batch": run.batch, **run.found}
-        for kind, runs in (("weak", measured.weak), ("strong", measured.strong))
-        for run in runs
-    ]
+    runs = [("weak", run) for run in measured.weak] + [("strong", run) for run in measured.strong]
+    found = [{"kind": kind, "ranks": run.ranks, "batch": run.batch, **run.found} for kind, run in runs]
     for gbit, algorithm, overlap, shares in predicted(measured.step, gbits):
         about = {"gbit_per_s": gbit, "algorithm": algorithm, "overlap": overlap}
         for ranks, share in zip(RANKS, shares, strict=True):
@@ -319,9 +252,9 @@ def draw(measured: Measured, gbits: Sequence[float], path: Path) -> None:
 
     figure, (row,) = panels(4.6 * len({*gbits}), 4.2, columns=len({*gbits}))
     by_network = dict(zip(networks(gbits), row, strict=True))
-    for line in predicted(measured.step, gbits):
-        axes, colour = by_network[line.gbit], line_colour(line.algorithm == "tree")
-        axes.plot(RANKS, line.efficiencies, "-" if line.overlap else "--", color=colour, label=line.name)
+    for gbit, algorithm, overlap, shares in predicted(measured.step, gbits):
+        style = {"linestyle": "-" if overlap else "--", "color": line_colour(algorithm == "tree")}
+        by_network[gbit].plot(RANKS, shares, label=algorithm + ("" if overlap else _WITHOUT), **style)
     for gbit, axes in by_network.items():
         axes.set_xscale("log", base=2)
         axes.set(title=f"{gbit:g} Gbit/s", xlabel="ranks", ylim=(0, 1.03))

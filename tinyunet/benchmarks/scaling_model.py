@@ -33,21 +33,11 @@ class Network(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step of one rank alone.
+    """A training step of one rank alone; times are in seconds from its start."""
 
-    Attributes
-    ----------
-    seconds : float
-        Forward, backward and optimizer.
-    backward_end : float
-        When, from the step's start, the last gradient was complete.
-    buckets : sequence of (seconds, bytes)
-        When each bucket was complete, and how large it is.
-    """
-
-    seconds: float
-    backward_end: float
-    buckets: Sequence[tuple[float, int]]
+    seconds: float  # forward, backward and optimizer
+    backward_end: float  # when the last gradient was complete
+    buckets: Sequence[tuple[float, int]]  # when each bucket was complete, and its bytes
 
 
 ALGORITHMS = ("ring", "recursive-halving", "tree")

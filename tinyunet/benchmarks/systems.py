@@ -6,31 +6,15 @@ from typing import Any, NamedTuple
 
 
 class System(NamedTuple):
-    """One way to run the net, or a convolution.
+    """One way to run the net, or a convolution."""
 
-    Attributes
-    ----------
-    key, name : str
-        What the command line calls it, and what tables call it.
-    package : str
-        What must be installed.
-    peer : str
-        Module that says how this system does it; see :mod:`tinyunet.benchmarks.peers`.
-    cases : tuple of str
-        Which of ``step``, ``infer`` and ``conv`` it can do.
-    options : dict
-        Given to the peer's functions.
-    tolerance : float
-        How far probabilities and losses may be from those of our eager engine.
-    """
-
-    key: str
-    name: str
-    package: str
-    peer: str
-    cases: tuple[str, ...]
-    options: dict[str, Any] = {}  # noqa: RUF012 - never written to
-    tolerance: float = 5e-4
+    key: str  # its name on the command line
+    name: str  # its name in tables
+    package: str  # what must be installed
+    peer: str  # module that says how this system does it, of tinyunet.benchmarks.peers
+    cases: tuple[str, ...]  # which of step, infer and conv it can do
+    options: dict[str, Any] = {}  # noqa: RUF012 - given to the peer's functions, never written to
+    tolerance: float = 5e-4  # how far probabilities and losses may be from those of our eager engine
 
     @property
     def installed(self) -> bool:
@@ -63,36 +47,24 @@ PEERS = (
 
 
 class Job(NamedTuple):
-    """One system doing one thing with so many threads.
-
-    Attributes
-    ----------
-    variant : str
-        What is special about it, such as ``without fuse_epilogue``; else empty.
-    options : dict
-        What makes it so: given to the peer's functions, besides the system's own.
-    """
+    """One system that runs one case with so many threads."""
 
     system: System
     case: str
     threads: int
-    variant: str = ""
-    options: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    variant: str = ""  # such as "without fuse_epilogue"
+    options: dict[str, Any] = {}  # noqa: RUF012 - of the variant, besides the system's; never written to
 
     @property
     def name(self) -> str:
-        """What a line on the terminal calls it."""
+        """Its name in a line on the terminal."""
         return f"{self.system.name} {self.variant}".rstrip()
 
 
 def choose(case: str, keys: Sequence[str]) -> tuple[list[System], list[str]]:
-    """Return the systems that do ``case``, ours first, and a line for each that is not installed.
+    """Return the systems that run ``case``, ours first, and a line for each that is not installed.
 
-    Parameters
-    ----------
-    case : str
-    keys : sequence of str
-        Of the peers to compare with, in any order.
+    ``keys`` are those of the peers to compare with, in any order.
     """
     wanted = [s for s in (*OURS, *PEERS) if case in s.cases and (s in OURS or s.key in keys)]
     skipped = [f"{s.name}: {s.package} is not installed, skipped" for s in wanted if not s.installed]

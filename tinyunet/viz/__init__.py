@@ -15,16 +15,11 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @contextlib.contextmanager
 def attempt(what: object) -> Iterator[None]:
-    """Draw in a block, the import of matplotlib included; what goes wrong is told in a line on stderr.
+    """Draw ``what``, a file, in a block that also imports matplotlib; print an error as a line on stderr.
 
-    No picture is worth the figures that it shows, nor the exit code of what has found them.
-
-    Parameters
-    ----------
-    what : object
-        Its file, or other words for it.
+    A picture that fails must not lose the figures that it shows, nor change the command's exit code.
     """
-    # That a font is not there (another is taken), or lacks a letter of a name (a box is in its place).
+    # Hide warnings that a font is missing (another is used) or lacks a letter of a name (a box is drawn).
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

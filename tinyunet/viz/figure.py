@@ -1,15 +1,18 @@
-"""What all pictures share: colours, panels, and how they are written.
+"""What all pictures share: colours, panels, lines, and how they are written.
 
 Each class and region has one colour in every picture; the colour-blind can distinguish them, too.
 
 Source: Okabe and Ito, "Color Universal Design" (2008).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from numpy.typing import ArrayLike
 
 from tinyunet.common.files import SIGNATURE, atomic
 from tinyunet.common.terminal import printable
@@ -24,6 +27,8 @@ CLASSES = (_SKY, _YELLOW, _VERMILION, _GREEN, _PURPLE, _ORANGE, _BLUE)
 #: Of lines on white: for brain tumours whole tumour, tumour core, enhancing. Darker where the
 #: class it grows from is too pale for a line.
 LINES = (_BLUE, _ORANGE, _VERMILION, _GREEN, _PURPLE, _SKY, GREY)
+#: Style of a line that no measured one crosses.
+BOUND = {"color": "0.5", "linestyle": "--", "linewidth": 1, "marker": ""}
 
 
 def class_colour(label: int) -> str:
@@ -47,12 +52,8 @@ def panels(
 ) -> tuple[Figure, Any]:
     """Return a figure of so many inches, and an array (rows, columns) of its axes.
 
-    Parameters
-    ----------
-    grid : str
-        Axes that have grid lines: "x", "y", "both" or "".
-    options
-        Of ``Figure.subplots``.
+    ``grid`` names the axes that have grid lines: "x", "y", "both" or "". ``options`` are of
+    ``Figure.subplots``.
     """
     # No pyplot: it looks for a display, and keeps figures alive.
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -65,20 +66,28 @@ def panels(
     return figure, all_axes
 
 
+def draw_lines(
+    axes: Axes,
+    x: ArrayLike,
+    lines: Mapping[str, ArrayLike],
+    styles: Mapping[str, Mapping[str, Any]],
+    **about: Any,
+) -> None:
+    """Draw lines over ``x`` by their names, each in its style or the next one free.
+
+    ``about`` is for ``Axes.set``: a title, labels, scales.
+    """
+    for index, (name, y) in enumerate(lines.items()):
+        style = {"marker": "o", "markersize": 4.0, **line_style(index), **styles.get(name, {})}
+        axes.plot(x, y, label=name, **style)
+    axes.set(**about)
+
+
 def write(figure: Figure, path: Path | str, **options: Any) -> None:
     """Write a figure atomically; without a ``format`` the ending of the name decides it.
 
-    Names in it may hold what no font has: bytes that are no text, control characters.
-
-    Parameters
-    ----------
-    options
-        Of ``Figure.savefig``.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written.
+    Names in it may hold what no font has: bytes that are no text, control characters. ``options`` are of
+    ``Figure.savefig``. OSError if the file cannot be written.
     """
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text(), keep="\n"))

@@ -25,19 +25,9 @@ _OTHER = "0.75"
 
 
 def draw_graph(path: Path | str, stages: Sequence[Stage]) -> None:
-    """Draw the first and the last of some stages one above the other, and write them atomically.
+    """Draw the first and the last of ``Compiled.stages`` one above the other, and write them atomically.
 
-    Parameters
-    ----------
-    path : Path or str
-        The file to make or replace; its ending is one of ``tinyunet.viz.FORMATS``.
-    stages : sequence of Stage
-        From ``Compiled.stages``.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
+    The ending of ``path`` is one of ``tinyunet.viz.FORMATS``. OSError if the file cannot be written.
     """
     shown = [stages[0], stages[-1]] if len(stages) > 1 else list(stages)
     figure, grid = panels(14, 4.2 * len(shown), len(shown), grid="")
@@ -66,13 +56,9 @@ def _draw_nodes(axes: Axes, graph: Graph) -> None:
     most = max(nbytes(node, graph) for node in graph.nodes) or 1
     for at, (node, height) in enumerate(zip(graph.nodes, heights, strict=True)):
         size = 0.15 + 1.2 * nbytes(node, graph) / most
-        style: dict[str, Any] = {
-            "facecolor": _colour(node),
-            "edgecolor": _edge(node),
-            "linewidth": 0.6,
-            "zorder": 2,
-        }
-        axes.add_patch(Rectangle((at - 0.4, height - size / 2), 0.8, size, **style))
+        box = Rectangle((at - 0.4, height - size / 2), 0.8, size, linewidth=0.6, zorder=2)
+        box.set(facecolor=_colour(node), edgecolor=_edge(node))
+        axes.add_patch(box)
     axes.set_ylim(min(heights) - 1, max(heights) + 1)
     rows = sorted(set(heights))
     axes.set_yticks(rows, ["no volume" if row == bottom else f"{row:g}" for row in rows])

@@ -29,10 +29,7 @@ _PANEL, _LEGEND = 1.9, 0.35
 
 
 def plot_cases(
-    cases: Sequence[Case],
-    path: str | Path,
-    modalities: Sequence[str] | None = None,
-    classes: Sequence[str] = (),
+    cases: Sequence[Case], path: str | Path, modalities: Sequence[str] = (), classes: Sequence[str] = ()
 ) -> None:
     """Draw cases below each other, three planes each, a column for each sequence; write atomically.
 
@@ -41,50 +38,36 @@ def plot_cases(
 
     Parameters
     ----------
-    cases
-        One at least; all with the same number of sequences.
-    path
+    cases : sequence of Case
+        One at least, all with the same number of sequences, or ValueError; DataError if one is not readable.
+    path : str or Path
         Of the picture; its ending gives the format.
-    modalities
-        Names of the sequences, written above the columns.
-    classes
-        Names of the classes from 1 on, for a legend below.
-
-    Raises
-    ------
-    ValueError
-        No cases, or with different numbers of sequences.
-    DataError
-        A case cannot be read.
-    OSError
-        The picture cannot be written.
+    modalities, classes : sequence of str
+        Names of the sequences, above the columns; of the classes from 1 on, for a legend below.
     """
     if len({case.channels for case in cases}) != 1:
         raise ValueError("cases: expected one or more, all with the same number of sequences")
-    channels = cases[0].channels
+    channels, legend = cases[0].channels, _LEGEND if classes else 0
     columns, rows = channels + 1, len(_PLANES) * len(cases)
-    height = 1.7 * rows + 0.3 + (_LEGEND if classes else 0)
+    height = 1.7 * rows + 0.3 + legend
     figure = Figure(figsize=(1.7 * columns + 0.3, height), facecolor="black")
     grid = figure.subplots(rows, columns, squeeze=False)
-    for number, case in enumerate(cases):
+    for case, rows_of_case in zip(cases, np.split(grid, len(cases)), strict=True):
         image, labels, geometry = load_case(case)
         box = _around_brain(image)
-        shown, labels = _grey(image[box]), labels[box]
-        for offset, (plane, axis) in enumerate(_PLANES.items()):
-            row = grid[len(_PLANES) * number + offset]
+        shown, labels, title = _grey(image[box]), labels[box], f"{case.name}\n"
+        for row, (plane, axis) in zip(rows_of_case, _PLANES.items(), strict=True):
             at, steps = _best_slice(labels, axis), _in_plane(geometry.spacing, axis)
             for axes, channel in zip(row, [*range(channels), min(2, channels - 1)], strict=True):
                 _show(axes, _slice(shown[..., channel], at, axis), steps, **_GREY)
                 axes.set_axis_off()
             draw_labels(row[-1], _slice(labels, at, axis), steps)
-            text = plane if offset else f"{case.name}\n{plane}"
             style = {"ha": "right", "va": "center", "ma": "center", "color": "white", "fontsize": 8}
-            row[0].text(-0.04, 0.5, text, rotation=90, transform=row[0].transAxes, **style)
-    for axes, name in zip(grid[0], [*(modalities or ()), "labels"], strict=False):
+            row[0].text(-0.04, 0.5, title + plane, rotation=90, transform=row[0].transAxes, **style)
+            title = ""
+    for axes, name in zip(grid[0], [*modalities, "labels"], strict=False):
         axes.set_title(name, color="white", fontsize=9)
-    figure.subplots_adjust(
-        0.05, (_LEGEND if classes else 0.07) / height, 0.995, 1 - 0.25 / height, 0.02, 0.02
-    )
+    figure.subplots_adjust(0.05, (legend or 0.07) / height, 0.995, 1 - 0.25 / height, 0.02, 0.02)
     if classes:
         _explain(figure, classes)
     write(figure, path, dpi=80, facecolor="black")
@@ -92,9 +75,7 @@ def plot_cases(
 
 def _explain(figure: Figure, classes: Sequence[str]) -> None:
     """Write a legend of the label colours in a line at the bottom."""
-    handles = [
-        Patch(facecolor=class_colour(label), label=name) for label, name in enumerate(classes, start=1)
-    ]
+    handles = [Patch(facecolor=class_colour(label), label=name) for label, name in enumerate(classes, 1)]
     style = {"fontsize": 8, "labelcolor": "white", "frameon": False}
     figure.legend(handles=handles, loc="lower right", ncols=len(handles), **style)
 
@@ -102,15 +83,9 @@ def _explain(figure: Figure, classes: Sequence[str]) -> None:
 def draw_labels(
     axes: Axes, labels: NDArray[np.integer[Any]], steps: tuple[float, float] = (1.0, 1.0)
 ) -> None:
-    """Draw a slice of labels over what is drawn, half transparent; the background stays clear.
+    """Draw a slice of labels over the picture, half transparent; the background stays clear.
 
-    Parameters
-    ----------
-    axes
-    labels
-        shape=(height, width), the first row on top.
-    steps
-        Width and height of a voxel.
+    ``labels`` have shape=(height, width), the first row on top; ``steps`` are width and height of a voxel.
     """
     most = max(int(labels.max()), 1)
     colours = ListedColormap([class_colour(label) for label in range(1, most + 1)])
@@ -119,18 +94,9 @@ def draw_labels(
 
 
 class PicturedCase(NamedTuple):
-    """A prediction to show.
+    """A prediction to show, with a note under its name and the size of a voxel along each axis.
 
-    Attributes
-    ----------
-    name : str
-    image : ndarray, shape=(D, H, W, C), float32
-    truth, prediction : ndarray, shape=(D, H, W), uint8
-        Class of each voxel.
-    note : str
-        Shown under the name.
-    spacing : (float, float, float)
-        Size of a voxel along each axis.
+    ``image`` has shape (D, H, W, C); ``truth`` and ``prediction`` hold the class of each voxel.
     """
 
     name: str
@@ -146,24 +112,11 @@ class PicturedCase(NamedTuple):
 def draw_predictions(
     path: Path | str, cases: Sequence[PicturedCase], modalities: Sequence[str], labels: Sequence[str]
 ) -> None:
-    """Draw each case in a row, and write a PNG atomically.
+    """Draw each case in a row, one at least, and write a PNG atomically; OSError if that fails.
 
     A row shows one or two sequences as they are, then three planes through most of the tumour with the
-    prediction in colour and the truth as white outlines.
-
-    Parameters
-    ----------
-    path : Path or str
-        The file to make or replace.
-    cases : sequence of PicturedCase
-        One at least.
-    modalities, labels : sequence of str
-        Names of the channels and of the classes; class 0 is the background.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
+    prediction in colour and the truth as white outlines. ``modalities`` are names of the channels,
+    ``labels`` of the classes; class 0 is the background.
     """
     plain = _channels(modalities)
     columns = len(plain) + len(_PLANES)
@@ -202,8 +155,8 @@ def _show_square(axes: Axes, case: PicturedCase, grey: NDArray[np.float32], axis
     sides = [size * step for size, step in zip(grey.shape, case.spacing, strict=True)]
     (width, height), half = _in_plane(sides, axis), max(sides) / 2
     _show(axes, _slice(grey, at, axis), _in_plane(case.spacing, axis), interpolation="bilinear", **_GREY)
-    axes.set(xticks=[], yticks=[], facecolor="black")
-    axes.set(xlim=(width / 2 - half, width / 2 + half), ylim=(height / 2 - half, height / 2 + half))
+    limits = {name: (side / 2 - half, side / 2 + half) for name, side in (("xlim", width), ("ylim", height))}
+    axes.set(xticks=[], yticks=[], facecolor="black", **limits)
 
 
 def _overlay(axes: Axes, case: PicturedCase, axis: int, at: int, classes: int) -> None:
@@ -223,14 +176,9 @@ def _overlay(axes: Axes, case: PicturedCase, axis: int, at: int, classes: int) -
 # ---- slices ----------------------------------------------------------------------------------------
 
 
-def _brain(image: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return where an image of any sequences is not background."""
-    return np.asarray(image.any(axis=-1))
-
-
 def _grey(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return each sequence between 0 and 1 by its own range inside the brain; outside is 0."""
-    brain = _brain(image)
+    brain = np.any(image != 0, axis=-1)
     if not brain.any():
         return np.zeros_like(image)
     low, high = np.percentile(image[brain], [0.5, 99.7], axis=0)
@@ -240,7 +188,7 @@ def _grey(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _around_brain(image: NDArray[np.float32]) -> tuple[slice, slice, slice]:
     """Return the box that holds what is not background, and two voxels more on each side."""
-    occupied = _brain(image).nonzero()
+    occupied = np.nonzero(np.any(image != 0, axis=-1))
     if not occupied[0].size:
         return slice(None), slice(None), slice(None)
     d, h, w = (slice(max(int(at.min()) - 2, 0), int(at.max()) + 3) for at in occupied)

@@ -16,7 +16,6 @@ import numpy as np
 
 from kernels.base.arguments import Array, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import geometry
 from kernels.base.layout import blocks
 from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
@@ -31,14 +30,8 @@ from tinyunet.benchmarks.peers.ours import use_threads as use_threads
 from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.process import timed
 
-RUNGS: dict[str, ModuleType] = {
-    "naive": naive,
-    "im2col": im2col,
-    "blocked": blocked,
-    "direct": direct,
-    "minimal_filtering": minimal_filtering,
-    "winograd": winograd,
-}
+_MODULES = (naive, im2col, blocked, direct, minimal_filtering, winograd)
+RUNGS = {module.__name__.rpartition(".")[-1]: module for module in _MODULES}
 FUSED = "fused"
 # Direct, Winograd along all axes, and along d and h only, for a first layer.
 _TILES = (None, *winograd.TILES, (2, 2, 1), (4, 4, 1))
@@ -123,11 +116,9 @@ _FUSED = {"forward": _forward, "backward_data": _backward_data, "backward_weight
 
 
 def _plan(src: Array, weights: Array, tile: Triple | None, *, keeps_both: bool) -> conv3d.Plan:
-    g = geometry(src.shape, weights.shape)
-    kernel, few = (g.KD, g.KH, g.KW), g.IC <= FEW_CHANNELS
-    return conv3d.plan(
-        (g.IC, 0), (g.OC, 0), g.dst_shape[:4], kernel, tile, channels_last=few, keeps_both=keeps_both
-    )
+    oc, ic, *kernel = weights.shape
+    few = {"channels_last": ic <= FEW_CHANNELS, "keeps_both": keeps_both}
+    return conv3d.plan((ic, 0), (oc, 0), src.shape[:4], tuple(kernel), tile, **few)
 
 
 def _source(src: Array) -> Source:

@@ -47,9 +47,8 @@ def block(x: Any, width: int, name: str) -> Any:
     """Twice [convolution, batch norm, ReLU]."""
     for i in (0, 1):
         x = layers.Conv3D(width, 3, padding="same", name=f"{name}_conv{i}")(x)
-        x = layers.BatchNormalization(
-            momentum=common.NORM_MOMENTUM, epsilon=common.NORM_EPSILON, name=f"{name}_norm{i}"
-        )(x)
+        norm = {"momentum": common.NORM_MOMENTUM, "epsilon": common.NORM_EPSILON}
+        x = layers.BatchNormalization(**norm, name=f"{name}_norm{i}")(x)
         x = layers.Activation("relu")(x)
     return x
 
@@ -79,11 +78,10 @@ def unet(problem: Problem) -> Any:
 
 
 def soft_dice(probabilities: Any, target: Any) -> Any:
-    """One minus the mean Dice over images and classes."""
-    voxels = (1, 2, 3)
+    """Return one minus the mean Dice over images and classes."""
+    voxels, smoothing = (1, 2, 3), common.DICE_SMOOTHING
     intersection = tf.reduce_sum(probabilities * target, voxels)
     total = tf.reduce_sum(probabilities, voxels) + tf.reduce_sum(target, voxels)
-    smoothing = common.DICE_SMOOTHING
     return 1 - tf.reduce_mean((2 * intersection + smoothing) / (total + smoothing))
 
 
@@ -119,22 +117,15 @@ def convolution(
     """Return a single convolution in all directions; stride 1, padding "same"."""
     x, dy = tf.constant(src), tf.constant(diff_dst)
     w = tf.constant(weights.transpose(2, 3, 4, 1, 0))  # OIdhw -> dhwIO
-    settings = {"strides": [1] * 5, "padding": "SAME"}
-    forward = tf.function(lambda x, w: tf.nn.conv3d(x, w, **settings))
+    how = {"strides": [1] * 5, "padding": "SAME"}
     of_data, of_weights = tf.raw_ops.Conv3DBackpropInputV2, tf.raw_ops.Conv3DBackpropFilterV2
-    backward_data = tf.function(
-        lambda w, dy: of_data(input_sizes=src.shape, filter=w, out_backprop=dy, **settings)
-    )
-    backward_weights = tf.function(
-        lambda x, dy: of_weights(input=x, filter_sizes=w.shape, out_backprop=dy, **settings)
-    )
+    forward = tf.function(lambda x, w: tf.nn.conv3d(x, w, **how))
+    to_data = tf.function(lambda w, dy: of_data(input_sizes=src.shape, filter=w, out_backprop=dy, **how))
+    to_weights = tf.function(lambda x, dy: of_weights(input=x, filter_sizes=w.shape, out_backprop=dy, **how))
     return {
         "forward": (lambda: forward(x, w), to_array),
-        "backward_data": (lambda: backward_data(w, dy), to_array),
-        "backward_weights": (
-            lambda: backward_weights(x, dy),
-            lambda dw: to_array(dw).transpose(4, 3, 0, 1, 2),
-        ),
+        "backward_data": (lambda: to_data(w, dy), to_array),
+        "backward_weights": (lambda: to_weights(x, dy), lambda dw: dw.numpy().transpose(4, 3, 0, 1, 2)),
     }
 
 
