@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - forward and backward of every operator are described once, in Function
-"""Define-by-run differentiation: the tape is what the program did, written while it did it.
+"""Define-by-run differentiation: the tape records each operator while the program runs.
 
 Each ``Function.apply`` runs an operator and puts a :class:`Context` on the tape: which operator ran, where
 its inputs came from, and the arrays that its gradient will need. :meth:`Tensor.backward` visits the contexts
@@ -8,8 +8,8 @@ from the newest to the oldest, and each hands gradients on to its parents::
     x ---> Multiply ---> Sum ---> loss          forward: contexts 1, 2
     x.grad <-- Multiply <-- Sum <-- 1           backward: contexts 2, 1
 
-The order of creation *is* a topological order, since an input exists before what is computed from it: there
-is nothing to sort, and nothing recurses.
+The order of creation *is* a topological order, since an input exists before its results. So
+backward needs no sorting and no recursion.
 """
 
 import numbers
@@ -124,7 +124,7 @@ class Tensor:
         return start
 
     def accumulate(self, gradient: Array) -> None:
-        """Add to ``grad`` of a leaf. Arrays that others may hold are neither kept nor changed."""
+        """Add to ``grad`` of a leaf; neither keep nor change an array that a caller may hold."""
         with one_at_a_time:  # or of two threads' gradients one would be lost
             # The sum of arrays without axes is a scalar of NumPy, which fill(0) would not change.
             self.grad = gradient.copy() if self.grad is None else np.asarray(self.grad + gradient)
@@ -256,7 +256,7 @@ def _broadcast(ctx: Context, operation: np.ufunc, a: Array, b: Array) -> Array:
 
 
 def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum a gradient over the axes along which an operand of this shape was repeated; float64."""
+    """Sum a gradient in float64 over the axes along which broadcasting repeated an operand of this shape."""
     if gradient.shape == shape:
         return gradient
     added = gradient.ndim - len(shape)

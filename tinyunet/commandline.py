@@ -1,4 +1,4 @@
-"""What the commands share: reading options, and leaving with one line when something is wrong.
+"""Functions that the commands share: they read options, and end with one line when something is wrong.
 
 Exit codes: 0 when all is done, 2 for errors that the user can put right, 130 after Ctrl-C, 143 after SIGTERM,
 129 after SIGHUP, 1 for a fault of the program (with its traceback).
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with the options; every rank reads the same ones."""
+        """Raise an AgreedError about the options; every rank reads the same ones."""
         raise AgreedError(f"{one_line(message).removeprefix('argument ')} (see --help)")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -173,11 +173,11 @@ class Signals:
         self._before = handle_signals(signal.SIG_DFL)
 
     def begin(self) -> None:
-        """Raise what comes from now on."""
+        """Raise the signals that come from now on."""
         handle_signals(self._raise)
 
     def ignore(self) -> None:
-        """Let no other signal change the exit code: Python and MPI take a while to end."""
+        """Ignore further signals, which could change the exit code while Python and MPI end."""
         handle_signals(signal.SIG_IGN)
         self._before = {}
 
@@ -211,8 +211,8 @@ def watched_over(program: str, communicator: Communicator) -> Iterator[None]:
 def _end_all_ranks(program: str, communicator: Communicator, error: BaseException) -> NoReturn:
     """Print one line for an error or a signal, or a fault's traceback, and end all ranks wherever they are.
 
-    Many ranks may meet the same. The lower ones print first, within two seconds; a rank prints nothing after
-    another rank of its node, and the first that has printed ends all others.
+    Many ranks may fail at once. Ranks of lower number print first, within two seconds; a rank prints
+    nothing after another rank of its node, and the first that has printed ends all others.
     """
     interrupted, known = isinstance(error, KeyboardInterrupt), errors.as_user_error(error)
     code = 1

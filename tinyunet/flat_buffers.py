@@ -1,13 +1,13 @@
 """Parameters and gradients of a model in two flat arrays, which an optimizer changes and ranks sum.
 
-A step is then one pass over memory, whatever the number of layers. Each parameter's arrays are views::
+A step is then one pass over memory, for any number of layers. Each parameter's arrays are views::
 
     flat_parameters   | conv0.weight        | conv0.bias | norm0.scale | ...
                         ^ parameter.data      ^ parameter.data
     flat_gradients    | conv0.weight        | conv0.bias | norm0.scale | ...
                         ^ parameter.grad      ^ parameter.grad
 
-From then on change a parameter's arrays in place (``load_state_dict`` does); do not replace them.
+From then on change the arrays of a parameter in place, as ``load_state_dict`` does; do not replace them.
 """
 
 import itertools
@@ -117,7 +117,7 @@ class FlatBuffers:
                 )
 
     def trainable(self, part: slice) -> Iterator[slice]:
-        """Yield what of a part of the buffer requires a gradient; neighbours are one slice."""
+        """Yield slices of a part whose parameters require a gradient; neighbours are one slice."""
         end = 0
         for trainable, run in itertools.groupby(self.parameters, lambda p: p.requires_grad):
             start, end = end, end + sum(parameter.data.size for parameter in run)

@@ -2,7 +2,7 @@
 """Differentiable operators: each forward kernel with its gradient kernels right below it.
 
 Volumes are NDHWC tensors: batch, depth, height, width, channels. float32 runs the fast kernels,
-float64 the references. What a ``forward`` saves is all that stays in memory until backward. The
+float64 the references. Only the arrays that a ``forward`` saves stay in memory until backward. The
 functions at the end are what models call.
 """
 
@@ -207,7 +207,7 @@ class Softmax(Function):
 class Concatenation(Function):
     """Channels of ``a``, then of ``b``, then of ``more``; saves nothing.
 
-    The gradient of a skip is given away: the encoder's gradient is added to it in place.
+    The gradient of a skip is not kept: the tape adds the encoder's gradient to it in place.
     """
 
     gives_away = True
@@ -285,7 +285,7 @@ BATCH_NORM_MOMENTUM = 0.9
 
 
 def _check_types(operator: str, src: Tensor, **others: Tensor | Array | None) -> None:
-    """Refuse tensors of several types: kernels take one, and cannot say which was meant."""
+    """Refuse tensors of several types: a kernel takes one type, and cannot know which one was meant."""
     for name, other in others.items():
         if other is not None and other.dtype != src.dtype:
             raise TypeError(

@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Tell before the work what cannot be done.
+    """Check the options before the work starts.
 
     Raises
     ------

@@ -9,10 +9,10 @@ twentieth of a step of 64^3 on one core. So each rank of a node does one part of
     local ranks      |forward, backward|sum|Adam 1|pack 1|forward, backward
                      |forward, backward|sum|Adam 2|pack 2|forward, backward
 
-A barrier has to stand between writing and reading in both directions: ranks read only what all have finished
-to write, and write only what no rank still reads. The sum of the gradients is such a barrier. The batches of
-one step have no sum between them, so ranks meet before they pack weights. A part has the same bits, whichever
-rank computes it.
+A barrier must separate writing and reading in both directions: ranks read only parts that all have
+written, and write only parts that no rank still reads. The sum of the gradients is such a barrier. Between
+the batches of one step there is no sum, so a barrier comes before weights are packed. A part has the same
+bits, whichever rank computes it.
 
 Here is the rank that shares with nobody; :mod:`tinyunet.parallel.shared_memory` has those that do.
 
@@ -51,7 +51,7 @@ class LocalRanks:
         return array
 
     def zeros_of_each(self, size: int, dtype: npt.DTypeLike) -> list[npt.NDArray[Any]]:
-        """Return such an array for each local rank, in their order; all of them see all."""
+        """Return an array as of `zeros` for each local rank, in their order; every rank can read all."""
         length = -(-size // _ITEMS) * _ITEMS
         memory = self.zeros(length * self.size, dtype)
         return [memory[length * rank :][:size] for rank in range(self.size)]

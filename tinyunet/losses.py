@@ -1,12 +1,12 @@
 # ruff: noqa: D102 - forward and backward of every operator are described once, in Function
 """Losses of a segmentation: how far class probabilities are from the labels.
 
-Every loss returns a tensor of one number. ``from_logits=True`` takes what is before the softmax (the sigmoid,
-for one class) and runs fused kernels: probabilities are never stored, sums are float64, and no logarithm
-meets a rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic of
-:class:`Tensor`: the same mathematics, to read and to compare with. Train from logits: a probability in
-float32 no longer tells how wrong a voxel is. Cross-entropies from probabilities see it up to 70 (the
-difference of logits; a sigmoid's on the side of 1 up to 14 only), then their gradient fades to 0.
+Every loss returns a tensor of one number. ``from_logits=True`` takes the values before the softmax (the
+sigmoid, for one class) and runs fused kernels: probabilities are never stored, sums are float64, and no
+logarithm meets a rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic
+of :class:`Tensor`: the same mathematics, to read and to compare with. Train from logits: a probability in
+float32 loses how wrong a voxel is. The gradient of a cross-entropy from probabilities fades to 0 where
+logits differ by more than 70 (by 14 for a sigmoid near 1).
 
 Dice losses are made of three sums over the voxels of each image and class: intersection I = sum p * t,
 prediction P = sum p, target T = sum t, with t one where the label is the class, zero elsewhere.
@@ -160,7 +160,7 @@ def dice_binary_cross_entropy(
 ) -> Tensor:
     """:func:`soft_dice` plus the mean over voxels *and* classes of the binary cross-entropy.
 
-    Each class is taken as a question of its own: this class, or not? With one class the binary
+    Each class is a question of its own: this class, or not? With one class the binary
     cross-entropy is :func:`cross_entropy`.
     """
     dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)

@@ -6,8 +6,8 @@ A module's parts are its plain attributes, in the order in which they were set: 
 ``encoder.0.conv0.weights``.
 
 Parameters and modules may also lie in lists, tuples and dicts, one in the other: ``self.blocks = [a, b]``
-has the parts ``blocks.0`` and ``blocks.1``, ``{"up": c}`` a part ``up``. (PyTorch passes over them, Keras
-finds them.) An array in a list is a setting, not a buffer; parts of other objects are not found.
+has the parts ``blocks.0`` and ``blocks.1``, ``{"up": c}`` a part ``up``. (Keras finds parts in lists, too;
+PyTorch does not.) An array in a list is a setting, not a buffer; parts of other objects are not found.
 """
 
 import threading
@@ -28,11 +28,11 @@ Part = tuple[str, Any]
 
 
 class Parameter(Tensor):
-    """A tensor that is learnt; ``name`` is the attribute that it was set as first, for messages.
+    """A tensor that is learnt; ``name``, for messages, is the first attribute that it was set as.
 
     Backward adds to its ``grad`` in place, so ``grad`` may be a view into the flat buffer of an optimizer.
 
-    As of any tensor, an array of float64 stays float64, and ``np.ones(4)`` is one. All parameters of a
+    An array of float64 stays float64, as in any tensor, and ``np.ones(4)`` is of float64. All parameters of a
     model must have one type: the layers here are float32, until :meth:`Module.astype`.
     """
 
@@ -119,11 +119,11 @@ class Module:
         yield from ((name, part) for name, part in below if isinstance(part, Module))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield dotted name and parameter, in the order of definition; one that is shared once."""
+        """Yield dotted name and parameter, in the order of definition; a shared parameter comes once."""
         return self._named(Parameter)
 
     def named_buffers(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """Yield dotted name and array of what is kept but not learnt, each once: batch-norm statistics."""
+        """Yield dotted name and array of each buffer once, such as the statistics of batch norm."""
         return self._named(np.ndarray)
 
     def _named(self, kind: type[Any]) -> Iterator[Part]:
@@ -174,7 +174,7 @@ class Module:
         return {name: g.bit_generator.state for name, g in self._generators().items()}
 
     def load_random_state(self, state: Mapping[str, Any]) -> None:
-        """Go on drawing from where :meth:`random_state` was taken.
+        """Restore the generators to the state that :meth:`random_state` returned.
 
         Raises
         ------
@@ -199,7 +199,7 @@ class Module:
     # ---- types ----
 
     def check_types(self) -> None:
-        """Refuse parameters of several types, of which no operator could say whose fault it is.
+        """Refuse parameters of several types, before an operator fails without naming the wrong one.
 
         Raises
         ------
@@ -212,7 +212,7 @@ class Module:
     def astype(self, dtype: npt.DTypeLike) -> Self:
         """Convert parameters and buffers to float32 or float64, before an optimizer holds them.
 
-        Buffers of integers or truth values stay so; one that is shared stays shared.
+        Buffers of integers or truth values keep their type; a shared array stays shared.
         """
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(f"astype: dtype must be float32 or float64, not {np.dtype(dtype)}")
@@ -255,7 +255,7 @@ class Module:
     def mode(self, training: bool) -> Iterator[None]:
         """Switch all parts to training, or to inference, inside the block and in this thread only.
 
-        Threads that are started inside see nothing of it either. Then each part is as it was.
+        Threads that are started inside are not affected. After the block each part is in its old mode.
         """
         parts = [module for _, module in self.named_modules()]  # an identity is good while it lives
         before = _modes.training

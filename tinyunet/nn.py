@@ -17,14 +17,14 @@ from tinyunet.tape import Array
 
 
 class Sequential(Module):
-    """Modules run one after the other; their names are 0, 1, ..."""
+    """Runs modules one after the other; their names are 0, 1, ..."""
 
     def __init__(self, *modules: Module) -> None:
         for module in modules:
             self.append(module)
 
     def append(self, module: Module) -> None:
-        """Run one more module at the end."""
+        """Add a module at the end."""
         setattr(self, str(sum(1 for _ in self)), module)
 
     def __iter__(self) -> Iterator[Module]:
@@ -34,7 +34,7 @@ class Sequential(Module):
         return list(self)[index]
 
     def forward(self, src: Tensor) -> Tensor:
-        """Feed each module with the result of the one before."""
+        """Give each module the result of the module before it."""
         for module in self:
             src = module(src)
         return src

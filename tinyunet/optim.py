@@ -31,7 +31,7 @@ _SMALLEST_EPSILON = 1e-20
 
 
 class Optimizer(FlatBuffers):
-    """What :class:`Adam` and :class:`SGD` share: settings, steps and state.
+    """Base of :class:`Adam` and :class:`SGD`: settings, steps and state.
 
     Parameters that do not require a gradient stay as they are, and so do their running averages.
 
@@ -81,7 +81,7 @@ class Optimizer(FlatBuffers):
             )
 
     def step(self) -> None:
-        """Change the parameters by the gradients found since the last :meth:`zero_grad`.
+        """Change the parameters by the gradients that were added since the last :meth:`zero_grad`.
 
         Raises
         ------

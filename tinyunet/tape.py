@@ -1,6 +1,6 @@
 """The tape: a context for each call of an operator, and the walk back over them; or a tracer in its place.
 
-A context holds where the call's inputs came from, and what the operator keeps for its gradient. It points to
+A context holds the origins of the call's inputs, and the arrays that the operator keeps. It points to
 its parent *contexts*, not to its input tensors, so an activation lives only while some ``ctx.save`` (or the
 caller) needs it. Its backward empties a context; going back through it again is an error.
 
@@ -30,7 +30,7 @@ _serial_numbers = itertools.count()
 
 
 class Leaf(Protocol):
-    """Where a gradient ends: a tensor that no operator computed."""
+    """The end of a gradient's way: a tensor that no operator computed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,8 +54,8 @@ Tracer: TypeAlias = Callable[[type[Any], tuple[Any, ...]], Any]
 class Context:
     """One call. An operator may put plain attributes on it: ``ctx.stride = stride``.
 
-    Operators of tinyunet keep arrays that they were given by :meth:`save` alone: the compiled graph uses
-    their memory again.
+    Operators of tinyunet keep arrays only by :meth:`save`, because the compiled graph uses the memory of
+    all others again.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Context:
 
     @property
     def saved(self) -> tuple[Any, ...]:
-        """What was given to :meth:`save`; RuntimeError if a saved array no longer holds the same numbers.
+        """The arrays given to :meth:`save`; RuntimeError if a saved array no longer holds the same numbers.
 
         Arrays of fewer than 2048 elements are compared whole. Of larger ones, some 180 to 1500 elements are,
         spread evenly: a change of a channel, a slice or the whole array is noticed, a change of a few voxels
@@ -130,7 +130,7 @@ class Context:
         Raises
         ------
         RuntimeError
-            It is no tuple, or too long, or a gradient that is needed is missing or has another shape.
+            The result is no tuple, or too long, or a needed gradient is missing or has another shape.
         """
         most = len(self.parents)
         if not isinstance(gradients, tuple) or len(gradients) > most:
@@ -203,7 +203,7 @@ def uses_of_leaves(newest: Context) -> Counter[Leaf]:
 
 
 class _Recording(threading.local):
-    """Whether operators go on the tape, and who takes them instead; each thread has its own."""
+    """Whether operators go on the tape, and the tracer that takes them instead; each thread has its own."""
 
     on = True
     tracer: Tracer | None = None

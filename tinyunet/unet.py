@@ -92,7 +92,7 @@ class UNet(Module):
         Share of elements dropped at the end of the two lowest encoder levels (Ronneberger et al.
         2015, section 3.1).
     seed : int
-        What weights and dropout are drawn from.
+        Seed of the generators that draw weights and dropout.
     momentum : float
         Of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
     norm : "batch" or None
@@ -109,7 +109,7 @@ class UNet(Module):
     Notes
     -----
     With the defaults, but one channel in and one class out, parameters and buffers hold 5,650,801
-    numbers. Sizes that cannot be halved evenly work: what comes up is padded with zeros at its end
+    numbers. Sizes that cannot be halved evenly work: the upsampled tensor is padded with zeros at its end
     to the size of the skip.
     """
 
@@ -198,7 +198,7 @@ class UNet(Module):
         return functional.sigmoid(logits) if logits.shape[-1] == 1 else functional.softmax(logits)
 
     def logits(self, src: Tensor | npt.ArrayLike) -> Tensor:
-        """Return the same before softmax or sigmoid; losses want it so, with ``from_logits=True``.
+        """Return the logits: the result before softmax or sigmoid, for losses with ``from_logits=True``.
 
         An array takes the precision of the weights; a tensor must have it.
         """
@@ -245,7 +245,7 @@ class UNet(Module):
 
 
 def _whole(name: str, value: Any) -> int:
-    """A size as Python's own integer: NumPy's may be of 8 bits, and are not written to JSON."""
+    """Return a size as Python's integer: NumPy's may have 8 bits, and JSON cannot hold them."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"UNet: {name} must be an integer above 0, not {value!r}")
     return int(value)

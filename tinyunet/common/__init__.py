@@ -1,1 +1,1 @@
-"""What every part uses and nobody comes for: checks, errors, files, and text for a terminal."""
+"""Checks, errors, files, and text for a terminal, which all parts of the program use."""

@@ -1,4 +1,4 @@
-"""Errors that the user can put right: one line on the terminal and exit code 2.
+"""Errors that the user can correct: one line on the terminal and exit code 2.
 
 Any other exception is a fault of the program, and shows its traceback.
 """
@@ -16,7 +16,7 @@ ENDING: dict[int, str] = {
 
 
 class UserError(ValueError):
-    """A file, an option or a machine is wrong; the message is one line that says what would be right.
+    """A file, an option or a machine is wrong; the message is one line that says what is expected.
 
     The message may hold names as strangers gave them: control characters are made visible.
     """
@@ -57,7 +57,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     """Return ``error`` as a :class:`UserError` of one line, or None if it is a fault of the program.
 
     A :class:`UserError` comes back as it is. ``OSError`` (no such file, disk full, no permission) and a lack
-    of memory are the user's to put right; the line holds what the system says.
+    of memory are errors that the user can correct; the line holds the system's message.
     """
     if isinstance(error, UserError):
         return error

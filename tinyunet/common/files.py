@@ -1,4 +1,4 @@
-"""Files of strangers are read with limits; files of ours appear whole, and replace none but our own.
+"""Reads files of strangers with limits; writes files that appear whole and replace only files of ours.
 
 Functions that write take these parameters:
 

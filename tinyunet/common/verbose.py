@@ -1,6 +1,6 @@
 """``TINYUNET_VERBOSE=1``: a line on stderr for each operator and kernel that runs.
 
-Stdout is for results, and of several ranks only one writes there.
+Stdout is for results, which only one of several ranks prints.
 """
 
 import os
@@ -16,7 +16,7 @@ def wanted() -> bool:
 
 
 def name_rank(rank: int, ranks: int) -> None:
-    """Let the lines of this process begin with its rank, if there are several."""
+    """Begin the lines of this process with its rank, if there are several ranks."""
     global _start
     _start = f"tinyunet: rank {rank:{len(str(ranks - 1))}} " if ranks > 1 else "tinyunet: "
 

@@ -78,9 +78,9 @@ def compile(
         What convolutions may lose: "strict" is no worse than direct convolution in float32, "fast"
         allows an error of 5e-5 of the largest output.
     deterministic : bool
-        Choose the algorithms of convolutions by a model of their work alone. Else those that it finds
-        nearly as good are timed, once on a machine, and what was fastest is kept in a file: with
-        another file a run may round otherwise.
+        Choose the algorithms of convolutions by a model of their work alone. Otherwise the
+        algorithms that this model finds nearly as good are timed, once on a machine, and the fastest is kept
+        in a file: with another file a run may round differently.
     debug : bool
         Fill memory with NaN while nothing lives there.
 

@@ -1,10 +1,10 @@
 """The gradients, written out: for each node of the forward part, newest first, the node that undoes it.
 
-Where a value was used twice its gradient is a sum, and the sum is a node too. Only what leads to a
-parameter is written: the gradient of the images is not.
+If two nodes read a value, its gradient is a sum, and the sum is a node too. Only gradients that lead to a
+parameter are written, so not the gradient of the images.
 
-The gradient of ``x`` is called ``d(x)``. An operator's record says what nodes its gradient is: one that calls
-its ``backward``, if it says nothing.
+The gradient of ``x`` is called ``d(x)``. An operator's record lists the nodes of its gradient;
+without a list the gradient is one node that calls ``backward``.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """How a node runs that no pass has touched: the eager operator, its results copied into the arena.
 
-What an operator of tinyunet saves is not kept by its context but where the graph says: as an input, a result
-or a workspace of its own. The graph cannot know what an operator of the user's keeps, and where. So it gets
-copies of all arrays whose memory is used again, and a new :class:`Context` at each run, as on the tape.
+The graph, not the context, holds the arrays that an operator of tinyunet saves: inputs, results, workspaces.
+The graph cannot know which arrays a user's operator keeps. So a user's operator gets copies of all arrays
+whose memory is used again, and a new :class:`Context` at each run, as on the tape.
 """
 
 from collections.abc import Mapping

@@ -19,9 +19,9 @@ class Glance:
     ----------
     model : Module
     others : iterable of list or dict
-        Whose items belong to it, too.
+        Lists and dicts whose items belong to the model, too.
     training : bool
-        Of a training step, to which ``grad`` of each parameter matters as well, and whether a part is in
+        True for a training step: then ``grad`` of each parameter is compared, too, and whether a part is in
         inference while the model trains.
     """
 

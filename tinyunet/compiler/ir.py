@@ -6,7 +6,7 @@ call: an operator, its inputs and outputs by role ("src", "weights", "dst"), and
 :class:`Graph` lists the nodes in topological order: forward first, then the gradients.
 
 A pass is a function from graph and :class:`Options` to graph. It rewrites with :meth:`Graph.rewrite`, and
-:meth:`Graph.check` refuses what is no graph any more.
+:meth:`Graph.check` raises ValueError if the result is no valid graph.
 """
 
 import math

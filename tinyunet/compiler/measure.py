@@ -1,11 +1,11 @@
 """Which algorithm a convolution runs fastest with on this machine: timed once, remembered on disk.
 
-Another measurement may find another algorithm, which rounds otherwise. Whoever needs the same bits compiles
-with ``deterministic``, and nothing here is used.
+Another measurement may find another algorithm, which rounds differently. A model that is compiled with
+``deterministic`` does not use this module, and gives the same bits again.
 
 The file is in ``$TINYUNET_CACHE``, or in the user's cache folder, and is named by a digest of the kernels'
-source: other versions of the project keep what they have measured. What can neither be read nor written is
-measured again in each process.
+source, so each version of the project has a file of its own. If the file cannot be read or written, each
+process measures again.
 """
 
 import contextlib
@@ -68,16 +68,16 @@ def run_once(node: Node, graph: Graph, candidates: Sequence[Tile]) -> None:
 
 
 def use(algorithms: Mapping[str, list[int] | None]) -> None:
-    """Take what a run that goes on has had, where it is a candidate, before what is known here.
+    """Prefer the algorithms of a resumed run, where they are candidates, to those measured here.
 
-    It may be a stranger's: it is not saved with what was measured on this machine.
+    They may come from a stranger, so they are not saved with the measurements of this machine.
     """
     _of_run.clear()
     _of_run.update(algorithms)
 
 
 def known() -> Known:
-    """Return what is known so far, and what the run that goes on has had."""
+    """Return the algorithms measured so far, and those of a resumed run."""
     return remembered() | _of_run
 
 

@@ -169,8 +169,8 @@ def check(b: Binder, kernel: Kernel) -> None:
     """Raise ValueError if a node has arrays that its kernel cannot take.
 
     A kernel works out addresses from the sizes that it is given, and nothing stops it at the end of an array.
-    The sizes come from *one* value of the node. So a pass that joins what does not fit, say a source that is
-    not blocked and a kernel that reads blocks, ends here.
+    The sizes come from *one* value of the node. So a pass that connects arrays that do not fit, say a
+    source that is not blocked and a kernel that reads blocks, ends here.
     """
     if kernel.sizes is None:
         return

@@ -10,8 +10,8 @@ allreduce starts; the ranks wait for it just before the optimizer's step::
     bucket 2                                  |----|
     last one                                                              |-|
 
-Nothing can hide the last bucket. So the buckets become small towards the end: none is larger than what comes
-after it. (A parameter may lie in several buckets.)
+Nothing can hide the last bucket. So the buckets become small towards the end: none is larger than the rest of
+the buffer. (A parameter may lie in several buckets.)
 
 MPI progresses a message only while a rank is inside a call of MPI. So a rank tests its messages between any
 two kernels: :meth:`GradientSum.complete`. A thread for that would take a core from the kernels.

@@ -6,7 +6,7 @@ order of the ranks::
 
     gradients > round > all to all > sum of my part > round > all gather > the sum
 
-Each rank keeps what its roundings took away, and adds it the next time (error feedback).
+Each rank keeps its rounding errors, and adds them to the next array (error feedback).
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from tinyunet.parallel.algorithms import Array, Messages
 
 
 class CompressedSum:
-    """The sum of an array that is summed again and again: it keeps what rounding took away."""
+    """Sums an array again and again, and keeps the rounding errors for the next time."""
 
     def __init__(self, size: int, ranks: int) -> None:
         part = -(-size // ranks)

@@ -37,7 +37,7 @@ class StallWatch:
         self._sent: list[tuple[Any, NDArray[np.int64]]] = []
 
     def look(self, number: int, waited: float) -> None:
-        """Send and warn as is due, ``waited`` seconds after the start of a wait.
+        """Send and warn if it is time, ``waited`` seconds after the start of a wait.
 
         Waits are numbered; they have the same number on every rank.
         """

@@ -1,4 +1,4 @@
-"""The folder of a run: made when there is something to put in it, and never an old one."""
+"""The folder of a run: made with its first file; a new run never takes an old folder."""
 
 import contextlib
 import fcntl

@@ -121,14 +121,14 @@ class Trainer:
         return self._result()
 
     def own_arrays(self) -> dict[str, Array]:
-        """Return at rank 0 what each rank has of its own, for :meth:`take_own_arrays`."""
+        """Return at rank 0 the arrays that differ from rank to rank, for :meth:`take_own_arrays`."""
         found = {"statistics": self._gather_rows(self.model.buffers())}
         if self._sums.residuals:
             found["residuals"] = self._gather_rows(self._sums.residuals)
         return found
 
     def take_own_arrays(self, arrays: Mapping[str, Array]) -> None:
-        """Go on from what ranks had of their own.
+        """Restore the arrays that :meth:`own_arrays` returned.
 
         With another number of ranks, each takes the mean of all statistics, and residuals are dropped.
         """

@@ -191,7 +191,7 @@ class Run:
         self._progress.line(f"everything is in {printable(str(self._folder))}")
 
     def left(self) -> str:
-        """Return what there is of the run if it ends now, in words."""
+        """Return, in words, how far the run is if it ends now."""
         if not self._saved:
             return "nothing was written"
         return f"{self._where}/{LATEST} holds {self._saved}; go on with --resume {self._where}"

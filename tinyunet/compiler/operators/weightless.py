@@ -1,6 +1,6 @@
 """Operators of volumes without weights: pooling, activations, concatenation, sums, reorders.
 
-And the arithmetic of tensors, and losses: what is not listed with kernels runs as the eager operator does.
+Also the arithmetic of tensors, and losses. An operator without kernels here runs as the eager operator does.
 """
 
 import math

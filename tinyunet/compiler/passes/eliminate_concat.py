@@ -8,7 +8,7 @@ are packed for the split: channel ``i`` of ``b`` follows the whole blocks of ``a
 
 Of three or more sources, all but the last are concatenated first, and that is one of the two.
 
-What the concatenation kept apart now meets, so the passes that look at neighbours look again.
+Nodes before and after the concatenation are now neighbours, so the passes that look at neighbours run again.
 """
 
 from dataclasses import replace

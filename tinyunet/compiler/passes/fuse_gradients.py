@@ -8,12 +8,11 @@ of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd_bri
 Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
 model of ``choose_algorithm`` finds best.
 
-The gradient of a bias is the sum of ``g``, and is not gathered. It need not be: batch norm takes the mean
-away, and whatever was added to all voxels with it. So its gradient is 0, and only such convolutions, and
-those without bias, are fused.
+The kernel does not sum ``g`` for the gradient of a bias. Batch norm subtracts the mean, and with it the bias,
+whose gradient is therefore 0. So only convolutions before a batch norm, and those without bias, are fused.
 
-A ``g`` that ``fuse_backward`` formed once for two readers has one now, which forms it itself: a pass over
-memory less. But as long as ``g`` is not formed, ``dz`` and ``x`` live; a very large one stays.
+If ``fuse_backward`` formed ``g`` for two readers, the one reader that is left forms ``g`` itself, which saves
+a pass over memory. But ``dz`` and ``x`` then live longer, so a very large ``g`` is formed as before.
 """
 
 from kernels.conv3d import operator as conv3d

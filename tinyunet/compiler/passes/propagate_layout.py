@@ -4,8 +4,8 @@
     after     x (ndhwc) > reorder > pool > (nCdhw16c) > conv > (nCdhw16c)
 
 Each reorder reads and writes a tensor: 8 bytes an element, twice for every edge between two kernels.
-Without this pass the fused kernels are wrapped in reorders, and what nothing is fused into runs as the
-eager operator does.
+Without this pass the fused kernels are wrapped in reorders, and a node without fusion runs as the eager
+operator does.
 """
 
 from collections.abc import Collection
