@@ -32,6 +32,11 @@ def collectives(ranks: Communicator) -> object:
     return ranks.gather(mine)
 
 
+def turns(ranks: Communicator) -> object:
+    """A list of which each rank has a part, put together again: of more, of as many and of fewer items."""
+    return [ranks.gather_in_turns(list(range(count))[ranks.rank :: ranks.size]) for count in (7, 3, 1, 0)]
+
+
 def same_bits(ranks: Communicator) -> object:
     """An allreduce of numbers that round: the bits that each rank then holds."""
     array = np.random.default_rng(ranks.rank).standard_normal(1_000_003).astype(np.float32)

@@ -46,6 +46,12 @@ def test_an_allreduced_mean_has_the_same_bits_on_every_rank(ranks):
 
 @needs_mpi
 @pytest.mark.parametrize("ranks", [2, 3])
+def test_a_list_that_ranks_shared_comes_back_in_order(ranks):
+    assert result("turns", ranks) == [[*range(count)] for count in (7, 3, 1, 0)]
+
+
+@needs_mpi
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_sums_of_any_size_are_right_whoever_is_late(ranks):
     assert result("many_sums", ranks) == "all were right"
 
@@ -133,6 +139,7 @@ def test_one_rank_is_its_own_mean():
         np.testing.assert_array_equal(array, np.arange(6.0))
     assert alone.broadcast_object("word") == "word"
     assert alone.gather("word") == ["word"]
+    assert alone.gather_in_turns(["a", "word"]) == ["a", "word"]
     alone.barrier()
 
 

@@ -53,26 +53,15 @@ _CONFIG = record(
 )
 # State of a NumPy generator, PCG64.
 _GENERATOR = record(
-    {
-        "bit_generator": text,
-        "state": record({"state": whole(0, 2**128 - 1), "inc": whole(0, 2**128 - 1)}),
-        "has_uint32": whole(0, 1),
-        "uinteger": whole(0, 2**32 - 1),
-    }
+    {"bit_generator": text, "has_uint32": whole(0, 1), "uinteger": whole(0, 2**32 - 1)}
+    | {"state": record(dict.fromkeys(("state", "inc"), whole(0, 2**128 - 1)))}
 )
 # The state of a training has more entries: see :mod:`tinyunet.training.resume`.
+_NAMES, _SPACING = each(text), each(number(1e-3, 1e3), 3, 3)
 _STATE = record(
-    {},
-    {
-        "labels": each(text),
-        "modalities": each(text),
-        "label_values": _label_values,
-        "spacing": each(number(1e-3, 1e3), 3, 3),
-    },
+    {}, {"labels": _NAMES, "modalities": _NAMES, "label_values": _label_values, "spacing": _SPACING}
 )
-_HEADER = record(
-    {"config": _CONFIG, "order": each(text), "random": schema.by_name(_GENERATOR), "state": _STATE}
-)
+_HEADER = record({"config": _CONFIG, "order": _NAMES, "random": schema.by_name(_GENERATOR), "state": _STATE})
 
 
 class CheckpointError(UserError):

@@ -73,7 +73,7 @@ def compile_kernels(
             except _MissingKernelError:
                 _compile_from_both_ends(task)
                 _steps(model, settings, batch_shapes)
-            if compiled():  # else inference finds its kernels on disk, too, when it comes
+            if compiled:  # else inference finds its kernels on disk, too, when it comes
                 image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
                 segment(model, image, predict=predictor(model, settings.eager, **options))
     # By a message: the folder of the cache may be read-only, or another one on each node.

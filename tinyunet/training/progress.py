@@ -52,9 +52,9 @@ class Progress:
             self._print(end)
 
     @contextmanager
-    def kernels(self, text: str) -> Iterator[Callable[[], int]]:
-        """As :meth:`task`, with a bar once a kernel has to be compiled; gives a count of compiled kernels."""
-        count = 0
+    def kernels(self, text: str) -> Iterator[list[None]]:
+        """As :meth:`task`, with a bar once a kernel has to be compiled; gives an item a kernel."""
+        compiled: list[None] = []
 
         def start() -> None:
             if self._bar is None:
@@ -62,15 +62,14 @@ class Progress:
                 self._bar = self._make_bar(10.0, _COMPILATION, desc="compiling kernels", total=_KERNELS)
 
         def end() -> None:
-            nonlocal count
-            count += 1
+            compiled.append(None)
             assert self._bar is not None
             self._bar.total = max(self._bar.total or 0, self._bar.n + 1)
             self._bar.update()
 
         with self.task(text), on_compilation(start, end):
             try:
-                yield lambda: count
+                yield compiled
             finally:
                 if self._bar is not None:
                     self._bar.total = self._bar.n  # there were fewer than in a first start

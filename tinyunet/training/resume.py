@@ -222,11 +222,10 @@ def _first_usable(paths: list[Path], otherwise: Checkpoint | None = None) -> tup
             if otherwise and found.config != otherwise.config:
                 raise CheckpointError(f"{path}: of another model than {LATEST}")
             _check(found)
-        except CheckpointError as error:
-            errors.append(str(error))
-        else:
             otherwise = found
             break
+        except CheckpointError as error:
+            errors.append(str(error))
     if otherwise is None:
         raise CheckpointError("; ".join(errors))
     return otherwise, [f"{error}; using {otherwise.path.name} instead" for error in errors]

@@ -106,7 +106,8 @@ def make_dataset(
         return directory
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory("", f".{directory.name}.", directory.parent, True) as temporary:
+        where = {"prefix": f".{directory.name}.", "dir": str(directory.parent)}
+        with tempfile.TemporaryDirectory(**where, ignore_cleanup_errors=True) as temporary:
             os.chmod(temporary, 0o755)
             _write(Path(temporary), made_of)
             try:
