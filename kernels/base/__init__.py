@@ -6,8 +6,7 @@
 ``simd``            vectors of 16 floats as a Numba type; ``tiles`` register tiles of them
 ``exponential``     exp, log and sigmoid of plain arithmetic
 ``buffers``         aligned arrays, scratchpads, chunks; ``arrays`` copies and checksums
-``layout``          blocked layouts and how they are packed; ``reorder`` from and to them
-``conv_shapes``     sizes of a convolution; ``prefetch`` memory that is read next
+``layout``          blocked layouts: how tensors are reordered, and panels packed
 ``machine``         threads, instruction set, and the register tile that fits
 ``arguments``       checks that operators share
 """

@@ -4,7 +4,7 @@ Numba keeps machine code beside its source, and compiles anew when that file cha
 modules that it imports is inside, too: a kernel would go on calling a function with the arguments of last
 week. So here a file's stamp is of all of its package that it imports, directly or not::
 
-    stamp(convolution.py) = SHA-256 of convolution.py, slab.py, transform.py, simd.py, ...
+    stamp(winograd_bricks.py) = SHA-256 of winograd_bricks.py, read.py, transform.py, simd.py, ...
 
 This changes private parts of Numba, so `patch_numba` does it in tested versions only. In others Numba caches
 as ever: after a change of an imported module, ``make clean-cache``.

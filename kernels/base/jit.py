@@ -25,7 +25,6 @@ import errno
 import functools
 import inspect
 import threading
-import typing
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -114,11 +113,7 @@ def _compiled(function: Function, **flags: Any) -> Function:
     return compiled
 
 
-@typing.overload
-def specialised(function: Function, /) -> Function: ...
-@typing.overload
-def specialised(*names: str) -> Callable[[Function], Function]: ...
-def specialised(*names: Any) -> Any:
+def specialised(function: Function) -> Function:
     """Make a function a part of the kernels that call it, compiled for the constants that they pass.
 
     For example::
@@ -130,26 +125,14 @@ def specialised(*names: Any) -> Any:
 
     An integer that a caller knows at compile time (a literal, what a factory closes over, a result of
     `compile_time`, and a variable that is such an integer) is known in the function, too.
-
-    Where the code depends on the arguments' types, or branches have tiles of different shapes,
-    ``specialised("kind", "m")`` decorates a function that returns the code: a function of the same
-    parameters. It gets the Numba types of the arguments; of those named, which must be constants, the values.
     """
-    if names and callable(names[0]):
-        return _overloaded(names[0], lambda *_: names[0])
 
-    def decorate(code_for: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(code_for)
+    @functools.wraps(function)
+    def definition(*_: Any) -> Any:
+        raise NotImplementedError(f"{function.__name__} runs only inside a compiled kernel")
 
-        def code(*arguments: Any) -> Any:
-            given = signature.bind(*arguments).arguments
-            if not all(_is_constant(given[name]) for name in names):
-                return None
-            return code_for(**given | {name: _value(given[name]) for name in names})
-
-        return _overloaded(code_for, code)
-
-    return decorate
+    overload(definition, prefer_literal=True, strict=False)(lambda *_: function)
+    return cast(Function, definition)
 
 
 def compile_time(function: Function) -> Function:
@@ -172,15 +155,6 @@ def compile_time(function: Function) -> Function:
 
     overload(function, prefer_literal=True, strict=False)(code)
     return function
-
-
-def _overloaded(function: Function, code_for: Callable[..., Any]) -> Function:
-    @functools.wraps(function)
-    def definition(*_: Any) -> Any:
-        raise NotImplementedError(f"{function.__name__} runs only inside a compiled kernel")
-
-    overload(definition, prefer_literal=True, strict=False)(code_for)
-    return cast(Function, definition)
 
 
 def _is_constant(given: types.Type) -> bool:

@@ -16,7 +16,7 @@ Weights
                       one vector load takes the weights of 16 outputs for one input
 
 Channels that do not fill a block are zero in the blocked layouts ("padding lanes"). ``reorder_*``
-changes a layout; ``pack_*`` fills a temporary panel for one kernel call.
+returns a tensor in another layout; ``pack_*`` fills a temporary panel for one kernel call.
 """
 
 import math
@@ -24,11 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.base.arguments import Floats
-from kernels.base.buffers import past_caches
+from kernels.base.arguments import Floats, Triple, tensor
+from kernels.base.buffers import empty, past_caches
 from kernels.base.jit import kernel, parallel_kernel, prange, signed, split_index
 from kernels.base.machine import threads
-from kernels.base.simd import LANES, fence, load, put_vector
+from kernels.base.simd import LANES, fence, load, put_vector, store
 from kernels.base.tiles import tile_add, tile_load, tile_store, tile_transpose
 
 
@@ -37,39 +37,68 @@ def blocks(channels: int) -> int:
     return -(-channels // LANES)
 
 
-def pack_src(
-    src: Floats, panel: Floats, before: tuple[int, int, int], dilation: tuple[int, int, int]
-) -> None:
+def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
+    """(MB, D, H, W, C) -> (MB, CB, D, H, W, 16)."""
+    src = tensor("src", src, axes="MB, D, H, W, C", dtype=np.float32)
+    MB, D, H, W, C = src.shape
+    dst = empty((MB, blocks(C), D, H, W, LANES))
+    for n in range(MB):
+        pack_src(src[n], dst[n], (0, 0, 0), (1, 1, 1))
+    return dst
+
+
+def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N802
+    """(MB, CB, D, H, W, 16) -> (MB, D, H, W, channels)."""
+    src = tensor("src", src, axes="MB, CB, D, H, W, 16", dtype=np.float32)
+    MB, CB, D, H, W, _ = src.shape
+    if blocks(channels) != CB:
+        raise ValueError(f"src has {CB} channel blocks; {channels} channels need {blocks(channels)}")
+    dst = empty((MB, D, H, W, channels))
+    _unblock(src.reshape(-1), dst.reshape(-1), D * H * W, channels)
+    return dst
+
+
+@parallel_kernel
+def _unblock(src: Floats, dst: Floats, voxels: int, channels: int) -> None:
+    whole, CB = channels // LANES, (channels + LANES - 1) // LANES
+    for task in prange(dst.size // channels):
+        n, voxel = split_index(task, voxels)
+        x, to = (n * CB * voxels + voxel) * LANES, (n * voxels + voxel) * channels
+        for _ in range(whole):
+            store(dst, to, load(src, x))
+            x, to = x + voxels * LANES, to + LANES
+        for lane in range(channels - whole * LANES):
+            dst[to + lane] = src[x + lane]
+
+
+def pack_src(src: Floats, panel: Floats, before: Triple, dilation: Triple) -> None:
     """Block one image's channels and surround it with zeros, so that no loop needs bounds.
 
     Parameters
     ----------
     src : ndarray, shape=(D, H, W, C), float32
-    panel : ndarray, shape=(CB, PD, PH, PW, width), float32
+    panel : ndarray, shape=(CB, PD, PH, PW, width), float32, C-contiguous
         Filled: ``width`` channels in each of ``CB`` blocks (16, or ``C`` itself when there are few).
     before : (d, h, w)
         Zeros before the first voxel.
     dilation : (d, h, w)
         Distance of neighbours in the panel; zeros lie between.
     """
-    src, streams = np.ascontiguousarray(src), past_caches(panel)
-    flat = src.reshape(-1), src.shape, panel.reshape(-1), panel.shape
-    _pack_src(*flat, before, dilation, streams, threads())
+    sizes, src = (src.shape, panel.shape), np.ascontiguousarray(src).reshape(-1)
+    _pack_src(src, panel.reshape(-1), sizes, before, dilation, past_caches(panel), threads())
 
 
 @parallel_kernel
 def _pack_src(
     src: Floats,
-    shape: tuple[int, int, int, int],
     panel: Floats,
-    panel_shape: tuple[int, int, int, int, int],
-    before: tuple[int, int, int],
-    dilation: tuple[int, int, int],
+    sizes: tuple[tuple[int, ...], tuple[int, ...]],
+    before: Triple,
+    dilation: Triple,
     streams: bool,
     workers: int,
 ) -> None:
-    D, H, W, C = shape
-    CB, PD, PH, PW, width = panel_shape
+    (D, H, W, C), (CB, PD, PH, PW, width) = sizes
     rows = PD * PH
     for index in prange(workers):
         worker = signed(index)
@@ -94,11 +123,59 @@ def _pack_src(
                 for block in range(vectors):
                     put_vector(panel, at + block * block_stride, load(src, x + block * LANES), streams)
             rest = C - vectors * LANES
+            if rest == width and dilation[2] == 1:  # few channels, whose row is one run of memory
+                whole = voxels * width // LANES * LANES
+                for i in range(0, whole, LANES):
+                    store(panel, written + to + i, load(src, read + i))
+                for i in range(whole, voxels * width):
+                    panel[written + to + i] = src[read + i]
+                continue
             for w in range(voxels if rest > 0 else 0):
                 x, at = read + w * C + vectors * LANES, written + to + w * step + vectors * block_stride
                 for lane in range(rest):
                     panel[at + lane] = src[x + lane]
         fence()
+
+
+class WeightsOrder(NamedTuple):
+    """How ``OIdhw`` weights are read: of the convolution or of its adjoint."""
+
+    outputs: int
+    inputs: int
+    taps: int
+    output_stride: int  # from a channel to the next, in floats
+    input_stride: int
+    first: int  # place of the first tap in a panel
+    step: int  # from the place of a tap to that of the next
+
+
+class Part(NamedTuple):
+    """Weights that lie together in a panel: a group of ``lanes`` outputs by a block of ``width`` inputs."""
+
+    group: int
+    block: int
+    width: int
+    lanes: int
+
+
+def weights_order(shape: tuple[int, ...], *, adjoint: bool) -> WeightsOrder:
+    """Order of weights ``(OC, IC, KD, KH, KW)``; the adjoint exchanges channels and reverses taps."""
+    OC, IC, *kernel = shape
+    taps = math.prod(kernel)
+    if adjoint:
+        return WeightsOrder(IC, OC, taps, taps, IC * taps, taps - 1, -1)
+    return WeightsOrder(OC, IC, taps, IC * taps, taps, 0, 1)
+
+
+@kernel
+def _corner(order: WeightsOrder, part: Part) -> tuple[int, int, int, int]:
+    """Outputs and inputs that a part has, how many outputs go in squares, and its first weight's offset."""
+    outputs = min(part.lanes, order.outputs - part.group * part.lanes)
+    inputs = min(part.width, order.inputs - part.block * part.width)
+    # Squares of 16 taps by 16 output channels are transposed in registers; the rest goes one by one.
+    squares = outputs // LANES * LANES if order.taps >= LANES else 0
+    first = part.group * part.lanes * order.output_stride + part.block * part.width * order.input_stride
+    return outputs, inputs, squares, first
 
 
 def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> None:
@@ -114,38 +191,7 @@ def pack_weights(weights: Floats, panel: Floats, *, adjoint: bool = False) -> No
         exchanged, taps in reverse. ``backward_data`` is a forward convolution with these.
     """
     order = weights_order(weights.shape, adjoint=adjoint)
-    flat = np.ascontiguousarray(weights).reshape(-1)
-    _pack_weights(flat, order, panel.reshape(-1), panel.shape)
-
-
-class WeightsOrder(NamedTuple):
-    """How ``OIdhw`` weights are read: of the convolution or of its adjoint.
-
-    Attributes
-    ----------
-    outputs, inputs, taps : int
-    output_stride, input_stride : int
-        From a channel to the next, in floats.
-    first, step : int
-        Place of the first tap in a panel, and from one to the next.
-    """
-
-    outputs: int
-    inputs: int
-    taps: int
-    output_stride: int
-    input_stride: int
-    first: int
-    step: int
-
-
-def weights_order(shape: tuple[int, ...], *, adjoint: bool) -> WeightsOrder:
-    """Order of weights ``(OC, IC, KD, KH, KW)``; the adjoint exchanges channels and reverses taps."""
-    OC, IC, *kernel = shape
-    taps = math.prod(kernel)
-    if adjoint:
-        return WeightsOrder(IC, OC, taps, taps, IC * taps, taps - 1, -1)
-    return WeightsOrder(OC, IC, taps, IC * taps, taps, 0, 1)
+    _pack_weights(np.ascontiguousarray(weights).reshape(-1), order, panel.reshape(-1), panel.shape)
 
 
 @parallel_kernel
@@ -156,53 +202,41 @@ def _pack_weights(
     for task in prange(groups * ICB):
         group, block = split_index(task, ICB)
         at = (group * ICB + block) * taps * width * lanes
-        pack_weights_part(weights, order, group, block, panel, at, width, lanes)
+        pack_weights_part(weights, order, Part(group, block, width, lanes), panel, at)
 
 
 @kernel
-def pack_weights_part(
-    weights: Floats,
-    order: WeightsOrder,
-    group: int,
-    block: int,
-    panel: Floats,
-    at: int,
-    width: int,
-    lanes: int,
-) -> None:
-    """`pack_weights` of one group of output channels and block of input channels, to ``panel[at:]``."""
-    taps, tap_stride, out_stride = order.taps, width * lanes, order.output_stride
-    outputs = min(lanes, order.outputs - group * lanes)
-    inputs = min(width, order.inputs - block * width)
+def pack_weights_part(weights: Floats, order: WeightsOrder, part: Part, panel: Floats, at: int) -> None:
+    """`pack_weights` of one part, to ``panel[at:]``."""
+    (_, _, width, lanes), taps, out_stride = part, order.taps, order.output_stride
+    outputs, inputs, squares, first = _corner(order, part)
+    tap_stride = order.step * width * lanes
     if outputs < lanes or inputs < width:
-        panel[at : at + taps * tap_stride] = 0.0
-    # Squares of 16 taps by 16 output channels are transposed in registers; the rest goes one by one.
-    squares = outputs // LANES * LANES if taps >= LANES else 0
+        panel[at : at + taps * width * lanes] = 0.0
     for i in range(inputs):
-        src = group * lanes * out_stride + (block * width + i) * order.input_stride
+        src = first + i * order.input_stride
         # Tap t goes to place first + step * t.
-        dst = at + order.first * tap_stride + i * lanes
+        dst = at + order.first * width * lanes + i * lanes
         for o in range(0, squares, LANES):
             for t in range(0, taps, LANES):
                 # The last square is moved back inside.
                 tap = min(t, taps - LANES)
-                x, y = src + o * out_stride + tap, dst + order.step * tap * tap_stride + o
+                x, y = src + o * out_stride + tap, dst + tap * tap_stride + o
                 tile = tile_load(weights, x, out_stride, 0, 0, LANES, 1, 1)
-                tile_store(tile_transpose(tile), panel, y, order.step * tap_stride, 0, 0)
+                tile_store(tile_transpose(tile), panel, y, tap_stride, 0, 0)
         for tap in range(taps):
             for o in range(squares, outputs):
-                panel[dst + order.step * tap * tap_stride + o] = weights[src + o * out_stride + tap]
+                panel[dst + tap * tap_stride + o] = weights[src + o * out_stride + tap]
 
 
 @kernel
-def part_line(order: WeightsOrder, group: int, block: int, width: int, lanes: int, line: int) -> int:
+def part_line(order: WeightsOrder, part: Part, line: int) -> int:
     """Offset of one of the ``width * lanes * taps / 16`` cache lines that `pack_weights_part` reads."""
     # The lines are runs: the input channels of an output channel, or the other way round.
     by_output = order.input_stride == order.taps
-    run = (width if by_output else lanes) * order.taps
+    run = (part.width if by_output else part.lanes) * order.taps
     run_stride = order.output_stride if by_output else order.input_stride
-    first = group * lanes * order.output_stride + block * width * order.input_stride
-    return first + line * LANES // run * run_stride + line * LANES % run
+    return _corner(order, part)[3] + line * LANES // run * run_stride + line * LANES % run
 
 
 def unpack_weights(partial: Floats, dst: Floats) -> None:
@@ -223,52 +257,38 @@ def _unpack_weights(
     partial: Floats, shape: tuple[int, int, int, int, int, int], dst: Floats, order: WeightsOrder
 ) -> None:
     chunks, groups, ICB, taps, width, lanes = shape
-    part = taps * width * lanes
-    whole = groups * ICB * part
+    size = taps * width * lanes
     for task in prange(groups * ICB):
         group, block = split_index(task, ICB)
-        at = (group * ICB + block) * part
-        unpack_weights_part(partial, at, chunks, whole, dst, order, group, block, width, lanes)
+        at = (group * ICB + block) * size
+        part = Part(group, block, width, lanes)
+        unpack_weights_part(partial, at, (chunks, groups * ICB * size), dst, order, part)
 
 
 @kernel
 def unpack_weights_part(
-    partial: Floats,
-    at: int,
-    chunks: int,
-    whole: int,
-    dst: Floats,
-    order: WeightsOrder,
-    group: int,
-    block: int,
-    width: int,
-    lanes: int,
+    partial: Floats, at: int, chunks: tuple[int, int], dst: Floats, order: WeightsOrder, part: Part
 ) -> None:
-    """`unpack_weights` of one group of output channels and block of input channels.
-
-    The part is at ``partial[at:]``; chunks have a stride of ``whole`` floats.
-    """
-    taps, tap_stride, out_stride = order.taps, width * lanes, order.output_stride
-    outputs = min(lanes, order.outputs - group * lanes)
-    inputs = min(width, order.inputs - block * width)
-    squares = outputs // LANES * LANES if taps >= LANES else 0
+    """`unpack_weights` of one part at ``partial[at:]``; ``chunks`` is their number and stride in floats."""
+    (_, _, width, lanes), taps, out_stride = part, order.taps, order.output_stride
+    outputs, inputs, squares, first = _corner(order, part)
+    tap_stride = order.step * width * lanes
     for i in range(inputs):
-        src = at + order.first * tap_stride + i * lanes
-        to = group * lanes * out_stride + (block * width + i) * order.input_stride
+        src = at + order.first * width * lanes + i * lanes
+        to = first + i * order.input_stride
         for o in range(0, squares, LANES):
             for t in range(0, taps, LANES):
                 tap = min(t, taps - LANES)
-                x, y = src + order.step * tap * tap_stride + o, to + o * out_stride + tap
-                tile = tile_load(partial, x, order.step * tap_stride, 0, 0, LANES, 1, 1)
-                for chunk in range(1, chunks):
-                    z = x + chunk * whole
-                    other = tile_load(partial, z, order.step * tap_stride, 0, 0, LANES, 1, 1)
-                    tile = tile_add(tile, other)
+                x, y = src + tap * tap_stride + o, to + o * out_stride + tap
+                tile = tile_load(partial, x, tap_stride, 0, 0, LANES, 1, 1)
+                for chunk in range(1, chunks[0]):
+                    z = x + chunk * chunks[1]
+                    tile = tile_add(tile, tile_load(partial, z, tap_stride, 0, 0, LANES, 1, 1))
                 tile_store(tile_transpose(tile), dst, y, out_stride, 0, 0)
         for o in range(squares, outputs):
             for tap in range(taps):
-                x = src + order.step * tap * tap_stride + o
+                x = src + tap * tap_stride + o
                 total = partial[x]
-                for chunk in range(1, chunks):
-                    total += partial[x + chunk * whole]
+                for chunk in range(1, chunks[0]):
+                    total += partial[x + chunk * chunks[1]]
                 dst[to + o * out_stride + tap] = total

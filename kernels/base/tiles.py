@@ -22,153 +22,93 @@ Georganas et al., "Anatomy of high-performance deep learning convolutions on SIM
 """
 
 import itertools
-import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, models, register_model
 
 from kernels.base.jit import kernel
 from kernels.base.simd import (
     CONTRACT,
+    FLOAT,
     LANES,
     VECTOR,
-    activated,
+    Tile,
+    broadcast,
     f32x16,
-    fused_multiply_add,
-    item_pointer,
-    load_vector,
-    splat,
-    store_vector,
-    stream_vector,
+    fma,
+    instruction,
+    where_positive,
 )
 
 
-class Tile(types.Type):
-    """Numba type of a register tile of ``high x wide`` rows and ``cols`` columns of vectors."""
-
-    def __init__(self, high: int, wide: int, cols: int) -> None:
-        self.shape = high, wide, cols
-        self.count = math.prod(self.shape)
-        super().__init__(name=f"Tile{self.shape}")
+def _shape(*arguments: Any) -> Tile:
+    """Type of a tile whose sizes are the last three arguments."""
+    return Tile(*(size.literal_value for size in arguments[-3:]))
 
 
-@register_model(Tile)
-class _TileModel(models.PrimitiveModel):
-    """LLVM's ``[count x <16 x float>]``: vector ``(h * wide + w) * cols + c``."""
-
-    def __init__(self, manager: Any, numba_type: Tile) -> None:
-        super().__init__(manager, numba_type, ir.ArrayType(VECTOR, numba_type.count))
+def _tile(*arguments: Any) -> Any:
+    """Type of a tile that is the first argument."""
+    return arguments[0]
 
 
-def _shape(*sizes: Any) -> Tile:
-    return Tile(*(size.literal_value for size in sizes))
+def _moved(builder: Any, start: Any, stride: Any, index: int) -> Any:
+    """``start + stride * index``."""
+    return builder.add(start, builder.mul(stride, ir.Constant(start.type, index)))
 
 
-def _vectors(builder: Any, tile: Any, tile_type: Tile) -> list[Any]:
-    return [builder.extract_value(tile, i) for i in range(tile_type.count)]
-
-
-def tile_of(builder: Any, vectors: list[Any]) -> Any:
-    """LLVM value of a tile of some vectors, for those who write intrinsics."""
-    tile = ir.Constant(ir.ArrayType(VECTOR, len(vectors)), ir.Undefined)
-    for i, vector in enumerate(vectors):
-        tile = builder.insert_value(tile, vector, i)
-    return tile
-
-
-def _offsets(builder: Any, start: Any, strides: Any, tile_type: Tile) -> Any:
+def _offsets(builder: Any, start: Any, strides: Any, shape: tuple[int, int, int]) -> Iterator[Any]:
     """Offsets of a tile's vectors in memory, row by row."""
-    for indices in itertools.product(*map(range, tile_type.shape)):
+    for indices in itertools.product(*map(range, shape)):
         at = start
         for stride, index in zip(strides, indices, strict=True):
-            at = builder.add(at, _times(builder, stride, index))
+            at = _moved(builder, at, stride, index)
         yield at
 
 
-def _times(builder: Any, value: Any, factor: int) -> Any:
-    return builder.mul(value, ir.Constant(value.type, factor))
+def _row(builder: Any, array: Any, start: Any, cols: int) -> list[Any]:
+    """``cols`` vectors that follow each other in memory."""
+    return [array.load(builder.add(start, ir.Constant(start.type, LANES * c))) for c in range(cols)]
 
 
 # --- making, loading and storing ----------------------------------------------------------------
 
+_INDEX = types.intp
 
-@intrinsic(prefer_literal=True)
-def tile_zero(typing_context: Any, high: Any, wide: Any, cols: Any) -> Any:
+
+@instruction(_shape, None, None, None, literal=True)
+def tile_zero(builder: Any, high: int, wide: int, cols: int) -> Any:
     """Tile of zeros."""
-    tile_type = _shape(high, wide, cols)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(ir.ArrayType(VECTOR, tile_type.count), None)
-
-    return tile_type(high, wide, cols), codegen
+    return ir.Constant(ir.ArrayType(VECTOR, high * wide * cols), None)
 
 
-@intrinsic(prefer_literal=True)
-def tile_fill(typing_context: Any, array: Any, offset: Any, high: Any, wide: Any, cols: Any) -> Any:
+@instruction(_shape, None, _INDEX, None, None, None, literal=True)
+def tile_fill(builder: Any, array: Any, offset: Any, high: int, wide: int, cols: int) -> Any:
     """Tile whose rows are all ``array[offset : offset + 16 * cols]`` (a bias, say)."""
-    tile_type = _shape(high, wide, cols)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array, start = args[:2]
-        row = []
-        for c in range(tile_type.shape[2]):
-            at = builder.add(start, ir.Constant(start.type, LANES * c))
-            row.append(load_vector(context, builder, signature.args[0], array, at))
-        return tile_of(builder, row * (tile_type.count // len(row)))
-
-    return tile_type(array, types.intp, high, wide, cols), codegen
+    return _row(builder, array, offset, cols) * (high * wide)
 
 
-@intrinsic(prefer_literal=True)
+@instruction(_shape, None, *[_INDEX] * 4, None, None, None, literal=True)
 def tile_load(
-    typing_context: Any,
-    array: Any,
-    offset: Any,
-    row: Any,
-    step: Any,
-    col: Any,
-    high: Any,
-    wide: Any,
-    cols: Any,
+    builder: Any, array: Any, offset: Any, row: Any, step: Any, col: Any, high: int, wide: int, cols: int
 ) -> Any:
     """Tile with ``tile[(h, w), c] = array[offset + h * row + w * step + c * col :][:16]``."""
-    tile_type, offset = _shape(high, wide, cols), types.intp
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array, start, *strides = args[:5]
-        item = context, builder, signature.args[0], array
-        places = _offsets(builder, start, strides, tile_type)
-        return tile_of(builder, [load_vector(*item, at) for at in places])
-
-    return tile_type(array, offset, offset, offset, offset, high, wide, cols), codegen
+    return [array.load(at) for at in _offsets(builder, offset, (row, step, col), (high, wide, cols))]
 
 
-@intrinsic
-def tile_store(typing_context: Any, tile: Any, array: Any, offset: Any, row: Any, step: Any, col: Any) -> Any:
+@instruction(types.void, None, None, *[_INDEX] * 4)
+def tile_store(builder: Any, tile: Any, array: Any, offset: Any, row: Any, step: Any, col: Any) -> None:
     """``array[offset + h * row + w * step + c * col :][:16] = tile[(h, w), c]``."""
-    return types.void(tile, array, *[types.intp] * 4), _storing(store_vector)
+    for vector, at in zip(tile, _offsets(builder, offset, (row, step, col), tile.shape), strict=True):
+        array.store(vector, at)
 
 
-@intrinsic
-def tile_stream(
-    typing_context: Any, tile: Any, array: Any, offset: Any, row: Any, step: Any, col: Any
-) -> Any:
+@instruction(types.void, None, None, *[_INDEX] * 4)
+def tile_stream(builder: Any, tile: Any, array: Any, offset: Any, row: Any, step: Any, col: Any) -> None:
     """`tile_store` past the caches; see `simd.stream`."""
-    return types.void(tile, array, *[types.intp] * 4), _storing(stream_vector)
-
-
-def _storing(store: Callable[..., None]) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, array, start, *strides = args
-        places = _offsets(builder, start, strides, signature.args[0])
-        for at, vector in zip(places, _vectors(builder, tile, signature.args[0]), strict=True):
-            store(context, builder, signature.args[1], array, at, vector)
-        return context.get_dummy_value()
-
-    return codegen
+    for vector, at in zip(tile, _offsets(builder, offset, (row, step, col), tile.shape), strict=True):
+        array.stream(vector, at)
 
 
 @kernel
@@ -183,9 +123,9 @@ def put_tile(dst: Any, at: int, row: int, step: int, tile: Any, streams: bool) -
 # --- arithmetic ---------------------------------------------------------------------------------
 
 
-@intrinsic
+@instruction(_tile, None, None, *[_INDEX] * 3, None, _INDEX)
 def tile_rank1(
-    typing_context: Any,
+    builder: Any,
     tile: Any,
     src: Any,
     src_offset: Any,
@@ -200,29 +140,16 @@ def tile_rank1(
     at ``weights_offset + 16 * c``. ``src_step`` should be a constant: the addresses of a row of the rectangle
     are then one register and ``wide`` displacements.
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile, src, src_offset, src_row, src_step, weights, weights_offset = args
-        high, wide, cols = signature.args[0].shape
-        vectors: list[Any] = []
-        sums: list[Any] = []
-        for c in range(cols):
-            at = builder.add(weights_offset, ir.Constant(weights_offset.type, LANES * c))
-            vectors.append(load_vector(context, builder, signature.args[5], weights, at))
-        for h, w in itertools.product(range(high), range(wide)):
-            if w == 0:
-                row = builder.add(src_offset, _times(builder, src_row, h))
-                row = _unknown(builder, row) if h else row
-            at = builder.add(row, _times(builder, src_step, w))
-            pointer = item_pointer(context, builder, signature.args[1], src, at)
-            scalar = splat(builder, builder.load(pointer))
-            for vector in vectors:
-                total = builder.extract_value(tile, len(sums))
-                sums.append(fused_multiply_add(builder, scalar, vector, total))
-        return tile_of(builder, sums)
-
-    offset = types.intp
-    return tile(tile, src, offset, offset, offset, weights, offset), codegen
+    (high, wide, cols), sums = tile.shape, iter(tile)
+    vectors, result = _row(builder, weights, weights_offset, cols), []
+    for h in range(high):
+        row = _moved(builder, src_offset, src_row, h)
+        row = _unknown(builder, row) if h else row
+        for w in range(wide):
+            scalar = builder.load(src.pointer(_moved(builder, row, src_step, w), FLOAT))
+            value = broadcast.write(builder, scalar)
+            result += [fma.write(builder, value, vector, next(sums)) for vector in vectors]
+    return result
 
 
 def _unknown(builder: Any, index: Any) -> Any:
@@ -236,88 +163,60 @@ def _unknown(builder: Any, index: Any) -> Any:
     return builder.asm(function, "", "=r,0", [index], side_effect=True)
 
 
-@intrinsic
-def tile_fma(typing_context: Any, factor: Any, tile: Any, addend: Any) -> Any:
+@instruction(lambda factor, tile, addend: tile, f32x16, None, None)
+def tile_fma(builder: Any, factor: Any, tile: Any, addend: Any) -> Any:
     """``factor * tile + addend`` in each vector; the factor is one vector, the addend one or a tile."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        factor, terms = args[0], _terms(builder, args[2], signature.args[2], signature.args[1])
-        vectors = _vectors(builder, args[1], signature.args[1])
-        pairs = zip(vectors, terms, strict=True)
-        return tile_of(builder, [fused_multiply_add(builder, factor, x, term) for x, term in pairs])
-
-    return tile(factor, tile, addend), codegen
+    terms = zip(tile, _terms(addend, tile), strict=True)
+    return [fma.write(builder, factor, vector, term) for vector, term in terms]
 
 
-@intrinsic
-def tile_add(typing_context: Any, tile: Any, addend: Any) -> Any:
+@instruction(_tile, None, None)
+def tile_add(builder: Any, tile: Any, addend: Any) -> Any:
     """``tile + addend`` in each vector; the addend is one vector or a tile."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        terms = _terms(builder, args[1], signature.args[1], signature.args[0])
-        pairs = zip(_vectors(builder, args[0], signature.args[0]), terms, strict=True)
-        return tile_of(builder, [builder.fadd(x, term, flags=CONTRACT) for x, term in pairs])
-
-    return tile(tile, addend), codegen
+    terms = zip(tile, _terms(addend, tile), strict=True)
+    return [builder.fadd(vector, term, flags=CONTRACT) for vector, term in terms]
 
 
-def _terms(builder: Any, addend: Any, addend_type: Any, tile_type: Tile) -> list[Any]:
-    return [addend] * tile_type.count if addend_type == f32x16 else _vectors(builder, addend, addend_type)
+def _terms(addend: Any, tile: Any) -> list[Any]:
+    return addend if isinstance(addend, list) else [addend] * len(tile)
 
 
-@intrinsic
-def tile_mask(typing_context: Any, tile: Any, test: Any, slopes: Any) -> Any:
+@instruction(_tile, None, None, f32x16)
+def tile_mask(builder: Any, tile: Any, test: Any, slopes: Any) -> Any:
     """Lanes of a tile where those of ``test`` are positive or NaN, else ``slopes`` times as much.
 
     Where a slope is 0, as ReLU's, the result is 0, also of infinity: as in the eager operators.
     """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pairs = zip(*(_vectors(builder, each, signature.args[0]) for each in args[:2]), strict=True)
-        return tile_of(builder, [activated(builder, by, value, args[2]) for value, by in pairs])
-
-    return tile(tile, tile, f32x16), codegen
+    return [where_positive.write(builder, by, value, slopes) for value, by in zip(tile, test, strict=True)]
 
 
-@intrinsic
-def tile_first(typing_context: Any, tile: Any) -> Any:
+@instruction(f32x16, None)
+def tile_first(builder: Any, tile: Any) -> Any:
     """First vector of a tile."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.extract_value(args[0], 0)
-
-    return f32x16(tile), codegen
+    return tile[0]
 
 
-@intrinsic
-def tile_sum(typing_context: Any, tile: Any) -> Any:
+@instruction(f32x16, None)
+def tile_sum(builder: Any, tile: Any) -> Any:
     """Sum of the vectors of a tile, in pairs, and pairs of pairs."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        terms = _vectors(builder, args[0], signature.args[0])
-        while len(terms) > 1:
-            pairs = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
-            terms = pairs + terms[2 * len(pairs) :]
-        return terms[0]
-
-    return f32x16(tile), codegen
+    terms = list(tile)
+    while len(terms) > 1:
+        pairs = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+        terms = pairs + terms[2 * len(pairs) :]
+    return terms[0]
 
 
-@intrinsic
-def tile_dot(typing_context: Any, a: Any, b: Any) -> Any:
+@instruction(f32x16, None, None)
+def tile_dot(builder: Any, a: Any, b: Any) -> Any:
     """Sum over the vectors of two tiles of ``a * b``, in float32 from the first to the last."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = ir.Constant(VECTOR, [0.0] * LANES)
-        for x, y in zip(*(_vectors(builder, each, signature.args[0]) for each in args), strict=True):
-            total = fused_multiply_add(builder, x, y, total)
-        return total
-
-    return f32x16(a, b), codegen
+    total = ir.Constant(VECTOR, [0.0] * LANES)
+    for x, y in zip(a, b, strict=True):
+        total = fma.write(builder, x, y, total)
+    return total
 
 
-@intrinsic
-def tile_transpose(typing_context: Any, tile: Any) -> Any:
+@instruction(_tile, None)
+def tile_transpose(builder: Any, tile: Any) -> Any:
     """Transpose of a tile of 16 vectors: lane j of vector i becomes lane i of vector j.
 
     Four rounds, one for each bit of an index: vectors i and i + bit, where i lacks the bit, exchange the
@@ -328,20 +227,13 @@ def tile_transpose(typing_context: Any, tile: Any) -> Any:
 
     Source: Warren, "Hacker's Delight" (2012), section 7-3.
     """
-    if tile.count != LANES:
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vectors = _vectors(builder, args[0], tile)
-        lanes = ir.VectorType(ir.IntType(32), LANES)
-        for bit in (1, 2, 4, 8):
-            # Lanes of the second operand of a shuffle are numbered from 16.
-            upper = [LANES + (lane ^ bit) if lane & bit else lane for lane in range(LANES)]
-            lower = [LANES + lane if lane & bit else lane ^ bit for lane in range(LANES)]
-            for i in (i for i in range(LANES) if not i & bit):
-                pair = vectors[i], vectors[i + bit]
-                vectors[i] = builder.shuffle_vector(*pair, ir.Constant(lanes, upper))
-                vectors[i + bit] = builder.shuffle_vector(*pair, ir.Constant(lanes, lower))
-        return tile_of(builder, vectors)
-
-    return tile(tile), codegen
+    vectors, lanes = list(tile), ir.VectorType(ir.IntType(32), LANES)
+    for bit in (1, 2, 4, 8):
+        # Lanes of the second operand of a shuffle are numbered from 16.
+        upper = [LANES + (lane ^ bit) if lane & bit else lane for lane in range(LANES)]
+        lower = [LANES + lane if lane & bit else lane ^ bit for lane in range(LANES)]
+        for i in (i for i in range(LANES) if not i & bit):
+            pair = vectors[i], vectors[i + bit]
+            vectors[i] = builder.shuffle_vector(*pair, ir.Constant(lanes, upper))
+            vectors[i + bit] = builder.shuffle_vector(*pair, ir.Constant(lanes, lower))
+    return vectors

@@ -3,24 +3,31 @@
 The three functions run the rung ``direct`` in float32 and ``naive``, the reference, in float64. The other
 rungs of the ladder (`kernels.ladder`) and ``winograd``, the last one, can be imported from here, too.
 
-``operator``        convolutions that are fused with their neighbours: a plan, and what runs it
-``bricks``          how an output is cut; ``read`` packs a brick's source, ``write`` finishes and stores it
+``operator``        convolutions that are fused with their neighbours
+``bricks``          a plan, and how an output is cut; ``read`` packs a brick's source, ``write`` finishes and
+                    stores it, ``prefetch`` is for what comes next
 ``direct_bricks``   direct convolution, brick by brick
 ``winograd``        minimal filtering as a rung. ``transform`` compiles its matrices, ``winograd_weights``
                     transforms weights, ``winograd_bricks`` is the loop nest, ``winograd_stages`` its steps;
                     ``first_layer`` and ``many_channels`` are for layers with very few or many channels
 """
 
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 
 from kernels.base.arguments import Array, Triple, array
-from kernels.base.conv_shapes import Stride
-from kernels.ladder import blocked as blocked
 from kernels.ladder import direct as direct
-from kernels.ladder import im2col as im2col
 from kernels.ladder import naive as naive
+from kernels.ladder.shapes import Stride
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The other rungs, which are loaded when somebody imports them from here."""
+    if name in ("blocked", "im2col", "minimal_filtering"):
+        return import_module(f"kernels.ladder.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _rung(**arrays: Array) -> ModuleType:

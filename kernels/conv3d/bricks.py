@@ -6,18 +6,31 @@ cache (`write`). Reading and writing are the same for every algorithm, which onl
 
 Which thread takes which brick does not matter to the result: sums are kept for each brick and combined
 in order afterwards.
+
+An algorithm (`direct_bricks`, `winograd_bricks`, `many_channels`) is a module with functions of a `Plan`::
+
+    packed_shape(p)                                         of the weights that `convolve` takes
+    pack(p, weights, packed, adjoint)                       fills them
+    convolve(p, source, packed, to, adjoint)                from `Inputs` to `Outputs`
+    backward_weights(p, source, gradient, diff_weights)     fills (OC, IC, KD * KH * KW), and returns sums of
+                                                            the gradient, (chunks, channels), for the bias
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-from kernels.base.arguments import Triple
+from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.jit import kernel
-from kernels.base.prefetch import Region, Tensors, tensors
+from kernels.base.layout import blocks
+from kernels.base.simd import LANES, load, store
+from kernels.conv3d.prefetch import Region, Tensors, tensors
 from kernels.conv3d.read import Inputs
 
 EMPTY = np.zeros(0, np.float32)
+# Voxels that `add_voxels` sums in float32, before they are added to a sum in float64.
+_RUN = 1024
 
 
 class Cut(NamedTuple):
@@ -34,6 +47,36 @@ class Cut(NamedTuple):
     def bricks(self) -> int:
         """Number of bricks."""
         return self.MB * -(-self.OD // self.planes) * -(-self.OH // self.lines)
+
+
+class Plan(NamedTuple):
+    """One direction of a convolution of stride 1: sizes, algorithm, bricks."""
+
+    channels_in: tuple[int, int]  # of the two sources
+    channels_out: tuple[int, int]  # of the two destinations
+    size: tuple[int, int, int, int]  # MB, D, H, W
+    kernel: Triple
+    tile: Triple | None  # Winograd F(tile); None: direct
+    width: int  # channels in a block of the source: 16, or the few of a first layer
+    before: Triple  # zeros before the first voxel
+    cut: Cut
+    algorithm: ModuleType
+    packs: bool  # weights beforehand; else they are transformed where they are used
+
+    @property
+    def form(self) -> Triple:
+        """The tile of Winograd, or the kernel of direct convolution."""
+        return self.tile or self.kernel
+
+    @property
+    def blocks_in(self) -> int:
+        """Channel blocks of both sources."""
+        return 1 if self.width < LANES else sum(map(blocks, self.channels_in))
+
+    @property
+    def blocks_out(self) -> int:
+        """Channel blocks of both destinations."""
+        return sum(map(blocks, self.channels_out))
 
 
 @kernel
@@ -77,3 +120,28 @@ def next_brick(
     n, start, _ = locate(cut, min(brick + 1, count_bricks(cut) - 1))
     first = (start[0] - before[0], start[1] - before[1] + 2 * halo_h, 0)
     return Region(what, n, size, first, cut.planes + 2 * halo_d, cut.lines)
+
+
+@kernel
+def add_voxels(data: Floats, at: int, voxels: int, totals: Doubles, sums: Floats) -> None:
+    """Add the voxels of some channel blocks to ``totals``, channel by channel: the gradient of the bias.
+
+    Parameters
+    ----------
+    data : flat float32 array
+    at, voxels : int
+        Offset of the first voxel, and how many each block has; blocks follow each other.
+    totals : float64, shape=(channels,)
+        Added to.
+    sums : flat float32 array
+        Scratch for 16 floats.
+    """
+    for block in range(totals.size // LANES):
+        first = at + block * voxels * LANES
+        for run in range(0, voxels, _RUN):
+            total = load(data, first + run * LANES)
+            for voxel in range(run + 1, min(run + _RUN, voxels)):
+                total = total + load(data, first + voxel * LANES)
+            store(sums, 0, total)
+            for lane in range(LANES):
+                totals[block * LANES + lane] += sums[lane]

@@ -21,14 +21,13 @@ import numpy as np
 from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.buffers import scratchpad
 from kernels.base.jit import worker_kernel
-from kernels.base.layout import unpack_weights
+from kernels.base.layout import pack_weights, unpack_weights
 from kernels.base.machine import threads
 from kernels.base.simd import LANES, fence
 from kernels.base.workers import run_workers
-from kernels.conv3d.bricks import Cut, count_bricks, locate, share
+from kernels.conv3d.bricks import Cut, Plan, add_voxels, count_bricks, locate, share
 from kernels.conv3d.read import Inputs, Slab, Window, pack_brick
 from kernels.conv3d.write import Outputs, Staged, finish_block, finish_size
-from kernels.ladder.bias import add_voxels
 from kernels.ladder.blocked import Filters, Panel
 from kernels.ladder.cook_toom import INPUT
 from kernels.ladder.direct import accumulate_rows, convolve_rows, tile_shape, weight_tile
@@ -81,59 +80,46 @@ def cut_output(dst_size: tuple[int, int, int, int], kernel: Triple, blocks: int)
     return Cut(MB, OD, OH, OW, *best)
 
 
-def packed_shape(cut: Cut, kernel: Triple, ICB: int, OCB: int, width: int) -> tuple[int, int, int, int, int]:
+def packed_shape(p: Plan) -> tuple[int, int, int, int, int]:
     """Shape of the packed weights: ``(groups, ICB, KD * KH * KW, width, cols * 16)``."""
-    cols = tile_shape(cut.OW, OCB).cols
-    return OCB // cols, ICB, math.prod(kernel), width, cols * LANES
+    cols = tile_shape(p.cut.OW, p.blocks_out).cols
+    return p.blocks_out // cols, p.blocks_in, math.prod(p.kernel), p.width, cols * LANES
 
 
-def bias_chunks(cut: Cut, ICB: int, OCB: int) -> int:
-    """Chunks of bricks whose weight gradients are summed by themselves, whatever the threads."""
-    return max(1, min(cut.bricks, 16 // (ICB * OCB)))
+def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool) -> None:
+    """Fill weights of `packed_shape`."""
+    pack_weights(weights, packed, adjoint=adjoint)
 
 
-def convolve(
-    inputs: Inputs, before: Triple, weights: Floats, outputs: Outputs, cut: Cut, kernel: Triple
-) -> None:
-    """Convolve blocked tensors, stride 1, with ``before`` zeros before the first voxel.
-
-    The weights have `packed_shape`; the cut is of the output, from `cut_output`.
-    """
-    tile, extent = tile_shape(cut.OW, outputs.blocks), _extent(cut, kernel)
+def convolve(p: Plan, inputs: Inputs, weights: Floats, outputs: Outputs, *, adjoint: bool) -> None:
+    """Convolve blocked tensors, or one of few channels; see `bricks`."""
+    cut, tile, extent = p.cut, tile_shape(p.cut.OW, outputs.blocks), _extent(p.cut, p.kernel)
     staged = -(-inputs.blocks * math.prod(extent) * inputs.width // LANES) * LANES
     size = staged + tile.cols * cut.planes * cut.lines * cut.OW * LANES + finish_size(1, 1)
     # Sums start from zero: `write` adds the bias.
     zeros = np.zeros(outputs.blocks * LANES, np.float32)
-    filters = Filters(weights.reshape(-1), zeros, kernel, (1, 1, 1))
+    filters = Filters(weights.reshape(-1), zeros, p.kernel, (1, 1, 1))
     scratch = scratchpad("direct bricks", threads(), size)
-    job = _Convolution(inputs, outputs, filters, before, cut, extent, staged, scratch)
+    job = _Convolution(inputs, outputs, filters, p.before, cut, extent, staged, scratch)
     run_workers(_make_convolve(*tile, inputs.width), threads(), job)
 
 
-def backward_weights(
-    inputs: Inputs,
-    before: Triple,
-    gradient: Inputs,
-    cut: Cut,
-    kernel: Triple,
-    diff_weights: Floats,
-    diff_bias: Doubles,
-) -> None:
-    """Gradients of weights and bias of a stride-1 convolution of blocked tensors.
-
-    ``diff_weights``, (OC, IC, KD * KH * KW), and ``diff_bias``, (`bias_chunks`, channels), are filled. Summed
-    over the chunks, ``diff_bias`` is the gradient of the bias.
-    """
-    extent, ICB, OCB, chunks = _extent(cut, kernel), inputs.blocks, gradient.blocks, len(diff_bias)
+def backward_weights(p: Plan, inputs: Inputs, gradient: Inputs, diff_weights: Floats) -> Doubles:
+    """Gradients of weights and bias; see `bricks`."""
+    cut, kernel, ICB, OCB = p.cut, p.kernel, inputs.blocks, gradient.blocks
+    # Chunks of bricks whose gradients are summed by themselves, whatever the threads.
+    chunks, extent = max(1, min(cut.bricks, 16 // (ICB * OCB))), _extent(cut, kernel)
+    diff_bias = np.empty((chunks, OCB * LANES))
     packed = ICB * math.prod(extent) * inputs.width
     size = packed + (OCB * cut.planes * cut.lines * cut.OW + 1) * LANES
     scratch = scratchpad("direct bricks", threads(), size)
     panel = scratchpad("weight sums", chunks, OCB, ICB, math.prod(kernel), inputs.width, LANES)
     parts, sums = max(1, min(OCB, 8 // chunks)), panel.reshape(chunks, -1)
-    job = _Gradient(inputs, gradient, before, cut, kernel, extent, packed, parts, sums, diff_bias, scratch)
+    job = _Gradient(inputs, gradient, p.before, cut, kernel, extent, packed, parts, sums, diff_bias, scratch)
     run = _make_accumulate(kernel[2], weight_tile(kernel[2], inputs.width), inputs.width)
     run_workers(run, threads(), job)
     unpack_weights(panel, diff_weights)
+    return diff_bias
 
 
 def _extent(cut: Cut, kernel: Triple) -> Triple:

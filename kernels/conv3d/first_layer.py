@@ -22,10 +22,10 @@ from typing import Any
 
 from kernels.base.arguments import Triple
 from kernels.base.jit import specialised
-from kernels.base.prefetch import after, fetch, part_of
 from kernels.base.simd import LANES
 from kernels.base.tiles import tile_load, tile_rank1, tile_store, tile_zero
-from kernels.conv3d.bricks import Cut
+from kernels.conv3d.bricks import Plan
+from kernels.conv3d.prefetch import after, fetch, part_of
 from kernels.conv3d.read import Inputs
 from kernels.conv3d.winograd_stages import kernel_of, slab_planes
 from kernels.ladder.direct import tile_shape
@@ -37,10 +37,10 @@ def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, widt
     return fits and tile[2] == 1 and tile[1] > 1 and size[3] * width % LANES == 0
 
 
-def packed_shape(cut: Cut, tile: Triple, KW: int, OCB: int, width: int) -> tuple[int, int, int, int, int]:
+def packed_shape(p: Plan) -> tuple[int, int, int, int, int]:
     """Shape of the transformed weights: ``(planes of points, groups, 1, KW * width, cols * 16)``."""
-    cols = tile_shape(cut.OW, OCB).cols
-    return slab_planes(tile), OCB // cols, 1, KW * width, cols * LANES
+    cols = tile_shape(p.cut.OW, p.blocks_out).cols
+    return slab_planes(p.form), p.blocks_out // cols, 1, p.kernel[2] * p.width, cols * LANES
 
 
 def as_vectors(source: Inputs) -> Inputs:

@@ -18,6 +18,7 @@ While registers multiply, a worker prefetches the weights of its next pair, or t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,13 +27,20 @@ import numpy as np
 from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.buffers import scratchpad
 from kernels.base.jit import specialised, worker_kernel
-from kernels.base.layout import WeightsOrder, pack_weights_part, part_line, unpack_weights_part, weights_order
+from kernels.base.layout import (
+    Part,
+    WeightsOrder,
+    pack_weights_part,
+    part_line,
+    unpack_weights_part,
+    weights_order,
+)
 from kernels.base.machine import threads
-from kernels.base.prefetch import Lines
 from kernels.base.simd import LANES, address, fence, load, store
 from kernels.base.workers import run_workers
 from kernels.conv3d import winograd_stages as stages
-from kernels.conv3d.bricks import Cut, count_bricks, locate, share
+from kernels.conv3d.bricks import Cut, Plan, count_bricks, locate, share
+from kernels.conv3d.prefetch import Lines
 from kernels.conv3d.read import Inputs, Slab, Window, pack_channel_block
 from kernels.conv3d.transform import Grid, scratch_vectors, transform_columns, transform_tile
 from kernels.conv3d.winograd_stages import Panel, Sums, Tiles, odd_lines, slab_planes, tile_count
@@ -55,6 +63,16 @@ def by_groups(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
     return ICB * OCB * LANES * LANES > _WEIGHTS_PER_TILE * tiles * max(ICB, OCB) * LANES
 
 
+def packed_shape(p: Plan) -> tuple[int, int]:
+    """Shape of the weights as a layer has them: nothing is packed."""
+    return sum(p.channels_in) * sum(p.channels_out), math.prod(p.kernel)
+
+
+def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool) -> None:
+    """Copy weights to `packed_shape`."""
+    np.copyto(packed, weights.reshape(packed.shape))
+
+
 class _Packing(NamedTuple):
     source: Inputs
     before: Triple
@@ -66,26 +84,23 @@ class _Packing(NamedTuple):
     scratch: Floats
 
 
-def pack_points(
-    purpose: str, source: Inputs, before: Triple, cut: Cut, tile: Triple, kind: int, cols: int
-) -> tuple[Tiles, Floats]:
-    """Pack and transform all channel blocks of a tensor, into a scratchpad for this purpose.
+def pack_points(p: Plan, source: Inputs, kind: int, cols: int) -> tuple[Tiles, Floats]:
+    """Pack and transform all channel blocks of a tensor, into a scratchpad.
 
     The transform is of ``kind`` INPUT or DIFF_DST, and ``cols`` blocks lie side by side for each tile. This
     returns the points, and of a gradient the sums of each brick's voxels, of shape (blocks * bricks * 16,).
     """
-    blocks, tiles = source.blocks, cut.bricks * tile_count(cut, tile)
+    cut, tile, blocks, tiles = p.cut, p.form, source.blocks, p.cut.bricks * tile_count(p.cut, p.form)
     point = odd_lines(blocks, tiles)
     size = stages.points(tile) * point + _SPARE * LANES
-    data = scratchpad(purpose, size + blocks * cut.bricks * LANES)
+    data = scratchpad(f"points {kind}", size + blocks * cut.bricks * LANES)
     to, sums = Tiles(data[:size], 0, point, tiles, blocks), data[size:]
     layout = stages.lay_out(cut, tile, 1, 1, 0)
-    slab, extent = layout.source, layout.extent
+    slab, extent, before = layout.source, layout.extent, p.before
     if kind == DIFF_DST:
-        slab, extent = layout.inner, layout.inner_extent
-    job = _Packing(
-        source, before, cut, extent, slab, to, sums, scratchpad("winograd", threads(), layout.size)
-    )
+        slab, extent, before = layout.inner, layout.inner_extent, (0, 0, 0)
+    scratch = scratchpad("winograd", threads(), layout.size)
+    job = _Packing(source, before, cut, extent, slab, to, sums, scratch)
     run_workers(_make_pack(tile, kind, cols), threads(), job)
     return to, sums
 
@@ -153,20 +168,11 @@ class _Groups(NamedTuple):
     scratch: Floats
 
 
-def convolve(
-    source: Inputs,
-    before: Triple,
-    weights: Floats,
-    order: WeightsOrder,
-    outputs: Outputs,
-    cut: Cut,
-    tile: Triple,
-) -> None:
-    """Convolve blocked tensors, stride 1; arguments as of `winograd_bricks.convolve`, but for the weights.
-
-    The weights are flat, as a layer has them; ``order`` is theirs, or that of the adjoint convolution.
-    """
-    points, _ = pack_points("points", source, before, cut, tile, INPUT, 1)
+def convolve(p: Plan, source: Inputs, weights: Floats, outputs: Outputs, *, adjoint: bool) -> None:
+    """Convolve blocked tensors; see `bricks`."""
+    cut, tile, ends = p.cut, p.form, (sum(p.channels_in), sum(p.channels_out))
+    order = weights_order((*(ends if adjoint else ends[::-1]), *p.kernel), adjoint=adjoint)
+    points, _ = pack_points(p, source, INPUT, 1)
     bricks = max(1, min(cut.bricks, _TILES // tile_count(cut, tile)))
     T = bricks * tile_count(cut, tile)
     rows, cols = stages.product_tile(T, outputs.blocks)
@@ -179,7 +185,8 @@ def convolve(
     result = odd_lines(1, T * tile[2])
     finish = max(pair.end, pair.taps + slab_planes(tile) * result)
     scratch = scratchpad("winograd", threads(), finish + finish_size(*tile[:2]))
-    job = _Groups(points, weights, order, outputs, cut, bricks, whole, point, pair, result, finish, scratch)
+    flat, counts = weights.reshape(-1), (bricks, whole, point)
+    job = _Groups(points, flat, order, outputs, cut, *counts, pair, result, finish, scratch)
     run_workers(_make_groups(tile, rows, cols), threads(), job)
 
 
@@ -203,14 +210,15 @@ def _make_groups(tile: Triple, rows: int, cols: int) -> Callable[..., None]:
                 transform_weights(job, own, group, icb, md, mh, mw, cols)
                 # Next are the weights of the next block, or of the next unit's first.
                 step = unit * source.blocks + icb + 1
-                next_group, next_icb = min(step // source.blocks // chunks, groups - 1), step % source.blocks
+                next_group = min(step // source.blocks // chunks, groups - 1)
+                upcoming = Part(next_group, step % source.blocks, LANES, lanes)
                 for p in range(planes * PW):
                     if p % PW == 0:
                         at = pair.planes + p // PW * pair.plane
                         transform_columns(own, at, block, own, pair.points, block, lanes, WEIGHTS, mw)
                     x = p * source.point + (icb * source.tiles + first * here) * LANES
                     line = p * lanes * order.taps // (planes * PW)
-                    near = address(job.weights, part_line(order, next_group, next_icb, LANES, lanes, line))
+                    near = address(job.weights, part_line(order, upcoming, line))
                     lines = Lines(near, address(source.data, x + source.point), count * here)
                     v = Tiles(source.data, x, source.point, whole, 1)
                     m = Tiles(own, p * job.point, job.point, job.tiles, cols)
@@ -236,8 +244,8 @@ def transform_weights(job: Any, own: Any, group: int, icb: int, md: int, mh: int
     pair = job.pair
     strides, to_strides = (KH * KW * LANES, KW * LANES, 0), (PH * pair.plane, pair.plane, 0)
     for i in range(LANES * cols):
-        ic, ocb = icb * LANES + i // cols, group * cols + i % cols
-        pack_weights_part(job.weights, job.order, ocb, ic, own, pair.taps, 1, LANES)
+        part = Part(group * cols + i % cols, icb * LANES + i // cols, 1, LANES)
+        pack_weights_part(job.weights, job.order, part, own, pair.taps)
         for kw in range(KW):
             src = Grid(own, pair.taps + kw * LANES, strides)
             to = Grid(own, pair.planes + (kw * LANES * cols + i) * LANES, to_strides)
@@ -253,26 +261,18 @@ class _Pairs(NamedTuple):
     scratch: Floats
 
 
-def backward_weights(
-    source: Inputs,
-    before: Triple,
-    gradient: Inputs,
-    cut: Cut,
-    tile: Triple,
-    diff_weights: Floats,
-    diff_bias: Doubles,
-) -> None:
-    """Gradients of weights and bias; arguments as of `winograd_bricks.backward_weights`, one chunk."""
-    rows, cols = stages.sums_tile(gradient.blocks)
-    points, _ = pack_points("points", source, before, cut, tile, INPUT, 1)
-    result, sums = pack_points("gradient points", gradient, (0, 0, 0), cut, tile, DIFF_DST, cols)
+def backward_weights(p: Plan, source: Inputs, gradient: Inputs, diff_weights: Floats) -> Doubles:
+    """Gradients of weights and bias; see `bricks`."""
+    tile, (rows, cols) = p.form, stages.sums_tile(gradient.blocks)
+    points, _ = pack_points(p, source, INPUT, 1)
+    result, sums = pack_points(p, gradient, DIFF_DST, cols)
     order = weights_order(diff_weights.shape, adjoint=False)
     pair = _lay_out_pair(tile, DIFF_WEIGHTS, cols, LANES * cols, 0)
     scratch = scratchpad("winograd", threads(), pair.end)
     job = _Pairs(points, result, diff_weights.reshape(-1), order, pair, scratch)
     run_workers(_make_pairs(tile, rows, cols), threads(), job)
-    by_brick = sums.reshape(gradient.blocks, cut.bricks, LANES)
-    diff_bias[0] = by_brick.sum(axis=1, dtype=np.float64).reshape(-1)
+    by_brick = sums.reshape(gradient.blocks, p.cut.bricks, LANES)
+    return by_brick.sum(axis=1, dtype=np.float64).reshape(1, -1)
 
 
 @functools.cache
@@ -302,6 +302,7 @@ def _make_pairs(tile: Triple, rows: int, cols: int) -> Callable[..., None]:
             for i in range(0, KW * block, LANES):
                 src, dst = Grid(own, pair.planes + i, strides), Grid(own, pair.taps + i, to_strides)
                 transform_tile(src, dst, own, pair.scratch, kind, md, mh, 1)
-            unpack_weights_part(own, pair.taps, 1, 0, job.diff_weights, job.order, group, icb, LANES, lanes)
+            here = Part(group, icb, LANES, lanes)
+            unpack_weights_part(own, pair.taps, (1, 0), job.diff_weights, job.order, here)
 
     return sum_pairs

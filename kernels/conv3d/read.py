@@ -136,7 +136,7 @@ def pack_brick(inputs: Inputs, window: Window, own: Floats, slab: Slab, kind: in
 def pack_channel_block(
     inputs: Inputs, block: int, window: Window, own: Floats, slab: Slab, kind: int, md: int, mh: int
 ) -> Any:
-    """Pack one channel block of a window; ``own[slab.sums:]`` becomes the sums of a gradient's voxels."""
+    """Normalise, transform and store one channel block; of a gradient sum voxels, to ``own[slab.sums:]``."""
     D, H, W = inputs.size
     source, local, blocks = inputs.a, block, inputs.blocks_a
     if block >= inputs.blocks_a:
@@ -150,19 +150,12 @@ def pack_channel_block(
     if kind == DIFF_DST:
         fill_zero(own, slab.sums, 1)
     what = _Block(source.data, source.other, has_other, first, inputs.size, scale, also, shift, slopes)
-    pack_block(what, window, own, slab, kind, md, mh)
-
-
-@specialised
-def pack_block(block: Any, window: Any, own: Any, slab: Any, kind: int, md: int, mh: int) -> Any:
-    """Normalise, transform and store one channel block: row by row, or strip by strip."""
-    deep, high, wide = window.extent
-    d, h, w = window.start
-    if mh == 1:
+    (deep, high, wide), (d, h, w) = window.extent, window.start
+    if mh == 1:  # row by row, else strip by strip
         for row in range(deep * high):
             corner = (d + row // high * md, h + row % high, w)
             here = Slab(slab.at + row * wide * LANES, slab.plane, 0, slab.sums)
-            pack_columns(block, corner, 0, wide, own, here, kind, md)
+            pack_columns(what, corner, 0, wide, own, here, kind, md)
         return
     (_, PD), (IH, PH) = sizes(kind, md), sizes(kind, mh)
     point, line = _STRIP * LANES, PD * _STRIP * LANES  # of the buffer
@@ -172,7 +165,7 @@ def pack_block(block: Any, window: Any, own: Any, slab: Any, kind: int, md: int,
             for row in range(high * mh + IH - mh):
                 corner = (d + group * md, h + row, w)
                 here = Slab(slab.buffer + row * line - left * LANES, point, 0, slab.sums)
-                pack_columns(block, corner, left, right, own, here, kind, md)
+                pack_columns(what, corner, left, right, own, here, kind, md)
             for row in range(high):
                 for p in range(PD):
                     x = slab.buffer + row * mh * line + p * point

@@ -15,15 +15,15 @@ In 3-D, planes are transformed along w and h in registers, then along d::
 """
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba.extending import intrinsic
 
 from kernels.base.arguments import Floats, Triple
 from kernels.base.jit import specialised
-from kernels.base.simd import LANES, VECTOR, fused_multiply_add
-from kernels.base.tiles import Tile, tile_load, tile_store
+from kernels.base.simd import LANES, VECTOR, Tile, fma, instruction
+from kernels.base.tiles import tile_load, tile_store
 from kernels.ladder.cook_toom import Matrix, matrix, sizes, transpose
 
 
@@ -45,7 +45,7 @@ def _linear(builder: Any, coefficients: Any, vectors: Any) -> Any:
         elif c == -1:
             total = builder.fsub(total, v)
         else:
-            total = fused_multiply_add(builder, _constant(c), v, total)
+            total = fma.write(builder, _constant(c), v, total)
     return total
 
 
@@ -91,26 +91,22 @@ def _apply_columns(builder: Any, rows: Matrix, vectors: list[Any], pairs: dict[i
     return results
 
 
-@intrinsic(prefer_literal=True)
-def transform_axis(typing_context: Any, tile: Any, kind: Any, m: Any, axis: Any) -> Any:
+def _transformed(tile: Tile, kind: Any, m: Any, axis: Any) -> Tile:
+    shape = list(tile.shape)
+    shape[axis.literal_value] = len(matrix(kind.literal_value, m.literal_value))
+    return Tile(*shape)
+
+
+@instruction(_transformed, None, None, None, None, literal=True)
+def transform_axis(builder: Any, tile: Any, kind: int, m: int, axis: int) -> Any:
     """Transform a tile along its axis 0 or 1."""
-    rows, at_axis = matrix(kind.literal_value, m.literal_value), axis.literal_value
-    high, wide, cols = tile.shape
-    n = tile.shape[at_axis]
-    before, after = (1, wide * cols) if at_axis == 0 else (high, cols)
-    result_type = Tile(len(rows), wide, cols) if at_axis == 0 else Tile(high, len(rows), cols)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        tile = args[0]
-        result = ir.Constant(ir.ArrayType(VECTOR, result_type.count), ir.Undefined)
-        for o, i in itertools.product(range(before), range(after)):
-            vectors = [builder.extract_value(tile, (o * n + k) * after + i) for k in range(n)]
-            for k, vector in enumerate(_apply(builder, rows, vectors)):
-                at = (o * len(rows) + k) * after + i
-                result = builder.insert_value(result, vector, at)
-        return result
-
-    return result_type(tile, kind, m, axis), codegen
+    rows, after = matrix(kind, m), math.prod(tile.shape[axis + 1 :])
+    size = tile.shape[axis] * after
+    results: list[Any] = []
+    for first in range(0, len(tile), size):
+        lines = (tile[first + i : first + size : after] for i in range(after))
+        results += itertools.chain(*zip(*(_apply(builder, rows, line) for line in lines), strict=True))
+    return results
 
 
 @specialised

@@ -27,19 +27,18 @@ with more weights than voxels, `first_layer` for those of few input channels.
 
 import numpy as np
 
-from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import Geometry, Stride
-from kernels.base.layout import blocks, weights_order
-from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
+from kernels.base.layout import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
-from kernels.conv3d import many_channels, winograd_bricks
+from kernels.conv3d import winograd_bricks
+from kernels.conv3d.operator import plan
 from kernels.conv3d.read import plain_inputs
-from kernels.conv3d.winograd_stages import cut_output, kernel_of
-from kernels.conv3d.winograd_weights import pack_weights
+from kernels.conv3d.winograd_stages import kernel_of
 from kernels.conv3d.write import outputs
 from kernels.deferred.tensors import NO_SOURCE
+from kernels.ladder import shapes
+from kernels.ladder.shapes import Geometry, Stride
 
 #: Tiles that can be asked for; along an axis where the tile is 1, the kernel has one tap.
 TILES: tuple[Triple, ...] = ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4))
@@ -57,9 +56,8 @@ def forward(
 
     ``tile`` is one of `TILES`; F(2, 4, 4), or F(1, 4, 4) for a 1x3x3 kernel, where it is None.
     """
-    g = shapes.forward_geometry(src, weights, bias, stride, padding)
-    shapes.check_float32(src)
-    return _convolve(src, weights, bias, g.dst_shape, g.before, _tile(g, tile), adjoint=False)
+    g = shapes.forward_geometry(src, weights, bias, stride, padding, float32=True)
+    return _convolve(src, weights, bias, g, _tile(g, tile))
 
 
 def backward_data(
@@ -71,10 +69,8 @@ def backward_data(
     tile: Triple | None = None,
 ) -> Floats:
     """Gradient of ``src``; as `naive.backward_data`, float32 and stride 1 only; tile as `forward`."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    shapes.check_float32(diff_dst)
-    before = shapes.adjoint_before(g)
-    return _convolve(diff_dst, weights, None, g.src_shape, before, _tile(g, tile), adjoint=True)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
+    return _convolve(diff_dst, weights, None, g, _tile(g, tile), adjoint=True)
 
 
 def backward_weights(
@@ -86,56 +82,34 @@ def backward_weights(
     tile: Triple | None = None,
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, float32 and stride 1 only."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    shapes.check_float32(src)
-    tile = _tile(g, tile)
-    ICB, OCB = blocks(g.IC), blocks(g.OC)
-    cut = winograd_bricks.cut_gradient(g.dst_shape[:4], tile, ICB, OCB)
-    chunks = winograd_bricks.bias_chunks(cut, tile, ICB, OCB)
-    diff_weights, diff_bias = empty(g.weights_shape), np.empty((chunks, OCB * LANES))
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True)
+    (IC, OC), tile = g.channels, _tile(g, tile)
+    p = plan((IC, 0), (OC, 0), g.dst_shape[:4], g.kernel, tile, keeps_both=True)._replace(before=g.before)
     source, gradient = (plain_inputs(reorder_ndhwc_to_nCdhw16c(tensor)) for tensor in (src, diff_dst))
-    flat = diff_weights.reshape(g.OC, g.IC, -1)
-    winograd_bricks.backward_weights(source, g.before, gradient, cut, tile, flat, diff_bias)
-    return diff_weights, diff_bias.sum(axis=0)[: g.OC].astype(np.float32)
-
-
-def supports(g: Geometry, tile: Triple) -> bool:
-    """Whether the convolution has stride 1, and a kernel of 3 where the tile is above 1, else of 1."""
-    return (g.KD, g.KH, g.KW) == kernel_of(tile) and g.stride == (1, 1, 1)
+    diff_weights = empty(g.weights_shape)
+    sums = winograd_bricks.backward_weights(p, source, gradient, diff_weights.reshape(OC, IC, -1))
+    return diff_weights, sums.sum(axis=0)[:OC].astype(np.float32)
 
 
 def _tile(g: Geometry, tile: Triple | None) -> Triple:
-    tile = tile or ((2, 4, 4) if g.KD == 3 else (1, 4, 4))
+    tile = tile or ((2, 4, 4) if g.kernel[0] == 3 else (1, 4, 4))
     if tile not in TILES:
         raise ValueError(f"tile is {tile}; it must be one of {TILES}")
-    if not supports(g, tile):
+    if g.kernel != kernel_of(tile) or g.stride != (1, 1, 1):
         raise ValueError(
-            f"kernel {(g.KD, g.KH, g.KW)} with stride {g.stride} has no Winograd form F{tile}; "
+            f"kernel {g.kernel} with stride {g.stride} has no Winograd form F{tile}; "
             "it must be 3 along each axis (1 where the tile is 1), with stride 1"
         )
     return tile
 
 
 def _convolve(
-    src: Floats,
-    weights: Floats,
-    bias: Floats | None,
-    dst_shape: tuple[int, int, int, int, int],
-    before: Triple,
-    tile: Triple,
-    *,
-    adjoint: bool,
+    src: Floats, weights: Floats, bias: Floats | None, g: Geometry, tile: Triple, *, adjoint: bool = False
 ) -> Floats:
-    MB, OD, OH, OW, OC = dst_shape
-    ICB, OCB = blocks(src.shape[-1]), blocks(OC)
-    cut = cut_output((MB, OD, OH, OW), tile, ICB, OCB)
-    dst = empty((MB, OCB, OD, OH, OW, LANES))
-    source, result = plain_inputs(reorder_ndhwc_to_nCdhw16c(src)), outputs((dst, NO_SOURCE.data), bias=bias)
-    if many_channels.by_groups(cut, tile, ICB, OCB):
-        order, flat = weights_order(weights.shape, adjoint=adjoint), np.ascontiguousarray(weights).reshape(-1)
-        many_channels.convolve(source, before, flat, order, result, cut, tile)
-    else:
-        packed = empty(winograd_bricks.packed_shape(cut, tile, ICB, OCB))
-        pack_weights(weights, tile, packed, adjoint=adjoint)
-        winograd_bricks.convolve(source, before, packed, result, cut, tile)
+    (MB, D, H, W, OC), before = (g.src_shape, g.adjoint_before) if adjoint else (g.dst_shape, g.before)
+    p = plan((src.shape[-1], 0), (OC, 0), (MB, D, H, W), g.kernel, tile)._replace(before=before)
+    packed, dst = empty(p.algorithm.packed_shape(p)), empty((MB, p.blocks_out, D, H, W, LANES))
+    p.algorithm.pack(p, weights, packed, adjoint=adjoint)
+    to = outputs((dst, NO_SOURCE.data), bias=bias)
+    p.algorithm.convolve(p, plain_inputs(reorder_ndhwc_to_nCdhw16c(src)), packed, to, adjoint=adjoint)
     return reorder_nCdhw16c_to_ndhwc(dst, OC)

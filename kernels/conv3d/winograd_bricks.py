@@ -21,27 +21,9 @@ gradients  the weight gradient of a convolution *from* g = diff_dst, with its ta
 
            This pays where slabs, weights and sums share the second-level cache: few channels, many tiles
 Numerics   float32; chunks are added in order, so a run with as many threads repeats bit for bit
-
-Parameters of these functions
-    source, gradient : Inputs
-        What is read; see `read`. The gradient is that of the convolution's result.
-    to : Outputs
-        What is written; see `write`.
-    before : (d, h, w)
-        Zeros before the first voxel of what is read with a halo; the stride is 1.
-    weights : ndarray, `packed_shape`, or that of `first_layer`
-    cut : Cut
-        Bricks of the output, in whole tiles: `winograd_stages.cut_output`, of gradients `cut_gradient`.
-    tile : (md, mh, mw)
-        mw is 1 for a first layer.
-    diff_weights : ndarray, shape=(OC, IC, KD * KH * KW), float32, C-contiguous
-        Filled.
-    diff_bias : ndarray, shape=(`bias_chunks`, channels), float64
-        Filled.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,19 +33,28 @@ from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.buffers import scratchpad
 from kernels.base.jit import kernel, specialised, worker_kernel
 from kernels.base.machine import threads
-from kernels.base.prefetch import NO_REGION, Region, part_of, tensors, upcoming
 from kernels.base.simd import LANES, address, fence
 from kernels.base.workers import run_workers
-from kernels.conv3d import many_channels
+from kernels.conv3d import first_layer, many_channels
 from kernels.conv3d import winograd_stages as stages
-from kernels.conv3d.bricks import EMPTY, Cut, count_bricks, locate, next_brick, share, source_tensors
+from kernels.conv3d.bricks import (
+    EMPTY,
+    Cut,
+    Plan,
+    add_voxels,
+    count_bricks,
+    locate,
+    next_brick,
+    share,
+    source_tensors,
+)
 from kernels.conv3d.first_layer import accumulate_rows, as_vectors, multiply_rows
+from kernels.conv3d.prefetch import NO_REGION, Region, part_of, tensors, upcoming
 from kernels.conv3d.read import Inputs, Window, inputs, pack_brick
 from kernels.conv3d.winograd_stages import Layout, Panel, Sums, Tiles, slab_planes, tile_count
-from kernels.conv3d.winograd_weights import transform_back
+from kernels.conv3d.winograd_weights import pack_weights, transform_back
 from kernels.conv3d.write import Outputs, Staged, finish_block, outputs
 from kernels.deferred.tensors import NO_SOURCE
-from kernels.ladder.bias import add_voxels
 from kernels.ladder.cook_toom import DIFF_DST, INPUT, sizes
 from kernels.ladder.direct import tile_shape, weight_tile
 
@@ -105,10 +96,17 @@ class Form(NamedTuple):
     KW: int = 0
 
 
-def packed_shape(cut: Cut, tile: Triple, ICB: int, OCB: int) -> tuple[int, int, int, int, int]:
-    """Shape of the transformed weights: ``(points, groups, ICB, 16, cols * 16)``."""
-    _, cols = stages.product_tile(tile_count(cut, tile), OCB)
-    return stages.points(tile), OCB // cols, ICB, LANES, cols * LANES
+def packed_shape(p: Plan) -> tuple[int, int, int, int, int]:
+    """Shape of the transformed weights: ``(points, groups, ICB, 16, cols * 16)``, or as `first_layer`."""
+    if p.width < LANES:
+        return first_layer.packed_shape(p)
+    _, cols = stages.product_tile(tile_count(p.cut, p.form), p.blocks_out)
+    return stages.points(p.form), p.blocks_out // cols, p.blocks_in, LANES, cols * LANES
+
+
+def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool) -> None:
+    """Fill weights of `packed_shape`."""
+    pack_weights(weights, p.form, packed, adjoint=adjoint)
 
 
 def cut_gradient(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
@@ -116,91 +114,67 @@ def cut_gradient(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OC
     return stages.cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
 
 
-def brick_chunks(cut: Cut) -> int:
-    """Chunks of bricks, each with sums of its own: one for each thread."""
-    return max(1, min(cut.bricks, threads()))
-
-
-def bias_chunks(cut: Cut, tile: Triple, ICB: int, OCB: int) -> int:
-    """Chunks of ``diff_bias``."""
-    return 1 if by_pairs(cut, tile, ICB, OCB) else brick_chunks(cut)
-
-
-def by_pairs(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
-    """Whether `many_channels` finds the weight gradient, pair of blocks after pair."""
-    return tile[2] > 1 and _sums_per_value(cut, tile, ICB, OCB) > _SUMS_PER_TILE
-
-
-def both_pay(cut: Cut, tile: Triple, ICB: int, OCB: int) -> bool:
+def both_pay(p: Plan) -> bool:
     """Whether `backward` takes less time than the two gradients one by one."""
-    return _sums_per_value(cut, tile, ICB, OCB) <= _SUMS_OF_BOTH
+    return _sums_per_value(p) <= _SUMS_OF_BOTH
 
 
-def _sums_per_value(cut: Cut, tile: Triple, ICB: int, OCB: int) -> float:
-    return ICB * OCB * LANES / (cut.bricks * tile_count(cut, tile) * (ICB + OCB))
+def _sums_per_value(p: Plan) -> float:
+    tiles, ICB, OCB = p.cut.bricks * tile_count(p.cut, p.form), p.blocks_in, p.blocks_out
+    return ICB * OCB * LANES / (tiles * (ICB + OCB))
 
 
-def convolve(source: Inputs, before: Triple, weights: Floats, to: Outputs, cut: Cut, tile: Triple) -> None:
-    """Convolve blocked tensors, or a first layer's few channels; weights are of `packed_shape`."""
-    cols, width = weights.shape[-1] // LANES, source.width
-    if width < LANES:
-        form = Form(tile, (tile_shape(cut.OW, to.blocks).wide, cols), (0, 0), width)
+def convolve(p: Plan, source: Inputs, weights: Floats, to: Outputs, *, adjoint: bool) -> None:
+    """Convolve blocked tensors, or a first layer's few channels; see `bricks`."""
+    cut, tile, cols = p.cut, p.form, weights.shape[-1] // LANES
+    if p.width < LANES:
+        form = Form(tile, (tile_shape(cut.OW, to.blocks).wide, cols), (0, 0), p.width)
         source, groups = as_vectors(source), 1
     else:
         form = Form(tile, (stages.product_tile(tile_count(cut, tile), to.blocks)[0], cols), (0, 0))
         groups = to.blocks // cols
-    layout = stages.lay_out(cut, tile, source.blocks, 0, to.blocks, width)
-    job = Job(source, before, cut, layout, threads(), groups, outputs=to)
+    layout = stages.lay_out(cut, tile, source.blocks, 0, to.blocks, p.width)
+    job = Job(source, p.before, cut, layout, threads(), groups, outputs=to)
     _run(form, job._replace(weights=weights.reshape(-1), run=weights.shape[3]))
 
 
-def backward_weights(
-    source: Inputs,
-    before: Triple,
-    gradient: Inputs,
-    cut: Cut,
-    tile: Triple,
-    diff_weights: Floats,
-    diff_bias: Doubles,
-) -> None:
-    """Gradients of weights and bias; ``diff_bias`` has `bias_chunks` rows, whose sum is the gradient."""
-    ICB, OCB, width = source.blocks, gradient.blocks, source.width
-    if by_pairs(cut, tile, ICB, OCB):
-        many_channels.backward_weights(source, before, gradient, cut, tile, diff_weights, diff_bias)
-        return
+def backward_weights(p: Plan, source: Inputs, gradient: Inputs, diff_weights: Floats) -> Doubles:
+    """Gradients of weights and bias; see `bricks`."""
+    cut, tile, width, ICB, OCB = p.cut, p.form, p.width, source.blocks, gradient.blocks
+    if width == LANES and _sums_per_value(p) > _SUMS_PER_TILE:
+        return many_channels.backward_weights(p, source, gradient, diff_weights)
     if width < LANES:
-        KW = diff_weights.shape[2] // math.prod(stages.kernel_of(tile))
-        form = Form(tile, (0, 0), (weight_tile(KW, width), 1), width, KW)
-        source, block = as_vectors(source), KW * width * OCB * LANES
+        form = Form(tile, (0, 0), (weight_tile(p.kernel[2], width), 1), width, p.kernel[2])
+        source, block = as_vectors(source), p.kernel[2] * width * OCB * LANES
     else:
         form, block = Form(tile, (0, 0), stages.sums_tile(OCB)), ICB * LANES * OCB * LANES
+    diff_bias = np.empty((_brick_chunks(cut), OCB * LANES))
     sums = scratchpad("winograd sums", len(diff_bias), stages.points(tile) * block)
     layout = stages.lay_out(cut, tile, ICB, OCB, 0, width)
-    job = Job(source, before, cut, layout, len(diff_bias), inner=gradient)
+    job = Job(source, p.before, cut, layout, len(diff_bias), inner=gradient)
     _run(form, job._replace(sums=sums.reshape(-1), diff_bias=diff_bias))
     transform_back(tile, sums, diff_weights, width, form.sums[1] * LANES)
+    return diff_bias
 
 
 def backward(
-    gradient: Inputs,
-    before: Triple,
-    weights: Floats,
-    source: Inputs,
-    to: Outputs,
-    cut: Cut,
-    tile: Triple,
-    diff_weights: Floats,
+    p: Plan, gradient: Inputs, weights: Floats, source: Inputs, to: Outputs, diff_weights: Floats
 ) -> None:
     """Gradients of source and weights in one pass; weights are adjoint, padding is "same"."""
-    ICB, OCB, chunks = source.blocks, gradient.blocks, brick_chunks(cut)
-    rows, _ = stages.product_tile(tile_count(cut, tile), ICB)
+    tile, ICB, OCB, chunks = p.form, source.blocks, gradient.blocks, _brick_chunks(p.cut)
+    rows, _ = stages.product_tile(tile_count(p.cut, tile), ICB)
     form = Form(tile, (rows, weights.shape[-1] // LANES), stages.sums_tile(ICB))
     sums = scratchpad("winograd sums", chunks, stages.points(tile) * OCB * LANES * ICB * LANES)
-    layout = stages.lay_out(cut, tile, OCB, ICB, ICB)
-    job = Job(gradient, before, cut, layout, chunks, inner=source, outputs=to)
+    layout = stages.lay_out(p.cut, tile, OCB, ICB, ICB)
+    job = Job(gradient, p.before, p.cut, layout, chunks, inner=source, outputs=to)
     _run(form, job._replace(weights=weights.reshape(-1), sums=sums.reshape(-1)))
     # The sums are of a convolution from the gradient to the source.
     transform_back(tile, sums, diff_weights, LANES, form.sums[1] * LANES, adjoint=True)
+
+
+def _brick_chunks(cut: Cut) -> int:
+    """Chunks of bricks, each with sums of its own: one for each thread."""
+    return max(1, min(cut.bricks, threads()))
 
 
 def _run(form: Form, job: Job) -> None:

@@ -22,14 +22,15 @@ import numpy as np
 from kernels.base.arguments import Floats, Triple
 from kernels.base.jit import specialised
 from kernels.base.machine import tile_vectors
-from kernels.base.prefetch import after, fetch, part_of
 from kernels.base.simd import LANES, address
 from kernels.base.tiles import tile_load, tile_rank1, tile_store, tile_zero
 from kernels.conv3d.bricks import Cut
+from kernels.conv3d.prefetch import after, fetch, part_of
 from kernels.conv3d.read import Slab, buffer_size
 from kernels.conv3d.transform import transform_axis
 from kernels.conv3d.write import Staged, finish_size
 from kernels.ladder.cook_toom import INPUT, OUTPUT, sizes
+from kernels.ladder.direct import tile_shape
 
 # Bytes of a brick's transformed tiles. The second-level cache holds more, but V and M of a plane must stay in
 # the first-level cache, and prefetched lines need room.
@@ -78,18 +79,9 @@ def tile_count(cut: Cut, tile: Triple) -> int:
     return cut.planes // tile[0] * (cut.lines // tile[1]) * -(-cut.OW // tile[2])
 
 
-@functools.cache
 def product_tile(count: int, OCB: int) -> tuple[int, int]:
     """Rows (tiles) and columns (blocks of output channels) of the register tile of `multiply`."""
-    best, best_cost = (1, 1), float("inf")
-    for cols in (1, 2):
-        for rows in (24, 12, 9, 8, 6, 3, 1):
-            if OCB % cols or rows > count or rows * cols > tile_vectors():
-                continue
-            cost = -(-count // rows) * (OCB // cols) * max(rows * cols, rows + cols, 8)
-            if cost < best_cost:
-                best, best_cost = (rows, cols), cost
-    return best
+    return tile_shape(count, OCB, (24, 12, 9, 8, 6, 3, 1), 2)
 
 
 def sums_tile(OCB: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ import numpy as np
 
 from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.buffers import past_caches
-from kernels.base.jit import kernel, specialised
+from kernels.base.jit import specialised
 from kernels.base.simd import LANES, broadcast, load, store
 from kernels.base.tiles import (
     put_tile,
@@ -97,17 +97,12 @@ class _Place(NamedTuple):
     streams: bool
 
 
-class _Raw(NamedTuple):
-    """``offset`` is added; deviations from ``pivot`` and their squares are summed."""
+class _Work(NamedTuple):
+    """What is done to a channel block, and where two sums go.
 
-    dst: Floats
-    offset: Any
-    pivot: Any
-    sums: Doubles
-
-
-class _Masked(NamedTuple):
-    """dy becomes dz where ``x`` was normalised; dz and dz * (x - mean) are summed."""
+    With a mask, dy becomes dz where ``x`` was normalised; dz and dz * (x - mean) are summed. Without one the
+    bias ``shift`` is added; deviations from ``mean`` and their squares are summed.
+    """
 
     dst: Floats
     x: Floats
@@ -159,61 +154,55 @@ def finish_block(
         mean, slopes = load(mask.mean, channel), broadcast(np.float32(mask.slope))
         sums = mask.sums[:, brick, channel : channel + LANES]
         sums[:] = 0.0
-        finish(place, _Masked(dst, mask.x, scale, shift, mean, slopes, sums), md, mh)
+        finish(place, _Work(dst, mask.x, scale, shift, mean, slopes, sums), md, mh, 1)
     else:
         offset = load(outputs.bias, block * LANES)
         pivot = first_voxel(own, staged, md, mh) + offset
         moments = outputs.moments[brick, :, block * LANES : (block + 1) * LANES]
         moments[:] = 0.0
-        finish(place, _Raw(dst, offset, pivot, moments[1:]), md, mh)
+        finish(place, _Work(dst, mask.x, offset, offset, pivot, offset, moments[1:]), md, mh, 0)
         count = (stop[0] - start[0]) * (stop[1] - start[1]) * size[2]
         store(own, staged.scratch, pivot)
         close_moments(outputs.moments, brick, block * LANES, own, staged.scratch, count)
 
 
 @specialised
-def finish(place: Any, what: Any, md: int, mh: int) -> Any:
-    """Transform, finish and write a brick, row of windows by row; ``what`` is `_Raw` or `_Masked`."""
-    PD, in_strips = sizes(OUTPUT, md)[0], mh > 1
-    strip = _STRIP * LANES
-    own, staged, (_, H, W) = place.own, place.staged, place.size
-    sums, zero = staged.scratch, broadcast(np.float32(0.0))
-    buffer = sums + 2 * LANES
-    columns = _STRIP if in_strips else W
-    for row in range(staged.extent[0] * staged.extent[1]):
-        first, to, planes, lines = row_of_windows(place, row, md, mh)
+def finish(place: Any, what: Any, md: int, mh: int, masks: int) -> Any:
+    """Transform, finish and write a brick, row of windows by row; ``masks`` is 1 or 0."""
+    PD, PH, strip = sizes(OUTPUT, md)[0], sizes(OUTPUT, mh)[0], _STRIP * LANES
+    own, staged, (_, H, W), kind = place.own, place.staged, place.size, OUTPUT
+    sums, zero, (deep, high, long) = staged.scratch, broadcast(np.float32(0.0)), staged.extent
+    buffer, columns = sums + 2 * LANES, _STRIP if mh > 1 else W
+    for row in range(deep * high):
+        d, h = place.start[0] + row // high * md, place.start[1] + row % high * mh
+        first, to = staged.at + row * long * LANES, place.first + (d * H + h) * W * LANES
+        planes = min(md, place.stop[0] - d)
+        lines = min(mh, place.stop[1] - h) if planes > 0 else 0
         store(own, sums, zero)
         store(own, sums + LANES, zero)
         for left in range(0, W, columns):
             wide, y = min(columns, W - left), to + left * LANES
             x, stride, line = first + left * LANES, staged.plane, 0
-            if in_strips:
-                transform_along_h(own, x, stride, buffer, wide, md, mh)
+            if mh > 1:
+                # A strip along h: to buffer[h][point of d][column].
+                for point in range(PD):
+                    at, there = x + point * PH * stride, buffer + point * strip
+                    transform_columns(own, at, stride, own, there, PD * strip, wide, kind, mh)
                 x, stride, line = buffer, strip, PD * strip
             for _ in range(lines):
                 if planes == md:
-                    finish_row(place, x, stride, what, y, wide, md)
+                    finish_row(place, x, stride, what, y, wide, md, masks)
                 else:
                     # In the place of the points, for one voxel of a column to be read alone.
-                    transform_columns(own, x, stride, own, x, stride, wide, OUTPUT, md)
-                    for d in range(planes):
-                        finish_row(place, x + d * stride, stride, what, y + d * H * W * LANES, wide, 1)
+                    transform_columns(own, x, stride, own, x, stride, wide, kind, md)
+                    for k in range(planes):
+                        there = y + k * H * W * LANES
+                        finish_row(place, x + k * stride, stride, what, there, wide, 1, masks)
                 x, y = x + line, y + W * LANES
         if what.sums.size > 0:
             for lane in range(LANES):
                 what.sums[0, lane] += own[sums + lane]
                 what.sums[1, lane] += own[sums + LANES + lane]
-
-
-@kernel
-def row_of_windows(place: Any, row: int, md: int, mh: int) -> tuple[int, int, int, int]:
-    """Where a row of windows is staged, where it goes, and how many planes and rows of it are wanted."""
-    _, H, W = place.size
-    (_, high, wide), at = place.staged.extent, place.staged.at
-    d, h = place.start[0] + row // high * md, place.start[1] + row % high * mh
-    planes, lines = min(md, place.stop[0] - d), min(mh, place.stop[1] - h)
-    to = place.first + (d * H + h) * W * LANES
-    return at + row * wide * LANES, to, planes, lines if planes > 0 else 0
 
 
 @specialised
@@ -225,48 +214,25 @@ def first_voxel(own: Any, staged: Any, md: int, mh: int) -> Any:
 
 
 @specialised
-def transform_along_h(own: Any, at: int, plane: int, buffer: int, columns: int, md: int, mh: int) -> Any:
-    """Transform a strip of columns of a row of windows along h: to ``buffer[h][point of d][column]``."""
-    PD, PH = sizes(OUTPUT, md)[0], sizes(OUTPUT, mh)[0]
-    strip = _STRIP * LANES
-    for point in range(PD):
-        x, y = at + point * PH * plane, buffer + point * strip
-        transform_columns(own, x, plane, own, y, PD * strip, columns, OUTPUT, mh)
-
-
-@specialised
-def finish_row(place: Any, at: int, stride: int, what: Any, to: int, columns: int, md: int) -> Any:
+def finish_row(
+    place: Any, at: int, stride: int, what: Any, to: int, columns: int, md: int, masks: int
+) -> Any:
     """Transform a row of columns along d, finish and write it: ``md`` voxels of each."""
     PD, kind = sizes(OUTPUT, md)[0], OUTPUT
     own, sums, plane = place.own, place.staged.scratch, place.size[1] * place.size[2] * LANES
     total, product = load(own, sums), load(own, sums + LANES)
+    negative_mean = broadcast(np.float32(0.0)) - what.mean
     for w in range(columns):
-        x, y = at + w * LANES, to + w * LANES
-        tile = transform_axis(tile_load(own, x, stride, 0, 0, PD, 1, 1), kind, md, 0)
-        tile, one, other = finish_tile(what, tile, y, plane, md)
+        y = to + w * LANES
+        tile = transform_axis(tile_load(own, at + w * LANES, stride, 0, 0, PD, 1, 1), kind, md, 0)
+        if masks:
+            x = tile_load(what.x, y, plane, 0, 0, md, 1, 1)
+            tile = tile_mask(tile, tile_fma(what.scale, x, what.shift), what.slopes)
+            one, other = tile, tile_add(x, negative_mean)
+        else:
+            tile = tile_add(tile, what.shift)
+            one = other = tile_add(tile, negative_mean)
         put_tile(what.dst, y, plane, 0, tile, place.streams)
-        total = total + tile_sum(one)
-        product = product + tile_dot(one, other)
+        total, product = total + tile_sum(one), product + tile_dot(one, other)
     store(own, sums, total)
     store(own, sums + LANES, product)
-
-
-@specialised("md")
-def finish_tile(what: Any, tile: Any, at: int, plane: int, md: int) -> Any:
-    """Finish ``md`` voxels that go to ``dst[at:]``.
-
-    Returns them and two tiles to sum: the first one's items, and the products of both.
-    """
-    MD, is_raw = md, what.instance_class is _Raw
-
-    def raw(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
-        tile = tile_add(tile, what.offset)
-        deviation = tile_add(tile, broadcast(np.float32(0.0)) - what.pivot)
-        return tile, deviation, deviation
-
-    def masked(what, tile, at, plane, md):  # type: ignore[no-untyped-def]
-        x = tile_load(what.x, at, plane, 0, 0, MD, 1, 1)
-        tile = tile_mask(tile, tile_fma(what.scale, x, what.shift), what.slopes)
-        return tile, tile, tile_add(x, broadcast(np.float32(0.0)) - what.mean)
-
-    return raw if is_raw else masked

@@ -12,5 +12,5 @@ All have ``forward``, ``backward_data`` and ``backward_weights``, and `naive` do
 path goes on with `kernels.conv3d.winograd`, which transforms in cache and up to 8 times fewer
 multiplications, and ends with `kernels.conv3d.operator`, which fuses a convolution with its neighbours.
 
-``bias`` is the gradient of the bias, which the rungs share; ``cook_toom`` the matrices of minimal filtering.
+``shapes`` has the sizes and checks that the rungs share; ``cook_toom`` the matrices of minimal filtering.
 """

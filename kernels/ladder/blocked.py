@@ -31,15 +31,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
 from kernels.base.buffers import empty, scratchpad
-from kernels.base.conv_shapes import Geometry, Stride
 from kernels.base.jit import parallel_kernel, prange, split_index
-from kernels.base.layout import blocks, pack_src, pack_weights, unpack_weights
-from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc
+from kernels.base.layout import blocks, pack_src, pack_weights, reorder_nCdhw16c_to_ndhwc, unpack_weights
 from kernels.base.simd import LANES, broadcast, fma, load, store
-from kernels.ladder.bias import backward_bias
+from kernels.ladder import shapes
+from kernels.ladder.naive import backward_bias
+from kernels.ladder.shapes import Geometry, Stride
 
 _ONE = (1, 1, 1)
 
@@ -66,8 +65,7 @@ def forward(
     src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
-    g = shapes.forward_geometry(src, weights, bias, stride, padding)
-    shapes.check_float32(src)
+    g = shapes.forward_geometry(src, weights, bias, stride, padding, float32=True)
     return convolve(_forward, (LANES, 1), src, weights, bias, g)
 
 
@@ -75,8 +73,7 @@ def backward_data(
     diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    shapes.check_float32(diff_dst)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
     return convolve(_forward, (LANES, 1), diff_dst, weights, None, g, adjoint=True)
 
 
@@ -84,8 +81,7 @@ def backward_weights(
     src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    shapes.check_float32(src)
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True)
     return weight_gradient(_accumulate, LANES, 1, src, diff_dst, g), backward_bias(diff_dst)
 
 
@@ -105,18 +101,16 @@ def convolve(
     ``adjoint`` convolution takes ``src`` from ``g.dst_shape`` to ``g.src_shape``, for ``backward_data``.
     """
     MB, OD, OH, OW, OC = g.src_shape if adjoint else g.dst_shape
-    stride, before, dilation = (
-        (_ONE, shapes.adjoint_before(g), g.stride) if adjoint else (g.stride, g.before, _ONE)
-    )
-    (width, cols), OCB, kernel = block, blocks(OC), (g.KD, g.KH, g.KW)
+    stride, before, dilation = (_ONE, g.adjoint_before, g.stride) if adjoint else (g.stride, g.before, _ONE)
+    (width, cols), OCB = block, blocks(OC)
     packed = scratchpad("weights", OCB // cols, -(-src.shape[-1] // width), g.taps, width, cols * LANES)
     pack_weights(weights, packed, adjoint=adjoint)
     starts = np.zeros(OCB * LANES, np.float32)
     if bias is not None:
         starts[:OC] = bias
-    filters = Filters(packed.reshape(-1), starts, kernel, stride)
+    filters = Filters(packed.reshape(-1), starts, g.kernel, stride)
     dst = empty((MB, OCB, OD, OH, OW, LANES))
-    D, H, W = ((o - 1) * s + k for o, s, k in zip((OD, OH, OW), stride, kernel, strict=True))
+    D, H, W = ((o - 1) * s + k for o, s, k in zip((OD, OH, OW), stride, g.kernel, strict=True))
     for n in range(MB):
         panel = _pack("src", src[n], width, (D, H, W), before, dilation)
         loops(panel, filters, dst[n].reshape(-1), (OCB, OD, OH, OW))
@@ -130,14 +124,15 @@ def weight_gradient(
 
     Each of ``chunks`` has sums of its own, [OCB][ICB][KD * KH * KW][width][16], which are added in order.
     """
-    sums = scratchpad("partial", chunks, blocks(g.OC), -(-g.IC // width), g.taps, width, LANES)
+    IC, OC = g.channels
+    sums = scratchpad("partial", chunks, blocks(OC), -(-IC // width), g.taps, width, LANES)
     sums[:] = 0.0
-    for n in range(g.MB):
+    for n in range(len(src)):
         panel = _pack("src", src[n], width, g.panel_size, g.before, _ONE)
-        gradient = _pack("gradient", diff_dst[n], LANES, g.dst_shape[1:4], (0, 0, 0), _ONE)
-        loops(panel, gradient, (g.KD, g.KH, g.KW), g.stride, sums.reshape(chunks, -1))
+        gradient = _pack("gradient", diff_dst[n], LANES, g.out, (0, 0, 0), _ONE)
+        loops(panel, gradient, g.kernel, g.stride, sums.reshape(chunks, -1))
     diff_weights = empty(g.weights_shape)
-    unpack_weights(sums, diff_weights.reshape(g.OC, g.IC, g.taps))
+    unpack_weights(sums, diff_weights.reshape(OC, IC, g.taps))
     return diff_weights
 
 

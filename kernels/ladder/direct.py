@@ -31,16 +31,16 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
-from kernels.base.conv_shapes import Geometry, Stride
 from kernels.base.jit import parallel_kernel, prange, specialised, split_index
 from kernels.base.layout import blocks
 from kernels.base.machine import tile_vectors
 from kernels.base.simd import LANES
 from kernels.base.tiles import tile_fill, tile_load, tile_rank1, tile_store
-from kernels.ladder.bias import backward_bias
+from kernels.ladder import shapes
 from kernels.ladder.blocked import Filters, Panel, convolve, weight_gradient
+from kernels.ladder.naive import backward_bias
+from kernels.ladder.shapes import Geometry, Stride
 
 #: Up to this many input channels are packed, or read, as they are; more are padded to blocks of 16.
 FEW_CHANNELS = 4
@@ -62,8 +62,7 @@ def forward(
     src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
-    g = shapes.forward_geometry(src, weights, bias, stride, padding)
-    shapes.check_float32(src)
+    g = shapes.forward_geometry(src, weights, bias, stride, padding, float32=True)
     return _convolve(src, weights, bias, g)
 
 
@@ -71,8 +70,7 @@ def backward_data(
     diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    shapes.check_float32(diff_dst)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
     return _convolve(diff_dst, weights, None, g, adjoint=True)
 
 
@@ -80,22 +78,20 @@ def backward_weights(
     src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    shapes.check_float32(src)
-    width = _width(g.IC)
+    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True)
+    (IC, OC), KW = g.channels, g.kernel[2]
+    width = _width(IC)
     # Enough chunks of planes to share among threads, whatever the number of threads.
-    chunks = max(1, min(g.OD, 16 // (blocks(g.IC) * blocks(g.OC))))
-    accumulate = _make_accumulate(g.KW, weight_tile(g.KW, width), width, g.SW)
+    chunks = max(1, min(g.out[0], 16 // (blocks(IC) * blocks(OC))))
+    accumulate = _make_accumulate(KW, weight_tile(KW, width), width, g.stride[2])
     return weight_gradient(accumulate, width, chunks, src, diff_dst, g), backward_bias(diff_dst)
 
 
 def _convolve(
     src: Floats, weights: Floats, bias: Floats | None, g: Geometry, *, adjoint: bool = False
 ) -> Floats:
-    width, OC, OW, SW = _width(g.IC), g.OC, g.OW, g.SW
-    if adjoint:
-        width, OC, OW, SW = _width(g.OC), g.IC, g.IW, 1
-    tile = tile_shape(OW, blocks(OC))
+    (*_, OW, OC), SW = (g.src_shape, 1) if adjoint else (g.dst_shape, g.stride[2])
+    width, tile = _width(src.shape[-1]), tile_shape(OW, blocks(OC))
     loops = _make_convolve(*tile, width, SW)
     return convolve(loops, (width, tile.cols), src, weights, bias, g, adjoint=adjoint)
 
@@ -105,16 +101,18 @@ def _width(channels: int) -> int:
 
 
 @functools.cache
-def tile_shape(OW: int, OCB: int) -> TileShape:
-    """Register tile for rows of ``OW`` voxels and ``OCB`` channel blocks.
+def tile_shape(
+    OW: int, OCB: int, sizes: tuple[int, ...] = (24, 12, 8, 6, 4, 3, 2, 1), most_cols: int = 4
+) -> TileShape:
+    """Register tile for rows of ``OW`` voxels and ``OCB`` channel blocks; ``sizes`` can be its voxels.
 
     The cheapest by count of cycles: tiles times the larger of multiply-adds, loads and latency. The last
     tile of a row is moved back inside: its voxels that were computed before are a cost, too.
     """
     best, best_cost = TileShape(1, 1), float("inf")
     for cols in (1, 2, 4):
-        for wide in (24, 12, 8, 6, 4, 3, 2, 1):
-            if OCB % cols or wide > OW or wide * cols > tile_vectors():
+        for wide in sizes:
+            if cols > most_cols or OCB % cols or wide > OW or wide * cols > tile_vectors():
                 continue
             cost = -(-OW // wide) * (OCB // cols) * max(wide * cols, wide + cols, _LATENCY)
             if cost < best_cost:
@@ -152,14 +150,16 @@ def convolve_rows(
             # The last tile is moved back inside; its voxels are written twice.
             w = min(w_tile, OW - wide)
             sums = tile_fill(filters.bias, ocb * LANES, 1, wide, cols)
+            y = ocb * panel.blocks * KD * KH * run * LANES
             for icb in range(panel.blocks):
-                for tap in range(KD * KH):
-                    kd, kh = tap // KH, tap % KH
-                    x = panel.at + ((icb * D + d * SD + kd) * H + h * SH + kh) * line + w * step
-                    y = ((ocb * panel.blocks + icb * cols) * KD * KH + tap * cols) * run * LANES
-                    for k in range(run):
-                        at = y + k * cols * LANES
-                        sums = tile_rank1(sums, panel.data, x + k, 0, step, filters.weights, at)
+                for kd in range(KD):
+                    x = panel.at + ((icb * D + d * SD + kd) * H + h * SH) * line + w * step
+                    for _ in range(KH):
+                        for k in range(run):
+                            sums = tile_rank1(
+                                sums, panel.data, x + k, 0, step, filters.weights, y + k * cols * LANES
+                            )
+                        x, y = x + line, y + run * cols * LANES
             tile_store(sums, dst.data, to + w * LANES, 0, LANES, block)
 
 

@@ -26,11 +26,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Array, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import Geometry, Stride
-from kernels.ladder.bias import backward_bias
+from kernels.ladder import shapes
+from kernels.ladder.naive import backward_bias
+from kernels.ladder.shapes import Geometry, Stride
 
 
 def forward(
@@ -41,10 +41,8 @@ def forward(
     padded = _pad(src, g)
     matrix = _matrix(weights)
     dst = empty(g.dst_shape, src.dtype)
-    for n in range(g.MB):
-        for od in range(g.OD):
-            plane = _columns(padded[n], od, g) @ matrix
-            dst[n, od] = plane.reshape(g.OH, g.OW, g.OC)
+    for n, od in np.ndindex(g.dst_shape[:2]):
+        dst[n, od] = (_columns(padded[n], od, g) @ matrix).reshape(g.dst_shape[2:])
     if bias is not None:
         dst += bias
     return dst
@@ -57,12 +55,11 @@ def backward_data(
     g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
     transposed = _matrix(weights).T
     padded, inside = _zeros(g, diff_dst.dtype)
-    for n in range(g.MB):
-        for od in range(g.OD):
-            columns = diff_dst[n, od].reshape(-1, g.OC) @ transposed
-            taps = columns.reshape(g.OH, g.OW, g.KD, g.KH, g.KW, g.IC)
-            for (kd, kh, kw), voxels in _taps(padded[n], od, g):
-                voxels += taps[:, :, kd, kh, kw]
+    for n, od in np.ndindex(g.dst_shape[:2]):
+        columns = diff_dst[n, od].reshape(-1, len(weights)) @ transposed
+        taps = columns.reshape(_columns_shape(g))
+        for (kd, kh, kw), voxels in _taps(padded[n], od, g):
+            voxels += taps[:, :, kd, kh, kw]
     return np.ascontiguousarray(inside)
 
 
@@ -71,12 +68,11 @@ def backward_weights(
 ) -> tuple[Array, Array]:
     """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
     g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
-    padded = _pad(src, g)
-    matrix = np.zeros((g.taps * g.IC, g.OC), src.dtype)
-    for n in range(g.MB):
-        for od in range(g.OD):
-            matrix += _columns(padded[n], od, g).T @ diff_dst[n, od].reshape(-1, g.OC)
-    diff_weights = matrix.reshape(g.KD, g.KH, g.KW, g.IC, g.OC).transpose(4, 3, 0, 1, 2)
+    padded, (IC, OC) = _pad(src, g), g.channels
+    matrix = np.zeros((g.taps * IC, OC), src.dtype)
+    for n, od in np.ndindex(g.dst_shape[:2]):
+        matrix += _columns(padded[n], od, g).T @ diff_dst[n, od].reshape(-1, OC)
+    diff_weights = matrix.reshape(*g.kernel, IC, OC).transpose(4, 3, 0, 1, 2)
     return np.ascontiguousarray(diff_weights), backward_bias(diff_dst)
 
 
@@ -87,10 +83,10 @@ def _matrix(weights: Array) -> Array:
 
 def _zeros(g: Geometry, dtype: npt.DTypeLike) -> tuple[Array, Array]:
     """Sources with zeros around, and the view inside: no tap and no voxel of ``src`` falls outside."""
-    sizes = (g.ID, g.IH, g.IW)
-    whole = [max(*of) for of in zip(g.panel_size, np.add(g.before, sizes), strict=True)]
-    padded = np.zeros((g.MB, *whole, g.IC), dtype)
-    return padded, padded[:, g.PD : g.PD + g.ID, g.PH : g.PH + g.IH, g.PW : g.PW + g.IW]
+    MB, *size, IC = g.src_shape
+    ends = np.add(g.before, size)
+    padded = np.zeros((MB, *np.maximum(g.panel_size, ends), IC), dtype)
+    return padded, padded[:, *map(slice, g.before, ends)]
 
 
 def _pad(src: Array, g: Geometry) -> Array:
@@ -101,15 +97,19 @@ def _pad(src: Array, g: Geometry) -> Array:
 
 def _columns(padded: Array, od: int, g: Geometry) -> Array:
     """Columns of one output plane, shape ``(OH * OW, KD * KH * KW * IC)``."""
-    columns = np.empty((g.OH, g.OW, g.KD, g.KH, g.KW, g.IC), padded.dtype)
+    columns = np.empty(_columns_shape(g), padded.dtype)
     for (kd, kh, kw), voxels in _taps(padded, od, g):
         columns[:, :, kd, kh, kw] = voxels
-    return columns.reshape(g.OH * g.OW, -1)
+    return columns.reshape(g.out[1] * g.out[2], -1)
+
+
+def _columns_shape(g: Geometry) -> tuple[int, ...]:
+    return (*g.out[1:], *g.kernel, g.channels[0])
 
 
 def _taps(padded: Array, od: int, g: Geometry) -> Iterator[tuple[Triple, Array]]:
     """For each tap, the voxels that it meets while the kernel visits plane ``od``: ``(OH, OW, IC)``."""
-    for kd, kh, kw in np.ndindex(g.KD, g.KH, g.KW):
-        rows = slice(kh, kh + (g.OH - 1) * g.SH + 1, g.SH)
-        cols = slice(kw, kw + (g.OW - 1) * g.SW + 1, g.SW)
-        yield (kd, kh, kw), padded[od * g.SD + kd, rows, cols]
+    (_, OH, OW), (SD, SH, SW) = g.out, g.stride
+    for kd, kh, kw in np.ndindex(g.kernel):
+        rows, cols = slice(kh, kh + (OH - 1) * SH + 1, SH), slice(kw, kw + (OW - 1) * SW + 1, SW)
+        yield (kd, kh, kw), padded[od * SD + kd, rows, cols]

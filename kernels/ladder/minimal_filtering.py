@@ -26,16 +26,15 @@ import math
 
 import numpy as np
 
-from kernels.base import conv_shapes as shapes
 from kernels.base.arguments import Floats, Triple
 from kernels.base.buffers import empty, scratchpad
-from kernels.base.conv_shapes import Geometry, Stride
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
-from kernels.base.layout import blocks, pack_src
-from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc
+from kernels.base.layout import blocks, pack_src, reorder_nCdhw16c_to_ndhwc
 from kernels.base.simd import LANES, broadcast, fma, load, store
-from kernels.ladder.bias import backward_bias
+from kernels.ladder import shapes
 from kernels.ladder.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, OUTPUT, WEIGHTS, matrix
+from kernels.ladder.naive import backward_bias
+from kernels.ladder.shapes import Geometry, Stride
 
 _OUTPUTS, _POINTS = 2, 4  # of a tile along each axis
 
@@ -44,7 +43,7 @@ def forward(
     src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Convolve; as `naive.forward`, float32, kernel 3x3x3 and stride 1 only."""
-    g = _checked(shapes.forward_geometry(src, weights, bias, stride, padding), src)
+    g = _checked(shapes.forward_geometry(src, weights, bias, stride, padding, float32=True))
     dst = _convolve(src, weights, g.dst_shape, g.before)
     return dst if bias is None else dst + bias
 
@@ -53,31 +52,30 @@ def backward_data(
     diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Floats:
     """Gradient of ``src``; as `naive.backward_data`, float32, kernel 3x3x3 and stride 1 only."""
-    g = _checked(shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding), diff_dst)
+    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
     adjoint = weights.swapaxes(0, 1)[:, :, ::-1, ::-1, ::-1]
-    return _convolve(diff_dst, adjoint, g.src_shape, shapes.adjoint_before(g))
+    return _convolve(diff_dst, adjoint, _checked(g).src_shape, g.adjoint_before)
 
 
 def backward_weights(
     src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Floats, Floats]:
     """Gradients of weights and bias; as `naive.backward_weights`, with a kernel 3x3x3 and stride 1 only."""
-    g = _checked(shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding), src)
+    g = _checked(shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True))
     tiles, products = _tiles(g.dst_shape), np.zeros((), np.float32)
-    for n in range(g.MB):
+    for n in range(len(src)):
         V = _to_points(INPUT, src[n], tiles, g.before)
         E = _to_points(DIFF_DST, diff_dst[n], tiles, (0, 0, 0))
         products = products + V.transpose(0, 2, 1) @ E
     diff_weights = _transform_weights(DIFF_WEIGHTS, products.reshape(*(_POINTS,) * 3, *products.shape[1:]))
-    diff_weights = diff_weights[..., : g.IC, : g.OC].transpose(4, 3, 0, 1, 2)
+    IC, OC = g.channels
+    diff_weights = diff_weights[..., :IC, :OC].transpose(4, 3, 0, 1, 2)
     return np.ascontiguousarray(diff_weights), backward_bias(diff_dst)
 
 
-def _checked(g: Geometry, array: Floats) -> Geometry:
-    shapes.check_float32(array)
-    kernel = (g.KD, g.KH, g.KW)
-    if kernel != (3, 3, 3) or g.stride != (1, 1, 1):
-        raise ValueError(f"kernel is {kernel} and stride {g.stride}; minimal_filtering takes 3x3x3 and 1")
+def _checked(g: Geometry) -> Geometry:
+    if g.kernel != (3, 3, 3) or g.stride != (1, 1, 1):
+        raise ValueError(f"kernel is {g.kernel} and stride {g.stride}; minimal_filtering takes 3x3x3 and 1")
     return g
 
 

@@ -18,14 +18,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.base import conv_shapes as shapes
-from kernels.base.arguments import Array, Triple
+from kernels.base.arguments import Array, Doubles, Triple
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import Stride
-from kernels.base.jit import kernel
-from kernels.ladder.bias import backward_bias
+from kernels.base.jit import kernel, parallel_kernel, prange
+from kernels.ladder import shapes
+from kernels.ladder.shapes import Stride
 
 _FORWARD, _DATA, _WEIGHTS = range(3)
+# Voxels of a chunk of `backward_bias`.
+_CHUNK = 8192
 
 
 def forward(
@@ -73,16 +74,11 @@ def backward_data(
     weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``diff_dst``
     src_shape : (MB, ID, IH, IW, IC)
     stride, padding
-        As in `forward`.
+        As in `forward`, and so are the errors.
 
     Returns
     -------
     ndarray, shape=src_shape, dtype of ``diff_dst``
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in `forward`.
     """
     g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
     diff_src = empty(g.src_shape, diff_dst.dtype)
@@ -102,17 +98,12 @@ def backward_weights(
     diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), dtype of ``src``
     kernel : (KD, KH, KW)
     stride, padding
-        As in `forward`.
+        As in `forward`, and so are the errors.
 
     Returns
     -------
     diff_weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``src``
     diff_bias : ndarray, shape=(OC,), dtype of ``src``
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in `forward`.
     """
     g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
     diff_weights = np.zeros(g.weights_shape, src.dtype)
@@ -148,3 +139,32 @@ def _make(direction: int) -> Callable[..., None]:
                 dst[n, od, oh, ow, oc] = value
 
     return visit
+
+
+def backward_bias(diff_dst: Array) -> Array:
+    """Gradient of the bias, which all rungs share: the sum over all axes but the last.
+
+    Voxels are cut into chunks by their number alone. Each chunk is summed in float64, and the chunks' sums
+    are added in order, so the result is the same for any number of threads.
+
+    Parameters
+    ----------
+    diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), float32 or float64
+
+    Returns
+    -------
+    ndarray, shape=(OC,), dtype of ``diff_dst``
+    """
+    voxels = diff_dst.reshape(-1, diff_dst.shape[-1])
+    partial = np.zeros((-(-len(voxels) // _CHUNK), voxels.shape[1]))
+    _sum_chunks(voxels, partial)
+    return partial.sum(axis=0).astype(diff_dst.dtype)
+
+
+@parallel_kernel
+def _sum_chunks(voxels: Array, partial: Doubles) -> None:
+    count, channels = voxels.shape
+    for chunk in prange(partial.shape[0]):
+        for voxel in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, count)):
+            for c in range(channels):
+                partial[chunk, c] += voxels[voxel, c]

@@ -296,17 +296,19 @@ def test_a_folder_of_kernels_that_cannot_be_written_is_named(tmp_path, monkeypat
 SPECIALISED = """
 import sys
 
-from kernels.base.jit import kernel, specialised
+from kernels.base.jit import compile_time, kernel, specialised
 
-@specialised("factor")
+@compile_time
+def literal(number):  # constants only
+    return number
+
+@specialised
 def scaled(x, factor):
-    by = factor
-    return lambda x, factor: by * x
+    return x * literal(factor)
 
-@specialised("factor")
+@specialised
 def shifted(x, factor):
-    by = factor
-    return lambda x, factor: scaled(x, by) + 1
+    return scaled(x, factor) + 1
 
 @kernel
 def call(x):
@@ -337,16 +339,19 @@ def sizes(shape, by):
     high, wide = shape
     return (high * by, wide), high + wide
 
+@compile_time
+def literal(number):  # constants only
+    return number
+
 @specialised
 def repeated(x, count, high):
     (rows, _), total = sizes((high, 3), count)
     more = total
     return scaled(x, rows) + scaled(x, more)
 
-@specialised("factor")
+@specialised
 def scaled(x, factor):
-    by = factor
-    return lambda x, factor: by * x
+    return x * literal(factor)
 
 def make(high):
     @kernel

@@ -17,9 +17,9 @@ from numpy.testing import assert_array_equal
 
 from kernels import conv3d
 from kernels.base import machine
-from kernels.base.conv_shapes import geometry
 from kernels.conv3d import winograd, winograd_bricks
 from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
+from kernels.ladder.shapes import geometry
 
 RUNGS = [im2col, blocked, direct]
 CHANNELS = [1, 3, 4, 5, 16, 17, 32, 48, 64]

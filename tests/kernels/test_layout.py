@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from kernels.base import buffers, layout, reorder
+from kernels.base import buffers, layout
 from kernels.base.buffers import empty, past_caches
 
 sizes = st.integers(1, 5)
@@ -21,9 +21,9 @@ def numbered(*shape):
 @given(MB=st.integers(1, 3), D=sizes, H=sizes, W=sizes, C=channels)
 def test_activations_round_trip(MB, D, H, W, C):
     src = numbered(MB, D, H, W, C)
-    blocked = reorder.reorder_ndhwc_to_nCdhw16c(src)
+    blocked = layout.reorder_ndhwc_to_nCdhw16c(src)
     assert blocked.shape == (MB, layout.blocks(C), D, H, W, 16)
-    assert_array_equal(reorder.reorder_nCdhw16c_to_ndhwc(blocked, C), src)
+    assert_array_equal(layout.reorder_nCdhw16c_to_ndhwc(blocked, C), src)
     lanes = np.moveaxis(blocked, 1, 4).reshape(MB, D, H, W, -1)
     assert_array_equal(lanes[..., :C], src)
     assert not lanes[..., C:].any()
@@ -32,7 +32,7 @@ def test_activations_round_trip(MB, D, H, W, C):
 @given(MB=st.integers(1, 2), D=sizes, H=sizes, W=sizes, C=channels, data=st.data())
 def test_offset_function_of_nCdhw16c(MB, D, H, W, C, data):  # noqa: N802
     src = numbered(MB, D, H, W, C)
-    flat = reorder.reorder_ndhwc_to_nCdhw16c(src).reshape(-1)
+    flat = layout.reorder_ndhwc_to_nCdhw16c(src).reshape(-1)
     n, d, h, w, c = (data.draw(st.integers(0, size - 1)) for size in src.shape)
     CB = layout.blocks(C)
     offset = ((((n * CB + c // 16) * D + d) * H + h) * W + w) * 16 + c % 16
@@ -42,9 +42,11 @@ def test_offset_function_of_nCdhw16c(MB, D, H, W, C, data):  # noqa: N802
 @given(OC=channels, IC=channels, KD=sizes, KH=sizes, KW=sizes)
 def test_weights_round_trip(OC, IC, KD, KH, KW):
     weights = numbered(OC, IC, KD, KH, KW)
-    blocked = reorder.reorder_OIdhw_to_OIdhw16i16o(weights)
-    assert blocked.shape == (layout.blocks(OC), layout.blocks(IC), KD, KH, KW, 16, 16)
-    assert_array_equal(reorder.reorder_OIdhw16i16o_to_OIdhw(blocked, OC, IC), weights)
+    blocked = np.full((layout.blocks(OC), layout.blocks(IC), KD, KH, KW, 16, 16), np.nan, np.float32)
+    layout.pack_weights(weights, blocked.reshape(*blocked.shape[:2], -1, 16, 16))
+    back = np.full((OC, IC, KD * KH * KW), np.nan, np.float32)
+    layout.unpack_weights(blocked.reshape(1, *blocked.shape[:2], -1, 16, 16), back)
+    assert_array_equal(back.reshape(weights.shape), weights)
     assert np.count_nonzero(blocked) == weights.size
     assert blocked[-1, -1, 0, -1, 0, (IC - 1) % 16, (OC - 1) % 16] == weights[-1, -1, 0, -1, 0]
 
@@ -54,7 +56,7 @@ def test_padding_lanes_are_dropped_on_the_way_back():
     blocked[:, 0] = 1.0
     blocked[:, 1, ..., :4] = 2.0
     assert_array_equal(
-        reorder.reorder_nCdhw16c_to_ndhwc(blocked, 20),
+        layout.reorder_nCdhw16c_to_ndhwc(blocked, 20),
         np.concatenate([np.ones((1, 1, 1, 3, 16)), np.full((1, 1, 1, 3, 4), 2.0)], axis=-1),
     )
 
@@ -113,17 +115,14 @@ def test_partial_weights_are_added_up(OC, IC, KD, KH, chunks):
 
 def test_wrong_channel_counts_are_named():
     with pytest.raises(ValueError, match="2 channel blocks; 40 channels need 3"):
-        reorder.reorder_nCdhw16c_to_ndhwc(np.zeros((1, 2, 1, 1, 1, 16), np.float32), 40)
-    with pytest.raises(ValueError, match="1 x 2 blocks"):
-        reorder.reorder_OIdhw16i16o_to_OIdhw(np.zeros((1, 2, 1, 1, 1, 16, 16), np.float32), 16, 40)
+        layout.reorder_nCdhw16c_to_ndhwc(np.zeros((1, 2, 1, 1, 1, 16), np.float32), 40)
 
 
 @pytest.mark.parametrize(
     "reorder",
     [
-        lambda kind: reorder.reorder_ndhwc_to_nCdhw16c(np.ones((1, 1, 1, 2, 16), kind)),
-        lambda kind: reorder.reorder_nCdhw16c_to_ndhwc(np.ones((1, 1, 1, 1, 2, 16), kind), 16),
-        lambda kind: reorder.reorder_OIdhw_to_OIdhw16i16o(np.ones((16, 1, 3, 3, 3), kind)),
+        lambda kind: layout.reorder_ndhwc_to_nCdhw16c(np.ones((1, 1, 1, 2, 16), kind)),
+        lambda kind: layout.reorder_nCdhw16c_to_ndhwc(np.ones((1, 1, 1, 1, 2, 16), kind), 16),
     ],
 )
 def test_other_types_are_refused(reorder):

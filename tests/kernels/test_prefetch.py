@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kernels.base.buffers import empty
-from kernels.base.prefetch import (
+from kernels.base.simd import LINE
+from kernels.conv3d.prefetch import (
     NO_REGION,
     Lines,
     Region,
@@ -15,7 +16,6 @@ from kernels.base.prefetch import (
     tensors,
     upcoming,
 )
-from kernels.base.simd import LINE
 
 EMPTY = np.zeros(0, np.float32)
 SIZE = (3, 4, 5)

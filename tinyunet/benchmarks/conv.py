@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kernels.base.arguments import Array
-from kernels.base.conv_shapes import Geometry, geometry
 from kernels.ladder import im2col
+from kernels.ladder.shapes import Geometry, geometry
 from tinyunet.benchmarks import roofline
 from tinyunet.benchmarks.nets import USUAL_FILTERS, figures
 from tinyunet.benchmarks.peers import ladder

@@ -21,7 +21,7 @@ from kernels import conv3d
 from kernels.base.arguments import NDHWC, Array, Floats, Triple, tensor, triple
 from kernels.base.buffers import empty
 from kernels.deferred.tensors import plain
-from kernels.ladder.bias import backward_bias
+from kernels.ladder.naive import backward_bias
 from kernels.ops import edges
 from kernels.ops.transposed_conv.data_passes import backward_data_blocked, forward_blocked
 from kernels.ops.transposed_conv.panels import Packed, pack, panels

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from kernels.base import layout, machine, reorder
+from kernels.base import layout, machine
 from kernels.base.simd import LANES
 from kernels.conv3d import many_channels
 from kernels.conv3d import operator as fused
@@ -30,7 +30,7 @@ CASES = [
 
 
 def blocked(array):
-    return reorder.reorder_ndhwc_to_nCdhw16c(array.astype(np.float32))
+    return layout.reorder_ndhwc_to_nCdhw16c(array.astype(np.float32))
 
 
 def lanes(values, channels):
@@ -154,7 +154,7 @@ def test_forward_and_moments(problem, form, threads):
     bias = lanes(problem.bias, problem.OC)
     fused.forward(p, *problem.sources(), packed, bias, dst, moments)
     exact = im2col.forward(problem.src(), problem.weights.astype(np.float64), problem.bias.astype(np.float64))
-    got = reorder.reorder_nCdhw16c_to_ndhwc(dst, problem.OC)
+    got = layout.reorder_nCdhw16c_to_ndhwc(dst, problem.OC)
     assert_close(got, exact, problem.tolerance)
     assert not dst[:, -1, ..., (problem.OC - 1) % LANES + 1 :].any()
 
@@ -177,7 +177,7 @@ def test_backward_data_masked_and_plain(problem, form):
     fused.backward_data(p, problem.gradient(), packed, dst)
     for got, wanted, C in zip(dst, problem.diff_src(), problem.channels, strict=True):
         if C:
-            assert_close(reorder.reorder_nCdhw16c_to_ndhwc(got, C), wanted, problem.tolerance)
+            assert_close(layout.reorder_nCdhw16c_to_ndhwc(got, C), wanted, problem.tolerance)
 
     masks = problem.masks(p)
     fused.backward_data(p, problem.gradient(), packed, dst, masks)
@@ -191,7 +191,7 @@ def assert_masked(problem, dst, masks):
             continue
         slope = np.where(problem.before_activation(i) > 0, 1.0, problem.slopes[i])
         dz = problem.diff_src()[i] * slope
-        got = reorder.reorder_nCdhw16c_to_ndhwc(dst[i], C)
+        got = layout.reorder_nCdhw16c_to_ndhwc(dst[i], C)
         # A value within rounding of the kink may fall on either side of it.
         away = np.abs(problem.before_activation(i)) > 1e-5
         assert_close(got * away, dz * away, problem.tolerance)
@@ -264,7 +264,7 @@ def test_first_layer_reads_its_channels_last(C):
     source = Source(src, np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0)
     dst = nans(2, 2, 5, 6, 7, LANES)
     fused.forward(p, source, NO_SOURCE, packed, np.zeros(32, np.float32), dst)
-    assert_array_equal(reorder.reorder_nCdhw16c_to_ndhwc(dst, 20), im2col.forward(src, weights))
+    assert_array_equal(layout.reorder_nCdhw16c_to_ndhwc(dst, 20), im2col.forward(src, weights))
     one = lanes(np.ones(20), 20)
     diff = gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
     diff_weights, diff_bias = nans(*weights.shape), nans(20)
@@ -302,7 +302,7 @@ def test_first_layer_is_transformed_along_two_axes(size, C, OC, kernel, tile, th
     exact = im2col.forward(src, weights, bias)
     # Of the transforms, as F(2, 2, 2) and F(2, 4, 4) have them along two axes.
     tolerance = 1e-6 if tile[1] == 2 else 5e-6
-    assert_close(reorder.reorder_nCdhw16c_to_ndhwc(dst, OC), exact, tolerance)
+    assert_close(layout.reorder_nCdhw16c_to_ndhwc(dst, OC), exact, tolerance)
     assert not dst.transpose(0, 2, 3, 4, 1, 5).reshape(*size, -1)[..., OC:].any()
     counts = moments[:, 0, :OC]
     assert_array_equal(counts.sum(axis=0), np.prod(size))

@@ -6,7 +6,7 @@ from deferred import CHANNELS, SIZES, SLOPES, THREADS, blocked, blocked_shape, d
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.base import machine, reorder
+from kernels.base import layout, machine
 from kernels.deferred.tensors import plain
 from kernels.ops import edges
 
@@ -25,7 +25,7 @@ def test_there_and_back(size, channels, seed, threads):
     dst, back = poisoned(*blocked_shape(src.shape)), poisoned(*src.shape)
     with unchanged(src):
         edges.to_blocked(src, dst)
-    assert_exact(dst, reorder.reorder_ndhwc_to_nCdhw16c(src))
+    assert_exact(dst, layout.reorder_ndhwc_to_nCdhw16c(src))
     edges.to_ndhwc(plain(dst, channels), back)
     assert_exact(back, src)
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from kernels.base.arguments import Array, Triple
 from kernels.base.buffers import empty
-from kernels.base.layout import blocks
-from kernels.base.reorder import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
+from kernels.base.layout import blocks, reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
 from kernels.conv3d import operator as conv3d
 from kernels.conv3d import winograd

@@ -17,11 +17,11 @@ import numpy as np
 from kernels import ops
 from kernels.base.arguments import Floats, tensor
 from kernels.base.buffers import empty
-from kernels.base.conv_shapes import forward_geometry
 from kernels.conv3d import operator as conv3d
 from kernels.conv3d.write import NO_MOMENTS
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask
 from kernels.ladder.direct import FEW_CHANNELS
+from kernels.ladder.shapes import forward_geometry
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node
 from tinyunet.compiler.operators.weightless import check_vectors, checked_volume

@@ -1,5 +1,6 @@
 """Sizes of a convolution, and the checks that every rung shares."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,71 +12,50 @@ Stride = int | Triple
 
 
 class Geometry(NamedTuple):
-    """All sizes of one convolution.
+    """All sizes of one convolution."""
 
-    ``MB`` images; ``IC`` channels of ``ID x IH x IW`` voxels in, ``OC`` of ``OD x OH x OW`` out;
-    kernel ``KD x KH x KW``, stride ``SD x SH x SW``; ``PD, PH, PW`` zeros before the first voxel.
-    """
-
-    MB: int
-    IC: int
-    OC: int
-    ID: int
-    IH: int
-    IW: int
-    OD: int
-    OH: int
-    OW: int
-    KD: int
-    KH: int
-    KW: int
-    SD: int
-    SH: int
-    SW: int
-    PD: int
-    PH: int
-    PW: int
+    src_shape: tuple[int, int, int, int, int]  # MB, ID, IH, IW, IC
+    weights_shape: tuple[int, int, int, int, int]  # OC, IC, KD, KH, KW
+    dst_shape: tuple[int, int, int, int, int]  # MB, OD, OH, OW, OC
+    stride: Triple  # SD, SH, SW
+    before: Triple  # PD, PH, PW: zeros before the first voxel
 
     @property
-    def src_shape(self) -> tuple[int, int, int, int, int]:
-        """``(MB, ID, IH, IW, IC)``."""
-        return self.MB, self.ID, self.IH, self.IW, self.IC
+    def channels(self) -> tuple[int, int]:
+        """``(IC, OC)``."""
+        return self.weights_shape[1], self.weights_shape[0]
 
     @property
-    def dst_shape(self) -> tuple[int, int, int, int, int]:
-        """``(MB, OD, OH, OW, OC)``."""
-        return self.MB, self.OD, self.OH, self.OW, self.OC
+    def kernel(self) -> Triple:
+        """``(KD, KH, KW)``."""
+        return self.weights_shape[2:]
 
     @property
-    def weights_shape(self) -> tuple[int, int, int, int, int]:
-        """``(OC, IC, KD, KH, KW)``."""
-        return self.OC, self.IC, self.KD, self.KH, self.KW
-
-    @property
-    def stride(self) -> Triple:
-        """``(SD, SH, SW)``."""
-        return self.SD, self.SH, self.SW
-
-    @property
-    def before(self) -> Triple:
-        """``(PD, PH, PW)``."""
-        return self.PD, self.PH, self.PW
+    def out(self) -> Triple:
+        """``(OD, OH, OW)``."""
+        return self.dst_shape[1:4]
 
     @property
     def panel_size(self) -> Triple:
         """Voxels of ``src`` and zeros around it that the taps of all outputs meet."""
-        D, H, W = (self.OD - 1) * self.SD, (self.OH - 1) * self.SH, (self.OW - 1) * self.SW
-        return D + self.KD, H + self.KH, W + self.KW
+        (OD, OH, OW), (SD, SH, SW), (KD, KH, KW) = self.out, self.stride, self.kernel
+        return (OD - 1) * SD + KD, (OH - 1) * SH + KH, (OW - 1) * SW + KW
+
+    @property
+    def adjoint_before(self) -> Triple:
+        """Zeros before ``diff_dst`` when ``backward_data`` runs as a forward convolution."""
+        (KD, KH, KW), (PD, PH, PW) = self.kernel, self.before
+        return KD - 1 - PD, KH - 1 - PH, KW - 1 - PW
 
     @property
     def taps(self) -> int:
         """Numbers of a kernel: ``KD * KH * KW``."""
-        return self.KD * self.KH * self.KW
+        return math.prod(self.kernel)
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one direction: a multiply and an add for each tap."""
-        return 2 * self.taps * self.IC * self.OC * self.MB * self.OD * self.OH * self.OW
+        return 2 * math.prod(self.weights_shape) * math.prod(self.dst_shape[:4])
 
 
 def output_size(size: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:
@@ -121,61 +101,67 @@ def geometry(
         raise ValueError(f'kernel {tuple(kernel)} is larger than src {tuple(sizes)}; use padding="same"')
     axes = [output_size(*axis, padding) for axis in zip(sizes, kernel, strides, strict=True)]
     out, before = zip(*axes, strict=True)
-    return Geometry._make((MB, IC, OC, *sizes, *out, *kernel, *strides, *before))
-
-
-def adjoint_before(g: Geometry) -> Triple:
-    """Zeros before ``diff_dst`` when ``backward_data`` runs as a forward convolution."""
-    return g.KD - 1 - g.PD, g.KH - 1 - g.PH, g.KW - 1 - g.PW
+    return Geometry._make((tuple(src_shape), tuple(weights_shape), (MB, *out, OC), strides, before))
 
 
 def forward_geometry(
-    src: Array, weights: Array, bias: Array | None, stride: Stride, padding: str
+    src: Array, weights: Array, bias: Array | None, stride: Stride, padding: str, *, float32: bool = False
 ) -> Geometry:
-    """Geometry of ``forward``; ValueError if shapes do not fit, TypeError if dtypes do not."""
-    sizes = geometry(src.shape, weights.shape, stride, padding)
-    if bias is not None and bias.shape != (sizes.OC,):
-        raise ValueError(f"bias has shape {bias.shape}; with these weights it must be ({sizes.OC},)")
-    _check_dtypes(src=src, weights=weights, **({} if bias is None else {"bias": bias}))
-    return sizes
+    """Geometry of ``forward``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+    TypeError
+        If dtypes are mixed or not a float32 or float64; with ``float32``, which vectors need, not float32.
+    """
+    g = geometry(src.shape, weights.shape, stride, padding)
+    if bias is not None and bias.shape != (weights.shape[0],):
+        raise ValueError(f"bias has shape {bias.shape}; with these weights it must be {weights.shape[:1]}")
+    _check_dtypes(float32, src=src, weights=weights, **({} if bias is None else {"bias": bias}))
+    return g
 
 
 def backward_data_geometry(
-    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride, padding: str
+    diff_dst: Array,
+    weights: Array,
+    src_shape: tuple[int, ...],
+    stride: Stride,
+    padding: str,
+    *,
+    float32: bool = False,
 ) -> Geometry:
     """Geometry of ``backward_data``; raises as `forward_geometry`."""
-    sizes = geometry(src_shape, weights.shape, stride, padding)
-    _check_diff_dst(diff_dst, sizes)
-    _check_dtypes(diff_dst=diff_dst, weights=weights)
-    return sizes
+    g = geometry(src_shape, weights.shape, stride, padding)
+    _check_diff_dst(diff_dst, g)
+    _check_dtypes(float32, diff_dst=diff_dst, weights=weights)
+    return g
 
 
 def backward_weights_geometry(
-    src: Array, diff_dst: Array, kernel: Triple, stride: Stride, padding: str
+    src: Array, diff_dst: Array, kernel: Triple, stride: Stride, padding: str, *, float32: bool = False
 ) -> Geometry:
     """Geometry of ``backward_weights``; raises as `forward_geometry`."""
     weights_shape = (diff_dst.shape[-1], src.shape[-1], *triple("kernel", kernel))
-    sizes = geometry(src.shape, weights_shape, stride, padding)
-    _check_diff_dst(diff_dst, sizes)
-    _check_dtypes(src=src, diff_dst=diff_dst)
-    return sizes
+    g = geometry(src.shape, weights_shape, stride, padding)
+    _check_diff_dst(diff_dst, g)
+    _check_dtypes(float32, src=src, diff_dst=diff_dst)
+    return g
 
 
-def check_float32(array: Array) -> None:
-    """Refuse, by TypeError, an array that the vectorised rungs do not take."""
-    if array.dtype != np.float32:
-        raise TypeError(f"this rung takes float32, not {array.dtype}; use naive or im2col")
-
-
-def _check_diff_dst(diff_dst: Array, sizes: Geometry) -> None:
-    if diff_dst.shape != sizes.dst_shape:
+def _check_diff_dst(diff_dst: Array, g: Geometry) -> None:
+    if diff_dst.shape != g.dst_shape:
         raise ValueError(
-            f"diff_dst has shape {diff_dst.shape}; for src {sizes.src_shape} it must be {sizes.dst_shape}"
+            f"diff_dst has shape {diff_dst.shape}; for src {g.src_shape} it must be {g.dst_shape}"
         )
 
 
-def _check_dtypes(**arrays: Array) -> None:
+def _check_dtypes(float32: bool, **arrays: Array) -> None:
     dtypes = {name: array.dtype for name, array in arrays.items()}
-    if len(set(dtypes.values())) != 1 or next(iter(dtypes.values())) not in (np.float32, np.float64):
+    kind = next(iter(dtypes.values()))
+    if len(set(dtypes.values())) != 1 or kind not in (np.float32, np.float64):
         found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{found}; all must be float32, or all float64")
+    if float32 and kind != np.float32:
+        raise TypeError(f"this rung takes float32, not {kind}; use naive or im2col")
