@@ -81,16 +81,16 @@ class MaxPooling(Function):
 
 
 class Upsampling(Function):
-    """Repeats each voxel; backward sums over the repetitions. Saves nothing."""
+    """Repeats voxels, or interpolates between them. Saves nothing."""
 
     @staticmethod
-    def forward(ctx: Context, src: Array, factor: Triple) -> Array:
-        ctx.factor = factor
-        return ops.upsample.forward(src, factor)
+    def forward(ctx: Context, src: Array, factor: Triple, mode: str) -> Array:
+        ctx.factor, ctx.mode = factor, mode
+        return ops.upsample.forward(src, factor, mode)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        return (ops.upsample.backward(gradient, ctx.factor),)
+        return (ops.upsample.backward(gradient, ctx.factor, ctx.mode),)
 
 
 class BatchNormTraining(Function):
@@ -329,9 +329,13 @@ def max_pool3d(src: Tensor, size: int | Sequence[int] = (2, 2, 2)) -> Tensor:
     return MaxPooling.apply(src, triple("size", size))
 
 
-def upsample3d(src: Tensor, factor: int | Sequence[int] = (2, 2, 2)) -> Tensor:
-    """Repeat each voxel ``factor`` times along depth, height and width."""
-    return Upsampling.apply(src, triple("factor", factor))
+def upsample3d(src: Tensor, factor: int | Sequence[int] = (2, 2, 2), mode: str = "nearest") -> Tensor:
+    """Enlarge depth, height and width ``factor`` times.
+
+    ``mode`` "nearest" repeats each voxel; "trilinear" interpolates between the centres of voxels, as PyTorch
+    does with ``align_corners=False``.
+    """
+    return Upsampling.apply(src, triple("factor", factor), ops.upsample.checked_mode(mode))
 
 
 def batch_norm(

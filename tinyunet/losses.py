@@ -22,16 +22,28 @@ smoothing : float
     Makes the Dice of an image without the class, and without a prediction of it, one; with 0 it is NaN.
 from_logits : bool
     Whether ``prediction`` is logits, not probabilities.
+class_weights : sequence of float, optional
+    How much each label counts, from 0 on; two numbers if there is one class. Every mean becomes a weighted
+    one, divided by the sum of the weights: of voxels in a cross-entropy, as in PyTorch; of classes in Dice
+    (where one class alone has no weight) and in a binary cross-entropy of several classes.
+ignore_label : int, optional
+    Voxels with this label, 0 to 255, count in no sum and no mean. It need not be a class. An image in which
+    all is ignored has a Dice of one. If all of a batch is, the cross-entropy is 0, and the gradient too.
 
 All losses raise TypeError or ValueError if ``labels`` are not integers, have another shape, or hold what is
-not a class.
+neither a class nor ignored; if a weight is below 0, or all are 0.
 """
+
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
 from kernels import ops
+from kernels.base.arguments import Doubles
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import at_least_zero
 from tinyunet.tape import Absent, Array, Context, Gradients
@@ -50,42 +62,50 @@ class DiceSums(Function):
     """I, P, T of softmax or sigmoid probabilities, stacked: (3, MB, C), float64."""
 
     @staticmethod
-    def forward(ctx: Context, logits: Array, labels: Labels) -> Array:
+    def forward(ctx: Context, logits: Array, labels: Labels, ignore_label: int | None = None) -> Array:
         ctx.save(logits, labels)
-        return np.stack(ops.label_losses.dice_forward(logits, labels))
+        ctx.ignore_label = ignore_label
+        return np.stack(ops.label_losses.dice_forward(logits, labels, ignore_label))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         logits, labels = ctx.saved
-        return (ops.label_losses.dice_backward(logits, labels, gradient[0], gradient[1]),)
+        parts = gradient[0], gradient[1]
+        return (ops.label_losses.dice_backward(logits, labels, *parts, ctx.ignore_label),)
 
 
 class CrossEntropy(Function):
-    """Mean over all voxels of -log(probability of the label), float64."""
+    """Weighted mean over all voxels of -log(probability of the label), float64."""
 
     @staticmethod
-    def forward(ctx: Context, logits: Array, labels: Labels) -> Array:
+    def passes() -> tuple[Callable[..., float], Callable[..., Array]]:
+        """Kernels of both passes."""
+        return ops.label_losses.cross_entropy_forward, ops.label_losses.cross_entropy_backward
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        logits: Array,
+        labels: Labels,
+        class_weights: Doubles | None = None,
+        ignore_label: int | None = None,
+    ) -> Array:
         ctx.save(logits, labels)
-        return np.asarray(ops.label_losses.cross_entropy_forward(logits, labels))
+        ctx.rule = class_weights, ignore_label
+        return np.asarray(ctx.function.passes()[0](logits, labels, *ctx.rule))
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        logits, labels = ctx.saved
-        return (ops.label_losses.cross_entropy_backward(logits, labels, float(gradient)),)
+        return (ctx.function.passes()[1](*ctx.saved, float(gradient), *ctx.rule),)
 
 
-class BinaryCrossEntropy(Function):
-    """Mean over voxels and classes, two or more, of the binary cross-entropy, float64."""
-
-    @staticmethod
-    def forward(ctx: Context, logits: Array, labels: Labels) -> Array:
-        ctx.save(logits, labels)
-        return np.asarray(ops.binary_cross_entropy.forward(logits, labels))
+class BinaryCrossEntropy(CrossEntropy):
+    """Weighted mean over voxels and classes, two or more, of the binary cross-entropy, float64."""
 
     @staticmethod
-    def backward(ctx: Context, gradient: Array) -> Gradients:
-        logits, labels = ctx.saved
-        return (ops.binary_cross_entropy.backward(logits, labels, float(gradient)),)
+    def passes() -> tuple[Callable[..., float], Callable[..., Array]]:
+        """Kernels of both passes."""
+        return ops.binary_cross_entropy.forward, ops.binary_cross_entropy.backward
 
 
 # ---- what a training calls ------------------------------------------------------------------------------
@@ -97,14 +117,17 @@ def soft_dice(
     include_background: bool = True,
     smoothing: float = 1.0,
     from_logits: bool = False,
+    class_weights: npt.ArrayLike | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor:
     """One minus the mean, over images and classes, of ``(2 I + smoothing) / (P + T + smoothing)``: 0 to 1.
 
     Source: Milletari et al. 2016 (V-Net), without the squares.
     """
     at_least_zero("smoothing", smoothing)
-    intersection, total = _dice_sums(prediction, labels, include_background, from_logits)
-    return 1 - ((2 * intersection + smoothing) / (total + smoothing)).mean()
+    truth = _truth(prediction, labels, class_weights, ignore_label)
+    intersection, total, weights = _dice_sums(prediction, truth, include_background, from_logits)
+    return 1 - _mean((2 * intersection + smoothing) / (total + smoothing), weights)
 
 
 def log_dice(
@@ -113,6 +136,8 @@ def log_dice(
     include_background: bool = True,
     smoothing: float = 1e-4,
     from_logits: bool = False,
+    class_weights: npt.ArrayLike | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor:
     """``-ln(2 mean(I + smoothing)) + ln(mean(T + P + smoothing))``, the loss of IntelAI/unet.
 
@@ -123,20 +148,28 @@ def log_dice(
     Source: ``dice_coef_loss`` of IntelAI/unet, where its smoothing is 0.0001 as well.
     """
     at_least_zero("smoothing", smoothing)
-    intersection, total = _dice_sums(prediction, labels, include_background, from_logits)
-    numerator, denominator = (intersection + smoothing).mean(), (total + smoothing).mean()
-    return denominator.log() - (2 * numerator).log()
+    truth = _truth(prediction, labels, class_weights, ignore_label)
+    intersection, total, weights = _dice_sums(prediction, truth, include_background, from_logits)
+    return _mean(total + smoothing, weights).log() - (2 * _mean(intersection + smoothing, weights)).log()
 
 
-def cross_entropy(prediction: Tensor, labels: npt.ArrayLike, from_logits: bool = False) -> Tensor:
+def cross_entropy(
+    prediction: Tensor,
+    labels: npt.ArrayLike,
+    from_logits: bool = False,
+    class_weights: npt.ArrayLike | None = None,
+    ignore_label: int | None = None,
+) -> Tensor:
     """Mean over all voxels of -ln(probability of the label); with one class it is binary."""
-    checked = _labels_of(prediction, labels)
+    truth = _truth(prediction, labels, class_weights, ignore_label)
     if from_logits:
-        return CrossEntropy.apply(prediction, checked)
+        return CrossEntropy.apply(prediction, *truth)
+    weights = _voxel_weights(truth)
     if prediction.shape[-1] == 1:
-        return _binary_cross_entropy(prediction, checked)
-    right = (prediction * _one_hot(prediction, checked)).sum(axis=-1)
-    return -(right + _TINY[right.dtype.char]).log().mean()
+        weights = None if weights is None else weights[..., np.newaxis]
+        return _binary_cross_entropy(prediction, truth, weights)
+    right = (prediction * _one_hot(prediction, truth)).sum(axis=-1)
+    return -_mean((right + _TINY[right.dtype.char]).log(), weights)
 
 
 def dice_cross_entropy(
@@ -145,10 +178,13 @@ def dice_cross_entropy(
     include_background: bool = True,
     smoothing: float = 1.0,
     from_logits: bool = False,
+    class_weights: npt.ArrayLike | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor:
     """:func:`soft_dice` plus :func:`cross_entropy`."""
-    dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)
-    return dice + cross_entropy(prediction, labels, from_logits)
+    rules = from_logits, class_weights, ignore_label
+    dice = soft_dice(prediction, labels, include_background, smoothing, *rules)
+    return dice + cross_entropy(prediction, labels, *rules)
 
 
 def dice_binary_cross_entropy(
@@ -157,71 +193,137 @@ def dice_binary_cross_entropy(
     include_background: bool = True,
     smoothing: float = 1.0,
     from_logits: bool = False,
+    class_weights: npt.ArrayLike | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor:
     """:func:`soft_dice` plus the mean over voxels *and* classes of the binary cross-entropy.
 
     Each class is a question of its own: this class, or not? With one class the binary
     cross-entropy is :func:`cross_entropy`.
     """
-    dice = soft_dice(prediction, labels, include_background, smoothing, from_logits)
+    rules = from_logits, class_weights, ignore_label
+    dice = soft_dice(prediction, labels, include_background, smoothing, *rules)
     if prediction.shape[-1] == 1:
-        return dice + cross_entropy(prediction, labels, from_logits)
-    checked = _labels_of(prediction, labels)
+        return dice + cross_entropy(prediction, labels, *rules)
+    truth = _truth(prediction, labels, class_weights, ignore_label)
     if from_logits:
-        return dice + BinaryCrossEntropy.apply(prediction, checked)
-    return dice + _binary_cross_entropy(prediction, checked)
+        return dice + BinaryCrossEntropy.apply(prediction, *truth)
+    weights = truth.class_weights
+    if truth.ignore_label is not None:
+        counted = truth.labels != truth.ignore_label
+        weights = counted[..., np.newaxis] * (1.0 if weights is None else weights)
+    return dice + _binary_cross_entropy(prediction, truth, weights)
+
+
+# ---- what they are made of ------------------------------------------------------------------------------
+
+
+class _Truth(NamedTuple):
+    """What a prediction is compared with, checked."""
+
+    labels: Labels
+    class_weights: Doubles | None
+    ignore_label: int | None
+
+
+def _truth(
+    prediction: Tensor, labels: npt.ArrayLike, class_weights: npt.ArrayLike | None, ignore_label: int | None
+) -> _Truth:
+    classes, weights = max(prediction.shape[-1], 2), None
+    if ignore_label is not None and not 0 <= operator.index(ignore_label) <= 255:
+        raise ValueError(f"ignore_label must be from 0 to 255, as labels are bytes, not {ignore_label}")
+    if class_weights is not None:
+        weights = np.array(class_weights, np.float64)
+        if (
+            weights.shape != (classes,)
+            or not (np.isfinite(weights) & (weights >= 0)).all()
+            or not weights.any()
+        ):
+            raise ValueError(
+                f"class_weights must be {classes} numbers, one a label, none below 0 and one above, "
+                f"not {class_weights}"
+            )
+    return _Truth(checked_labels(labels, prediction.shape[:-1], classes, ignore_label), weights, ignore_label)
 
 
 def _dice_sums(
-    prediction: Tensor, labels: npt.ArrayLike, include_background: bool, from_logits: bool
-) -> tuple[Tensor, Tensor]:
-    """I and P + T, each (MB, classes that count)."""
-    checked = _labels_of(prediction, labels)
+    prediction: Tensor, truth: _Truth, include_background: bool, from_logits: bool
+) -> tuple[Tensor, Tensor, Array | None]:
+    """I and P + T, each (MB, classes that count), and the weights of these classes."""
+    labels, weights, ignored = truth
     if from_logits:
         if prediction.data.ndim == 2:  # images of one voxel
-            prediction, checked = prediction[:, None], checked[:, None]
-        sums = DiceSums.apply(prediction, checked)
+            prediction, labels = prediction[:, None], labels[:, None]
+        sums = DiceSums.apply(prediction, labels, ignored)
         intersection, total = sums[0], sums[1] + sums[2]
     else:
-        one_hot = _one_hot(prediction, checked)
+        one_hot = _one_hot(prediction, truth)
         voxels = tuple(range(1, one_hot.ndim - 1))
         intersection = (prediction * one_hot).sum(axis=voxels)
+        if ignored is not None:
+            prediction = prediction * (labels != ignored)[..., np.newaxis].astype(prediction.dtype)
         total = (prediction + one_hot).sum(axis=voxels)
-    if include_background or prediction.shape[-1] == 1:
-        return intersection, total
-    return intersection[:, 1:], total[:, 1:]
+    if prediction.shape[-1] == 1:
+        return intersection, total, None
+    if include_background:
+        return intersection, total, weights
+    if weights is not None and not weights[1:].any():
+        raise ValueError(f"class_weights must have one above 0 behind the background's, not {weights}")
+    return intersection[:, 1:], total[:, 1:], None if weights is None else weights[1:]
 
 
-def _binary_cross_entropy(probabilities: Tensor, labels: Labels) -> Tensor:
+def _binary_cross_entropy(probabilities: Tensor, truth: _Truth, weights: Array | None) -> Tensor:
     classes = probabilities.shape[-1]
     if classes == 1:
         complement = 1 - probabilities
     else:  # the sum of the others keeps the digits that 1 - p loses where p is almost 1
         others = 1 - np.eye(classes, dtype=probabilities.dtype)
         complement = (probabilities[..., np.newaxis, :] * others).sum(axis=-1)
-    one_hot, tiny = _one_hot(probabilities, labels), _TINY[probabilities.dtype.char]
+    one_hot, tiny = _one_hot(probabilities, truth), _TINY[probabilities.dtype.char]
     right = (probabilities + tiny).log() * one_hot
     wrong = (complement + tiny).log() * (1 - one_hot)
-    return -(right + wrong).mean()
+    return -_mean(right + wrong, weights)
 
 
-def _one_hot(prediction: Tensor, labels: Labels) -> Array:
+def _mean(losses: Tensor, weights: Array | None) -> Tensor:
+    """Mean with weights, which are broadcast; 0 if all are 0."""
+    if weights is None:
+        return losses.mean()
+    whole = np.broadcast_to(weights, losses.shape)
+    return (losses * (whole / (whole.sum() or 1.0)).astype(losses.dtype)).sum()
+
+
+def _voxel_weights(truth: _Truth) -> Array | None:
+    """Weight of each voxel; None if all are one."""
+    labels, weights, ignored = truth
+    if weights is None and ignored is None:
+        return None
+    of_label = np.ones(256)
+    if weights is not None:
+        of_label[: weights.size] = weights
+    return np.where(labels == ignored, 0.0, of_label[labels])  # of None, no voxel is ignored
+
+
+def _one_hot(prediction: Tensor, truth: _Truth) -> Array:
+    """T of each voxel and class: zeros in ignored voxels."""
     classes = prediction.shape[-1]
     of_channel = np.arange(classes) if classes > 1 else np.ones(1)
-    return np.equal(labels[..., np.newaxis], of_channel).astype(prediction.dtype)
+    one_hot = np.equal(truth.labels[..., np.newaxis], of_channel).astype(prediction.dtype)
+    if truth.ignore_label is not None:
+        one_hot[truth.labels == truth.ignore_label] = 0
+    return one_hot
 
 
-def _labels_of(prediction: Tensor, labels: npt.ArrayLike) -> Labels:
-    return checked_labels(labels, prediction.shape[:-1], max(prediction.shape[-1], 2))
-
-
-def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) -> Labels:
+def checked_labels(
+    labels: npt.ArrayLike, shape: tuple[int, ...], classes: int, ignore_label: int | None = None
+) -> Labels:
     """Return integer labels as uint8.
 
     Raises
     ------
     TypeError, ValueError
-        ``labels`` are not integers, are not of this shape, or are not all from 0 to ``classes - 1``.
+        ``labels`` are not integers, are not of this shape, or are not all from 0 to ``classes - 1``, or
+        ignored.
     """
     highest = classes - 1
     if highest > 255:
@@ -238,6 +340,7 @@ def checked_labels(labels: npt.ArrayLike, shape: tuple[int, ...], classes: int) 
         raise ValueError("labels are empty; expected a batch of one at least")
     if isinstance(array, Absent):
         return array  # type: ignore[return-value]
-    if array.min() < 0 or array.max() > highest:
-        raise ValueError(f"labels must be from 0 to {highest}, not from {array.min()} to {array.max()}")
+    others = array if ignore_label is None else array[array != ignore_label]
+    if others.size and (others.min() < 0 or others.max() > highest):
+        raise ValueError(f"labels must be from 0 to {highest}, not from {others.min()} to {others.max()}")
     return array.astype(np.uint8, copy=False)

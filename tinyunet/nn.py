@@ -187,14 +187,14 @@ class MaxPool3d(Module):
 
 
 class Upsample3d(Module):
-    """Nearest-neighbour upsampling."""
+    """Upsampling, "nearest" or "trilinear": see :func:`tinyunet.functional.upsample3d`."""
 
-    def __init__(self, factor: int | Sequence[int] = (2, 2, 2)) -> None:
-        self.factor = triple("factor", factor)
+    def __init__(self, factor: int | Sequence[int] = (2, 2, 2), mode: str = "nearest") -> None:
+        self.factor, self.interpolation = triple("factor", factor), ops.upsample.checked_mode(mode)
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, D, H, W, C) -> (MB, D * factor, H * factor, W * factor, C)."""
-        return functional.upsample3d(src, self.factor)
+        return functional.upsample3d(src, self.factor, self.interpolation)
 
 
 class Dropout(Module):

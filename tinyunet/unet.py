@@ -86,8 +86,8 @@ class UNet(Module):
         Channels on the first level; each level below has twice as many.
     depth : int
         Number of levels.
-    use_upsampling : bool
-        Repeat voxels instead of learning a transposed convolution.
+    use_upsampling : bool or "trilinear"
+        Repeat voxels, or interpolate between them, instead of learning a transposed convolution.
     dropout : float
         Share of elements dropped at the end of the two lowest encoder levels (Ronneberger et al.
         2015, section 3.1).
@@ -120,7 +120,7 @@ class UNet(Module):
         classes: int = 4,
         filters: int = 16,
         depth: int = 5,
-        use_upsampling: bool = False,
+        use_upsampling: bool | str = False,
         dropout: float = 0.0,
         seed: int = 0,
         momentum: float = BATCH_NORM_MOMENTUM,
@@ -129,8 +129,10 @@ class UNet(Module):
     ) -> None:
         if dim not in (2, 3):
             raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
-        if not isinstance(use_upsampling, bool | np.bool_):
-            raise ValueError(f"UNet: use_upsampling must be True or False, not {use_upsampling!r}")
+        if not isinstance(use_upsampling, bool | np.bool_) and use_upsampling != "trilinear":
+            raise ValueError(
+                f'UNet: use_upsampling must be True, False or "trilinear", not {use_upsampling!r}'
+            )
         if norm not in NORMS:
             raise ValueError(f"UNet: norm must be one of {', '.join(map(repr, NORMS))}, not {norm!r}")
         fraction("UNet: dropout", dropout)
@@ -141,7 +143,7 @@ class UNet(Module):
             "classes": (classes := _whole("classes", classes)),
             "filters": (filters := _whole("filters", filters)),
             "depth": (depth := _whole("depth", depth)),
-            "use_upsampling": bool(use_upsampling),
+            "use_upsampling": "trilinear" if use_upsampling == "trilinear" else bool(use_upsampling),
             "dropout": (dropout := float(dropout)),
             "seed": (seed := operator.index(seed)),
         }
@@ -171,7 +173,7 @@ class UNet(Module):
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
             coming_up = below if use_upsampling else width
             self.up.append(
-                Upsample3d(two)
+                Upsample3d(two, "trilinear" if use_upsampling == "trilinear" else "nearest")
                 if use_upsampling
                 else ConvTranspose3d(below, width, two, two, generator=generator)
             )

@@ -12,8 +12,7 @@ Idea       Channels of a voxel lie side by side, but softmax and sums run along 
            normalise a block of 128 voxels into the L1 cache and transpose it, 16 x 16 at a time, in
            registers. Then one multiply-add works on 16 voxels of a class. Backward makes all of it again, as
            it must read ``x`` for the mask anyway. From the planes of the logits' gradient it goes back to
-           channels with
-           rank-1 updates, which need no transpose::
+           channels with rank-1 updates, which need no transpose::
 
                x           | v0: c0..c15 | v1: c0..c15 | ...      blocked, from memory
                transposed  | c0: v0..v15 | c1: v0..v15 | ...      16 vectors in registers
@@ -40,12 +39,16 @@ from kernels.deferred.masking import bands, clear, flat, partials, place_band, w
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Mask, Shape, Source
 from kernels.ops.label_losses import (
-    LossBlock,
+    Weighting,
     add_losses,
     add_plane,
     gradient_of_logits,
+    in_float32,
+    loss_block,
     mark,
     total_of_lanes,
+    total_weight,
+    weighting,
     whole_vectors,
 )
 from kernels.ops.softmax import BLOCK, probabilities, scatter
@@ -60,7 +63,8 @@ class Layer(NamedTuple):
     source: Source  # data (MB, ICB, D, H, W, 16)
     weights: Floats  # (classes, IC, 1, 1, 1)
     bias: Floats  # (classes,)
-    labels: Labels  # (MB, D, H, W), below classes; 0 or 1 if there is one class
+    labels: Labels  # (MB, D, H, W), as `kernels.ops.label_losses` takes them
+    rule: Weighting  # how much these labels count
 
 
 class _Packed(NamedTuple):
@@ -70,6 +74,8 @@ class _Packed(NamedTuple):
     by_class: Floats  # weights[class, ic]
     bias: Floats  # each 16 times: what the sums of a class start from
     labels: Labels
+    class_weights: Floats
+    ignored: int
 
 
 class _Derivatives(NamedTuple):
@@ -97,12 +103,12 @@ def infer(source: Source, weights: Floats, bias: Floats, dst: Floats) -> None:
     dst : float32 array, shape=(MB, D, H, W, classes)
         Filled.
     """
-    packed = _packed(Layer(source, weights, bias, np.zeros(0, np.uint8)))
+    packed = _packed(Layer(source, weights, bias, np.zeros(0, np.uint8), weighting(bias.size)))
     _infer(flat_source(source), source.data.shape, packed, dst.reshape(-1, bias.size))
 
 
 def forward(layer: Layer, dice: Doubles, cross_entropy: Doubles) -> None:
-    """Sums of ``p * t``, ``p`` and ``t`` for each class, and the cross-entropy.
+    """Dice sums and cross-entropy.
 
     Parameters
     ----------
@@ -110,7 +116,7 @@ def forward(layer: Layer, dice: Doubles, cross_entropy: Doubles) -> None:
     dice : float64 array, shape=(3, MB, classes)
         Filled with intersection, prediction and target.
     cross_entropy : float64 array, shape=(1,)
-        Filled with the mean over all voxels.
+        Filled with the weighted mean over all voxels.
     """
     shape, classes = layer.source.data.shape, layer.bias.size
     MB, sums = shape[0], 3 * classes + 1
@@ -118,7 +124,7 @@ def forward(layer: Layer, dice: Doubles, cross_entropy: Doubles) -> None:
     _forward(flat_source(layer.source), shape, _packed(layer), partial)
     totals = partial.reshape(MB, -1, sums).sum(axis=1)
     dice[:] = totals[:, :-1].reshape(MB, 3, classes).transpose(1, 0, 2)
-    cross_entropy[0] = totals[:, -1].sum() / layer.labels.size
+    cross_entropy[0] = totals[:, -1].sum() / (total_weight(layer.labels, layer.rule) or 1.0)
 
 
 def backward(
@@ -155,7 +161,7 @@ def backward(
     lanes = shape[1] * LANES
     derivatives = _Derivatives(
         diff_dice.transpose(1, 0, 2).astype(np.float32, order="C"),
-        np.float32(diff_cross_entropy / layer.labels.size),
+        np.float32(diff_cross_entropy / (total_weight(layer.labels, layer.rule) or 1.0)),
     )
     target = _Target(dst.reshape(-1), accumulate, past_caches(dst))
     partial = _doubles("fused head weights", partials(shape), classes * (lanes + LANES))
@@ -174,7 +180,8 @@ def _packed(layer: Layer) -> _Packed:
     by_channel[:, :classes] = by_class.T
     bias = np.zeros((filled, LANES), np.float32)
     bias[:classes] = layer.bias[:, np.newaxis]
-    return _Packed(by_channel.reshape(-1), by_class.reshape(-1), bias.reshape(-1), layer.labels.reshape(-1))
+    flats = (by_channel.reshape(-1), by_class.reshape(-1), bias.reshape(-1))
+    return _Packed(*flats, layer.labels.reshape(-1), *in_float32(layer.rule))
 
 
 def _doubles(purpose: str, rows: int, cols: int) -> Doubles:
@@ -221,16 +228,16 @@ def _forward_band(band: int, source: Source, shape: Shape, packed: _Packed, part
     image, begin, voxels = place_band(band, shape)
     lanes, volume, classes = shape[1] * LANES, shape[2] * shape[3] * shape[4], partial.size // 3
     y, planes = aligned(lanes * BLOCK), aligned(packed.bias.size // LANES * BLOCK)
-    block, transposed = LossBlock(aligned(BLOCK), aligned(BLOCK), aligned(2 * BLOCK)), aligned(LANES * LANES)
+    block, transposed = loss_block(), aligned(LANES * LANES)
     sums = np.zeros(partial.size * LANES)
     for first in range(begin, begin + voxels, BLOCK):
         count = min(BLOCK, begin + voxels - first)
         end = whole_vectors(count)
-        mark(packed.labels, image * volume + first, count, block.marks)
+        mark(packed.labels, image * volume + first, count, packed.ignored, block.marks)
         pack_source(source, shape, image, first, count, y, BLOCK)
         soon = image * lanes // LANES * volume + first + BLOCK
         _logits(y, end, packed, planes, transposed, address(source.data, soon * LANES), volume)
-        add_losses(planes, end, classes, block, sums)
+        add_losses(planes, end, classes, block, packed.class_weights, sums)
     total_of_lanes(sums, partial)
 
 
@@ -264,18 +271,19 @@ def _backward_band(
     image, begin, voxels = place_band(band, shape)
     ICB, volume, classes = shape[1], shape[2] * shape[3] * shape[4], derivatives.dice.shape[2]
     y, planes = aligned(ICB * LANES * BLOCK), aligned(packed.bias.size // LANES * BLOCK)
-    block, transposed = LossBlock(aligned(BLOCK), aligned(BLOCK), aligned(2 * BLOCK)), aligned(LANES * LANES)
+    block, transposed = loss_block(), aligned(LANES * LANES)
     partial[:] = 0.0
     for icb in range(ICB):
         clear(mask, icb * LANES, band)
     for first in range(begin, begin + voxels, BLOCK):
         count = min(BLOCK, begin + voxels - first)
         end = whole_vectors(count)
-        mark(packed.labels, image * volume + first, count, block.marks)
+        mark(packed.labels, image * volume + first, count, packed.ignored, block.marks)
         pack_source(source, shape, image, first, count, y, BLOCK)
         soon = image * ICB * volume + first + BLOCK
         _logits(y, end, packed, planes, transposed, address(source.data, soon * LANES), volume)
-        gradient_of_logits(planes, end, classes, block, derivatives.dice[image], derivatives.share)
+        dice, share = derivatives.dice[image], derivatives.share
+        gradient_of_logits(planes, end, classes, block, packed.class_weights, dice, share)
         for c in range(classes):
             add_plane(planes, c, end, partial, (classes * ICB + c) * LANES)
         _add_outer(planes, y, end, classes, partial, transposed)

@@ -8,8 +8,8 @@ gives the gradient to each of equal items, its 2-D pooling to the first. After a
 and their gradient is dropped, so networks with ReLU do not see the difference.)
 
 float64 runs the NumPy expressions, which are the reference. float32 runs the kernels on blocks of 16
-channels, whose source may still have to be normalised (`kernels.deferred`); eager operators reorder before
-and after.
+channels, whose source may still have to be normalised (`kernels.deferred`). A layout is only strides to
+them: eager operators pass channels last as they are, with zeros up to a whole block of channels.
 
 Idea       ``y = act(scale * x + shift)`` is formed before the maximum is taken: where ``scale`` is negative,
            the largest ``y`` belongs to the smallest ``x``.
@@ -35,14 +35,14 @@ window has too many taps or does not fit into the volume.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.base.arguments import NDHWC, Array, Bytes, Floats, Triple, tensor, triple
 from kernels.base.buffers import empty
-from kernels.base.jit import parallel_kernel, prange, split_index
+from kernels.base.jit import kernel, parallel_kernel, prange, split_index
 from kernels.base.layout import blocks
 from kernels.base.simd import (
     LANES,
@@ -57,8 +57,7 @@ from kernels.base.simd import (
 )
 from kernels.deferred.masking import band_of_task, bands, clear, finish, flat
 from kernels.deferred.normalizing import flat_source
-from kernels.deferred.tensors import Mask, Shape, Source, plain
-from kernels.ops import edges
+from kernels.deferred.tensors import Mask, Source, plain
 
 
 def forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, Bytes]:
@@ -71,10 +70,11 @@ def forward(src: Array, size: int | Sequence[int] = (2, 2, 2)) -> tuple[Array, B
         windows = windows.reshape(-1, *windows.shape[3:])
         argmax = windows.argmax(axis=0)
         return np.take_along_axis(windows, argmax[None], axis=0)[0], argmax.astype(np.uint8)
-    C, dst = shape[-1], edges.empty_blocked(shape)
+    C, src = shape[-1], _whole_blocks(src)
+    dst = empty((*shape[:-1], src.shape[-1]))
     argmax = empty(dst.shape, np.uint8)
-    forward_blocked(plain(edges.blocked(src), C), dst, argmax, size)
-    return edges.channels_last(dst, C), _bytes_last(argmax, C)
+    forward_blocked(plain(_in_blocks(src), C), _in_blocks(dst), _in_blocks(argmax), size)
+    return np.ascontiguousarray(dst[..., :C]), np.ascontiguousarray(argmax[..., :C])
 
 
 def backward(
@@ -92,9 +92,10 @@ def backward(
         taps = np.arange(math.prod(size)).reshape(*size, 1, 1, 1, 1, 1)
         _windows(diff_src, size)[...] = np.where(argmax == taps, diff_dst, 0.0)
         return diff_src
-    gradient = edges.empty_blocked(shape)
-    backward_blocked(edges.blocked(diff_dst), _blocked_bytes(argmax), gradient, size=size)
-    return edges.channels_last(gradient, shape[-1])
+    diff_dst, argmax = _whole_blocks(diff_dst), _whole_blocks(argmax)
+    diff_src = empty((*shape[:-1], diff_dst.shape[-1]))
+    backward_blocked(_in_blocks(diff_dst), _in_blocks(argmax), _in_blocks(diff_src), size=size)
+    return np.ascontiguousarray(diff_src[..., : shape[-1]])
 
 
 def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[int, ...]:
@@ -108,17 +109,16 @@ def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[i
     return (MB, *[i // k for i, k in zip(sizes, window, strict=True)], C)
 
 
-def _bytes_last(argmax: Bytes, channels: int) -> Bytes:
-    MB, _, *sizes, _ = argmax.shape
-    lines = argmax.transpose(0, 2, 3, 4, 1, 5).reshape(MB, *sizes, -1)
-    return np.ascontiguousarray(lines[..., :channels])
+def _whole_blocks(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A volume (MB, D, H, W, C) with zeros up to a multiple of 16 channels."""
+    missing = -volume.shape[-1] % LANES
+    return np.pad(volume, [(0, 0)] * 4 + [(0, missing)]) if missing else volume
 
 
-def _blocked_bytes(argmax: Bytes) -> Bytes:
-    *volume, C = argmax.shape
-    padded = np.zeros((*volume, blocks(C), LANES), np.uint8)
-    padded.reshape(*volume, -1)[..., :C] = argmax
-    return np.ascontiguousarray(padded.transpose(0, 4, 1, 2, 3, 5))
+def _in_blocks(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """View of such a volume, shape (MB, CB, D, H, W, 16)."""
+    *sizes, C = volume.shape
+    return volume.reshape(*sizes, blocks(C), LANES).transpose(0, 4, 1, 2, 3, 5)
 
 
 def _windows(src: npt.NDArray[Any], size: Triple) -> npt.NDArray[Any]:
@@ -133,18 +133,31 @@ def _windows(src: npt.NDArray[Any], size: Triple) -> npt.NDArray[Any]:
 # --- Blocks of 16 channels -------------------------------------------------------------------------------
 
 
+class _Layout(NamedTuple):
+    """Shape of a tensor (MB, CB, D, H, W, 16), and its strides in items."""
+
+    MB: int
+    CB: int
+    D: int
+    H: int
+    W: int
+    block: int
+    voxel: int
+
+
 def forward_blocked(source: Source, dst: Floats, argmax: Bytes, size: Triple = (2, 2, 2)) -> None:
     """Largest item of each window.
 
     Parameters
     ----------
     source : Source, data of shape (MB, CB, ID, IH, IW, 16)
+        Contiguous, or a view of channels last, as ``dst`` and ``argmax``.
     dst, argmax : float32 and uint8 array, shape=(MB, CB, ID // KD, IH // KH, IW // KW, 16)
         Filled: a plain tensor, and the tap that won.
     """
-    _make_forward(*size)(
-        flat_source(source), source.data.shape, dst.reshape(-1), dst.shape, argmax.reshape(-1)
-    )
+    memory = flat_source(source._replace(data=_memory(source.data)))
+    run = _make_forward(*size)
+    run(memory, _layout(source.data), _memory(dst), _layout(dst), _memory(argmax))
 
 
 def backward_blocked(
@@ -160,20 +173,34 @@ def backward_blocked(
     Parameters
     ----------
     diff_dst, argmax : float32 and uint8 array, shape=(MB, CB, OD, OH, OW, 16)
+        Contiguous, or views of channels last, as ``dst``.
     dst : float32 array, shape=(MB, CB, ID, IH, IW, 16)
         The gradient is written, or added to what is there if ``accumulate``.
     mask : Mask, optional
-        If given, ``dz`` is written, and the mask's sums are filled.
+        If given, ``dz`` is written, and the mask's sums are filled; then all are contiguous.
     """
-    _make_backward(*size)(
-        diff_dst.reshape(-1),
-        diff_dst.shape,
-        argmax.reshape(-1),
-        dst.reshape(-1),
-        dst.shape,
-        accumulate,
-        flat(mask),
+    diffs, taps = _memory(diff_dst), _memory(argmax)
+    run = _make_backward(*size)
+    run(diffs, _layout(diff_dst), taps, _memory(dst), _layout(dst), accumulate, flat(mask))
+
+
+def _memory(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The items in the order of the memory."""
+    return (tensor if tensor.flags.c_contiguous else tensor.transpose(0, 2, 3, 4, 1, 5)).reshape(-1)
+
+
+def _layout(tensor: npt.NDArray[Any]) -> _Layout:
+    MB, CB, D, H, W, _ = tensor.shape
+    return _Layout(
+        MB, CB, D, H, W, tensor.strides[1] // tensor.itemsize, tensor.strides[4] // tensor.itemsize
     )
+
+
+@kernel
+def _place(n: int, block: int, voxel: int, layout: _Layout) -> int:
+    """Where 16 channels of a voxel of an image are."""
+    _, CB, D, H, W, _, _ = layout
+    return n * CB * D * H * W * LANES + block * layout.block + voxel * layout.voxel
 
 
 @functools.cache
@@ -181,30 +208,29 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     """Kernel for one window; its taps are constants, so the compiler unrolls the loops over them."""
 
     @parallel_kernel
-    def forward(source: Source, shape: Shape, dst: Floats, dst_shape: Shape, argmax: Bytes) -> None:
-        _, _, ID, IH, IW, _ = shape
-        MB, CB, OD, OH, OW, _ = dst_shape
+    def forward(source: Source, layout: _Layout, dst: Floats, dst_layout: _Layout, argmax: Bytes) -> None:
+        _, _, _, IH, IW, _, step = layout
+        MB, CB, OD, OH, OW, _, dst_step = dst_layout
         x, scales, shifts, slope = source[:4]
         slope32 = np.float32(slope)
-        for row in prange(MB * CB * OD * OH):
+        for row in prange(MB * OD * OH):
             plane, oh = split_index(row, OH)
-            block, od = plane // OD, plane % OD
-            channel = block % CB * LANES
-            scale, shift = load(scales, channel), load(shifts, channel)
-            slopes = broadcast(slope32)
-            first = ((block * ID + od * KD) * IH + oh * KH) * IW
-            for ow in range(OW):
-                best = read(load(x, (first + ow * KW) * LANES), scale, shift, slopes)
-                winner = broadcast(np.float32(0))
-                for tap in range(1, KD * KH * KW):
-                    kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
-                    voxel = first + (kd * IH + kh) * IW + ow * KW + kw
-                    y = read(load(x, voxel * LANES), scale, shift, slopes)
-                    winner = where_above(y, best, broadcast(np.float32(tap)), winner)
-                    best = where_above(y, best, y, best)
-                at = (row * OW + ow) * LANES
-                store(dst, at, best)
-                store_bytes(argmax, at, winner)
+            n, od, slopes = plane // OD, plane % OD, broadcast(slope32)
+            for block in range(CB):
+                scale, shift = load(scales, block * LANES), load(shifts, block * LANES)
+                first = _place(n, block, (od * KD * IH + oh * KH) * IW, layout)
+                at = _place(n, block, (od * OH + oh) * OW, dst_layout)
+                for ow in range(OW):
+                    best = read(load(x, first + ow * KW * step), scale, shift, slopes)
+                    winner = broadcast(np.float32(0))
+                    for tap in range(1, KD * KH * KW):
+                        kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
+                        voxel = (kd * IH + kh) * IW + ow * KW + kw
+                        y = read(load(x, first + voxel * step), scale, shift, slopes)
+                        winner = where_above(y, best, broadcast(np.float32(tap)), winner)
+                        best = where_above(y, best, y, best)
+                    store(dst, at + ow * dst_step, best)
+                    store_bytes(argmax, at + ow * dst_step, winner)
 
     return forward
 
@@ -214,38 +240,43 @@ def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
     @parallel_kernel
     def backward(
         diff_dst: Floats,
-        diff_shape: Shape,
+        diff_layout: _Layout,
         argmax: Bytes,
         dst: Floats,
-        shape: Shape,
+        layout: _Layout,
         accumulate: bool,
         mask: Mask,
     ) -> None:
-        MB, CB, D, H, W, _ = shape
-        _, _, OD, OH, OW, _ = diff_shape
-        for task in prange(MB * CB * D * bands(H, W)):
-            first, count, block, partial = band_of_task(task, shape)
+        MB, CB, D, H, W, _, step = layout
+        _, _, OD, OH, OW, _, diff_step = diff_layout
+        parts = D * bands(H, W)
+        for task in prange(MB * CB * parts):
+            # Blocks of the same band one after the other: channels last, they share memory pages.
+            rest, block = split_index(task, CB)
+            n, part = rest // parts, rest % parts
+            shape = (MB, CB, D, H, W, LANES)
+            first, count, _, partial = band_of_task((n * CB + block) * parts + part, shape)
             clear(mask, block * LANES, partial)
             zero = broadcast(np.float32(0))
             for row in range(first // W, (first + count) // W):
-                plane, h = row // H, row % H
-                d, image = plane % D, plane // D
+                d, h = row // H % D, row % H
                 # What fills no window has no gradient.
                 covered = OW if d // KD < OD and h // KH < OH else 0
-                pooled = ((image * OD + d // KD) * OH + h // KH) * OW
+                pooled = _place(n, block, (d // KD * OH + h // KH) * OW, diff_layout)
+                line = _place(n, block, (d * H + h) * W, layout)
                 tap = (d % KD * KH + h % KH) * KW
                 for ow in range(covered):
-                    diff = load(diff_dst, (pooled + ow) * LANES)
-                    winner = load_bytes(argmax, (pooled + ow) * LANES)
+                    diff = load(diff_dst, pooled + ow * diff_step)
+                    winner = load_bytes(argmax, pooled + ow * diff_step)
                     for kw in range(KW):
-                        to = (row * W + ow * KW + kw) * LANES
+                        to = line + (ow * KW + kw) * step
                         dy = where_equal(winner, broadcast(np.float32(tap + kw)), diff, zero)
                         if accumulate:
                             dy = dy + load(dst, to)
                         store(dst, to, dy)
                 if not accumulate:
                     for w in range(covered * KW, W):
-                        store(dst, (row * W + w) * LANES, zero)
+                        store(dst, line + w * step, zero)
                 finish(dst, row * W, W, mask, block * LANES, partial)
 
     return backward

@@ -25,6 +25,7 @@ from kernels.base.buffers import empty
 from kernels.base.exponential import exp, sigmoid
 from kernels.base.jit import kernel, parallel_kernel, prange, signed
 from kernels.base.simd import LANES, broadcast, fma, load, store, where_above
+from kernels.deferred.normalizing import aligned
 
 # Voxels of a block; the planes of 4 classes take 2 KiB.
 BLOCK = 128
@@ -76,54 +77,36 @@ def reference(logits: Array) -> Array:
 # --- Blocks of voxels ------------------------------------------------------------------------------------
 
 
-@kernel
-def gather(src: Floats, start: int, count: int, planes: Floats) -> None:
-    """Turn ``src[start : start + count]``, shape (count, classes), into planes."""
-    block, classes = src[start : start + count], src.shape[1]
-    if classes == 4:
-        _gather_four(block.reshape(-1), planes[: 4 * BLOCK].reshape(4, BLOCK))
-        return
-    for c in range(classes):
-        plane = planes[c * BLOCK : (c + 1) * BLOCK]
-        for voxel in range(block.shape[0]):
-            plane[voxel] = block[voxel, c]
-
-
-@kernel
-def scatter(planes: Floats, start: int, count: int, dst: Floats) -> None:
-    """Turn planes into ``dst[start : start + count]``, shape (count, classes)."""
-    block, classes = dst[start : start + count], dst.shape[1]
-    if classes == 4:
-        _scatter_four(planes[: 4 * BLOCK].reshape(4, BLOCK), block.reshape(-1))
-        return
-    for c in range(classes):
-        plane = planes[c * BLOCK : (c + 1) * BLOCK]
-        for voxel in range(block.shape[0]):
-            block[voxel, c] = plane[voxel]
-
-
 # Brain tumours come in four classes. With a stride that it knows, the compiler loads whole vectors and
 # shuffles them, which takes half the time.
 
 
 @kernel
-def _gather_four(block: Floats, planes: Floats) -> None:
-    a, b, c, d = planes[0], planes[1], planes[2], planes[3]
-    for voxel in range(block.size // 4):
-        a[voxel] = block[4 * voxel]
-        b[voxel] = block[4 * voxel + 1]
-        c[voxel] = block[4 * voxel + 2]
-        d[voxel] = block[4 * voxel + 3]
+def gather(src: Floats, start: int, count: int, planes: Floats) -> None:
+    """Turn ``src[start : start + count]``, shape (count, classes), into planes."""
+    block, classes = src[start : start + count].reshape(-1), src.shape[1]
+    if classes == 4:
+        for voxel in range(block.size // 4):
+            for c in range(4):
+                planes[c * BLOCK + voxel] = block[voxel * 4 + c]
+    else:
+        for c in range(classes):
+            for voxel in range(block.size // classes):
+                planes[c * BLOCK + voxel] = block[voxel * classes + c]
 
 
 @kernel
-def _scatter_four(planes: Floats, block: Floats) -> None:
-    a, b, c, d = planes[0], planes[1], planes[2], planes[3]
-    for voxel in range(block.size // 4):
-        block[4 * voxel] = a[voxel]
-        block[4 * voxel + 1] = b[voxel]
-        block[4 * voxel + 2] = c[voxel]
-        block[4 * voxel + 3] = d[voxel]
+def scatter(planes: Floats, start: int, count: int, dst: Floats) -> None:
+    """Turn planes into ``dst[start : start + count]``, shape (count, classes)."""
+    block, classes = dst[start : start + count].reshape(-1), dst.shape[1]
+    if classes == 4:
+        for voxel in range(block.size // 4):
+            for c in range(4):
+                block[voxel * 4 + c] = planes[c * BLOCK + voxel]
+    else:
+        for c in range(classes):
+            for voxel in range(block.size // classes):
+                block[voxel * classes + c] = planes[c * BLOCK + voxel]
 
 
 @kernel
@@ -132,9 +115,15 @@ def probabilities(planes: Floats, end: int, classes: int, scratch: Floats) -> No
     if classes == 1:
         sigmoid_plane(planes)
     else:
-        subtract_maximum(planes, end, classes)
-        exponentiate(planes, end, classes, scratch)
-        normalise(planes, end, classes, scratch)
+        normalise_classes(planes, end, classes, scratch)
+
+
+@kernel
+def normalise_classes(planes: Floats, end: int, classes: int, scratch: Floats) -> None:
+    """Softmax of the planes, in place; of a single plane it is 1."""
+    subtract_maximum(planes, end, classes)
+    exponentiate(planes, end, classes, scratch)
+    normalise(planes, end, classes, scratch)
 
 
 @kernel
@@ -197,13 +186,11 @@ def _forward(logits: Floats, dst: Floats) -> None:
     voxels, classes = logits.shape
     for index in prange((voxels + CHUNK - 1) // CHUNK):
         chunk = signed(index)
-        planes, scratch = np.zeros(classes * BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+        planes, scratch = aligned(classes * BLOCK), aligned(BLOCK)
         for start in range(chunk * CHUNK, min((chunk + 1) * CHUNK, voxels), BLOCK):
             count = min(BLOCK, voxels - start)
             gather(logits, start, count, planes)
-            subtract_maximum(planes, BLOCK, classes)
-            exponentiate(planes, BLOCK, classes, scratch)
-            normalise(planes, BLOCK, classes, scratch)
+            normalise_classes(planes, BLOCK, classes, scratch)
             scatter(planes, start, count, dst)
 
 
@@ -212,7 +199,7 @@ def _backward(diff_dst: Floats, dst: Floats, diff_logits: Floats) -> None:
     voxels, classes = dst.shape
     for index in prange((voxels + CHUNK - 1) // CHUNK):
         chunk = signed(index)
-        planes, diffs = np.zeros(classes * BLOCK, np.float32), np.zeros(classes * BLOCK, np.float32)
+        planes, diffs = aligned(classes * BLOCK), aligned(classes * BLOCK)
         for start in range(chunk * CHUNK, min((chunk + 1) * CHUNK, voxels), BLOCK):
             count = min(BLOCK, voxels - start)
             gather(dst, start, count, planes)

@@ -13,6 +13,18 @@ from tinyunet import Tensor, functional, losses
 SEEDS = st.integers(0, 2**31)
 SHAPES = st.tuples(st.integers(1, 3), *[st.integers(1, 6)] * 3)
 CLASSES = st.integers(1, 5)
+
+
+def ruled(loss, weighted=False, **options):
+    """A loss with an ignored label, or a weight for each label, however many classes there are."""
+
+    def ruled_loss(prediction, labels, **more):
+        weights = np.linspace(0.5, 2, max(prediction.shape[-1], 2)) if weighted else None
+        return loss(prediction, labels, class_weights=weights, **options, **more)
+
+    return ruled_loss
+
+
 LOSSES = {
     "soft_dice": losses.soft_dice,
     "soft_dice, no background": lambda *a, **k: losses.soft_dice(*a, **k, include_background=False),
@@ -23,7 +35,25 @@ LOSSES = {
     "cross_entropy": losses.cross_entropy,
     "dice_cross_entropy": losses.dice_cross_entropy,
     "dice_binary_cross_entropy": losses.dice_binary_cross_entropy,
+    "soft_dice, weights": ruled(losses.soft_dice, True, include_background=False),
+    "soft_dice, 0 ignored": ruled(losses.soft_dice, ignore_label=0),
+    "log_dice, 1 ignored, weights": ruled(losses.log_dice, True, ignore_label=1),
+    "cross_entropy, weights": ruled(losses.cross_entropy, True),
+    "dice_cross_entropy, 1 ignored": ruled(losses.dice_cross_entropy, ignore_label=1),
+    "dice_cross_entropy, 0 ignored, weights": ruled(losses.dice_cross_entropy, True, ignore_label=0),
+    "dice_binary_cross_entropy, 0 ignored, weights": ruled(
+        losses.dice_binary_cross_entropy, True, ignore_label=0
+    ),
 }
+# Ignored label, whether there are weights, and what torch 2.13 returns.
+PYTORCH = [
+    (None, False, 1.5854206947640128),
+    (None, True, 1.5397474143555134),
+    (0, False, 1.4594982934834329),
+    (0, True, 1.5221040608450866),
+    (2, False, 1.5858472146983764),
+    (2, True, 1.4241297787380722),
+]
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
@@ -197,6 +227,73 @@ class TestKnownValues:
         labels = np.zeros((1, 4, 4, 4), np.uint8)
         prediction = Tensor(np.array([1.0, 0.0]) * np.ones((1, 4, 4, 4, 1)))
         assert losses.soft_dice(prediction, labels).item() == 0
+
+
+class TestWeightsAndIgnoredLabels:
+    """As PyTorch has them, or by leaving voxels out."""
+
+    def test_cross_entropy_as_in_pytorch(self):
+        """``torch.nn.functional.cross_entropy(x, labels, weight=weights, ignore_index=...)``, float64."""
+        logits = np.sin(np.arange(24.0)).reshape(2, 4, 3)
+        labels, weights = np.array([[0, 1, 2, 2], [1, 1, 0, 2]]), [0.25, 1.0, 3.0]
+        for ignored, weighted, expected in PYTORCH:
+            found = losses.cross_entropy(Tensor(logits), labels, True, weights if weighted else None, ignored)
+            assert found.item() == pytest.approx(expected, rel=1e-12)
+
+    @every_loss
+    def test_an_ignored_voxel_might_as_well_not_be_there(self, loss):
+        """But for loss and labels that the loss itself has rules for."""
+        if loss.__name__ == "ruled_loss":
+            pytest.skip("has a rule of its own")
+        logits, labels = draw((2, 3, 4), 3, 0)
+        more = np.concatenate([logits, 1e3 * logits[:, :1]], axis=1)
+        marked = np.concatenate([labels, np.full_like(labels[:, :1], 77)], axis=1)
+        for way in (True, False):
+            few = value_and_gradient(loss, logits, labels, way)
+            all_of_them = value_and_gradient(ruled(loss, ignore_label=77), more, marked, way)
+            assert all_of_them[0] == pytest.approx(few[0], rel=1e-12)
+            np.testing.assert_allclose(all_of_them[1][:, :3], few[1], atol=1e-15)
+            assert not all_of_them[1][:, 3:].any()
+
+    @every_loss
+    @pytest.mark.parametrize("from_logits", [False, True])
+    def test_an_image_in_which_all_is_ignored(self, loss, from_logits):
+        """Its Dice is one. Where a whole batch is ignored, nothing is to be learned."""
+        if loss.__name__ == "ruled_loss":
+            pytest.skip("has a rule of its own")
+        logits, _ = draw((2, 3, 4), 3, 0)
+        labels = np.full(logits.shape[:-1], 255)
+        found = value_and_gradient(ruled(loss, ignore_label=255), logits, labels, from_logits)
+        log_dice = loss in (LOSSES[name] for name in LOSSES if name.startswith("log_dice"))
+        assert found[0] == pytest.approx(-np.log(2) if log_dice else 0, abs=1e-12)
+        assert not found[1].any()
+
+    def test_weights_of_dice_are_those_of_a_mean_over_classes(self):
+        logits, labels = draw((2, 5, 6), 3, 0)
+        alone = []
+        for c in range(3):
+            weights = np.eye(3)[c]
+            alone.append(
+                losses.soft_dice(Tensor(logits), labels, from_logits=True, class_weights=weights).item()
+            )
+        found = losses.soft_dice(Tensor(logits), labels, from_logits=True, class_weights=[1, 2, 5]).item()
+        assert found == pytest.approx((alone[0] + 2 * alone[1] + 5 * alone[2]) / 8, rel=1e-12)
+
+    @pytest.mark.parametrize("wrong", [[1, 2], [1, 2, -1], [0, 0, 0], [1, np.nan, 1], 2.0])
+    def test_weights_that_do_not_fit(self, wrong):
+        with pytest.raises(ValueError, match="class_weights must be 3 numbers, one a label, none below 0"):
+            losses.cross_entropy(Tensor(np.ones((1, 2, 3))), np.zeros((1, 2), int), class_weights=wrong)
+
+    def test_weights_of_the_background_alone(self):
+        with pytest.raises(ValueError, match="class_weights must have one above 0 behind the background's"):
+            losses.soft_dice(
+                Tensor(np.ones((1, 2, 3))), np.zeros((1, 2), int), False, class_weights=[1, 0, 0]
+            )
+
+    @pytest.mark.parametrize("wrong", [-1, 256])
+    def test_an_ignored_label_that_is_no_byte(self, wrong):
+        with pytest.raises(ValueError, match=f"ignore_label must be from 0 to 255, .* not {wrong}"):
+            losses.cross_entropy(Tensor(np.ones((1, 2, 3))), np.zeros((1, 2), int), ignore_label=wrong)
 
 
 class TestErrors:

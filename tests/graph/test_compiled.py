@@ -9,13 +9,14 @@ import sys
 
 import numpy as np
 import pytest
-from agreement import EXACT, ROUNDING, assert_agree, assert_within, batch
+from agreement import EXACT, ROUNDING, assert_agree, assert_within, batch, eager_loss
 
 import tinyunet
 from tinyunet import SGD, Adam, Tensor, UNet, losses, no_grad
 from tinyunet.compiler import passes
 
 SMALL = {"filters": 4, "depth": 3}
+WEIGHTS = {"class_weights": [0.5, 1.0, 2.0, 4.0]}
 SHAPES = {
     "volume": ((1, 8, 8, 8), {"filters": 8, "depth": 3}),
     "odd volumes": ((3, 7, 9, 6), SMALL),
@@ -24,6 +25,7 @@ SHAPES = {
     "images": ((3, 12, 13), {"dim": 2, "filters": 16, "depth": 3}),
     "one class": ((1, 6, 4, 5), SMALL | {"classes": 1, "depth": 2}),
     "upsampling": ((1, 9, 6, 7), SMALL | {"use_upsampling": True}),
+    "trilinear upsampling": ((1, 9, 6, 7), SMALL | {"use_upsampling": "trilinear"}),
     "dropout": ((1, 8, 6, 7), SMALL | {"dropout": 0.2}),
     "no normalisation": ((2, 7, 6, 5), SMALL | {"norm": None}),
     "spatial dropout": ((2, 8, 6, 7), SMALL | {"norm": None, "spatial_dropout": 0.3}),
@@ -65,10 +67,45 @@ def test_with_one_pass_alone(name):
         losses.cross_entropy,
         losses.dice_binary_cross_entropy,
         functools.partial(losses.soft_dice, include_background=False),
+        functools.partial(losses.soft_dice, include_background=False, ignore_label=2, **WEIGHTS),
+        functools.partial(losses.log_dice, ignore_label=0),
+        functools.partial(losses.cross_entropy, **WEIGHTS),
+        functools.partial(losses.dice_cross_entropy, ignore_label=3, **WEIGHTS),
+        functools.partial(losses.dice_binary_cross_entropy, ignore_label=1, **WEIGHTS),
     ],
 )
 def test_losses(loss):
     assert_agree(functools.partial(UNet, **SMALL), (2, 4, 6, 5), ROUNDING, loss=loss, steps=1)
+
+
+def test_losses_that_ignore_different_labels_are_not_fused():
+    def both(prediction, labels, from_logits=False):
+        dice = losses.soft_dice(prediction, labels, from_logits=from_logits, ignore_label=2)
+        return dice + losses.cross_entropy(prediction, labels, from_logits, ignore_label=3)
+
+    assert_agree(functools.partial(UNet, **SMALL), (2, 4, 6, 5), ROUNDING, loss=both, steps=1)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_an_ignored_label_need_not_be_a_class(classes):
+    """In eager and compiled steps, fused; and what is neither is refused in the same words."""
+    loss = functools.partial(losses.dice_cross_entropy, ignore_label=255)
+    model, shape = UNet(**SMALL, classes=classes), (2, 4, 6, 5)
+    images, labels = batch(shape, 4, classes, 0)
+    step = tinyunet.compile(model, loss, Adam(model.parameters()), images.shape)
+    labels[:, 1:3] = 255
+    expected = eager_loss(model, loss, images, labels).item()
+    assert step.gradients(images, labels) == pytest.approx(expected, rel=1e-5)
+    assert any(node.op == "head_loss" for node in step.program(images.shape).graph.nodes)
+    nothing = np.full_like(labels, 255)
+    assert step.gradients(images, nothing) == eager_loss(model, loss, images, nothing).item() == 0
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+    labels[0, 0, 0, 0] = 7
+    for call in (lambda: step(images, labels), lambda: eager_loss(model, loss, images, labels)):
+        with pytest.raises(
+            ValueError, match=f"labels must be from 0 to {max(classes, 2) - 1}, not from 0 to 7"
+        ):
+            call()
 
 
 def test_a_loss_that_computes_beside_the_operators_runs_on_its_own_tape():

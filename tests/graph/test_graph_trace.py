@@ -25,7 +25,7 @@ ARGUMENTS = {
     functional.Convolution: (VOLUME, WEIGHTS, None, (1, 2, 1), "valid"),
     functional.TransposedConvolution: (VOLUME, WEIGHTS, None, (2, 2, 1), "valid"),
     functional.MaxPooling: (VOLUME, (2, 2, 2)),
-    functional.Upsampling: (VOLUME, (2, 1, 3)),
+    functional.Upsampling: (VOLUME, (2, 1, 3), "trilinear"),
     functional.BatchNormTraining: (VOLUME, *CHANNELS, 0.9, 1e-3),
     functional.BatchNormInference: (VOLUME, *CHANNELS, 1e-3),
     functional.Relu: (VOLUME,),

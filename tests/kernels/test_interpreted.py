@@ -28,7 +28,6 @@ def results(dtype):
     return [
         *(activation.backward(src, activation.forward(src, which), which) for which in each),
         *concat.backward(concat.forward(src, src + 1), 2),
-        upsample.backward(upsample.forward(src)),
         normalised,
         *batch_norm.backward(src**2, src, scale, mean, variance),
         batch_norm.forward_inference(src, scale, shift, mean, variance),
@@ -45,6 +44,7 @@ def results_of_vectors(src):
     pooled, argmax = pooling.forward(src)
     dice = label_losses.dice_forward(logits, labels)
     return [
+        upsample.backward(upsample.forward(src)),
         pooled,
         pooling.backward(pooled, argmax, src.shape),
         softmax.backward(logits, softmax.forward(logits)),

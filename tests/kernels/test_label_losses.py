@@ -271,6 +271,86 @@ def test_gradient_of_binary_cross_entropy(classes):
         binary_cross_entropy.forward(logits[..., :1], labels * 0)
 
 
+@given(
+    volume=VOLUMES,
+    classes=CLASSES,
+    ignored=st.sampled_from([None, 0, 1, 255]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 99),
+    threads=THREADS,
+)
+def test_weights_and_ignored_voxels(volume, classes, ignored, weighted, seed, threads):
+    """The definition leaves out ignored voxels; the kernels meet NaN in them, which must count nowhere."""
+    machine.set_threads(threads)
+    logits, labels = problem(volume, classes, seed)
+    generator = np.random.default_rng(seed)
+    if ignored is not None:
+        labels[generator.random(labels.shape) < 0.3] = ignored
+    counted = labels != (-1 if ignored is None else ignored)
+    logits[~counted] = np.nan
+    weights = generator.uniform(0.1, 3, max(classes, 2)) if weighted else None
+    diffs = [normal(generator, len(logits), classes, dtype=np.float64) for _ in range(2)]
+    logits = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        for image, shown in enumerate(counted):
+            sums = label_losses.dice_forward(logits, labels, ignored)
+            if shown.any():
+                kept = logits[image][shown][None], labels[image][shown][None]
+                for found, exact in zip(sums, label_losses.dice_forward(*kept), strict=True):
+                    assert_close(found[image], exact[0], 1e-14)
+            else:
+                assert not any(found[image].any() for found in sums)
+        for name, forward, backward in cross_entropies(classes):
+            loss = forward(logits, labels, weights, ignored)
+            diff = backward(logits, labels, 3.0, weights, ignored)
+            assert loss == pytest.approx(mean_loss(name, logits[counted], labels[counted], weights), rel=1e-7)
+            assert not diff[~counted].any()
+            single = forward(logits.astype(np.float32), labels, weights, ignored)
+            assert single == pytest.approx(loss, rel=1e-5, abs=1e-6)
+            error = np.abs(backward(logits.astype(np.float32), labels, 3.0, weights, ignored) - diff)
+            assert error.max() <= 3 * classes * 1e-5 / max(counted.sum(), 1)
+        exact = label_losses.dice_backward(logits, labels, *diffs, ignored)
+        diff = label_losses.dice_backward(logits.astype(np.float32), labels, *diffs, ignored)
+    assert not exact[~counted].any()
+    assert not diff[~counted].any()
+    assert np.abs(diff - exact).max() <= BOUND * max(np.abs(diff).max() for diff in diffs)
+
+
+def mean_loss(name, logits, labels, weights):
+    """Definition, of the voxels that count, in float64; 0 if there are none."""
+    if not labels.size:
+        return 0.0
+    p, t = one_hot(logits, labels)
+    classes = logits.shape[-1]
+    weights = np.ones(max(classes, 2)) if weights is None else weights
+    if name == "binary_cross_entropy":
+        losses = -np.log(np.where(t, p, 1 - p))
+        return np.average(losses, weights=np.broadcast_to(weights, losses.shape))
+    losses = np.log1p(np.exp(np.where(t, -logits, logits)))[..., 0] if classes == 1 else -np.log(p[t])
+    return np.average(losses, weights=weights[labels])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_gradients_with_weights_and_an_ignored_label(classes, dtype):
+    logits, labels = problem((3, 2, 4), classes, dtype=np.float64)
+    logits *= 0.3
+    labels[0, 0], weights = 9, np.linspace(0.5, 2, max(classes, 2))
+    for _, forward, backward in cross_entropies(classes):
+        check_gradients(
+            lambda x, forward=forward: np.float64(forward(x, labels, weights, 9)),
+            lambda diff, backward=backward: [backward(logits, labels, float(diff), weights, 9)],
+            [logits],
+        )
+        everything = np.full_like(labels, 9)
+        assert forward(logits.astype(dtype), everything, weights, 9) == 0
+        assert not backward(logits.astype(dtype), everything, 1.0, weights, 9).any()
+        with pytest.raises(ValueError, match=f"labels must be below {max(classes, 2)}, .*, got 9"):
+            forward(logits.astype(dtype), labels, weights, 8)
+        with pytest.raises(ValueError, match=r"class_weights must have shape"):
+            forward(logits.astype(dtype), labels, weights[:-1], 9)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 4])
 def test_infinite_logits_as_in_float64(classes):
     """-inf is a probability of 0, +inf a NaN (of one class 1): where others overflow, so do we."""

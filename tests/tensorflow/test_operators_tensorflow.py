@@ -179,6 +179,36 @@ def test_upsample(volume, C, factor, dtype, seed):
     compare({"diff_src": upsample.backward(diff_dst, factor)}, {"diff_src": diff_src}, dtype, SUMS)
 
 
+@given(
+    volume=VOLUMES,
+    C=CHANNELS,
+    factor=st.sampled_from([(2, 2, 2), (1, 2, 2), (3, 1, 2)]),
+    dtype=DTYPES,
+    seed=SEEDS,
+)
+def test_trilinear_upsample(volume, C, factor, dtype, seed):
+    """TensorFlow resizes images: height and width of each slice, then depth, of one image of all columns."""
+
+    def function(src):
+        MB, D, H, W = volume
+        FD, FH, FW = factor
+        slices = tf.reshape(src, (MB * D, H, W, C))
+        slices = tf.cast(tf.image.resize(slices, (H * FH, W * FW)), dtype)
+        columns = tf.reshape(slices, (MB, D, H * FH * W * FW, C))
+        columns = tf.cast(tf.image.resize(columns, (D * FD, H * FH * W * FW)), dtype)
+        return tf.reshape(columns, (MB, D * FD, H * FH, W * FW, C))
+
+    src = normal(np.random.default_rng(seed), *volume, C, dtype=dtype)
+    expected, diff_dst, (diff_src,) = in_tensorflow(function, (src,), seed)
+    ours = {
+        "dst": upsample.forward(src, factor, "trilinear"),
+        "diff_src": upsample.backward(diff_dst, factor, "trilinear"),
+    }
+    # TensorFlow interpolates in float32, whatever it is given.
+    bound = {np.float32: 2e-6, np.float64: 2e-6}
+    compare(ours, {"dst": expected, "diff_src": diff_src}, dtype, bound)
+
+
 @given(volume=VOLUMES, C=CHANNELS, dtype=DTYPES, mean=st.sampled_from([0.0, 10.0]), seed=SEEDS)
 def test_batch_norm(volume, C, dtype, mean, seed):
     """Training, gradients through the statistics, what feeds the running ones, and inference.

@@ -235,7 +235,8 @@ class TrainingStep(Compiled):
     def _fill(self, array: Array, labels: npt.ArrayLike, weight: float, listener: Listener | None) -> float:
         program, local = self.program(array.shape), self.optimizer.local
         graph = program.graph
-        checked = checked_labels(labels, graph.values[LABELS].shape, graph.classes or 256)
+        shape, classes = graph.values[LABELS].shape, graph.classes or 256
+        checked = checked_labels(labels, shape, classes, graph.ignore_label)
         loss, *dice = graph.outputs
         self.optimizer.gradients_are_new()
         program.arrays[gradient_name(loss)][...] = weight

@@ -114,6 +114,7 @@ class Graph:
     data: Mapping[str, npt.NDArray[Any]]  # memory of parameters, buffers and constants
     gradients: Mapping[str, str] = field(default_factory=dict)  # parameter to the name of its gradient
     classes: int = 0  # one more than the highest label, if an operator wants labels to be classes; else 0
+    ignore_label: int | None = None  # a label that may stand beside the classes
 
     def producer(self, value: str) -> Node | None:
         """Return the node that writes a value, or None for what comes from outside."""

@@ -162,7 +162,7 @@ def gradient_sums(node: Node, role: str, graph: Graph) -> Shape:
 
 _SUMS = ("moments", "sums", "sums_b", "dice", "cross_entropy", "diff_dice", "diff_cross_entropy")
 _DTYPES: dict[str, type] = dict.fromkeys(("argmax", "saved.argmax", "labels"), np.uint8)
-_DTYPES |= dict.fromkeys(_SUMS, np.float64)
+_DTYPES |= dict.fromkeys((*_SUMS, "class_weights"), np.float64)
 
 
 def check(b: Binder, kernel: Kernel) -> None:

@@ -191,9 +191,18 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
         raise ValueError(
             "compile: the model draws random numbers, but not by tinyunet's operators; use the eager model"
         )
-    read = [n.inputs["logits"] for n in traced.nodes if n.op in ("dice_sums", "cross_entropy")]
-    classes = min((max(traced.values[name].shape[-1], 2) for name in read), default=0)
-    graph = Graph(tuple(traced.nodes), traced.values, inputs, (result,), traced.data, classes=classes)
+    read = [n for n in traced.nodes if n.op in ("dice_sums", "cross_entropy", "binary_cross_entropy")]
+    classes = min((max(traced.values[n.inputs["logits"]].shape[-1], 2) for n in read), default=0)
+    ignored = {n.attributes.get("ignore_label") for n in read}
+    graph = Graph(
+        tuple(traced.nodes),
+        traced.values,
+        inputs,
+        (result,),
+        traced.data,
+        classes=classes,
+        ignore_label=ignored.pop() if len(ignored) == 1 else None,
+    )
     return graph.rewrite({}).check()
 
 

@@ -26,7 +26,7 @@ from tinyunet.common import archive, schema
 from tinyunet.common.archive import Arrays
 from tinyunet.common.errors import UserError, one_line, said
 from tinyunet.common.files import atomic, parse_json
-from tinyunet.common.schema import boolean, each, number, record, text, whole
+from tinyunet.common.schema import each, number, record, text, whole
 from tinyunet.data.labels import check_label_values
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
@@ -48,7 +48,7 @@ def _label_values(value: Any, where: str) -> None:
 _CONFIG = record(
     {"dim": schema.one_of(2, 3), "depth": whole(1, 64), "seed": whole(0, 2**128)}
     | dict.fromkeys(("in_channels", "classes", "filters"), whole(1))
-    | {"use_upsampling": boolean, "dropout": number(0, 1)},
+    | {"use_upsampling": schema.one_of(False, True, "trilinear"), "dropout": number(0, 1)},
     {"momentum": number(0, 1), "norm": schema.one_of(*NORMS), "spatial_dropout": number(0, 1)},
 )
 # State of a NumPy generator, PCG64.

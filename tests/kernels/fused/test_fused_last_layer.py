@@ -28,11 +28,20 @@ CASES = {
     "IC": CHANNELS,
     "classes": CLASSES,
     "slope": SLOPES,
+    "ignored": st.sampled_from([None, None, 0, 255]),
     "seed": st.integers(0, 99),
     "threads": THREADS,
 }
 # As many classes as a byte has numbers.
-MOST = {"size": (1, 3, 4, 5), "IC": 16, "classes": 256, "slope": 0.0, "seed": 0, "threads": 1}
+MOST = {
+    "size": (1, 3, 4, 5),
+    "IC": 16,
+    "classes": 256,
+    "slope": 0.0,
+    "ignored": None,
+    "seed": 0,
+    "threads": 1,
+}
 # Logits are sums of up to 40 products, and p changes by at most a quarter of what they do: errors of
 # 40 roundings at worst, of numbers of the order of 10.
 BOUND = 40 * 10 / 4 * 2**-24
@@ -41,7 +50,7 @@ BOUND = 40 * 10 / 4 * 2**-24
 class Problem:
     """A layer, its float64 logits, and weights of its loss."""
 
-    def __init__(self, size, IC, classes, slope, seed):
+    def __init__(self, size, IC, classes, slope, seed, ignored=None):
         generator = np.random.default_rng(seed)
         whole = deferred(generator, (*size, IC), slope)
         x = normal(generator, *size, IC)
@@ -49,6 +58,10 @@ class Problem:
         self.weights = normal(generator, classes, IC, 1, 1, 1) / np.float32(np.sqrt(IC))
         self.bias = normal(generator, classes)
         self.labels = generator.integers(0, max(classes, 2), size).astype(np.uint8)
+        self.rule = None, None
+        if ignored is not None:  # and weights
+            self.labels[generator.random(size) < 0.3] = ignored
+            self.rule = generator.uniform(0.2, 2, max(classes, 2)), ignored
         self.diff_dice = normal(generator, 2, size[0], classes, dtype=np.float64)
         self.diff_cross_entropy = 0.3 * self.labels.size
         self.matrix = self.weights.reshape(classes, IC).astype(np.float64)
@@ -56,15 +69,17 @@ class Problem:
 
     @property
     def layer(self):
-        return last_layer.Layer(self.data.source, self.weights, self.bias, self.labels)
+        rule = label_losses.weighting(self.bias.size, *self.rule)
+        return last_layer.Layer(self.data.source, self.weights, self.bias, self.labels, rule)
 
     def unchanged(self):
-        source, *others = self.layer
+        source, *others, _ = self.layer
         return unchanged(*source[:3], *others, self.diff_dice)
 
     def diff_logits(self):
-        dice = label_losses.dice_backward(self.logits, self.labels, *self.diff_dice)
-        return dice + label_losses.cross_entropy_backward(self.logits, self.labels, self.diff_cross_entropy)
+        dice = label_losses.dice_backward(self.logits, self.labels, *self.diff_dice, self.rule[1])
+        share = self.diff_cross_entropy
+        return dice + label_losses.cross_entropy_backward(self.logits, self.labels, share, *self.rule)
 
 
 def run_forward(layer, MB, classes):
@@ -76,24 +91,24 @@ def run_forward(layer, MB, classes):
 
 @given(**CASES)
 @example(**MOST)
-def test_forward(size, IC, classes, slope, seed, threads):
+def test_forward(size, IC, classes, slope, ignored, seed, threads):
     machine.set_threads(threads)
-    problem = Problem(size, IC, classes, slope, seed)
+    problem = Problem(size, IC, classes, slope, seed, ignored)
     with problem.unchanged():
         dice, cross_entropy = run_forward(problem.layer, size[0], classes)
-    wanted = label_losses.dice_forward(problem.logits, problem.labels)
+    wanted = label_losses.dice_forward(problem.logits, problem.labels, ignored)
     voxels = problem.labels[0].size
     for name, got, exact in zip(("I", "P", "T"), dice, wanted, strict=True):
         assert np.abs(got - exact).max() <= BOUND * voxels, name
     assert_exact(dice[2], wanted[2])
-    exact = label_losses.cross_entropy_forward(problem.logits, problem.labels)
+    exact = label_losses.cross_entropy_forward(problem.logits, problem.labels, *problem.rule)
     assert abs(cross_entropy[0] - exact) <= 4 * BOUND
 
 
 @given(**CASES)
-def test_infer(size, IC, classes, slope, seed, threads):
+def test_infer(size, IC, classes, slope, ignored, seed, threads):
     machine.set_threads(threads)
-    problem = Problem(size, IC, classes, slope, seed)
+    problem = Problem(size, IC, classes, slope, seed, ignored)
     probabilities = poisoned(*size, classes)
     with problem.unchanged():
         last_layer.infer(*problem.layer[:3], probabilities)
@@ -106,9 +121,9 @@ def test_infer(size, IC, classes, slope, seed, threads):
 
 @given(**CASES, accumulate=st.booleans(), masked=st.booleans())
 @example(**MOST, accumulate=False, masked=False)
-def test_backward(size, IC, classes, slope, seed, threads, accumulate, masked):
+def test_backward(size, IC, classes, slope, ignored, seed, threads, accumulate, masked):
     machine.set_threads(threads)
-    problem = Problem(size, IC, classes, slope, seed)
+    problem = Problem(size, IC, classes, slope, seed, ignored)
     before = normal(np.random.default_rng(seed), *size, IC)
     dst = blocked(before) if accumulate else poisoned(*blocked_shape(before.shape))
     mask = problem.data.mask if masked else None

@@ -27,6 +27,7 @@ def _sizes(b: Binder) -> Shapes:
         **dict.fromkeys(("dice", "diff_dice"), (3, MB, classes)),
         **dict.fromkeys(("cross_entropy", "diff_cross_entropy"), ()),
         "labels": voxels,
+        "class_weights": (max(classes, 2),),
         "dst": voxels * classes,
     }
 
@@ -45,7 +46,9 @@ def _infer(b: Binder) -> Call:
 
 
 def _layer(b: Binder) -> "ops.last_layer.Layer":
-    return ops.last_layer.Layer(b.source(), b.array("weights"), b.array("bias"), b.array("labels"))
+    bias, weights = b.array("bias"), b.array("class_weights") if b.has("class_weights") else None
+    rule = ops.label_losses.weighting(bias.size, weights, b.node.attributes["ignore_label"])
+    return ops.last_layer.Layer(b.source(), b.array("weights"), bias, b.array("labels"), rule)
 
 
 def _loss(b: Binder) -> Call:

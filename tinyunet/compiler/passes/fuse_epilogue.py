@@ -87,16 +87,19 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
     if dice and graph.values[dice.outputs["dst"]].shape != (3, MB, classes):  # other images
         return graph
     losses = [found[op] for op in _LOSSES if op in found]
+    ignored = {loss.attributes.get("ignore_label") for loss in losses}
     undone = [found[f"{op}_backward"] for op in _LOSSES if f"{op}_backward" in found]
     weights = found.get("convolution_backward_weights")
     data = found.get("convolution_backward_data")
-    if not losses or len(losses) != len(undone) or weights is None or data is None:
+    if not losses or len(losses) != len(undone) or len(ignored) > 1 or weights is None or data is None:
         return graph
     results = {"diff_src": data.outputs["diff_src"], **weights.outputs}
     if not {"diff_weights", "diff_bias"} <= results.keys():
         return graph
     inputs = {role: node.inputs[role] for role in ("src", "weights", "bias")}
-    inputs["labels"] = losses[0].inputs["labels"]
+    for loss in losses:
+        inputs |= {role: name for role, name in loss.inputs.items() if role in ("labels", "class_weights")}
+    settings = {"ignore_label": ignored.pop()}
     gradients = {
         f"diff_{_LOSSES[undo.op.removesuffix('_backward')]}": undo.inputs["gradient"] for undo in undone
     }
@@ -106,9 +109,10 @@ def _fuse_loss(graph: Graph, node: Node) -> Graph:
     shapes = {"dice": (3, MB, classes), "cross_entropy": ()}
     values = [Value(outputs[r], shapes[r], np.dtype(np.float64)) for r in outputs if r not in known]
     changes: dict[str, list[Node]] = {other.name: [] for other in around if other is not None}
-    changes[node.name] = [Node(node.name, "head_loss", inputs, outputs)]
+    changes[node.name] = [Node(node.name, "head_loss", inputs, outputs, settings)]
     # In the place of the first of the two: what else is added to diff_src comes right after it.
-    backward = Node(f"d {node.name}", "head_loss_backward", inputs | gradients, results, phase="backward")
+    inputs = inputs | gradients
+    backward = Node(f"d {node.name}", "head_loss_backward", inputs, results, settings, "backward")
     changes[data.name] = [backward]
     return graph.rewrite(changes, values)
 
