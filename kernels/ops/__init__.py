@@ -5,43 +5,26 @@ A module is loaded when it is first used: ``ops.pooling.forward(...)`` loads not
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kernels.ops import (
-        activation,
-        batch_norm,
-        bfloat16,
-        binary_cross_entropy,
-        concat,
-        edges,
-        label_losses,
-        last_layer,
-        optimizers,
-        pooling,
-        softmax,
-        transposed_conv,
-        upsample,
-    )
-
-__all__ = [
-    "activation",
-    "batch_norm",
-    "bfloat16",
-    "binary_cross_entropy",
-    "concat",
-    "edges",
-    "label_losses",
-    "last_layer",
-    "optimizers",
-    "pooling",
-    "softmax",
-    "transposed_conv",
-    "upsample",
-]
+    from kernels.ops import activation as activation
+    from kernels.ops import batch_norm as batch_norm
+    from kernels.ops import bfloat16 as bfloat16
+    from kernels.ops import binary_cross_entropy as binary_cross_entropy
+    from kernels.ops import concat as concat
+    from kernels.ops import edges as edges
+    from kernels.ops import label_losses as label_losses
+    from kernels.ops import last_layer as last_layer
+    from kernels.ops import optimizers as optimizers
+    from kernels.ops import pooling as pooling
+    from kernels.ops import softmax as softmax
+    from kernels.ops import transposed_conv as transposed_conv
+    from kernels.ops import upsample as upsample
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in (module.name for module in pkgutil.iter_modules(__path__)):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
