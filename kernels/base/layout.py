@@ -31,6 +31,9 @@ from kernels.base.machine import threads
 from kernels.base.simd import LANES, fence, load, put_vector, store
 from kernels.base.tiles import tile_add, tile_load, tile_store, tile_transpose
 
+# Voxels that a thread unblocks at a time.
+_RUN = 1024
+
 
 def blocks(channels: int) -> int:
     """Blocks of 16 that hold this many channels."""
@@ -60,15 +63,21 @@ def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N8
 
 @parallel_kernel
 def _unblock(src: Floats, dst: Floats, voxels: int, channels: int) -> None:
-    whole, CB = channels // LANES, (channels + LANES - 1) // LANES
-    for task in prange(dst.size // channels):
-        n, voxel = split_index(task, voxels)
-        x, to = (n * CB * voxels + voxel) * LANES, (n * voxels + voxel) * channels
-        for _ in range(whole):
-            store(dst, to, load(src, x))
-            x, to = x + voxels * LANES, to + LANES
-        for lane in range(channels - whole * LANES):
-            dst[to + lane] = src[x + lane]
+    CB, parts = (channels + LANES - 1) // LANES, (voxels + _RUN - 1) // _RUN
+    for task in prange(dst.size // (voxels * channels) * parts):
+        n, part = split_index(task, parts)
+        first, last = part * _RUN, min((part + 1) * _RUN, voxels)
+        end = (n * voxels + last) * channels
+        for voxel in range(first, last):
+            x, to = (n * CB * voxels + voxel) * LANES, (n * voxels + voxel) * channels
+            for _ in range(CB):
+                # The padding lanes go to where the next voxel's channels come next, but not past the end.
+                if to + LANES <= end:
+                    store(dst, to, load(src, x))
+                else:
+                    for lane in range(end - to):
+                        dst[to + lane] = src[x + lane]
+                x, to = x + voxels * LANES, to + LANES
 
 
 def pack_src(src: Floats, panel: Floats, before: Triple, dilation: Triple) -> None:
@@ -130,10 +139,10 @@ def _pack_src(
                 for i in range(whole, voxels * width):
                     panel[written + to + i] = src[read + i]
                 continue
-            for w in range(voxels if rest > 0 else 0):
-                x, at = read + w * C + vectors * LANES, written + to + w * step + vectors * block_stride
-                for lane in range(rest):
-                    panel[at + lane] = src[x + lane]
+            x, at = read + vectors * LANES, written + to + vectors * block_stride
+            for lane in range(rest):
+                for w in range(voxels):
+                    panel[at + w * step + lane] = src[x + w * C + lane]
         fence()
 
 

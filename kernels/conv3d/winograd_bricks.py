@@ -141,7 +141,7 @@ def convolve(p: Plan, source: Inputs, weights: Floats, to: Outputs, *, adjoint: 
 def backward_weights(p: Plan, source: Inputs, gradient: Inputs, diff_weights: Floats) -> Doubles:
     """Gradients of weights and bias; see `bricks`."""
     cut, tile, width, ICB, OCB = p.cut, p.form, p.width, source.blocks, gradient.blocks
-    if width == LANES and _sums_per_value(p) > _SUMS_PER_TILE:
+    if tile[2] > 1 and _sums_per_value(p) > _SUMS_PER_TILE:
         return many_channels.backward_weights(p, source, gradient, diff_weights)
     if width < LANES:
         form = Form(tile, (0, 0), (weight_tile(p.kernel[2], width), 1), width, p.kernel[2])
