@@ -1,4 +1,4 @@
-"""``python -m tinyunet.bench TABLE``: what this project and its peers reach on this machine."""
+"""``python -m tinyunet.bench TABLE``: time and memory of this project and its peers on this machine."""
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _MULTIPLE = 16
 
 
 class Found(NamedTuple):
-    """What a table leaves for the files: figures by group, how to draw a picture, and about the systems.
+    """Results of a table, for files: figures by group, a function that draws them, and notes on the systems.
 
     ``figures`` holds "rows" of systems, and by table "ranks" and "peaks" of a core; ``about`` holds the
     systems' "versions" and "settings".
@@ -98,7 +98,7 @@ def _size(text: str) -> int:
 
 
 def _new_file(text: str) -> Path:
-    """Say now, not after half an hour, that a file cannot be written there."""
+    """Refuse a file that cannot be written, before half an hour of work."""
     path = Path(text)
     if not can_be_written(path, follow_links=True):
         raise ArgumentTypeError(f"{text!r}; expected a file in a folder that can be written to")

@@ -1,1 +1,1 @@
-"""What ``python -m tinyunet.bench`` measures: one module a table."""
+"""The measurements of ``python -m tinyunet.bench``: one module a table."""

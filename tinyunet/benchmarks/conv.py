@@ -4,8 +4,7 @@ Each rung is checked against float64 before it is timed. All are timed on one co
 and the fastest of the runs counts. A core's clock changes from minute to minute, so the peak that a rung
 is compared with is measured just before and just after it. Rungs and peers run in processes of their own:
 our rungs share one for each number of threads. Times are of whole calls, arrays or tensors in to arrays or
-tensors out: packing and reordering count, but in the last rung, ``fused``, which is what the compiled net
-runs.
+tensors out: packing and reordering count, except in the last rung, ``fused``, the kernel of the compiled net.
 """
 
 import contextlib
@@ -84,7 +83,7 @@ class Measurement(NamedTuple):
         return self.flops / min(self.one) / 1e6
 
     def about(self) -> dict[str, Any]:
-        """Return what was measured, as a row in a file begins."""
+        """Return the first entries of a row in a file: system, case and size."""
         ours = self.name in {system.name for system in RUNGS}
         case = f"{self.direction} {self.layer.IC}->{self.layer.OC} k{self.layer.K}"
         return {"system": "tinyunet " * ours + self.name, "case": case, "size": self.layer.size}
@@ -142,8 +141,8 @@ def _measure(
     layer: Layer, system: System, threads: int, process_of: Callable[[str, int], Process]
 ) -> Iterator[Measurement]:
     def build(threads: int, sizes: Geometry) -> tuple[Process, str]:
-        process, arrays = process_of(system.peer, threads), _arrays(sizes)
-        return process, process.ask("build", "conv", system.options, *arrays)
+        process, shapes = process_of(system.peer, threads), (sizes.src_shape, sizes.weights_shape)
+        return process, process.ask("build", "conv", system.options, *shapes)
 
     found = build(1, layer.sizes(layer.planes(_CHECKED_FLOPS)))[0].ask("check")
     errors = {}
@@ -169,16 +168,13 @@ def _measure(
 @functools.lru_cache(maxsize=1)
 def _exact(layer: Layer) -> dict[str, Array]:
     """Results in float64, on a few planes."""
-    arrays = _arrays(layer.sizes(layer.planes(_CHECKED_FLOPS)))
+    sizes = layer.sizes(layer.planes(_CHECKED_FLOPS))
+    arrays = convolution_arrays(sizes.src_shape, sizes.weights_shape)
     calls = ladder.whole_calls(im2col, *(array.astype(np.float64) for array in arrays))
     return {name: call() for name, (call, _) in calls.items()}
 
 
-def _arrays(sizes: Geometry) -> Sequence[Array]:
-    return convolution_arrays(sizes.src_shape, sizes.weights_shape)
-
-
-# ---- what is shown ---------------------------------------------------------------------------------
+# ---- tables, files, pictures -----------------------------------------------------------------------
 
 
 def table(measurements: list[Measurement], threads: int) -> str:
@@ -218,12 +214,12 @@ def rows(measurements: list[Measurement], threads: int) -> list[dict[str, Any]]:
 
 
 def peaks(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """Return for a file what the multiply-adds of one core reached beside each rung."""
+    """Return for a file the peak of one core's multiply-adds, measured before and after each rung."""
     return [m.about() | {"gflops": m.peak} for m in measurements]
 
 
 def draw(measurements: list[Measurement], path: Path) -> None:
-    """Draw GFLOP/s by layer, a panel a direction, and the highest peak that was measured beside them."""
+    """Draw GFLOP/s by layer, a panel a direction, and the highest peak that was measured."""
     # Here, because matplotlib takes a second to load and pictures are seldom wanted.
     from tinyunet.viz.figure import BOUND, draw_lines, panels, write
 

@@ -2,7 +2,7 @@
 
 ``throttled`` gives each of two ranks a network namespace of its own, joined by a pair of virtual
 Ethernet devices that ``tc`` holds to a bandwidth in each direction (a token bucket, so that messages
-queue as on a wire). MPI is told that the ranks are on different nodes, and talks TCP between them.
+queue as on a wire). A variable makes MPI take the ranks for different nodes, and send over TCP.
 It needs root, Linux, and MPICH with UCX.
 """
 
@@ -32,13 +32,13 @@ exec ip netns exec tinyunet$PMI_RANK env UCX_NET_DEVICES=tinyveth$PMI_RANK "$@"
 
 
 def mpirun() -> str | None:
-    """Return the mpirun beside this Python, or the one on the path; None if there is neither."""
+    """Return the mpirun in this Python's folder, or the one on the path; None if there is neither."""
     beside = Path(sys.executable).parent / "mpirun"
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
 def run(ranks: int, task: dict[str, Any], wrapper: Sequence[str] = ()) -> Any:
-    """Run a task of :mod:`tinyunet.benchmarks.ranks` and return what rank 0 found; one rank needs no mpirun.
+    """Run a task of :mod:`tinyunet.benchmarks.ranks`, return rank 0's results; one rank needs no mpirun.
 
     A wrapper stands before the command of each rank, and ranks then send over TCP. AgreedError if there is no
     mpirun, or the ranks end with an error or do not end.

@@ -1,4 +1,4 @@
-"""The tables of the whole net: who takes part in each, and what is shown of the results.
+"""The tables of the whole net: the systems that take part in each, and how their results are shown.
 
 ``step`` and ``infer`` are a race of everybody; ``passes`` of the compiled step with each pass of the
 graph switched off in turn; ``scaling`` of the step on 1, 2, 4, ... threads. For ``memory`` each
@@ -20,7 +20,7 @@ USUAL_FILTERS = 16
 
 
 class Settings(NamedTuple):
-    """What is measured, and how."""
+    """Settings of a measurement."""
 
     table: str  # one of TABLES
     size: int
@@ -32,24 +32,24 @@ class Settings(NamedTuple):
 
     @property
     def case(self) -> str:
-        """What is run."""
+        """The case that is run: ``step`` or ``infer``."""
         return "infer" if self.table == "infer" else "step"
 
     def label(self, job: Job) -> str:
-        """What is run, with everything that is not usual."""
+        """Return the case and all settings that are not usual."""
         parts = [f"{'memory' if self.table == 'memory' else job.case} {job.variant}".rstrip()]
         parts += [f"batch {self.batch}"] if self.batch != 1 else []
         parts += [f"{self.filters} filters"] if self.filters != USUAL_FILTERS else []
         return ", ".join(parts)
 
     def title(self) -> str:
-        """What stands above the table."""
+        """Return the line above the table."""
         on = "" if self.table == "scaling" else f", {count(self.threads, 'thread')}"
         net = f"{self.size}^3 voxels, batch {self.batch}, {self.filters} filters"
         return f"{TABLES[self.table].title}: {net}{on}"
 
 
-# ---- who takes part --------------------------------------------------------------------------------
+# ---- systems and jobs ------------------------------------------------------------------------------
 
 
 def entrants(settings: Settings) -> tuple[list[Job], list[str]]:
@@ -80,14 +80,14 @@ def variants() -> list[tuple[str, dict[str, Any]]]:
 
 
 def measure(settings: Settings, jobs: list[Job]) -> Outcome:
-    """Have them race."""
+    """Time the jobs."""
     problem = make(settings.size, settings.batch, settings.filters)
     if settings.table == "memory":
         return race(jobs, problem, rounds=1, seconds=0, together=False)
     return race(jobs, problem, settings.rounds)
 
 
-# ---- what is shown ---------------------------------------------------------------------------------
+# ---- tables, files, pictures -----------------------------------------------------------------------
 
 
 def milliseconds(ms: float) -> str:
@@ -104,7 +104,7 @@ def _share(result: Result, base: Result) -> str:
     return f"{result.peak_gb / base.peak_gb:.0%}" if result.peak_gb and base.peak_gb else "-"
 
 
-#: Cells of a result by the head of their column; the second argument is what results are compared with.
+#: Cells of a result by the head of their column; the second argument is the result to compare with.
 _COLUMNS: dict[str, Callable[[Result, Result], str]] = {
     "version": lambda r, _: r.version,
     "median ms": lambda r, _: milliseconds(r.median),
@@ -191,7 +191,7 @@ def _by_name(results: list[Result]) -> dict[str, dict[int, Result]]:
 
 
 def _base(settings: Settings, results: list[Result]) -> Result:
-    """What the others are compared with: TensorFlow, or our eager engine where it is missing."""
+    """The result that the others are compared with: TensorFlow's, or our eager engine's without it."""
     wanted = (COMPILED,) if settings.table == "passes" else (TENSORFLOW, EAGER)
     found = [r for system in wanted for r in results if r.job.system == system and not r.job.variant]
     return [*found, results[0]][0]

@@ -1,4 +1,4 @@
-"""What every system is given: the same input, labels and first weights.
+"""The input of every system: the same image, labels and first weights.
 
 A system runs in its own process, which loads NumPy and nothing of this project's engine, and brings the
 arrays into its own layout.
@@ -45,8 +45,8 @@ class Problem(NamedTuple):
 def make(size: int, batch: int, filters: int) -> Problem:
     """Return images of balls in noise, ``size`` voxels along each axis, and a U-Net's first weights.
 
-    What is one or zero in a new net (batch norm, biases) gets a random part, so that a system that mixes
-    two of these arrays up gets a wrong result.
+    Arrays of ones or zeros in a new net (batch norm, biases) get a random part, so that a system that
+    mixes two of them up gets a wrong result.
     """
     # Here, because a process that runs another system must not load Numba, too.
     from tinyunet.unet import UNet

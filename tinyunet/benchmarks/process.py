@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.common.errors import one_line
 
 T = TypeVar("T")
@@ -152,7 +153,7 @@ def _gigabytes(path: str) -> dict[str, float]:
 
 
 class Worker:
-    """What is kept from one request to the next; each method answers one."""
+    """The worker: each method answers one request."""
 
     peer: Any
     calls: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]  # to time; makes its result an array
@@ -164,10 +165,10 @@ class Worker:
         return str(self.peer.VERSION)
 
     def build(self, case: str, options: dict[str, Any], *given: Any) -> str:
-        """Make the calls of a case, which is given a problem, or the arrays of a convolution."""
+        """Make the calls of a case, which is given a problem, or the shapes of src and weights."""
         self.calls, peer = {}, self.peer
         if case == "conv":
-            self.calls = peer.convolution(*given, **options)
+            self.calls = peer.convolution(*convolution_arrays(*given), **options)
         else:
             run = getattr(peer, case)(*given, **options)
             self.calls[case] = run, self._losses if case == "step" else peer.to_array
@@ -200,7 +201,7 @@ class Worker:
 
 
 def timed(call: Callable[[], T], seconds: float) -> tuple[list[float], T]:
-    """Return the milliseconds of each run, and what the last returned.
+    """Return the milliseconds of each run, and the result of the last.
 
     The first run does not count: caches are cold and threads asleep. The others take about ``seconds``
     together; there are two at least.

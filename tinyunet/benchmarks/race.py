@@ -1,4 +1,4 @@
-"""Systems timed in turn, round after round, so that what slows the machine down slows all alike.
+"""Systems timed in turn, round after round: a machine that becomes slower slows all of them alike.
 
 Nothing is timed before it has been checked: each system starts from the same weights, and its losses
 of the first steps, or its probabilities, must be those of the first system that ran, which is our
@@ -27,7 +27,7 @@ _PAUSE_SECONDS = 0.3
 
 @dataclass
 class Result:
-    """A job, and what was measured of it."""
+    """A job and its measurements."""
 
     job: Job
     version: str = ""
@@ -58,7 +58,7 @@ class Result:
         return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
 
     def take_turn(self, seconds: float, problem: Problem, references: dict[str, NDArray[Any]]) -> None:
-        """Start if need be, and time runs; what fails puts it out of the race."""
+        """Start if need be, and time runs; an error puts the job out of the race."""
         try:
             process = self.process or self._start(problem, references)
             time.sleep(_PAUSE_SECONDS)

@@ -1,7 +1,7 @@
-"""What a rank does in a benchmark: ``mpirun -n N python -m tinyunet.benchmarks.ranks TASK``.
+"""A rank of a benchmark: ``mpirun -n N python -m tinyunet.benchmarks.ranks TASK``.
 
 The task is a line of JSON: ``do`` is the name of a function below, everything else is given to it.
-Rank 0 prints what was found, as a line of JSON.
+Rank 0 prints the results, as a line of JSON.
 """
 
 import functools
@@ -128,9 +128,9 @@ def train(
     in_turn: bool = False,
     overlap: bool = True,
 ) -> Any:
-    """Let all ranks train together; if ``in_turn``, also rank 0 alone, and all beside each other.
+    """Let all ranks train together; if ``in_turn``, also rank 0 alone, and all without communication.
 
-    A machine whose speed changes slows all three alike. Ranks beside each other are slower than one alone
+    A machine whose speed changes slows all three alike. Ranks "beside" each other are slower than one alone
     because they share caches and memory; ranks together also pay for communication, and share work.
 
     Returns medians of "seconds", "backward_end" and "waited" of a step together, and its "buckets". If in
@@ -169,7 +169,7 @@ def train(
 
 
 def main(ranks: Communicator) -> None:
-    """Do the task, and print what rank 0 has found."""
+    """Do the task, and print the results of rank 0."""
     task = json.loads(sys.argv[1])
     tasks: dict[str, Callable[..., Any]] = {"allreduce": allreduce, "train": train}
     found = tasks[task.pop("do")](ranks, **task)

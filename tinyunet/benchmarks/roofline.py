@@ -1,4 +1,4 @@
-"""The roofline that every speed is quoted against: what one core can multiply, and what a copy moves.
+"""The roofline that every speed is compared with: one core's multiply-adds, and the bandwidth of a copy.
 
 Source: Williams, Waterman and Patterson, "Roofline" (2009).
 """
@@ -23,7 +23,7 @@ _RUNS = 7
 
 
 class Machine(NamedTuple):
-    """What a benchmark must say about where it ran."""
+    """The machine that a benchmark ran on."""
 
     processor: str
     cores: int
@@ -44,8 +44,8 @@ def peak_gflops() -> float:
     """Return GFLOP/s of fused multiply-adds on one core, measured: the roof of every compute-bound kernel.
 
     The tile is as large as the convolution's, and its operands stay in registers; the best of several
-    runs counts, because a roof is what is possible. Measured anew at each call (70 ms), because a core's
-    clock follows what else the processor does: 2.7 to 3.5 GHz within a minute.
+    runs counts, because a roof is what is possible. Each call measures anew (70 ms), because a core's
+    clock depends on the processor's other work: 2.7 to 3.5 GHz within a minute.
     """
     rows = tile_vectors()
     kernel_peak = _make_peak(rows)

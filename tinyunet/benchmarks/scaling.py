@@ -4,11 +4,11 @@
 less than 2 (N - 1) / N of the array. The bound is that many times what a plain exchange of the array takes:
 each rank sends it to its right, and gets one from its left.
 
-``scaling`` measures what fits on this machine and predicts the rest. Weak scaling gives each rank ``batch``
-patches, strong scaling shares the patches of the most ranks among fewer. Efficiency is the throughput of a
-rank as a share of that of one rank alone; in weak scaling the two are measured in turn. From one rank's step,
-and the moments at which its buckets were complete, :mod:`tinyunet.benchmarks.scaling_model` predicts what
-networks would make of it.
+``scaling`` measures as many ranks as fit on this machine, and predicts more. Weak scaling gives each rank
+``batch`` patches, strong scaling shares the patches of the most ranks among fewer. Efficiency is the
+throughput of a rank as a share of that of one rank alone; in weak scaling the two are measured in turn. From
+one rank's step, and the moments at which its buckets were complete, :mod:`tinyunet.benchmarks.scaling_model` predicts the
+efficiency on other networks.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from tinyunet.parallel.algorithms import ALGORITHMS
 # From a batch norm's sums to all gradients of the usual net.
 SIZES = (1 << 10, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 22_600_000)
 RANKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-#: What makers say of Ethernet and InfiniBand: Gbit/s, and microseconds a message.
+#: Ethernet and InfiniBand by their makers: Gbit/s, and microseconds a message.
 LATENCY_US = {1.0: 50.0, 10.0: 20.0, 100.0: 2.0}
 _ROUNDS = 3
 _WITHOUT = ", no overlap"
@@ -105,7 +105,7 @@ def draw_sums(sums: Sums, path: Path) -> None:
 
 
 class Run(NamedTuple):
-    """A measured training: ranks, patches a rank, and what :func:`tinyunet.benchmarks.ranks.train` found."""
+    """A measured training: ranks, patches a rank, and results of :func:`tinyunet.benchmarks.ranks.train`."""
 
     ranks: int
     batch: int
@@ -118,7 +118,7 @@ class Run(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Runs, what the model needs to know of a rank alone, and the network fitted to allreduces."""
+    """Runs, the step of a rank alone for the model, and the network fitted to allreduces."""
 
     weak: list[Run]
     strong: list[Run]
@@ -147,7 +147,7 @@ def _run(ranks: int, batch: int, net: dict[str, int], wrapper: Sequence[str] = (
 
 
 def measured_table(measured: Measured) -> str:
-    """Return what was measured, as text."""
+    """Return the measurements as text."""
     head = ("ranks x 1 thread", "patches a rank", "step ms", "waited ms", "efficiency")
     weak = []
     for run in measured.weak:
@@ -177,7 +177,7 @@ def _cells(run: Run, share: float) -> tuple[str, ...]:
 
 
 def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
-    """Hold two ranks to a bandwidth, and compare what the model says with what they do.
+    """Hold two ranks to a bandwidth, and compare the times of the model with the measured ones.
 
     The network's figures are fitted to those allreduces on it that it hinders; the step is that of a
     rank alone. Raises as :func:`tinyunet.benchmarks.mpi.throttled`.
@@ -187,8 +187,8 @@ def validate(measured: Measured, size: int, filters: int, gbit: float) -> str:
         sums = measure_sums(2, wrapper, [nbytes for nbytes in SIZES if nbytes > mpi.BUCKET_BYTES])
         runs = {overlap: _run(2, batch, net, wrapper, overlap=overlap) for overlap in (True, False)}
     network = _fit(sums)
-    # Two ranks share memory and caches here as they would not on two nodes: their own work is what
-    # two ranks take that have nothing to wait for.
+    # Two ranks share memory and caches here, unlike on two nodes. So the step of the model is the
+    # time of two ranks that have nothing to wait for.
     pair = next((run for run in measured.weak if run.ranks == 2), measured.weak[0])
     own_work = measured.step.seconds + pair.own_work - measured.weak[0].own_work
     step = measured.step._replace(seconds=own_work)
@@ -236,7 +236,7 @@ def predicted_table(step: model.Step, gbits: Sequence[float]) -> str:
 
 
 def rows(measured: Measured, gbits: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the figures for a file: what was measured, then what is predicted."""
+    """Return the figures for a file: measured, then predicted."""
     runs = [("weak", run) for run in measured.weak] + [("strong", run) for run in measured.strong]
     found = [{"kind": kind, "ranks": run.ranks, "batch": run.batch, **run.found} for kind, run in runs]
     for gbit, algorithm, overlap, shares in predicted(measured.step, gbits):

@@ -1,4 +1,4 @@
-"""What a training step costs on N ranks, on paper: alpha-beta networks, trees and rings, overlap.
+"""A model of a training step's time on N ranks: alpha-beta networks, trees and rings, overlap.
 
 A message of n bytes takes ``alpha + beta n`` seconds, whatever others send (Hockney 1994). From that,
 an allreduce among N ranks takes::
@@ -8,11 +8,11 @@ an allreduce among N ranks takes::
     tree                2 ceil(log2 N) (alpha    +               n beta)      reduce, then broadcast
 
 Without overlap a step is the computation and the allreduces of all buckets, one after the other. With
-overlap a bucket starts when it is complete and the one before has arrived; what a step takes longer
-is only what goes on after backward has ended.
+overlap a bucket starts when it is complete and the bucket before has arrived; a step is longer only by
+the time from the end of backward to the last arrival.
 
-What the model leaves out: ranks that are not equally fast, links that messages share, and that a
-rank which computes looks after its messages only between kernels.
+The model leaves out three things: ranks are not equally fast, messages share links, and a rank that
+computes progresses its messages only between kernels.
 
 Source: Hockney, "The communication challenge for MPP" (1994); Thakur, Rabenseifner and Gropp,
 "Optimization of collective communication operations in MPICH" (2005).
@@ -44,19 +44,19 @@ ALGORITHMS = ("ring", "recursive-halving", "tree")
 
 
 def network_of(gbit_per_s: float, latency_us: float) -> Network:
-    """Return a network from what its maker says of it."""
+    """Return a network from its maker's bandwidth and latency."""
     return Network(latency_us * 1e-6, 8e-9 / gbit_per_s)
 
 
 def allreduce_seconds(algorithm: str, ranks: int, nbytes: float, network: Network) -> float:
-    """Return what an allreduce of so many bytes takes; the algorithm is one of ``ALGORITHMS``."""
+    """Return the seconds of an allreduce of so many bytes; the algorithm is one of ``ALGORITHMS``."""
     rounds = 2 * (ranks - 1) if algorithm == "ring" else 2 * math.ceil(math.log2(ranks))
     moved = rounds * nbytes if algorithm == "tree" else 2 * (ranks - 1) / ranks * nbytes
     return rounds * network.alpha + moved * network.beta
 
 
 def step_seconds(step: Step, algorithm: str, ranks: int, network: Network, overlap: bool = True) -> float:
-    """Return what a step takes on some ranks, each with the work of the one that was measured."""
+    """Return the seconds of a step on some ranks, each with the work of the measured rank."""
     arrived = 0.0 if overlap else step.backward_end
     for ready, nbytes in step.buckets:
         seconds = allreduce_seconds(algorithm, ranks, nbytes, network)

@@ -1,4 +1,4 @@
-"""What can be compared, and whether it is here."""
+"""The systems that can be compared, and whether they are installed."""
 
 import importlib.util
 from collections.abc import Sequence

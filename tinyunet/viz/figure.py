@@ -1,4 +1,4 @@
-"""What all pictures share: colours, panels, lines, and how they are written.
+"""Colours, panels and lines of all pictures, and the function that writes pictures.
 
 Each class and region has one colour in every picture; the colour-blind can distinguish them, too.
 

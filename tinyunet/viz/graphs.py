@@ -1,8 +1,8 @@
 """A graph as a picture: execution goes to the right, resolution goes up, so a U-Net draws its U.
 
 Each box is a node, each line a volume that is read; one that is kept for long is a long line. Boxes are
-as high as the bytes they move, and have a grey edge where the eager operator runs. What neither reads nor
-writes a volume, such as packing weights, has a row of its own below the others.
+as high as the bytes they move, and have a grey edge where the eager operator runs. Nodes that neither read
+nor write a volume, such as packing weights, have a row of their own below the others.
 """
 
 import math
@@ -69,7 +69,7 @@ def _draw_nodes(axes: Axes, graph: Graph) -> None:
 
 
 def _legend(nodes: Sequence[Node]) -> list[Line2D]:
-    """What there is among the nodes: colours of families, and edges."""
+    """Legend of the families and edges that the nodes have."""
     colours = {_family(node): _colour(node) for node in nodes}
     order = [name for name in (*_FAMILIES, "other") if name in colours]
     boxes = [(name, colours[name], colours[name]) for name in order]

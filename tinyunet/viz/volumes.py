@@ -187,7 +187,7 @@ def _grey(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _around_brain(image: NDArray[np.float32]) -> tuple[slice, slice, slice]:
-    """Return the box that holds what is not background, and two voxels more on each side."""
+    """Return the box around all voxels but the background, and two voxels more on each side."""
     occupied = np.nonzero(np.any(image != 0, axis=-1))
     if not occupied[0].size:
         return slice(None), slice(None), slice(None)
@@ -196,7 +196,7 @@ def _around_brain(image: NDArray[np.float32]) -> tuple[slice, slice, slice]:
 
 
 def _best_slice(labels: NDArray[Any], axis: int) -> int:
-    """Return the slice across an axis that shows most of all classes, each counted as one whole."""
+    """Return the slice across an axis that shows the largest shares of all classes, summed."""
     others = tuple(other for other in range(3) if other != axis)
     shown = np.zeros(labels.shape[axis])
     for label in range(1, int(labels.max()) + 1):
@@ -211,7 +211,7 @@ def _slice(volume: NDArray[Any], at: int, axis: int) -> NDArray[Any]:
 
 
 def _in_plane(values: Sequence[float], axis: int) -> tuple[float, float]:
-    """Return what belongs to the width and to the height of a slice across an axis."""
+    """Return the values of the two axes in a slice: of its width and of its height."""
     width, height = (value for other, value in enumerate(values) if other != axis)
     return width, height
 

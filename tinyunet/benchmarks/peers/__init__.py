@@ -1,9 +1,9 @@
 """One file a system: how it builds the U-Net, trains it, predicts with it.
 
-Each is written as a careful user of that system would, to be read beside the others, and has
+Each is written as a careful user of that system would write it, and has
 
     VERSION                  of the system
-    settings(case, ...)      what was chosen for speed, as the table shows it; ours has none
+    settings(case, ...)      the settings chosen for speed, as the table shows them; ours has none
     use_threads(threads)     called first
     step(problem, ...)       returns a function that does one training step and returns the loss
     infer(problem, ...)      returns a function that returns probabilities, as the system has them

@@ -1,10 +1,10 @@
 """Our ladder of convolutions, each rung as it is called: arrays in to arrays out, reorders included.
 
-The last rung, ``fused``, is what the compiled net runs. Tensors are in blocks of 16 channels and stay so;
-weights are packed, which a step does once and is not timed (where channels are many they are transformed as
-they are used, and that is). The source is normalised while it is read, the gradient of batch norm is formed,
-and sums are gathered of what is written, all with numbers that change nothing: the result is that of every
-other rung. Direct or a form of Winograd: the fastest is taken, for each direction of each layer.
+The last rung, ``fused``, is the kernel of the compiled net. Tensors are in blocks of 16 channels and stay so.
+Weights are packed before, without being timed, because a step packs them once (with many channels the kernel
+transforms weights while it uses them, which is timed). The kernel normalises the source while it reads, forms
+the gradient of batch norm, and sums its results, all with numbers that change nothing: the result is that of
+every other rung. Direct or a form of Winograd: the fastest is taken, for each direction of each layer.
 """
 
 import functools
@@ -36,7 +36,7 @@ FUSED = "fused"
 _TILES = (None, *winograd.TILES, (2, 2, 1), (4, 4, 1))
 _SECONDS = 0.05
 
-#: What runs, and what makes its result an array.
+#: A function to time, and one that makes its result an array.
 Case = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 

@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {"NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
 
 
 def settings(case: str, precision: str = "f32") -> str:
-    """Return what was chosen for speed."""
+    """Return the settings chosen for speed."""
     return f"LATENCY, 1 stream, {precision}"
 
 

@@ -33,7 +33,7 @@ _NAMES = {"weights": "weight", "scale": "weight", "shift": "bias", "running_vari
 
 
 def settings(case: str, compiled: bool = False, frozen: bool = False) -> str:
-    """Return what was chosen for speed."""
+    """Return the settings chosen for speed."""
     if frozen:
         return "torch.jit.freeze, optimize_for_inference"
     return "torch.compile, channels last" if compiled else "channels last"

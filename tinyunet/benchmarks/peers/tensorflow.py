@@ -33,7 +33,7 @@ _VARIABLES |= {"running_mean": "moving_mean", "running_variance": "moving_varian
 
 
 def settings(case: str) -> str:
-    """Return what was chosen for speed."""
+    """Return the settings chosen for speed."""
     return f"TF_ENABLE_ONEDNN_OPTS={os.environ['TF_ENABLE_ONEDNN_OPTS']}, tf.function"
 
 
