@@ -2,8 +2,8 @@
 """Differentiable operators: each forward kernel with its gradient kernels right below it.
 
 Volumes are NDHWC tensors: batch, depth, height, width, channels. float32 runs the fast kernels,
-float64 the references. Only the arrays that a ``forward`` saves stay in memory until backward. The
-functions at the end are what models call.
+float64 the references. Only the arrays that a ``forward`` saves stay in memory until backward. Models
+call the functions at the end.
 """
 
 from collections.abc import Sequence
@@ -244,7 +244,7 @@ class Dropout(Function):
 
     @staticmethod
     def drawn(shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of what is drawn for a source of this shape."""
+        """Return the shape of the random numbers for a source of this shape."""
         return shape
 
     @staticmethod

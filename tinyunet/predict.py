@@ -29,7 +29,7 @@ def make_parser() -> Parser:
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
-    """Read the options, segment, and print the volumes of what was found."""
+    """Read the options, segment, and print the volumes of the classes."""
     with communicator.together():  # cores may be others on other nodes
         options = make_parser().parse_args(arguments)
         use_threads(options.threads, communicator)

@@ -125,7 +125,7 @@ class Context:
         return gradients
 
     def checked(self, gradients: Any) -> Gradients:
-        """Return what the operator's ``backward`` has returned, one gradient for each of :attr:`parents`.
+        """Return the results of the operator's ``backward``, one gradient for each of :attr:`parents`.
 
         Raises
         ------
@@ -283,7 +283,7 @@ class Absent(np.lib.mixins.NDArrayOperatorsMixin):
     """Has the shape and the type of an array, but no numbers: a tensor holds it while a model is traced.
 
     A trace computes nothing. An ``if``, an index or a function of NumPy that needs numbers is refused here:
-    so what depends on the data never becomes a constant of a graph.
+    so a value that depends on the data never becomes a constant of a graph.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> None:

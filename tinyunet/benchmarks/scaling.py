@@ -7,8 +7,8 @@ each rank sends it to its right, and gets one from its left.
 ``scaling`` measures as many ranks as fit on this machine, and predicts more. Weak scaling gives each rank
 ``batch`` patches, strong scaling shares the patches of the most ranks among fewer. Efficiency is the
 throughput of a rank as a share of that of one rank alone; in weak scaling the two are measured in turn. From
-one rank's step, and the moments at which its buckets were complete, :mod:`tinyunet.benchmarks.scaling_model` predicts the
-efficiency on other networks.
+one rank's step, and the moments at which its buckets were complete,
+:mod:`tinyunet.benchmarks.scaling_model` predicts the efficiency on other networks.
 """
 
 import itertools

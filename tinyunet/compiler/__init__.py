@@ -13,7 +13,7 @@ The way from a model to a run:
 ``passes``          rewrite the graph, one file each; ``measure`` times the algorithms of convolutions
 ``memory``          places all arrays that a step needs in one arena
 ``program``         a list of calls, bound to their arrays and run in order
-``compiled``        what `compile` returns: a program for each shape; ``glance`` sees if the model is another
+``compiled``        the result of `compile`: a program for each shape; ``glance`` sees if the model is another
 
 ``operators`` holds one record (``record``) for each operator, which all of these ask: what it makes and
 saves, its gradient, its kernels. ``eager`` runs what no pass has touched; ``show`` prints tables;
@@ -75,7 +75,7 @@ def compile(
     enable, disable : collection of str
         Names of passes: only these, not these (``tinyunet.compiler.passes``).
     accuracy : {"fast", "strict"}
-        What convolutions may lose: "strict" is no worse than direct convolution in float32, "fast"
+        Of convolutions: "strict" is no worse than direct convolution in float32, "fast"
         allows an error of 5e-5 of the largest output.
     deterministic : bool
         Choose the algorithms of convolutions by a model of their work alone. Otherwise the
@@ -91,7 +91,7 @@ def compile(
     Raises
     ------
     TypeError, ValueError
-        An argument is not as described, or the model computes beside the operators.
+        An argument is not as described, or the model computes with data outside the operators.
     """
     if accuracy not in ("fast", "strict"):
         raise ValueError(f'accuracy must be "fast" or "strict", not {accuracy!r}')
@@ -111,7 +111,7 @@ def compile(
 
 
 def _check(model: object, given: dict[str, Any]) -> None:
-    """Check what a user may have mixed up."""
+    """Refuse arguments that a user may have mixed up."""
     if not isinstance(model, Module):
         raise TypeError(f"model must be a Module, not {type(model).__name__}")
     model.check_types()

@@ -1,4 +1,4 @@
-"""What ``tinyunet.compile`` returns: a training step, or a prediction, for inputs of any shape.
+"""The results of ``tinyunet.compile``: a training step, or a prediction, for inputs of any shape.
 
 Each input shape has a program of its own. The last few are kept, as long as the model is made of the same
 objects in the same places (``glance``). If one has been replaced, all are compiled anew.
@@ -40,9 +40,9 @@ _KEPT = 3  # programs; each has an arena
 
 
 class Compiled:
-    """What a compiled step and a compiled prediction share: programs by shape.
+    """Base of a compiled step and a compiled prediction: programs by shape.
 
-    A copy, and what is unpickled, has a model of its own, and compiles anew when it is called.
+    A copy, also one made by pickle, has a model of its own, and compiles anew when it is called.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Compiled:
         self._runs = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What :meth:`__init__` was given. Programs are bound to the arrays of this model."""
+        """Return the arguments of :meth:`__init__`; programs are bound to the arrays of this model."""
         given = ("model", "loss", "optimizer", "_options", "_debug", "_first_local")
         return {name: value for name, value in vars(self).items() if name in given}
 
@@ -120,7 +120,7 @@ class Compiled:
         self._copied = _fingerprint(self._beside)
 
     def _look(self) -> None:
-        """Note what the model is made of."""
+        """Record the objects that the model is made of."""
         self._glance = Glance(self.model)
 
     def _trace(self, input_shape: Shape) -> Graph:
@@ -136,7 +136,7 @@ class Compiled:
 class Inference(Compiled):
     """A model's prediction: ``predict(images)`` returns an array, channels last.
 
-    Batch norm uses its running statistics and nothing is dropped, whatever mode the model is in.
+    Batch norm uses its running statistics and nothing is dropped, in both modes of the model.
     """
 
     def __call__(self, images: npt.ArrayLike | Tensor) -> Array:
@@ -226,7 +226,7 @@ class TrainingStep(Compiled):
         Raises
         ------
         TypeError, ValueError
-            ``labels`` are not integers, have another shape, or hold what is not a class.
+            ``labels`` are not integers, have another shape, or hold a number that is not a class.
         """
         array = self._images(images)
         with self._turn():

@@ -35,7 +35,7 @@ def differentiate(graph: Graph) -> Graph:
 
 
 def gradient_name(value: str) -> str:
-    """What the gradient of a value is called, if it is no sum of several."""
+    """Return the name of a value's gradient, unless it is a sum of several."""
     return f"d({value})"
 
 

@@ -10,9 +10,9 @@ from tinyunet.nn import Module
 
 
 class Glance:
-    """What a model was made of, to be compared with what it is made of at the next call.
+    """The objects of a model, to be compared with its objects at the next call.
 
-    A glance looks at the attributes of all parts, and at what is in lists, tuples and dicts among them, by
+    A glance looks at the attributes of all parts, and at the items of lists, tuples and dicts among them, by
     identity. It does not look at numbers in arrays, nor at tensors that ``forward`` leaves in the model.
 
     Parameters

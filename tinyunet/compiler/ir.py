@@ -117,7 +117,7 @@ class Graph:
     ignore_label: int | None = None  # a label that may stand beside the classes
 
     def producer(self, value: str) -> Node | None:
-        """Return the node that writes a value, or None for what comes from outside."""
+        """Return the node that writes a value, or None for a value from outside."""
         return self.producers().get(value)
 
     def producers(self) -> dict[str, Node]:

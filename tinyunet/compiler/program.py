@@ -93,7 +93,7 @@ class Program:
     def run(self, state: object = None, listener: Heard | None = None, **inputs: Array) -> None:
         """Run all nodes on the inputs, after :meth:`pack`; results are in ``arrays`` until the next run.
 
-        Nodes of the phase "prepare" run only if ``state``, whatever it is, is not that of the last run.
+        Nodes of the phase "prepare" run only if ``state`` differs from the state of the last run.
         ``listener`` is called after each node.
         """
         for name, array in inputs.items():
@@ -156,7 +156,7 @@ def bind(b: Binder) -> Call:
     Raises
     ------
     ValueError
-        An array is not what the kernel takes.
+        The kernel does not take an array of this shape, type or layout.
     """
     kernel = KERNELS[b.node.op]
     check(b, kernel)

@@ -1,8 +1,8 @@
-"""One record for each operator: all that the compiler knows of it. Passes ask the record, never a name.
+"""One record for each operator: all that the compiler knows of it. Passes read the record, never a name.
 
-An :class:`Operator` says what an eager operator makes and what it keeps for its gradient, so that a model can
-be traced without running it. A :class:`Kernel` says how a node runs on blocked tensors, and what may be fused
-into it::
+An :class:`Operator` describes the result of an eager operator, and the arrays that it keeps for its gradient,
+so that a model can be traced without running it. A :class:`Kernel` describes how a node runs on blocked
+tensors, and which operations can be fused into it::
 
     Operator max_pooling     shape of the result; saves argmax
       Kernel max_pooling             reads a deferred src
@@ -46,7 +46,7 @@ class Binder(NamedTuple):
         return self.arrays[self.node.inputs.get(role) or self.node.outputs[role]]
 
     def value(self, role: str) -> Value:
-        """Return what is known of an input or output."""
+        """Return the :class:`Value` of an input or output."""
         return self.graph.values[self.node.inputs.get(role) or self.node.outputs[role]]
 
     def has(self, role: str) -> bool:

@@ -36,7 +36,7 @@ def is_unfused(node: Node) -> bool:
 
 
 def summary(stages: Iterable[Stage]) -> str:
-    """Return a table with one line for each pass: what the graph is after it."""
+    """Return a table with one line for each pass: figures of the graph after it."""
     head = ("pass", "nodes", "unfused", "MB moved", "GFLOP", "arena MB")
     rows = []
     for stage in stages:
@@ -59,7 +59,7 @@ def nodes_table(graph: Graph) -> str:
 
 
 def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
-    """Return what ``TINYUNET_VERBOSE=1`` prints of a kernel that has just run."""
+    """Return the line that ``TINYUNET_VERBOSE=1`` prints for a kernel that has just run."""
     value = main_value(node, graph)
     work = flops(node, graph), nbytes(node, graph)
     told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node, graph)
@@ -67,14 +67,14 @@ def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
 
 
 def main_value(node: Node, graph: Graph) -> Value:
-    """Return the largest array that the node writes: what its shape is in a table."""
+    """Return the largest array that the node writes, whose shape a table shows."""
     values = [graph.values[name] for name in node.outputs.values()]
     volumes = [value for value in values if value.layout != "plain"] or values
     return max(volumes, key=lambda value: math.prod(value.shape))
 
 
 def kernel_of(node: Node) -> str:
-    """Return the algorithm; "eager" for an unfused operator, "view" for what moves nothing."""
+    """Return the algorithm; "eager" for an unfused operator, "view" for a node that moves nothing."""
     if node.views:
         return "view"
     if not node.runs_fused:
@@ -86,7 +86,7 @@ def kernel_of(node: Node) -> str:
 
 
 def fused_parts(node: Node, graph: Graph) -> str:
-    """Return what the kernel does beside its own operator, before (prologue) and after (epilogue)."""
+    """Return the fused work of a kernel before (prologue) and after (epilogue) its own operator."""
     roles = {*node.values}
     before = ["concatenation"] if "src_b" in roles else []
     scales = [name for role, name in node.inputs.items() if role in ("src.scale", "src_b.scale")]

@@ -1,12 +1,12 @@
 """From a model to a graph: the model's own ``forward`` runs once, on tensors that have no numbers.
 
-Inside :func:`tinyunet.tape.intercept` every operator that the model calls is written down instead of run.
-What it hands back has a shape and a type (:class:`tinyunet.tape.Absent`). So tracing a volume of any size
-costs nothing, and a model that looks at numbers, in an ``if`` or in NumPy, is refused: what it found would be
-a constant of the graph. A loss may look at them: such a one stays one node, which runs on a tape of its own
-at each step.
+Inside :func:`tinyunet.tape.intercept` every operator that the model calls is recorded instead of run. Its
+result has a shape and a type, but no numbers (:class:`tinyunet.tape.Absent`). So tracing a volume of any size
+costs nothing, and a model that looks at numbers, in an ``if`` or in NumPy, is refused, because these numbers
+would become constants of the graph. A loss may look at numbers: it then stays one node, which runs on a tape
+of its own at each step.
 
-An operator that has no record (one of the user's) is run once, on zeros, to see what shape it makes.
+An operator without a record, such as a user's, runs once on zeros, to find the shape of its result.
 """
 
 import inspect
@@ -68,7 +68,7 @@ class _Trace:
         return thing
 
     def __call__(self, function: type[Function], arguments: tuple[Any, ...]) -> Tensor:
-        """Write down one call of an operator, and return what stands for its result."""
+        """Record one call of an operator, and return a stand-in for its result."""
         roles = _argument_names(function, len(arguments))
         inputs: dict[str, str] = {}
         settings: list[tuple[str, Any]] = []
@@ -103,7 +103,7 @@ class _Trace:
     def _outputs(
         self, known: Operator, name: str, given: dict[str, Any], needs_gradient: bool
     ) -> tuple[dict[str, str], Tensor]:
-        """Name what an operator writes; workspaces are for its gradient."""
+        """Name the values that an operator writes; workspaces are for its gradient."""
         shape, first = known.shape(given), next(a for a in given.values() if isinstance(a, np.ndarray))
         kind = np.dtype(known.dtype(given) if known.dtype else first.dtype)
         dst = Value(self.free(f"{name}.dst"), shape, kind, _layout(shape), needs_gradient=needs_gradient)
@@ -148,7 +148,7 @@ class _Trace:
 
 
 def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None) -> Graph:
-    """Write down what a model computes, in its present mode (training or inference).
+    """Record the operators of a model in its present mode (training or inference).
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     Raises
     ------
     ValueError
-        The shapes do not fit, or the model computes with data beside the operators.
+        The shapes do not fit, or the model computes with data outside the operators.
     """
     inputs, before = (IMAGES, LABELS) if loss else (IMAGES,), model.random_state()
     traced, logits = _Trace(model, inputs), _wants_logits(model, loss)
@@ -212,7 +212,7 @@ def usual_dtype(model: Module) -> np.dtype[Any]:
 
 
 def _result(traced: _Trace, found: Any, what: str) -> str:
-    """Return the name of what a model or a loss has returned."""
+    """Return the name of the result of a model or a loss."""
     name, kind = traced.names.get(id(found), ("", ""))
     if not isinstance(found, Tensor) or kind not in ("temporary", "input"):
         raise TypeError(f"compile: the {what} Tensor made by tinyunet's operators")
@@ -330,7 +330,7 @@ def _shaped(argument: Any) -> Any:
 
 
 def _run(function: type[Function], given: dict[str, Any], needs: tuple[bool, ...]) -> Operator:
-    """Run an operator that has no record on copies, and return one with what it makes."""
+    """Run an operator without a record on copies, and return a record with its results."""
     ctx = Context(function, tuple(Tensor(0.0) if need else None for need in needs))
     arrays = [np.array(a, order="C") if isinstance(a, np.ndarray) else a for a in given.values()]
     with np.errstate(all="ignore"):

@@ -2,9 +2,9 @@
 
 ``stream``, ``geometry``, ``nifti``   the bytes of a file; where its voxels lie; one NIfTI file
 ``labels``                            a label file: numbers to classes and back
-``conventions``                       a table: what the numbers in label files stand for
+``conventions``                       a table of the meanings of numbers in label files
 ``brats``, ``decathlon``              find the cases of a folder: start at ``decathlon.read_dataset``
-``brain``, ``spacing``                what is normal in an image, and what is odd
+``brain``, ``spacing``                checks for unusual images
 ``cases``                             one case as arrays; the split into three parts
 ``patches``                           random patches for training, randomly changed
 ``phantom``                           the built-in data set: heads with tumours, made on the spot

@@ -1,8 +1,8 @@
-"""What the numbers in a label file stand for: a table of conventions, and how the right one is found.
+"""Meanings of the numbers in a label file: a table of conventions, and how the right one is found.
 
 The same number means different things in different data sets: 1 is edema in the Medical Segmentation
 Decathlon, necrosis in BraTS, and enhancing tumour in the paediatric BraTS. So a convention is taken from
-what a data set says of itself: first from the names of its files, then from the numbers in them. Where two
+the data set itself: first from the names of its files, then from the numbers in them. Where two
 meanings are left, the user is asked for ``--labels``.
 """
 

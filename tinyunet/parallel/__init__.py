@@ -1,6 +1,6 @@
 """Training on many processes.
 
-``communicator``     the ranks: what they exchange, and how one waits for the others
+``communicator``     the ranks: their exchanges, and how one waits for the others
 ``algorithms``       ways to sum an array over ranks, and the user's choice; ``compression`` in bfloat16
 ``buckets``          gradients summed while backward goes on
 ``synchronized_norm``   batch norm's statistics over the batches of all ranks

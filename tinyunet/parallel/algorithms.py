@@ -164,7 +164,7 @@ FEW_PATCHES = 4
 
 
 class Exchange(NamedTuple):
-    """How ranks exchange gradients and statistics: what a user can choose."""
+    """A user's choices of how ranks exchange gradients and statistics."""
 
     bucket_mb: float = 4.0  # MB of gradients in a bucket, at most
     allreduce: str = "mpi"  # one of ALGORITHMS; "mpi" adds in memory that ranks share, if there is any

@@ -1,4 +1,4 @@
-"""The ranks of a job: what they exchange, and how a rank waits for the others.
+"""The ranks of a job: their exchanges, and how a rank waits for the others.
 
 A rank is one process of an MPI job. Without MPI the same program runs as one rank, on which every operation
 has the result that it has among one rank.
@@ -19,7 +19,7 @@ How a rank waits
     rank in turn. With synchronised batch norm, 36 sums a step, that cost 8 ms of 157 (2 ranks, 64^3).
     Between the tests Python sees Ctrl-C.
 
-What happens on an error
+Errors
     If one rank meets an error in a :meth:`Communicator.together` block, all ranks raise it at the end of the
     block: all leave, one rank prints the message, and no rank waits for another that has left.
     :meth:`Communicator.abort` is for errors elsewhere.
@@ -137,7 +137,7 @@ class Communicator:
 
     @contextlib.contextmanager
     def recorded(self, path: Path | str | None) -> Iterator[None]:
-        """Record what every rank does in a block, and write it to a file, also if the block raises.
+        """Record the kernels and waits of every rank in a block, and write a file, also if the block raises.
 
         With several ranks :func:`file_of_rank` changes ``path``; None records nothing. A file that cannot be
         written is a line on stderr, no error: the block's work is worth more.

@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all ranks: N ranks with batch b compute what one rank with N b would.
+"""Batch norm over the batches of all ranks: N ranks with batch b get the results of one rank with N b.
 
 A rank alone normalises with mean and variance of its own few patches: N ranks with one patch each train
 another net than one rank with N patches, and a noisier one. Synchronised, the sums behind mean and variance

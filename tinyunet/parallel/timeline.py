@@ -17,7 +17,7 @@ _MOST_EVENTS = 20_000
 
 
 class Timeline:
-    """What one rank did, and when.
+    """The events of one rank, with their times.
 
     Zero of the trace is ``clock_start``, the value of ``time.perf_counter`` at a moment that all ranks share.
     """

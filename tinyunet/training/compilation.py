@@ -40,7 +40,7 @@ _TENSORS = 24  # of the first level that the arena of a training step has room f
 
 
 class Task(NamedTuple):
-    """What is to be compiled, of types that JSON has."""
+    """A list of the kernels to compile, in types that JSON has."""
 
     config: Mapping[str, Any]  # arguments of the model
     options: Mapping[str, Any]  # of tinyunet.compile

@@ -1,8 +1,8 @@
 """An epoch of data-parallel training: each rank trains on its patches; one sum of all gradients a step.
 
 Parameters, optimizer and random generators are the same on every rank at all times. Within an epoch two
-things may differ: batch norm's running statistics, if they are not synchronised, and what compressed
-gradients have still to send. A checkpoint holds a row of these for each rank.
+things may differ: batch norm's running statistics, if they are not synchronised, and rounding errors that
+compressed gradients have still to send. A checkpoint holds a row of these for each rank.
 """
 
 import time
@@ -53,7 +53,7 @@ class Trainer:
     """Runs epochs; after the construction and after each epoch, all ranks have the same model and optimizer.
 
     The model is trained in place, from rank 0's parameters, on this rank's patches, which the loader gives.
-    ``pauses`` says between two steps what to pause for. ``schedule`` gives the learning rate of each step,
+    ``pauses`` gives the reasons for a pause between two steps, ``schedule`` the learning rate of each step,
     counted from 0; by default :func:`schedule_of` the settings.
     """
 
@@ -143,7 +143,7 @@ class Trainer:
         return [getattr(self.optimizer, name) for name in self.optimizer.averages]
 
     def _broadcast_state(self) -> None:
-        """Give every rank what rank 0 has: parameters, statistics, optimizer, random generators."""
+        """Send every rank the state of rank 0: parameters, statistics, optimizer, random generators."""
         optimizer, ranks = self.optimizer, self._communicator
         for array in (optimizer.flat_parameters, *self._averages(), *self.model.buffers()):
             ranks.broadcast(array)
@@ -159,7 +159,7 @@ class Trainer:
         return np.stack(rows[:1] if same else rows)
 
     def _check_parameters(self) -> None:
-        """Check before a checkpoint is written what otherwise the next loss would show."""
+        """Check, before a checkpoint is written, that all parameters are finite."""
         for array in (self.optimizer.flat_parameters, *self._averages()):
             if not np.isfinite(array).all():
                 raise self._diverged("a parameter is no number any more", self.step)

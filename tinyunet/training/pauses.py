@@ -1,6 +1,6 @@
 """Pauses between two steps: to write a checkpoint, or to end.
 
-A signal (SIGTERM, SIGHUP, Ctrl-C) is only recorded. Between two steps the ranks sum what each has recorded,
+A signal (SIGTERM, SIGHUP, Ctrl-C) is only recorded. Between two steps the ranks sum their records,
 so that all end after the same step, with a checkpoint. A second signal ends the program at once.
 """
 
@@ -21,7 +21,7 @@ _SIGNALS = tuple(ENDING)
 
 
 class Pause(NamedTuple):
-    """What all ranks have agreed on: to write a checkpoint; the signal to end for, or 0."""
+    """The decision of all ranks: whether to write a checkpoint; the signal to end for, or 0."""
 
     checkpoint: bool
     signal: int
@@ -61,7 +61,7 @@ class Pauses:
         return np.array([due, *(number in self._asked for number in _SIGNALS)], np.float64)
 
     def decide(self, reasons: NDArray[np.float64]) -> Pause:
-        """Return what follows from the summed reasons of all ranks."""
+        """Return the decision from the summed reasons of all ranks."""
         if reasons[0]:
             self._last_checkpoint = time.monotonic()
         asked = [number for number, count in zip(_SIGNALS, reasons[1:], strict=True) if count]

@@ -1,4 +1,4 @@
-"""What a user sees of a training: lines that stay, and one bar that moves."""
+"""Output of a training on the terminal: lines that stay, and one bar that moves."""
 
 import os
 import sys
@@ -96,7 +96,7 @@ class Progress:
             self._bar.update(volumes)
 
     def finish(self) -> None:
-        """Close the bar; what it showed last stays on the terminal."""
+        """Close the bar; its last text stays on the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -113,7 +113,7 @@ class Progress:
 
 
 class Job(NamedTuple):
-    """What every part of a training needs: its settings, the ranks, and what the user sees."""
+    """Context of every part of a training: settings, ranks, and output."""
 
     settings: Settings
     communicator: Communicator

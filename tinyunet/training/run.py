@@ -231,7 +231,7 @@ class Run:
         self._saved = _place(state)
 
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides arrays."""
+        """Return the content of a checkpoint besides arrays."""
         trainer, dataset = self._trainer, self._data.dataset
         return {
             "epoch": trainer.number,

@@ -1,6 +1,6 @@
 """The patches of a rank, read and cut in the background.
 
-Seed, epoch and number of a patch decide what it holds: not the number of ranks, nor the rank that cuts it,
+Seed, epoch and number of a patch decide its content: not the number of ranks, nor the rank that cuts it,
 nor the time.
 """
 
@@ -138,7 +138,7 @@ class Loader:
 
     Each rank gets one of ``ranks`` parts of each batch. The parts are equal, but for the epoch's last batch;
     if that has fewer patches than there are ranks, the last ranks get one that does not count. The settings
-    say how many patches a case, a batch and a step have. What the inspector finds ends the training.
+    say how many patches a case, a batch and a step have. An error that the inspector finds ends the training.
     """
 
     def __init__(

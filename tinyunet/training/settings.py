@@ -1,4 +1,4 @@
-"""What a user can choose about a training: each setting with its default, its rule and its option."""
+"""The settings of a training: each with its default, its rule and its option."""
 
 import math
 from argparse import BooleanOptionalAction
@@ -137,7 +137,7 @@ class Settings:
     # fmt: on
 
     def check(self) -> None:
-        """Check what no option can check alone; UserError names the options that do not go together."""
+        """Check settings together; UserError names the options that do not go together."""
         self.exchange.check()
         if self.data_path == "":  # what a variable of the shell that is not set leaves
             raise UserError("--data-path: ''; expected a folder, or no --data-path for phantoms")

@@ -42,12 +42,12 @@ class Data(NamedTuple):
         return {part: [case.name for case in cases] for part, cases in parts.items()}
 
     def warn(self, job: Job) -> None:
-        """Print what any rank has found odd in an image since the last call; every rank calls this."""
+        """Print the oddities that any rank found in images since the last call; every rank calls this."""
         everyones = job.communicator.gather(self.inspector.take_notes())
         _warn([note for notes in everyones for note in notes], job.progress)
 
     def plan(self, job: Job, model: UNet) -> str:
-        """Return a few lines: what will be done, on what data, with what model."""
+        """Return a few lines about the task, the data and the model."""
         settings, parameters = job.settings, sum(each.data.size for each in model.parameters())
         patch = " x ".join(map(str, settings.patch_size))
         return "\n".join(

@@ -1,4 +1,4 @@
-"""All operators, and what passes ask of them. A new operator is one record in one of the files here."""
+"""All operators, and functions about them for passes. A new operator is one record in one of these files."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """Passes over the graph, in order; each is one file and can be switched off by name.
 
-At the end, ``finish`` adds what every graph needs before it can run, whatever passes have done.
+At the end, ``finish`` adds the nodes that every graph needs before it can run.
 """
 
 from collections.abc import Callable, Collection

@@ -14,8 +14,8 @@ unpacking of their gradients: they grow by points / taps, and change at each ste
 are transformed where they are used, also in inference.
 
 The algorithms that the model finds within a factor of the best are timed (``measure``), unless the
-convolution is too small to matter. A deterministic choice is the best of the model: what a clock says differs
-from run to run, and each algorithm rounds in another way. What may be lost bounds the choice: "strict" takes
+convolution is too small to matter. A deterministic choice is the best of the model: times differ from run to
+run, and each algorithm rounds in another way. The accuracy bounds the choice: "strict" takes
 direct and F(2,2,2), whose error is that of direct convolution in float32; "fast" takes all: 5e-5 of the
 largest output at most.
 """
@@ -93,7 +93,7 @@ def _choose(node: Node, graph: Graph, options: Options) -> Tile:
 
 
 def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
-    """Return multiply-adds, or what takes as long as one, of each algorithm that a convolution may take.
+    """Return the work of each algorithm that a convolution may take, in multiply-adds.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@
 
 ``y`` is never written, and it is not kept for backward: one tensor in memory where there were two.
 Saves, for each normalisation, a read of ``x`` and a write of ``y``; a consumer reads ``x`` instead of
-``y`` at the same price. What cannot read a deferred source keeps the ``normalize`` for itself.
+``y`` at the same price. A consumer that cannot read a deferred source keeps the ``normalize``.
 """
 
 from tinyunet.compiler.ir import Graph, Node, Options

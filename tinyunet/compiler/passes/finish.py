@@ -1,4 +1,4 @@
-"""What every graph needs before it can run: reorders, packed weights, and sizes of partial sums."""
+"""Completes a graph before it can run: reorders, packed weights, and sizes of partial sums."""
 
 from dataclasses import replace
 

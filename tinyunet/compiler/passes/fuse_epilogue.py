@@ -4,8 +4,8 @@
     after     x, moments = conv(src) + bias
 
 Saves one pass over each convolution's output: 4 bytes an element, read once. The bias is an epilogue
-of every kernel here. The activation is not: what is stored is ``x``, which the gradient needs, and
-the activation is taken where it is read (``defer_normalization``).
+of every kernel here. The activation is not: the kernel stores ``x``, which the gradient needs, and
+each reader applies the activation (``defer_normalization``).
 
 The last layer has an epilogue of its own: softmax and the sums of the loss. Neither logits nor probabilities
 nor their gradients are in memory.

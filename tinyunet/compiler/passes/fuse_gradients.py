@@ -3,7 +3,7 @@
     before    [g = a dz + b x + d > memory >] d(src) = conv_data(g);  d(weights) = conv_weights(g, src)
     after     d(src), d(weights) = conv_backward(g, src), which forms g while it packs
 
-Both need the transformed tiles of ``g``, and ``src`` is what the mask of ``d(src)`` is made of: one reading
+Both need the transformed tiles of ``g``, and the mask of ``d(src)`` is made of ``src``: one reading
 of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd_bricks``). That is for
 Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
 model of ``choose_algorithm`` finds best.
