@@ -19,19 +19,19 @@
 
 set -euo pipefail
 
-# Where the program is, where the data are, and where runs go: on file systems that all nodes share.
+# Folders of the program, the data and the runs, on file systems that all nodes share.
 PROGRAM=${PROGRAM:-$HOME/tinyunet}
 DATA=${DATA:-$HOME/Task01_BrainTumour}
 RUNS=${RUNS:-$HOME/runs}
 
-# A disk of each node's own. Thousands of small reads from many ranks are what a shared file system
-# does worst, so data, compiled kernels and measurements are kept here.
+# A disk of each node's own. Shared file systems are slow at thousands of small reads from many ranks, so
+# data, compiled kernels and measurements are kept here.
 LOCAL=${TMPDIR:-/tmp}/tinyunet-$SLURM_JOB_ID
 export NUMBA_CACHE_DIR=$LOCAL/numba        # compiled kernels: the first rank of each node makes them
 export TINYUNET_CACHE=$LOCAL/measurements  # which algorithms are fastest here
 export MPLCONFIGDIR=$LOCAL/matplotlib
 
-# Of --cpus-per-task srun knows nothing unless it is told (since Slurm 22.05).
+# Since Slurm 22.05 srun reads --cpus-per-task from this variable only.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 # Each node reads the data once from the shared file system.

@@ -251,7 +251,7 @@ def _draw_bars(axes: Any, settings: Settings, results: list[Result]) -> None:
 def _draw_threads(axes: Any, _: Settings, results: list[Result]) -> None:
     from tinyunet.viz.figure import BOUND, draw_lines
 
-    counts, bound = sorted({result.job.threads for result in results}), "all that is possible"
+    counts, bound = sorted({result.job.threads for result in results}), "linear scaling"
     lines: dict[str, Sequence[float]] = {}
     for name, line in _by_name(results).items():
         one = next(iter(line.values()))
