@@ -1,7 +1,7 @@
-"""Where the brain is in an image, normalised intensities inside it, and oddities that a person should know.
+"""Finds the brain in an image, normalises intensities inside it, and reports oddities to a person.
 
 Images come skull-stripped. The background around the brain is 0 in most data sets, another number in some
-(-1, or whatever 0 becomes when a whole volume is scaled), and a little noise in others. The corners of a
+(-1, or the value that 0 gets when a whole volume is scaled), and a little noise in others. The corners of a
 volume show the background: a head is round, and leaves them free also where the volume was cut closely.
 
 An image has shape=(D, H, W, C), the mask of its brain shape=(D, H, W). Notes are given by sequence, from 0

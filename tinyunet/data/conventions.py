@@ -39,7 +39,7 @@ class Meaning(NamedTuple):
 
 
 class Convention(NamedTuple):
-    """The word for ``--labels``, where the numbers are used, and a name for each number."""
+    """A value of ``--labels``, the data sets that use it, and a name for each number."""
 
     key: str
     title: str

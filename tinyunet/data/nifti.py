@@ -1,7 +1,7 @@
 """One NIfTI file: its header or all of it, with any damage named.
 
-nibabel reads the header fields and applies the scaling. This module adds limits: a stranger's file is
-refused where nibabel would read garbled voxels without a word, or take more memory than the file is worth.
+nibabel reads the header fields and applies the scaling. This module adds limits: it refuses a
+stranger's file where nibabel would read garbled voxels without a warning, or take too much memory.
 """
 
 import contextlib

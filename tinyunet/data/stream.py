@@ -1,7 +1,7 @@
-"""The bytes of a file, plain or compressed, and no more of them than the caller asks for.
+"""Reads the bytes of a file, plain or compressed, and never more than the caller asks for.
 
-A compressed file of 6 MB can hold 6 GB of zeros. So nothing is read whole before a header has said how much
-there is, and that is compared with the size of the file before memory is taken.
+A compressed file of 6 MB can hold 6 GB of zeros. So a caller reads a header first, compares the size in the
+header with the size of the file, and takes memory only then.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""A checkpoint, applied to volumes of any size; and how well it did."""
+"""Checkpoints, predictions for volumes of any size, and scores."""

@@ -1,8 +1,7 @@
-"""Scores of label files: find the truth for each prediction and what the numbers in both mean, then compare.
+"""Scores of label files: find the truth for each prediction and the meaning of its numbers, then compare.
 
-The numbers mean what the user says (``--labels``, ``--label-values``); or what a Decathlon task or BraTS
-folder says; or what names, numbers and marks of the files say; or, in the end, each number is a class
-without a name.
+The meaning comes from the user (``--labels``, ``--label-values``); or from a Decathlon task or BraTS folder;
+or from names, numbers and marks of the files; otherwise each number is a class without a name.
 """
 
 import os
@@ -53,7 +52,7 @@ def find_pairs(
     label_values: Sequence[int] | None = None,
     convention: str | None = None,
 ) -> Pairs:
-    """Find the truth for each prediction, and what the numbers in both mean.
+    """Find the truth for each prediction, and the meaning of the numbers in both.
 
     UserError if a file or folder is missing, there is no prediction, or no truth for one, or two; or if the
     numbers cannot be those of classes, or it is not clear what they mean.
