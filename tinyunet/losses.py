@@ -30,8 +30,8 @@ ignore_label : int, optional
     Voxels with this label, 0 to 255, count in no sum and no mean. It need not be a class. An image in which
     all is ignored has a Dice of one. If all of a batch is, the cross-entropy is 0, and the gradient too.
 
-All losses raise TypeError or ValueError if ``labels`` are not integers, have another shape, or hold a number that
-is neither a class nor ignored; if a weight is below 0, or all are 0.
+All losses raise TypeError or ValueError if ``labels`` are not integers, have another shape, or hold a number
+that is neither a class nor ignored; if a weight is below 0, or all are 0.
 """
 
 import operator

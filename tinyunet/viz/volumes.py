@@ -29,7 +29,10 @@ _PANEL, _LEGEND = 1.9, 0.35
 
 
 def plot_cases(
-    cases: Sequence[Case], path: str | Path, modalities: Sequence[str] = (), classes: Sequence[str] = ()
+    cases: Sequence[Case],
+    path: str | Path,
+    modalities: Sequence[str] | None = None,
+    classes: Sequence[str] = (),
 ) -> None:
     """Draw cases below each other, three planes each, a column for each sequence; write atomically.
 
@@ -65,7 +68,7 @@ def plot_cases(
             style = {"ha": "right", "va": "center", "ma": "center", "color": "white", "fontsize": 8}
             row[0].text(-0.04, 0.5, title + plane, rotation=90, transform=row[0].transAxes, **style)
             title = ""
-    for axes, name in zip(grid[0], [*modalities, "labels"], strict=False):
+    for axes, name in zip(grid[0], [*(modalities or ()), "labels"], strict=False):
         axes.set_title(name, color="white", fontsize=9)
     figure.subplots_adjust(0.05, (legend or 0.07) / height, 0.995, 1 - 0.25 / height, 0.02, 0.02)
     if classes:
