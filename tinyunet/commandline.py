@@ -22,7 +22,7 @@ from tinyunet.parallel import sentinel
 from tinyunet.parallel.communicator import Communicator, world
 
 _TURNS = 2.0  # seconds among which the ranks' turns to print are spread
-_HEARD = 0.2  # seconds that a launcher may need to pass on a message: once told to abort, it ends at once
+_HEARD = 0.2  # seconds that a launcher may need to pass on a message: after an abort it passes on nothing
 
 
 class _HelpShown(SystemExit):
@@ -126,7 +126,7 @@ def run(program: str, main: Callable[[Communicator], None]) -> NoReturn:
         signals.begin()
         verbose.name_rank(communicator.rank, communicator.size)
         if communicator.rank > 0:
-            # One rank prints for all, also argparse's own text, as that of --help.
+            # One rank prints for all, also argparse's own text, such as --help.
             sys.stdout = terminal_stream(None)
         with watched_over(program, communicator):
             main(communicator)

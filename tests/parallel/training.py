@@ -15,8 +15,9 @@ from tinyunet.data.cases import Case
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import BatchNorm
-from tinyunet.optim import Adam, constant
+from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator, world
+from tinyunet.schedules import constant
 from tinyunet.training.loop import BATCH_NORM_MOMENTUM, Trainer
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Batch, Inspector, Loader, Volumes

@@ -28,7 +28,8 @@ _SPECIFIC_FIRST = ("flair", "t1ce", "t1", "t2")  # the first pattern that fits a
 _NO_CONTRAST = r"\b(non|no|pre|without|un)[- ]*(contrast|gad|gd|ce|enhanced)\w*"
 
 _ENDINGS = {ending: kind for kind, (_, endings, _) in _SEQUENCES.items() for ending in endings}
-_ENDINGS |= dict.fromkeys(("_seg", "-seg", "_gtv", "_segm"), "seg")  # _segm: Training_355 of BraTS 2020
+LABEL_ENDINGS = ("_seg", "-seg", "_gtv", "_segm")  # _segm: Training_355 of BraTS 2020
+_ENDINGS |= dict.fromkeys(LABEL_ENDINGS, "seg")
 _FILE = re.compile(rf"(.+)({'|'.join(_ENDINGS)})\.nii(\.gz)?", re.IGNORECASE)
 _NAMES = "*_flair, *_t1, *_t1ce and *_t2 (or *-t2f, *-t1n, *-t1c and *-t2w)"
 _SHOWN = 4  # file names in a message

@@ -53,7 +53,7 @@ def load_case(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
     """Return the image of a case, its labels, shape=(D, H, W) uint8 C-contiguous, and the image's geometry.
 
-    ``notes`` and errors are those of :func:`load_image` and :func:`tinyunet.data.labels.read_labels`.
+    ``notes`` and errors are as for :func:`load_image` and :func:`tinyunet.data.labels.read_labels`.
     """
     image, geometry = load_image(case.image_paths, case.channels, notes)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
@@ -67,7 +67,7 @@ def load_image(
     """Read an image as the network sees it: shape=(D, H, W, C), float32, C-contiguous, normalised.
 
     ``paths`` are one file with all sequences, or one file for each in the order of the channels; the geometry
-    is that of the first. ``channels`` is the expected number of sequences, if there is one. ``notes`` gets a
+    comes from the first. ``channels`` is the expected number of sequences, if there is one. ``notes`` gets a
     line for each file in which something is odd. DataError if a file is missing or damaged, or the number,
     size or position of the sequences is wrong.
     """
@@ -112,8 +112,8 @@ def split(
 
     The order comes from a hash of the seed and each case's name. It depends on nothing else: not on the
     number of ranks, the order of the files on disk, or the version of a random generator.
-    ``train_test_split`` is the share of the cases to train on, ``validate_test_split`` that of the others to
-    validate on: ValueError unless both are between 0 and 1. DataError for fewer than three cases.
+    ``train_test_split`` is the share of the cases to train on, ``validate_test_split`` the share of the
+    others to validate on: ValueError unless both are between 0 and 1. DataError for fewer than three cases.
     """
     for name, share in (("train_test_split", train_test_split), ("validate_test_split", validate_test_split)):
         if not 0 < share < 1:

@@ -83,7 +83,7 @@ _RELEASES = (
     (r"brats[-_]?(20)?(17|18|19|20|21)(?!\d)", ("brats2018",)),
     (r"brats[-_]?(20)?2[3-9](?!\d)", _SINCE_2023),
 )
-# Endings of label files: possible conventions, and those of a case whose name is in no row above.
+# Endings of label files: possible conventions, and the usual one if the case's name is in no row above.
 _ENDINGS = (
     (r"_segm?$", ("brats2015", "brats2018"), ("brats2018",)),
     (r"-segm?$", _SINCE_2023, ("brats2023",)),
@@ -133,7 +133,7 @@ def numbers_of(
 
 
 def allowed_by_name(label_path: Path) -> tuple[str, ...] | None:
-    """Return keys of the conventions that a label file may follow, by its name and that of its folder.
+    """Return keys of the conventions that a label file may follow, by its name and its folder's name.
 
     The result is empty if the two names contradict each other, and None if they tell nothing.
     """
@@ -195,9 +195,8 @@ def ask(where: str, numbers: set[int], fitting: Sequence[Convention] = ()) -> Us
     held = f" of the labels {listed(numbers)}" if numbers else ""
     fitting = fitting or [c for c in CONVENTIONS.values() if numbers <= {0, *c.meaning}]
     ways = ", ".join(f"{c.key} ({_shown(c.meaning)})" for c in fitting)
-    return UserError(
-        f"{where}: the meaning{held} is not clear from names and numbers; say it with --labels: {ways}"
-    )
+    unclear = f"the meaning{held} is not clear from names and numbers"
+    return UserError(f"{where}: {unclear}; say it with --labels: {ways}")
 
 
 def listed(numbers: Iterable[int]) -> str:

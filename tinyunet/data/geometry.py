@@ -69,7 +69,7 @@ class Geometry:
         return _orientations.apply_orientation(voxels, self.orientation)
 
     def from_canonical(self, voxels: NDArray[Any]) -> NDArray[Any]:
-        """Return a view as it is stored in the file of an array in the common frame."""
+        """Return a view of an array in the common frame, with axes as the file stores them."""
         back = _orientations.ornt_transform(_RAS, self.orientation)
         return _orientations.apply_orientation(voxels, back)
 

@@ -93,10 +93,8 @@ def save_labels(
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path: {path} is no name of a NIfTI file; expected *.nii or *.nii.gz")
-    if labels.shape != geometry.canonical_shape:
-        raise ValueError(
-            f"labels: shape {labels.shape}; expected the image's own, {geometry.canonical_shape}"
-        )
+    if labels.shape != (shape := geometry.canonical_shape):
+        raise ValueError(f"labels: shape {labels.shape}; expected the image's own, {shape}")
     values = np.arange(256)
     if label_values is not None:
         check_label_values(label_values)

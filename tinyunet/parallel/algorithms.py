@@ -141,8 +141,8 @@ def shared_sum(node: Any, peers: Any, local: LocalRanks, arrays: Sequence[Array]
     MPI moves more: each rank copies what the other has, adds, and has its sum copied. That makes a step of
     two ranks 4 % longer (64 x 64 x 48, 22.6 MB).
 
-    ``node`` are the ranks of this node, ``peers`` those of this one's number on all nodes. Each local rank
-    has one of the ``arrays``, of one shape, in shared memory, and calls this when its own is complete.
+    ``node`` are the ranks of this node, ``peers`` the ranks of the same local number on all nodes. Each local
+    rank has one of the ``arrays``, of one shape, in shared memory, and calls this when its own is complete.
     """
     yield [node.Ibarrier()]
     part = local.part(arrays[0].size)

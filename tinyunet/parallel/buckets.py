@@ -103,7 +103,7 @@ class GradientSum:
         self._under_way: dict[int, tuple[Operation, float]] = {}
 
     def keep(self) -> None:
-        """Add the gradients to those of earlier batches; the step's last batch sends the sum."""
+        """Add the gradients to the gradients of earlier batches; the step's last batch sends the sum."""
         if not self.counts:
             self._gradients.fill(0)
         if self._earlier is None:

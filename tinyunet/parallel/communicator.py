@@ -20,7 +20,7 @@ How a rank waits
     Between the tests Python sees Ctrl-C.
 
 Errors
-    If one rank meets an error in a :meth:`Communicator.together` block, all ranks raise it at the end of the
+    If one rank has an error in a :meth:`Communicator.together` block, all ranks raise it at the end of the
     block: all leave, one rank prints the message, and no rank waits for another that has left.
     :meth:`Communicator.abort` is for errors elsewhere.
 """
@@ -187,7 +187,7 @@ class Communicator:
             array *= array.dtype.type(1 / self.size)
 
     def broadcast(self, array: NDArray[Any]) -> None:
-        """Replace an array by that of rank 0; otherwise as :meth:`allreduce_sum`."""
+        """Replace an array by rank 0's array; otherwise as :meth:`allreduce_sum`."""
         if self.size > 1:
             self.wait(self._mpi.Ibcast(array, root=0).Test, "broadcast")
 
@@ -281,15 +281,12 @@ def world() -> Communicator:
         mpi4py.rc.thread_level = "funneled"  # only the main thread calls MPI, which then needs no locks
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"started by an MPI launcher, but mpi4py cannot be used ({one_line(str(error))}); "
-            'install it with: pip install "tinyunet[mpi]"'
-        ) from error
+        reason = f"started by an MPI launcher, but mpi4py cannot be used ({one_line(str(error))})"
+        raise UserError(f'{reason}; install it with: pip install "tinyunet[mpi]"') from error
     if MPI.COMM_WORLD.size == 1 < started:
-        raise UserError(
-            f"the launcher started {started} processes, and each of them finds itself alone; expected "
-            f"a launcher of the MPI that mpi4py uses ({one_line(MPI.Get_library_version())[:40]})"
-        )
+        reason = f"the launcher started {started} processes, and each of them finds itself alone"
+        version = one_line(MPI.Get_library_version())[:40]
+        raise UserError(f"{reason}; expected a launcher of the MPI that mpi4py uses ({version})")
     return Communicator(MPI.COMM_WORLD)
 
 

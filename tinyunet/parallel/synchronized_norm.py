@@ -25,7 +25,7 @@ class Synchronized:
                 module.combine = self
 
     def __call__(self, sums: Doubles) -> None:
-        """Replace the sums of this rank by those of all ranks."""
+        """Replace the sums of this rank by the sums over all ranks."""
         if not self.counts:
             sums.fill(0)
         self._communicator.allreduce_sum(sums)

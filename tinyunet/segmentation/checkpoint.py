@@ -156,11 +156,9 @@ def save(
 def _order(model: Module, optimizer: Optimizer) -> list[str]:
     """Return the names of an optimizer's parameters, in its order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for index, parameter in enumerate(optimizer.parameters):
-        if id(parameter) not in names:
-            raise ValueError(
-                f"optimizer: its parameter {index} of shape {parameter.shape} is not the model's"
-            )
+    for index, held in enumerate(optimizer.parameters):
+        if id(held) not in names:
+            raise ValueError(f"optimizer: its parameter {index} of shape {held.shape} is not the model's")
     return [names[id(parameter)] for parameter in optimizer.parameters]
 
 

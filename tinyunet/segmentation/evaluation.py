@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.data import conventions
+from tinyunet.data.brats import LABEL_ENDINGS
 from tinyunet.data.cases import Dataset, on_same_voxels
 from tinyunet.data.conventions import CONVENTIONS, Meaning, ask, kind_of_class, listed, numbers_of, read_as
 from tinyunet.data.decathlon import read_dataset
@@ -54,21 +55,13 @@ def find_pairs(
 ) -> Pairs:
     """Find the truth for each prediction, and the meaning of the numbers in both.
 
+    ``predictions`` is a label file, or a folder of them as ``python -m tinyunet.predict`` fills it.
+    ``labels`` is the label file; or a folder of files named as the predictions are, perhaps with ``_seg`` or
+    ``-seg`` behind; or the folder of a Decathlon task or of BraTS cases. Labels without a prediction are
+    ignored. For all files ``label_values`` are the numbers that stand for background, edema, non-enhancing
+    and enhancing tumour, or ``convention`` is the key of :data:`tinyunet.data.conventions.CONVENTIONS`.
     UserError if a file or folder is missing, there is no prediction, or no truth for one, or two; or if the
-    numbers cannot be those of classes, or it is not clear what they mean.
-
-    Parameters
-    ----------
-    predictions
-        A label file, or a folder of them as ``python -m tinyunet.predict`` fills it.
-    labels
-        The label file; or a folder of files named as the predictions are, perhaps with ``_seg`` or
-        ``-seg`` behind; or that of a Decathlon task or of BraTS cases. Labels without a prediction are
-        ignored.
-    label_values
-        Numbers that stand for background, edema, non-enhancing and enhancing tumour in all files.
-    convention
-        Or key of :data:`tinyunet.data.conventions.CONVENTIONS` for all files.
+    numbers cannot stand for classes, or it is not clear what they mean.
     """
     predictions, labels = Path(predictions), Path(labels)
     for path in (predictions, labels):
@@ -159,8 +152,8 @@ def _pair(name: str, prediction: Path, truths: Mapping[str, Path], labels: Path)
 
 
 def _case(name: str) -> str:
-    """Return the name of a case: that of a label file without BraTS' ending."""
-    return re.sub(r"([_-]seg|_segm|_gtv)$", "", name, flags=re.IGNORECASE)
+    """Return the name of a case: the name of a label file without BraTS' ending."""
+    return re.sub(f"({'|'.join(LABEL_ENDINGS)})$", "", name, flags=re.IGNORECASE)
 
 
 # --- What their numbers mean -----------------------------------------------------------------------------
@@ -179,10 +172,9 @@ def _given(values: Sequence[int] | None, convention: str | None, dataset: Datase
             raise UserError(f"--label-values: {value} is there twice; expected different numbers")
     brats = CONVENTIONS["brats2018"].classes().values
     if {*values} == {*brats} and tuple(values) != brats:
-        raise UserError(
-            f"--label-values: {' '.join(map(str, values))} are the numbers of background, edema, "
-            f"non-enhancing and enhancing tumour; BraTS has {' '.join(map(str, brats))}: --labels brats2018"
-        )
+        given, expected = (" ".join(map(str, numbers)) for numbers in (values, brats))
+        parts = "the numbers of background, edema, non-enhancing and enhancing tumour"
+        raise UserError(f"--label-values: {given} are {parts}; BraTS has {expected}: --labels brats2018")
     names = dataset.labels if dataset else CONVENTIONS["decathlon"].classes().names
     if len(values) != len(names):
         names = ("background", *(f"label {value}" for value in values[1:]))
@@ -240,10 +232,8 @@ def _prediction_values(prediction: Path, truth: Meaning) -> tuple[int, ...]:
         return values
     keys = conventions.allowed_by_name(prediction)
     if keys is not None and truth.values not in [_values_of(truth, CONVENTIONS[key].meaning) for key in keys]:
-        raise UserError(
-            f"{prediction}: named as files are that count otherwise, but {read_as(*truth)}; "
-            "if both mean the same, say what with --labels"
-        )
+        named = f"named as files are that count otherwise, but {read_as(*truth)}"
+        raise UserError(f"{prediction}: {named}; if both mean the same, say what with --labels")
     return truth.values
 
 

@@ -52,12 +52,12 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
     taken by their names. Labels are numbered as in the data that the model was trained on; for BraTS cases as
     BraTS does, if the classes have such names. Each file in the folder ``output`` is named as its image is.
     UserError if an image, or a file that this program did not write, would be overwritten; an image is
-    missing, or two have one name; or the model's sequences are not those of a BraTS case.
+    missing, or two have one name; or the model takes other sequences than a BraTS case has.
     """
     own_values = _label_values(checkpoint)
     jobs: dict[str, Job] = {}
     for image in map(Path, images):
-        # A link's own name, not that of the file it leads to; for "." the folder's name.
+        # The name of a link, not of the file behind it; for "." the folder's name.
         name = stem(Path(os.path.abspath(image)))
         paths: tuple[Path, ...] = (image,)
         values = own_values

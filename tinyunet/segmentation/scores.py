@@ -48,9 +48,8 @@ def _confusion(prediction_labels: npt.ArrayLike, labels: npt.ArrayLike, classes:
     found = _check("prediction_labels", prediction_labels, classes)
     truth = _check("labels", labels, classes)
     if found.shape != truth.shape:
-        raise ValueError(
-            f"prediction_labels and labels must have one shape, not {found.shape} and {truth.shape}"
-        )
+        shapes = f"{found.shape} and {truth.shape}"
+        raise ValueError(f"prediction_labels and labels must have one shape, not {shapes}")
     pairs = truth.astype(np.intp).ravel() * classes + found.astype(np.intp).ravel()
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 

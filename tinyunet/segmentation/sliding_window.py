@@ -90,9 +90,8 @@ def predict_volume(
     channels = int(model.config["in_channels"])
     image = real_numbers("image", image)
     if image.ndim != 4 or 0 in image.shape or image.shape[3] != channels:
-        raise ValueError(
-            f"image has shape {image.shape}; the model takes (D, H, W, {channels}), none of them 0"
-        )
+        taken = f"(D, H, W, {channels}), none of them 0"
+        raise ValueError(f"image has shape {image.shape}; the model takes {taken}")
     if len(patch_size) != 3 or min(patch_size) < 1:
         raise ValueError(f"patch_size is {tuple(patch_size)}; it takes three sizes of at least 1")
     if not 0 <= overlap < 1:
@@ -136,9 +135,8 @@ def segment(
     probabilities = predict_volume(model, image, patch_size, overlap, progress, predict)
     bad = probabilities.size - np.count_nonzero(np.isfinite(probabilities))
     if bad:
-        raise UserError(
-            f"{bad} probabilities are NaN or infinite; expected a model and an image of usual size"
-        )
+        expected = "expected a model and an image of usual size"
+        raise UserError(f"{bad} probabilities are NaN or infinite; {expected}")
     if probabilities.shape[3] == 1:
         return (probabilities[..., 0] > 0.5).astype(np.uint8)
     return probabilities.argmax(axis=3).astype(np.uint8)

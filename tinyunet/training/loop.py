@@ -198,7 +198,7 @@ class Trainer:
         return sums
 
     def _backward(self, batch: Batch) -> Result:
-        """Compute the gradients of a batch; with those of a step's last one, sum all of them."""
+        """Compute the gradients of a batch; after a step's last batch, sum the gradients of all ranks."""
         timeline = self._communicator.timeline
         if batch.ends_step:
             self._sums.start()

@@ -59,8 +59,8 @@ def begin(
     """Return on every rank the settings of a new run, or of one that goes on, as rank 0 finds them.
 
     ``given`` are the settings that were given. ``resume`` is as for :func:`find`; None begins a new run.
-    ``folder`` becomes that of the run that goes on, and rank 0 locks it. AgreedError if settings do not go
-    together, or there is no usable run to resume.
+    ``folder`` becomes the folder of the run that goes on, and rank 0 locks it. AgreedError if settings do not
+    go together, or there is no usable run to resume.
     """
     resumed, settings = None, Settings(**given, ranks=communicator.size)
     with communicator.together():

@@ -37,22 +37,11 @@ PICTURED = 3  # test cases
 def train(given: Mapping[str, Any], communicator: Communicator, resume: str | None = None) -> None:
     """Train on all ranks of a job, each of which calls this, and leave all results in a folder of the run.
 
-    Parameters
-    ----------
-    given : mapping
-        Settings that differ from the defaults, by their names in :class:`Settings`.
-    communicator : Communicator
-    resume : str, optional
-        The run to go on with: see :func:`tinyunet.training.resume.find`.
-
-    Raises
-    ------
-    AgreedError
-        On every rank, with one line, if data, options or disk are not as they must be.
-    StoppedError
-        On every rank, after a signal; its text says what is left of the run.
-    KeyboardInterrupt
-        After a second signal, or a signal before the training has begun.
+    ``given`` are the settings that differ from the defaults, by their names in :class:`Settings`; ``resume``
+    is the run to go on with, as for :func:`tinyunet.training.resume.find`. AgreedError on every rank, with
+    one line, if data, options or disk are not as they must be. StoppedError on every rank after a signal: its
+    text says what is left of the run. KeyboardInterrupt after a second signal, or before the training has
+    begun.
     """
     folder = RunFolder(Settings(**given).output)
     with Progress(shown=communicator.rank == 0) as progress, folder:
@@ -99,7 +88,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
 
 
 def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
-    """Return a new model, or that of a run which goes on."""
+    """Return a new model, or the model of the run that goes on."""
     # The algorithms that were fastest then: others would round differently.
     measure.use(resumed.latest.state["algorithms"] if resumed else {})
     if resumed:

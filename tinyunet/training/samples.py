@@ -165,7 +165,7 @@ class Loader:
         return [(size, *self._settings.patch_size) for size in sizes]
 
     def epoch(self, epoch: int, steps_done: int = 0) -> Iterator[Batch]:
-        """Give this rank's batches of an epoch, without those of the first steps, which were done before.
+        """Give this rank's batches of an epoch, without the batches of the first ``steps_done`` steps.
 
         The next batch is made while the model trains on one. DataError as :meth:`Volumes.__getitem__`, or if
         a patch is larger than the volume.

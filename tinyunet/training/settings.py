@@ -180,7 +180,7 @@ class Settings:
         synchronize = self.sync_batch_norm
         if synchronize is None:
             synchronize = self.batch // self.ranks < FEW_PATCHES
-        # The statistics of a rank alone are those of all patches.
+        # A rank alone takes statistics over all patches anyway.
         return Exchange(self.bucket_mb, self.allreduce, self.compression, synchronize or self.ranks == 1)
 
     @property

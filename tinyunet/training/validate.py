@@ -40,7 +40,7 @@ def score_cases(
 
     The model is the same on every rank; ``predict`` runs it, as in
     :func:`tinyunet.segmentation.sliding_window.segment`. ``volumes`` are where this rank gets its cases from,
-    ``names`` are those of the classes. The first ``keep`` cases come with their segmentation. When
+    ``names`` are the names of the classes. The first ``keep`` cases come with their segmentation. When
     ``asked_to_end`` returns True, the other cases are left out. UserError on one rank alone, if its case
     cannot be used: that ends the others, which may have many cases left.
     """

@@ -28,7 +28,7 @@ _TUMOUR, _GADOLINIUM = slice(5, 7), 2
 def scan(head: Head, shares: Array, brain: NDArray[np.bool_]) -> NDArray[np.int16]:
     """Take the four images of a skull-stripped head, shape=grid.shape + (4,), int16: 0 outside the brain.
 
-    ``shares``, shape=(7, P), are those of white, grey, deep grey, fluid, edema, necrosis and enhancing rim.
+    ``shares``, shape=(7, P), are of white, grey, deep grey, fluid, edema, necrosis and enhancing rim.
     ``brain``, shape=(P,), says which of the head's voxels are kept: in these the image is 1 or more.
     """
     fields, voxels = head.fields, head.voxels
