@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 import kernels.conv3d
 from kernels import ops
 from kernels.base.arguments import Combine, Triple, tensor, triple
+from kernels.deferred.statistics import BATCH, Sharing
 from tinyunet.autograd import Function, Tensor
-from tinyunet.common.checks import fraction
+from tinyunet.common.checks import fraction, positive
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.tape import Array, Context, Gradients
 
@@ -113,9 +114,9 @@ class BatchNormTraining(Function):
     ) -> Array:
         for name, running in (("mean", running_mean), ("variance", running_variance)):
             tensor(f"running_{name}", running, shape=scale.shape, dtype=scale.dtype)
-        dst, mean, variance = ops.batch_norm.forward_training(src, scale, shift, epsilon, combine)
+        dst, mean, variance = ops.norms.forward(src, scale, shift, epsilon, combine=combine)
         with one_at_a_time:  # another thread may train, too, or predict with them
-            for running, batch in ((running_mean, mean), (running_variance, variance)):
+            for running, batch in ((running_mean, mean[0]), (running_variance, variance[0])):
                 running *= momentum
                 running += (1 - momentum) * batch
         ctx.save(src, scale, mean, variance)
@@ -125,7 +126,8 @@ class BatchNormTraining(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         src, scale, mean, variance = ctx.saved
-        return ops.batch_norm.backward(gradient, src, scale, mean, variance, ctx.epsilon, ctx.combine)
+        settings = ctx.epsilon, BATCH, ctx.combine
+        return ops.norms.backward(gradient, src, scale, mean, variance, *settings)
 
 
 class BatchNormInference(Function):
@@ -137,7 +139,7 @@ class BatchNormInference(Function):
     ) -> Array:
         ctx.save(src, scale, mean, variance)
         ctx.epsilon = epsilon
-        return ops.batch_norm.forward_inference(src, scale, shift, mean, variance, epsilon)
+        return ops.norms.forward_inference(src, scale, shift, mean, variance, epsilon)
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
@@ -147,6 +149,24 @@ class BatchNormInference(Function):
         diff_scale = (gradient * ((src - mean) * rstd)).sum(axis=axes, dtype=np.float64)
         diff_shift = gradient.sum(axis=axes, dtype=np.float64)
         return gradient * (scale * rstd), diff_scale, diff_shift
+
+
+class GroupNorm(Function):
+    """Normalises with the statistics of each image; saves what batch norm does, two numbers an image more."""
+
+    @staticmethod
+    def forward(
+        ctx: Context, src: Array, scale: Array, shift: Array, sharing: Sharing, epsilon: float
+    ) -> Array:
+        dst, mean, variance = ops.norms.forward(src, scale, shift, epsilon, sharing)
+        ctx.save(src, scale, mean, variance)
+        ctx.epsilon, ctx.sharing = epsilon, sharing
+        return dst
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        src, scale, mean, variance = ctx.saved
+        return ops.norms.backward(gradient, src, scale, mean, variance, ctx.epsilon, ctx.sharing)
 
 
 class _Activation(Function):
@@ -354,13 +374,30 @@ def batch_norm(
     In training, mean and (biased) variance are the batch's, and the running ones become
     ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones. (This
     is Keras' meaning of the word; PyTorch's ``momentum`` is one minus this.)
-    With ``combine`` the batch is that of several processes (:mod:`kernels.ops.batch_norm`).
+    With ``combine`` the batch is that of several processes (:mod:`kernels.ops.norms`).
     """
     statistics = running_mean, running_variance
     _check_types("batch_norm", src, scale=scale, shift=shift)
     if training:
         return BatchNormTraining.apply(src, scale, shift, *statistics, momentum, epsilon, combine)
     return BatchNormInference.apply(src, scale, shift, *statistics, epsilon)
+
+
+def group_norm(src: Tensor, scale: Tensor, shift: Tensor, groups: int, epsilon: float = 1e-3) -> Tensor:
+    """As :func:`batch_norm`, with mean and variance of each image and group of neighbouring channels.
+
+    The channels (last axis) fall into ``groups`` of the same size. Training and inference are the same.
+    """
+    channels = src.shape[-1]
+    if positive("group_norm: groups", groups) > channels or channels % groups:
+        raise ValueError(f"group_norm: {channels} channels cannot be divided into {groups} groups")
+    _check_types("group_norm", src, scale=scale, shift=shift)
+    return GroupNorm.apply(src, scale, shift, Sharing(True, channels // groups), epsilon)
+
+
+def instance_norm(src: Tensor, scale: Tensor, shift: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """As :func:`batch_norm`, with mean and variance of each image and channel."""
+    return group_norm(src, scale, shift, src.shape[-1], epsilon)
 
 
 def relu(src: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class BatchNorm(Module):
     Attributes
     ----------
     combine : callable or None
-        Makes the statistics those of several processes (:mod:`kernels.ops.batch_norm`).
+        Makes the statistics those of several processes (:mod:`kernels.ops.norms`).
     """
 
     def __init__(self, channels: int, momentum: float = BATCH_NORM_MOMENTUM, epsilon: float = 1e-3) -> None:
@@ -136,9 +136,7 @@ class BatchNorm(Module):
         self.running_mean: Array = np.zeros(channels, np.float32)
         self.running_variance: Array = np.ones(channels, np.float32)
         self.momentum = share("momentum", momentum)
-        if not at_least_zero("epsilon", epsilon) > 0:
-            raise ValueError(f"epsilon must be above 0, not {epsilon}: a channel may be constant")
-        self.epsilon = epsilon
+        self.epsilon = _above_zero(epsilon)
         self.combine: Combine | None = None
 
     def forward(self, src: Tensor) -> Tensor:
@@ -154,6 +152,43 @@ class BatchNorm(Module):
             self.epsilon,
             self.combine,
         )
+
+
+class GroupNorm(Module):
+    """Normalisation over each image and group of neighbouring channels; the same in training and inference.
+
+    Parameters
+    ----------
+    groups, channels : int
+        The channels fall into groups of the same size; one group is layer norm, but for the parameters, of
+        which each channel has its own.
+    epsilon : float
+        Added to the variance; above 0, for a group may be constant.
+    """
+
+    def __init__(self, groups: int, channels: int, epsilon: float = 1e-3) -> None:
+        if positive("channels", channels) % positive("groups", groups):
+            raise ValueError(f"groups must divide the {channels} channels, not {groups}")
+        self.scale = Parameter(np.ones(channels, np.float32))
+        self.shift = Parameter(np.zeros(channels, np.float32))
+        self.groups, self.epsilon = groups, _above_zero(epsilon)
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(MB, ..., C) -> (MB, ..., C)."""
+        return functional.group_norm(src, self.scale, self.shift, self.groups, self.epsilon)
+
+
+class InstanceNorm(GroupNorm):
+    """Normalisation over each image and channel: a :class:`GroupNorm` with groups of one channel."""
+
+    def __init__(self, channels: int, epsilon: float = 1e-3) -> None:
+        super().__init__(channels, channels, epsilon)
+
+
+def _above_zero(epsilon: float) -> float:
+    if not at_least_zero("epsilon", epsilon) > 0:
+        raise ValueError(f"epsilon must be above 0, not {epsilon}: a channel may be constant")
+    return epsilon
 
 
 class ReLU(Module):

@@ -8,6 +8,7 @@ channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``. (Where both repeat vo
 transposed convolution, the reference code interpolates; this net repeats.)
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ from tinyunet.nn import (
     ConvTranspose3d,
     Dropout,
     Dropout3d,
+    GroupNorm,
+    InstanceNorm,
     MaxPool3d,
     Sequential,
     Upsample3d,
@@ -35,6 +38,8 @@ from tinyunet.nn import (
 #: The layer between convolution and ReLU, from its channels and the momentum of batch norm.
 NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
     "batch": BatchNorm,
+    "instance": lambda channels, momentum: InstanceNorm(channels),
+    "group": lambda channels, momentum: GroupNorm(math.gcd(8, channels), channels),
     None: lambda channels, momentum: None,
 }
 
@@ -95,8 +100,9 @@ class UNet(Module):
         Seed of the generators that draw weights and dropout.
     momentum : float
         Of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
-    norm : "batch" or None
-        The layer between a convolution and its ReLU; None is no layer.
+    norm : "batch", "instance", "group" or None
+        The layer between a convolution and its ReLU: batch, instance or group norm, of eight groups (or as
+        many as divide eight and the channels), or no layer.
     spatial_dropout : float
         Share of channels dropped between the two convolutions of each of the two encoder levels above the
         lowest, as in the reference code's 2-D net.

@@ -30,12 +30,11 @@ from kernels.base.simd import LANES, broadcast, load, store
 from kernels.base.tiles import tile_fma, tile_load, tile_mask, tile_store, tile_sum
 from kernels.conv3d.transform import transform_axis, transform_columns
 from kernels.deferred.normalizing import flat_source
-from kernels.deferred.tensors import NO_SOURCE, Source
+from kernels.deferred.tensors import NO_SOURCE, Source, plain
 from kernels.ladder.cook_toom import DIFF_DST, sizes
 
 # Columns that are transformed at a time.
 _STRIP = 8
-_ONES, _ZEROS = np.ones(LANES, np.float32), np.zeros(LANES, np.float32)
 
 
 class Inputs(NamedTuple):
@@ -103,11 +102,11 @@ def inputs(a: Source, b: Source = NO_SOURCE) -> Inputs:
 def plain_inputs(data: Floats) -> Inputs:
     """Inputs of one tensor as it is, (MB, CB, D, H, W, 16), or (MB, D, H, W, C) with few channels."""
     if data.ndim == 6:
-        lanes = data.shape[1] * LANES
-        return inputs(Source(data, np.ones(lanes, np.float32), np.zeros(lanes, np.float32), 1.0))
-    _, D, H, W, C = data.shape
-    source = flat_source(Source(data, _ONES, _ZEROS, 1.0))
-    return Inputs(source, flat_source(NO_SOURCE), 1, 1, (D, H, W), C)
+        return inputs(plain(data, data.shape[1] * LANES))
+    MB, D, H, W, C = data.shape
+    ones = np.ones((MB, LANES), np.float32)
+    source = Source(data, ones, np.zeros_like(ones), 1.0)
+    return Inputs(flat_source(source), flat_source(NO_SOURCE), 1, 1, (D, H, W), C)
 
 
 def buffer_size(high: int, md: int, mh: int, kind: int) -> int:
@@ -141,12 +140,13 @@ def pack_channel_block(
     source, local, blocks = inputs.a, block, inputs.blocks_a
     if block >= inputs.blocks_a:
         source, local, blocks = inputs.b, block - inputs.blocks_a, inputs.blocks - inputs.blocks_a
-    first, channel = (window.n * blocks + local) * D * H * W * LANES, local * LANES
-    scale, shift = load(source.scale, channel), load(source.shift, channel)
+    vectors = (window.n * blocks + local) * LANES
+    first = vectors * D * H * W
+    scale, shift = load(source.scale, vectors), load(source.shift, vectors)
     also, slopes = shift, broadcast(np.float32(source.slope))
     has_other = source.other.size > 0
     if has_other:
-        also = load(source.also, channel)
+        also = load(source.also, vectors)
     if kind == DIFF_DST:
         fill_zero(own, slab.sums, 1)
     what = _Block(source.data, source.other, has_other, first, inputs.size, scale, also, shift, slopes)

@@ -146,13 +146,13 @@ def finish_block(
     if block >= outputs.blocks_a:
         dst, mask, local = outputs.dst_b, outputs.mask_b, block - outputs.blocks_a
         blocks = outputs.blocks - outputs.blocks_a
-    size, channel = (cut.OD, cut.OH, cut.OW), local * LANES
-    first = (n * blocks + local) * size[0] * size[1] * size[2] * LANES
+    size, vectors = (cut.OD, cut.OH, cut.OW), (n * blocks + local) * LANES
+    first = vectors * size[0] * size[1] * size[2]
     place = _Place(own, staged, first, size, start, stop, outputs.streams)
     if mask.x.size > 0:
-        scale, shift = load(mask.scale, channel), load(mask.shift, channel)
-        mean, slopes = load(mask.mean, channel), broadcast(np.float32(mask.slope))
-        sums = mask.sums[:, brick, channel : channel + LANES]
+        scale, shift = load(mask.scale, vectors), load(mask.shift, vectors)
+        mean, slopes = load(mask.mean, vectors), broadcast(np.float32(mask.slope))
+        sums = mask.sums[:, brick, local * LANES : (local + 1) * LANES]
         sums[:] = 0.0
         finish(place, _Work(dst, mask.x, scale, shift, mean, slopes, sums), md, mh, 1)
     else:

@@ -36,9 +36,9 @@ def partials(shape: tuple[int, ...]) -> int:
 
 
 def flat(mask: Mask | None) -> Mask:
-    """The mask as kernels take it: large arrays flat, everything empty where there is none."""
+    """The mask as kernels take it: its tensor flat, everything empty where there is none."""
     mask = NO_MASK if mask is None else mask
-    return mask._replace(x=mask.x.reshape(-1), sums=mask.sums.reshape(-1))
+    return mask._replace(x=mask.x.reshape(-1))
 
 
 @kernel
@@ -51,15 +51,15 @@ def bands(H: int, W: int) -> int:
 def band_of_task(task: int, shape: Shape) -> tuple[int, int, int, int]:
     """First voxel, voxels, channel block and partial of a task; there are ``CB * partials`` tasks.
 
-    Voxels are counted through the whole blocked tensor, ``(((n * CB + cb) * D + d) * H + h) * W + w``.
+    Voxels and blocks are counted through the whole blocked tensor: voxels as
+    ``(((n * CB + cb) * D + d) * H + h) * W + w``, blocks as ``n * CB + cb``.
     """
     _, CB, D, H, W, _ = shape
     count = bands(H, W)
     plane, band = split_index(task, count)
-    image, d = plane // D, plane % D
-    n, cb = image // CB, image % CB
+    block, d = plane // D, plane % D
     start, stop = band * H // count, (band + 1) * H // count
-    return (plane * H + start) * W, (stop - start) * W, cb, (n * D + d) * count + band
+    return (plane * H + start) * W, (stop - start) * W, block, (block // CB * D + d) * count + band
 
 
 @kernel
@@ -73,23 +73,22 @@ def place_band(partial: int, shape: Shape) -> tuple[int, int, int]:
 
 
 @kernel
-def clear(mask: Mask, channel: int, partial: int) -> None:
-    """Set a partial sum of 16 channels to zero."""
-    at = partial * mask.mean.size + channel
-    half = mask.sums.size // 2
-    for i in range(at, min(at + LANES, half)):
-        mask.sums[i] = mask.sums[half + i] = 0.0
+def clear(mask: Mask, block: int, partial: int) -> None:
+    """Set a partial sum of a channel block to zero; nothing happens where the mask is empty."""
+    if mask.x.size > 0:
+        channel = block * LANES % mask.sums.shape[2]
+        mask.sums[:, partial, channel : channel + LANES] = 0.0
 
 
 @kernel
-def finish(diff: Floats, first: int, count: int, mask: Mask, channel: int, partial: int) -> None:
+def finish(diff: Floats, first: int, count: int, mask: Mask, block: int, partial: int) -> None:
     """Turn ``dy`` into ``dz`` in ``count`` voxels of a channel block, and add to its partial sums.
 
-    Voxels are counted through the flat tensor ``diff``, which is overwritten; ``channel`` is the first of the
-    block's. Where the mask, from `flat`, is empty, nothing happens.
+    Voxels and blocks are counted through the tensor, as in `band_of_task`; ``diff`` is overwritten. Where the
+    mask, from `flat`, is empty, nothing happens.
     """
     if mask.x.size > 0:
-        write_gradient(diff, first, diff, first, count, mask, channel, partial, False)
+        write_gradient(diff, first, diff, first, count, mask, block, partial, False)
 
 
 @kernel
@@ -100,7 +99,7 @@ def write_gradient(
     first: int,
     count: int,
     mask: Mask,
-    channel: int,
+    block: int,
     partial: int,
     streams: bool,
 ) -> None:
@@ -109,9 +108,10 @@ def write_gradient(
         for voxel in range(count):
             put_vector(diff, (first + voxel) * LANES, load(dy, (at + voxel) * LANES), streams)
         return
-    scale, shift = load(mask.scale, channel), load(mask.shift, channel)
-    mean, slope = load(mask.mean, channel), broadcast(np.float32(mask.slope))
-    to = partial * mask.mean.size + channel
+    vectors, lanes = block * LANES, mask.sums.shape[2]
+    scale, shift = load(mask.scale, vectors), load(mask.shift, vectors)
+    mean, slope = load(mask.mean, vectors), broadcast(np.float32(mask.slope))
+    to = partial * lanes + vectors % lanes
     for run in range(0, count, RUN):
         total = product = broadcast(np.float32(0))
         for voxel in range(run, min(run + RUN, count)):
@@ -134,5 +134,5 @@ def _apply_mask(diff: Floats, shape: Shape, mask: Mask) -> None:
     MB, CB, D, H, W, _ = shape
     for task in prange(MB * CB * D * bands(H, W)):
         first, count, block, partial = band_of_task(task, shape)
-        clear(mask, block * LANES, partial)
-        finish(diff, first, count, mask, block * LANES, partial)
+        clear(mask, block, partial)
+        finish(diff, first, count, mask, block, partial)

@@ -32,7 +32,8 @@ def pack_source(
     _, CB, D, H, W, _ = shape
     slopes = broadcast(np.float32(source.slope))
     for block in range(CB):
-        scale, shift = load(source.scale, block * LANES), load(source.shift, block * LANES)
+        vectors = (image * CB + block) * LANES
+        scale, shift = load(source.scale, vectors), load(source.shift, vectors)
         src = (image * CB + block) * D * H * W + first
         for voxel in range(chunk):
             value = load(source.data, (src + min(voxel, count - 1)) * LANES)
@@ -56,10 +57,10 @@ def _normalize(source: Source, shape: Shape, dst: Floats) -> None:
     MB, CB, D, H, W, _ = shape
     row = H * W * LANES
     for plane in prange(MB * CB * D):
-        channel = signed(plane) // D % CB * LANES
-        scale, shift = load(source.scale, channel), load(source.shift, channel)
+        vectors = signed(plane) // D * LANES
+        scale, shift = load(source.scale, vectors), load(source.shift, vectors)
         if source.other.size > 0:
-            also = load(source.also, channel)
+            also = load(source.also, vectors)
             for i in range(plane * row, (plane + 1) * row, LANES):
                 store(dst, i, fma(scale, load(source.data, i), fma(also, load(source.other, i), shift)))
         else:

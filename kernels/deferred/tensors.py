@@ -13,8 +13,11 @@ Mask
     sum into ``dz = dy * act'(scale * x + shift)``, and gathers the two sums that batch norm needs. A `Mask`
     holds what that takes.
 
-Per-channel arrays have CB * 16 items, with zeros past the last channel. Where a kernel takes one source,
-mask or tensor less, it gets an empty array in its place, so that each kernel is compiled once.
+Vectors of numbers a channel (``scale``, ``shift``, ``mean``, ``also``) have a row for each image: shape
+(MB, CB * 16), with zeros past the last channel. So the numbers of block ``cb`` of image ``n`` start at
+``(n * CB + cb) * 16``. Instance norm has other numbers for each image; batch norm has equal rows, and the
+kernels need not know which norm it is. Where a kernel takes one source, mask or tensor less, it gets an empty
+array in its place, so that each kernel is compiled once.
 """
 
 from typing import NamedTuple
@@ -27,28 +30,28 @@ from kernels.base.simd import LANES
 Shape = tuple[int, int, int, int, int, int]
 
 _NOTHING = np.empty((0, 0, 0, 0, 0, LANES), np.float32)
-_NO_CHANNELS = np.empty(0, np.float32)
+_NO_CHANNELS = np.empty((0, 0), np.float32)
 
 
 class Source(NamedTuple):
     """Means ``act(scale * data + shift)``, or of two tensors ``scale * data + also * other + shift``."""
 
     data: Floats  # (MB, CB, D, H, W, 16)
-    scale: Floats  # (CB * 16,)
-    shift: Floats  # (CB * 16,)
+    scale: Floats  # (MB, CB * 16)
+    shift: Floats  # (MB, CB * 16)
     slope: float  # of the activation below 0: 0 is ReLU, 1 is none
     other: Floats = _NOTHING  # the shape of ``data``, or of size 0
-    also: Floats = _NO_CHANNELS  # (CB * 16,)
+    also: Floats = _NO_CHANNELS  # (MB, CB * 16)
 
 
 class Mask(NamedTuple):
     """How to turn ``dy`` into ``dz``, and where to put the sums of ``dz`` and ``dz * (x - mean)``."""
 
     x: Floats  # (MB, CB, D, H, W, 16)
-    scale: Floats  # (CB * 16,)
-    shift: Floats  # (CB * 16,)
+    scale: Floats  # (MB, CB * 16)
+    shift: Floats  # (MB, CB * 16)
     slope: float
-    mean: Floats  # (CB * 16,)
+    mean: Floats  # (MB, CB * 16)
     sums: Doubles  # (2, partials, CB * 16), filled
 
 
@@ -65,8 +68,8 @@ def plain(data: Floats, channels: int) -> Source:
     channels : int
         How many of the ``CB * 16`` lanes are channels.
     """
-    scale = np.zeros(data.shape[1] * LANES, np.float32)
-    scale[:channels] = 1.0
+    scale = np.zeros((data.shape[0], data.shape[1] * LANES), np.float32)
+    scale[:, :channels] = 1.0
     return Source(data, scale, np.zeros_like(scale), 1.0)
 
 

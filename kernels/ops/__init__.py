@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kernels.ops import activation as activation
-    from kernels.ops import batch_norm as batch_norm
     from kernels.ops import bfloat16 as bfloat16
     from kernels.ops import binary_cross_entropy as binary_cross_entropy
     from kernels.ops import concat as concat
     from kernels.ops import edges as edges
     from kernels.ops import label_losses as label_losses
     from kernels.ops import last_layer as last_layer
+    from kernels.ops import norms as norms
     from kernels.ops import optimizers as optimizers
     from kernels.ops import pooling as pooling
     from kernels.ops import softmax as softmax

@@ -82,13 +82,14 @@ def _to_blocked(src: Floats, C: int, places: Floats, dst: Floats, shape: Shape) 
     volume = D * H * W
     for task in prange(MB * CB * D * bands(H, W)):
         first, count, block, _ = band_of_task(task, shape)
-        lanes = min(LANES, C - block * LANES)
+        channel = block % CB * LANES
+        lanes = min(LANES, C - channel)
         used, zero = broadcast(np.float32(lanes)), broadcast(np.float32(0))
         place, single = load(places, 0), aligned(LANES)
         # The same voxel in src, where an image has one block.
         shift = (first // (volume * CB) - first // volume) * volume
         for voxel in range(first, first + count):
-            at = (voxel + shift) * C + block * LANES
+            at = (voxel + shift) * C + channel
             if at + LANES <= src.size:
                 value = load(src, at)
             else:
@@ -110,9 +111,9 @@ def _to_ndhwc(source: Source, shape: Shape, dst: Floats, C: int) -> None:
         end = (image * volume + first + count) * C
         for voxel in range(first, first + count):
             for block in range(CB):
-                channel = block * LANES
-                scale, shift = load(scales, channel), load(shifts, channel)
-                data = load(x, ((image * CB + block) * volume + voxel) * LANES)
+                channel, vectors = block * LANES, (image * CB + block) * LANES
+                scale, shift = load(scales, vectors), load(shifts, vectors)
+                data = load(x, vectors * volume + voxel * LANES)
                 at = (image * volume + voxel) * C + channel
                 value = read(data, scale, shift, slopes)
                 if at + LANES <= end:

@@ -274,7 +274,7 @@ def _backward_band(
     block, transposed = loss_block(), aligned(LANES * LANES)
     partial[:] = 0.0
     for icb in range(ICB):
-        clear(mask, icb * LANES, band)
+        clear(mask, image * ICB + icb, band)
     for first in range(begin, begin + voxels, BLOCK):
         count = min(BLOCK, begin + voxels - first)
         end = whole_vectors(count)
@@ -295,7 +295,7 @@ def _backward_band(
                 for voxel in range(count):
                     dy = load(y, voxel * LANES) + load(target.dst, (to + voxel) * LANES)
                     store(y, voxel * LANES, dy)
-            write_gradient(y, 0, target.dst, to, count, mask, icb * LANES, band, target.streams)
+            write_gradient(y, 0, target.dst, to, count, mask, image * ICB + icb, band, target.streams)
     fence()
 
 

@@ -217,7 +217,8 @@ def _make_forward(KD: int, KH: int, KW: int) -> Callable[..., None]:
             plane, oh = split_index(row, OH)
             n, od, slopes = plane // OD, plane % OD, broadcast(slope32)
             for block in range(CB):
-                scale, shift = load(scales, block * LANES), load(shifts, block * LANES)
+                vectors = (n * CB + block) * LANES
+                scale, shift = load(scales, vectors), load(shifts, vectors)
                 first = _place(n, block, (od * KD * IH + oh * KH) * IW, layout)
                 at = _place(n, block, (od * OH + oh) * OW, dst_layout)
                 for ow in range(OW):
@@ -256,7 +257,7 @@ def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
             n, part = rest // parts, rest % parts
             shape = (MB, CB, D, H, W, LANES)
             first, count, _, partial = band_of_task((n * CB + block) * parts + part, shape)
-            clear(mask, block * LANES, partial)
+            clear(mask, n * CB + block, partial)
             zero = broadcast(np.float32(0))
             for row in range(first // W, (first + count) // W):
                 d, h = row // H % D, row % H
@@ -277,6 +278,6 @@ def _make_backward(KD: int, KH: int, KW: int) -> Callable[..., None]:
                 if not accumulate:
                     for w in range(covered * KW, W):
                         store(dst, line + w * step, zero)
-                finish(dst, row * W, W, mask, block * LANES, partial)
+                finish(dst, row * W, W, mask, n * CB + block, partial)
 
     return backward

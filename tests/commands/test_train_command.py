@@ -88,6 +88,19 @@ def test_the_screen_shows_plan_epochs_and_table(command, dataset, tmp_path):
         assert figure in bar
 
 
+def test_another_norm_is_trained_remembered_and_kept(command, dataset, tmp_path):
+    done = command("train", "--data-path", dataset, "--output", tmp_path, *SMALL, "--norm", "instance")
+    assert done.code == 0
+    (folder,) = tmp_path.iterdir()
+    assert checkpoint.load(folder / "best.npz").make_model().config["norm"] == "instance"
+    assert command("train", "--resume", folder).code == 0
+    done = command("train", "--resume", folder, "--norm", "batch")
+    assert done.code == 2
+    assert "--norm: batch; the run that is resumed has instance, and keeps it" in done.error
+    done = command("predict", folder / "best.npz", image_of(dataset), "-o", tmp_path / "predictions")
+    assert done.code == 0
+
+
 @needs_mpi
 def test_every_rank_says_which_kernels_it_runs(dataset, tmp_path):
     options = ("--data-path", dataset, "--output", tmp_path, *SMALL)
@@ -214,7 +227,7 @@ def test_help_explains_every_option(command):
     options = (
         "--data-path --epochs --batch-size --patch-size --filters --use-upsampling --lr --depth "
         "--train-test-split --validate-test-split --random-seed --patches-per-case --threads "
-        "--output --eager --accuracy"
+        "--output --eager --accuracy --norm"
     )
     for option in options.split():
         assert re.search(rf"^  {option} .*\n? .*\w", done.out, re.MULTILINE), option

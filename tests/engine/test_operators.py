@@ -74,6 +74,18 @@ def test_batch_norm(shape, training, seed):
     check_gradients(function, *arrays, seed=seed)
 
 
+@given(SHAPES, st.booleans(), SEEDS)
+def test_group_norm(shape, of_one_channel, seed):
+    """Instance norm, and one group of all channels; of two planes, for the variance of a voxel is zero."""
+    shape = (shape[0], 2, *shape[2:])
+    C = shape[-1]
+
+    def function(src, scale, shift):
+        return functional.group_norm(src, scale, shift, C if of_one_channel else 1, epsilon=1e-2)
+
+    check_gradients(function, normal(seed, *shape), normal(seed + 1, C), normal(seed + 2, C), seed=seed)
+
+
 class TestBatchNorm:
     """The running statistics."""
 
@@ -195,6 +207,8 @@ CALLS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         ),
         [(2, 5, 6, 7, 3), (3,), (3,)],
     ),
+    "group_norm": (lambda *tensors: functional.group_norm(*tensors, 2), [(2, 5, 6, 7, 6), (6,), (6,)]),
+    "instance_norm": (functional.instance_norm, [(2, 5, 6, 7, 3), (3,), (3,)]),
 }
 
 

@@ -79,7 +79,7 @@ class TestSize:
     use_upsampling=st.sampled_from([False, True, "trilinear"]),
     dropout=st.sampled_from([{}, {"dropout": 0.2}, {"dropout": 0.1, "spatial_dropout": 0.3}]),
     training=st.booleans(),
-    norm=st.sampled_from(["batch", None]),
+    norm=st.sampled_from(["batch", "instance", "group", None]),
     data=st.data(),
 )
 def test_gradients(dim, depth, classes, use_upsampling, dropout, training, norm, data):
@@ -170,7 +170,7 @@ class TestShapes:
             ({"filters": 0}, "filters must be an integer above 0, not 0"),
             ({"depth": 2.5}, "depth must be an integer above 0, not 2.5"),
             ({"use_upsampling": "no"}, """use_upsampling must be True, False or "trilinear", not 'no'"""),
-            ({"norm": "layer"}, "norm must be one of 'batch', None, not 'layer'"),
+            ({"norm": "layer"}, "norm must be one of 'batch', 'instance', 'group', None, not"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
             ({"spatial_dropout": -0.1}, "spatial_dropout must be at least 0 and below 1, not -0.1"),
             ({"spatial_dropout": 0.1, "depth": 1}, "spatial_dropout needs a depth of 2 or more"),

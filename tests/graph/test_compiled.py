@@ -29,6 +29,8 @@ SHAPES = {
     "dropout": ((1, 8, 6, 7), SMALL | {"dropout": 0.2}),
     "no normalisation": ((2, 7, 6, 5), SMALL | {"norm": None}),
     "spatial dropout": ((2, 8, 6, 7), SMALL | {"norm": None, "spatial_dropout": 0.3}),
+    "instance norm": ((2, 7, 6, 5), SMALL | {"norm": "instance"}),
+    "group norm": ((2, 9, 8, 10), {"filters": 20, "depth": 2, "norm": "group"}),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from agreement import EXACT, ROUNDING, assert_agree
 
 import tinyunet
+from kernels.deferred.statistics import Sharing
 from tinyunet import Adam, Function, Module, Tensor, UNet, autograd, functional, losses
 from tinyunet.compiler.operators import OPERATORS
 from tinyunet.compiler.trace import trace
@@ -28,6 +29,7 @@ ARGUMENTS = {
     functional.Upsampling: (VOLUME, (2, 1, 3), "trilinear"),
     functional.BatchNormTraining: (VOLUME, *CHANNELS, 0.9, 1e-3),
     functional.BatchNormInference: (VOLUME, *CHANNELS, 1e-3),
+    functional.GroupNorm: (VOLUME, *CHANNELS[:2], Sharing(True, 3), 1e-3),
     functional.Relu: (VOLUME,),
     functional.LeakyRelu: (VOLUME, 0.1),
     functional.Sigmoid: (VOLUME,),

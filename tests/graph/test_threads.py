@@ -14,7 +14,7 @@ from agreement import batch
 import tinyunet
 from kernels import conv3d
 from kernels.base import machine
-from kernels.ops import activation, batch_norm, concat, optimizers, pooling, softmax, transposed_conv
+from kernels.ops import activation, concat, norms, optimizers, pooling, softmax, transposed_conv
 from tinyunet import SGD, Function, Module, Tensor, UNet, losses, no_grad
 from tinyunet.nn import Dropout, Parameter
 from tinyunet.segmentation.sliding_window import predict_volume, predictor
@@ -323,7 +323,7 @@ KERNELS: dict[str, Callable[[Any, Any], Any]] = {
     "convolution, backward_data": lambda x, w: conv3d.backward_data(x, w, x.shape),
     "convolution, backward_weights": lambda x, w: conv3d.backward_weights(x, x, (3, 3, 3))[0],
     "transposed": lambda x, w: transposed_conv.forward(x, w, None, (2, 2, 2), "same"),
-    "batch norm": lambda x, w: batch_norm.forward_training(x, x[0, 0, 0, 0], x[0, 0, 0, 0], 1e-3)[0],
+    "batch norm": lambda x, w: norms.forward(x, x[0, 0, 0, 0], x[0, 0, 0, 0], 1e-3)[0],
     "relu": lambda x, w: activation.forward(x, activation.RELU),
     "max pooling": lambda x, w: pooling.forward(x, (2, 2, 2))[0],
     "concatenation": lambda x, w: concat.forward(x, x),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkers import assert_close, integers, normal
 
-from kernels.ops import activation, batch_norm, concat, label_losses, optimizers, pooling, softmax, upsample
+from kernels.ops import activation, concat, label_losses, norms, optimizers, pooling, softmax, upsample
 
 
 def results(dtype):
@@ -20,7 +20,7 @@ def results(dtype):
     generator = np.random.default_rng(0)
     src = integers(generator, 2, 3, 5, 2, 3, dtype=dtype)
     scale, shift = normal(generator, 2, 3, dtype=dtype)
-    normalised, mean, variance = batch_norm.forward_training(src, scale, shift)
+    normalised, mean, variance = norms.forward(src, scale, shift)
     parameters, m = normal(generator, 2, 20, dtype=dtype)
     optimizers.adam_step(parameters, parameters + 1, m, m**2, 1, 0.1)
     optimizers.sgd_step(parameters, parameters + 1, m, 0.1, 0.9, nesterov=True)
@@ -29,8 +29,8 @@ def results(dtype):
         *(activation.backward(src, activation.forward(src, which), which) for which in each),
         *concat.backward(concat.forward(src, src + 1), 2),
         normalised,
-        *batch_norm.backward(src**2, src, scale, mean, variance),
-        batch_norm.forward_inference(src, scale, shift, mean, variance),
+        *norms.backward(src**2, src, scale, mean, variance),
+        norms.forward_inference(src, scale, shift, mean, variance),
         parameters,
         m,
         *([] if "NUMBA_DISABLE_JIT" in os.environ else results_of_vectors(src)),

@@ -44,13 +44,13 @@ def train(
     ranks: Communicator, parts: int, way: str, optimizer_name: str, synchronized: bool, factor: float = 1.0
 ) -> tuple[State, np.ndarray]:
     """Train on this rank's part of every batch, times a factor; return the model's state and mean losses."""
-    model = UNet(filters=4, depth=2).train()
+    model = UNet(filters=4, depth=2, norm="instance" if "instance" in way else "batch").train()
     shape = (1, *SIDE, 4)
     optimizer = OPTIMIZERS[optimizer_name](backward_order(model, shape), ranks.local)
     together = Synchronized(model, ranks) if synchronized else None
     sums = GradientSum(optimizer, ranks, Exchange(bucket_mb=0.01))
     step = None
-    if way == "compiled":
+    if way.startswith("compiled"):
         # Deterministic: each rank takes the same algorithms, whatever its clock says.
         options: dict[str, Any] = {"accuracy": "strict", "deterministic": True}
         step = tinyunet.compile(model, dice_cross_entropy, optimizer, shape, **options)
@@ -87,7 +87,7 @@ def distance(state: State, other: State) -> float:
 def trainings_alone(ranks: Communicator) -> dict[Run, tuple[State, np.ndarray]]:
     """Return, at rank 0, what one rank alone makes of each run: each rank trains its share of the runs."""
     runs = [(way, "sgd", factor) for way in ("eager", "compiled") for factor in (1.0, *ROUNDED)]
-    runs.append(("compiled", "adam", 1.0))
+    runs += [("compiled", "adam", 1.0), ("compiled instance", "sgd", 1.0)]
     mine = [
         train(Communicator(), ranks.size, *run[:2], False, run[2]) for run in runs[ranks.rank :: ranks.size]
     ]
@@ -106,6 +106,7 @@ def main() -> None:
         ("compiled", "sgd", True),
         ("compiled", "adam", True),
         ("compiled", "sgd", False),
+        ("compiled instance", "sgd", False),  # whose norm has nothing to synchronise
     )
     together = {kind: train(ranks, ranks.size, *kind) for kind in kinds}
     alone = trainings_alone(ranks)

@@ -127,6 +127,8 @@ class Operator:
     split: Callable[[Graph, Node, Node | None, float], Graph] | None = None
     # Of an activation: its slope below 0. Such an activation can be deferred and masked.
     slope: Callable[[Node], float] | None = None
+    # Whether a node subtracts the mean of each channel, and with it whatever bias was added before.
+    centres: Callable[[Node], bool] = lambda node: False
 
 
 # ---- shapes that records are made of ---------------------------------------------------------
@@ -150,6 +152,11 @@ def lanes(channels: int) -> Shape:
 def vector(name: str, channels: int) -> Value:
     """Return a value of one number a channel, padded to whole blocks."""
     return Value(name, lanes(channels), np.dtype(np.float32))
+
+
+def vectors(name: str, like: Value) -> Value:
+    """Return a value of one number for each image and channel of a volume, as fused kernels take it."""
+    return Value(name, (like.shape[0], *lanes(like.shape[-1])), np.dtype(np.float32))
 
 
 def gradient_sums(node: Node, role: str, graph: Graph) -> Shape:
@@ -198,4 +205,4 @@ def _follows(role: str, expected: Shapes) -> Shape | None:
         return None
     if name.startswith("sums"):
         return (2, masking.partials(whole), whole[1] * LANES)
-    return whole if part in ("", "x") else (whole[1] * LANES,)
+    return whole if part in ("", "x") else (whole[0], whole[1] * LANES)

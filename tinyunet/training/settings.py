@@ -83,7 +83,7 @@ class Settings:
     depth: int = _setting(5, _whole(1, 20), "model", "number of levels")
     use_upsampling: bool = _setting(False, _FLAG, "model",
         "on the way up repeat voxels, instead of learning a transposed convolution")
-    norm: str = _setting("batch", _choice("batch", "none"), "model",
+    norm: str = _setting("batch", _choice("batch", "instance", "group", "none"), "model",
         "the layer between a convolution and its ReLU")
     epochs: int = _setting(8, _COUNT, "training", "how often every training case is visited")
     patches_per_case: int = _setting(6, _COUNT, "training", "patches cut from a case at each visit")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kernels import ops
 from tinyunet.compiler import compile
+from tinyunet.compiler.operators import BY_NAME
 from tinyunet.compiler.trace import trace
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.nn import Parameter
@@ -59,7 +60,7 @@ def eager_gradients(model: UNet, optimizer: Optimizer) -> Gradients:
 
 
 def cancelled_biases(model: UNet, batch_shape: tuple[int, ...]) -> list[Parameter]:
-    """Return the biases that the batch norm after them subtracts again, of a model in training.
+    """Return the biases that the normalisation after them subtracts again, of a model in training.
 
     Their gradient is zero, but for rounding. Adam divides by the size of a gradient, and so makes whole
     steps of rounding. Ranks that are to agree set this gradient to zero.
@@ -67,8 +68,8 @@ def cancelled_biases(model: UNet, batch_shape: tuple[int, ...]) -> list[Paramete
     graph, parameters = trace(model, batch_shape), dict(model.named_parameters())
     found = []
     for node in graph.nodes:
-        readers = {reader.op for reader in graph.consumers(node.outputs["dst"])}
-        if "bias" in node.inputs and readers == {"batch_norm_training"}:
+        readers = [(BY_NAME.get(reader.op), reader) for reader in graph.consumers(node.outputs["dst"])]
+        if "bias" in node.inputs and readers and all(op and op.centres(reader) for op, reader in readers):
             found.append(parameters[node.inputs["bias"]])
     return found
 

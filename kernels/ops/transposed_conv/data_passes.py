@@ -159,7 +159,7 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
             stored = aligned(rows * width)
             blocks = range(part * groups // parts * cols, (part + 1) * groups // parts * cols)
             for block in blocks:
-                clear(mask, block * LANES, partial)
+                clear(mask, image * ICB + block, partial)
             for first in range(begin, end, high):
                 count = min(high, end - first)
                 for group in range(part * groups // parts, (part + 1) * groups // parts):
@@ -190,6 +190,6 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
                                 store(dst, to + r * LANES, value)
                 for block in blocks:
                     at = ((image * ICB + block) * ID * IH + first) * IW
-                    finish(dst, at, count * IW, mask, block * LANES, partial)
+                    finish(dst, at, count * IW, mask, image * ICB + block, partial)
 
     return backward_data

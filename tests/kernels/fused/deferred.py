@@ -56,10 +56,11 @@ def unblocked(array: Array, channels: int) -> Array:
     return np.ascontiguousarray(merged[..., :channels])
 
 
-def per_channel(values: Array) -> Array:
-    """(C,) to (CB * 16,)."""
-    padded = np.zeros(lanes(values.size), np.float32)
-    padded[: values.size] = values
+def per_image(values: Array) -> Array:
+    """(MB, ..., C) of one number an image and channel, to (MB, CB * 16)."""
+    MB, C = values.shape[0], values.shape[-1]
+    padded = np.zeros((MB, lanes(C)), np.float32)
+    padded[:, :C] = values.reshape(MB, C)
     return padded
 
 
@@ -67,21 +68,21 @@ class Deferred(NamedTuple):
     """A tensor that is still to be normalised, channels last."""
 
     x: Array  # (MB, D, H, W, C)
-    scale: Array  # (C,), some negative
-    shift: Array  # (C,)
-    mean: Array  # (C,)
+    scale: Array  # (MB, 1, 1, 1, C), some negative
+    shift: Array  # the same
+    mean: Array  # the same
     slope: float
 
     @property
     def source(self) -> Source:
-        arrays = blocked(self.x), per_channel(self.scale), per_channel(self.shift)
+        arrays = blocked(self.x), per_image(self.scale), per_image(self.shift)
         return Source(*arrays, self.slope)
 
     @property
     def mask(self) -> Mask:
         source = self.source
-        sums = poisoned(2, partials(source.data.shape), source.scale.size, dtype=np.float64)
-        return Mask(*source[:4], per_channel(self.mean), sums)
+        sums = poisoned(2, partials(source.data.shape), source.scale.shape[1], dtype=np.float64)
+        return Mask(*source[:4], per_image(self.mean), sums)
 
     def value(self) -> Array:
         """What it means, in float64."""
@@ -97,10 +98,10 @@ class Deferred(NamedTuple):
 
 
 def deferred(generator: np.random.Generator, shape: tuple[int, ...], slope: float) -> Deferred:
-    """Whole numbers all over."""
-    C = shape[-1]
-    scale = generator.choice([-2, -1, 1, 2], C).astype(np.float32)
-    return Deferred(integers(generator, *shape), scale, *integers(generator, 2, C), slope)
+    """Whole numbers all over; other ones for each image, as instance norm has them."""
+    size = shape[0], 1, 1, 1, shape[-1]
+    scale = generator.choice([-2, -1, 1, 2], size).astype(np.float32)
+    return Deferred(integers(generator, *shape), scale, *integers(generator, 2, *size), slope)
 
 
 def totals(mask: Mask, channels: int) -> tuple[Array, Array]:

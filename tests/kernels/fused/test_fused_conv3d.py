@@ -8,8 +8,8 @@ from kernels.base import layout, machine
 from kernels.base.simd import LANES
 from kernels.conv3d import many_channels
 from kernels.conv3d import operator as fused
-from kernels.deferred.statistics import BatchNorm, Normalisation, finish_moments
-from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient
+from kernels.deferred.statistics import BATCH, Norm, Normalisation, finish_moments
+from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient, plain
 from kernels.ladder import im2col
 
 CASES = [
@@ -34,9 +34,16 @@ def blocked(array):
 
 
 def lanes(values, channels):
-    padded = np.zeros(layout.blocks(channels) * LANES, np.float32)
-    padded[:channels] = values
+    """(..., C) to (..., CB * 16)."""
+    values = np.asarray(values)
+    padded = np.zeros((*values.shape[:-1], layout.blocks(channels) * LANES), np.float32)
+    padded[..., :channels] = values
     return padded
+
+
+def per_image(values, channels):
+    """(MB, 1, 1, 1, C) to (MB, CB * 16)."""
+    return lanes(values.reshape(-1, channels), channels)
 
 
 class Problem:
@@ -46,17 +53,17 @@ class Problem:
         generator = np.random.default_rng(0)
         self.kernel, self.tile, self.OC, self.channels = kernel, tile, OC, (Ca, Cb)
         self.size = MB, D, H, W
-        normal = generator.standard_normal
+        normal, each = generator.standard_normal, (MB, 1, 1, 1)
         self.raw, self.scales, self.shifts = [], [], []
         for channels in self.channels:
             self.raw.append(normal((*self.size, channels)).astype(np.float32))
-            self.scales.append(normal(channels).astype(np.float32))
-            self.shifts.append(normal(channels).astype(np.float32))
+            self.scales.append(normal((*each, channels)).astype(np.float32))
+            self.shifts.append(normal((*each, channels)).astype(np.float32))
         self.slopes = (0.0, 0.25)
         self.weights = normal((OC, Ca + Cb, *kernel)).astype(np.float32)
         self.bias = normal(OC).astype(np.float32)
         self.dz, self.x = (normal((*self.size, OC)).astype(np.float32) for _ in range(2))
-        self.abd = [normal(OC).astype(np.float32) for _ in range(3)]
+        self.abd = [normal((*each, OC)).astype(np.float32) for _ in range(3)]
 
     def sources(self):
         result = []
@@ -65,7 +72,7 @@ class Problem:
             if C == 0:
                 result.append(NO_SOURCE)
                 continue
-            scale, shift = lanes(self.scales[i], C), lanes(self.shifts[i], C)
+            scale, shift = per_image(self.scales[i], C), per_image(self.shifts[i], C)
             result.append(Source(blocked(self.raw[i]), scale, shift, self.slopes[i]))
         return result
 
@@ -80,7 +87,7 @@ class Problem:
         return np.concatenate(parts, axis=-1)
 
     def gradient(self):
-        coefficients = [lanes(values, self.OC) for values in self.abd]
+        coefficients = [per_image(values, self.OC) for values in self.abd]
         return gradient(blocked(self.dz), blocked(self.x), *coefficients)
 
     def diff_dst(self):
@@ -97,7 +104,7 @@ class Problem:
         return tuple(nans(MB, layout.blocks(C), *size, LANES) for C in self.channels)
 
     def mean(self, i):
-        return self.raw[i].reshape(-1, self.channels[i]).mean(axis=0, dtype=np.float32)
+        return self.raw[i].mean(axis=(1, 2, 3), keepdims=True, dtype=np.float32)
 
     def masks(self, p):
         """Of both sources, for the adjoint plan ``p``; their sums are still to be filled."""
@@ -107,7 +114,7 @@ class Problem:
                 found.append(NO_MASK)
                 continue
             sums = nans(*fused.sums_shape(p, i), dtype=np.float64)
-            found.append(Mask(*self.sources()[i][:4], lanes(self.mean(i), C), sums))
+            found.append(Mask(*self.sources()[i][:4], per_image(self.mean(i), C), sums))
         return tuple(found)
 
     def plan(self):
@@ -161,8 +168,8 @@ def test_forward_and_moments(problem, form, threads):
     C = problem.OC
     parameters = np.ones(C, np.float32), np.zeros(C, np.float32)
     running = np.zeros(C, np.float32), np.zeros(C, np.float32)
-    outputs = [nans(OCB * LANES) for _ in range(4)]
-    finish_moments(moments, BatchNorm(*parameters, 0.0, 0.0, *running), Normalisation(*outputs))
+    outputs = [nans(MB, OCB * LANES) for _ in range(4)]
+    finish_moments(moments, Norm(*parameters, 0.0, BATCH, 0.0, *running), Normalisation(*outputs))
     voxels = got.reshape(-1, C).astype(np.float64)
     assert_close(running[0], voxels.mean(axis=0), 1e-6)
     if len(voxels) > 1:
@@ -197,7 +204,7 @@ def assert_masked(problem, dst, masks):
         assert_close(got * away, dz * away, problem.tolerance)
         s1, s2 = masks[i].sums.sum(axis=1)[:, :C]
         flat = got.reshape(-1, C).astype(np.float64)
-        centred = problem.raw[i].reshape(-1, C).astype(np.float64) - problem.mean(i)
+        centred = (problem.raw[i].astype(np.float64) - problem.mean(i)).reshape(-1, C)
         assert np.abs(s1 - flat.sum(axis=0)).max() <= 1e-6 * np.abs(flat).sum(axis=0).max()
         wanted = (flat * centred).sum(axis=0)
         assert np.abs(s2 - wanted).max() <= 1e-6 * np.abs(flat * centred).sum(axis=0).max()
@@ -261,11 +268,11 @@ def test_first_layer_reads_its_channels_last(C):
     p = fused.plan((C, 0), (20, 0), src.shape[:4], (3, 3, 3), channels_last=True)
     packed = nans(*fused.packed_shape(p))
     fused.pack(p, weights, packed)
-    source = Source(src, np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0)
+    source = NO_SOURCE._replace(data=src)
     dst = nans(2, 2, 5, 6, 7, LANES)
     fused.forward(p, source, NO_SOURCE, packed, np.zeros(32, np.float32), dst)
     assert_array_equal(layout.reorder_nCdhw16c_to_ndhwc(dst, 20), im2col.forward(src, weights))
-    one = lanes(np.ones(20), 20)
+    one = lanes(np.ones((2, 20)), 20)
     diff = gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
     diff_weights, diff_bias = nans(*weights.shape), nans(20)
     fused.backward_weights(p, source, NO_SOURCE, diff, diff_weights, diff_bias)
@@ -296,7 +303,7 @@ def test_first_layer_is_transformed_along_two_axes(size, C, OC, kernel, tile, th
     p = fused.plan((C, 0), (OC, 0), size, kernel, tile, channels_last=True)
     packed = nans(*fused.packed_shape(p))
     fused.pack(p, weights, packed)
-    source = Source(src, np.zeros(0, np.float32), np.zeros(0, np.float32), 1.0)
+    source = NO_SOURCE._replace(data=src)
     dst, moments = nans(*blocked(diff_dst).shape), nans(*fused.moments_shape(p), dtype=np.float64)
     fused.forward(p, source, NO_SOURCE, packed, lanes(bias, OC), dst, moments)
     exact = im2col.forward(src, weights, bias)
@@ -308,7 +315,7 @@ def test_first_layer_is_transformed_along_two_axes(size, C, OC, kernel, tile, th
     assert_array_equal(counts.sum(axis=0), np.prod(size))
     means = (counts * moments[:, 1, :OC]).sum(axis=0) / np.prod(size)
     assert_close(means, exact.mean(axis=(0, 1, 2, 3), dtype=np.float64), 1e-5)
-    one = lanes(np.ones(OC), OC)
+    one = lanes(np.ones((size[0], OC)), OC)
     diff = gradient(blocked(diff_dst), NO_SOURCE.data, one, 0 * one, 0 * one)
     diff_weights, diff_bias = nans(*weights.shape), nans(OC)
     fused.backward_weights(p, source, NO_SOURCE, diff, diff_weights, diff_bias)
@@ -325,13 +332,13 @@ def test_moments_are_as_accurate_as_two_passes():
     p = fused.plan((16, 0), (16, 0), src.shape[:4], (1, 1, 1))
     packed = nans(*fused.packed_shape(p))
     fused.pack(p, weights, packed)
-    source = Source(blocked(src), np.ones(16, np.float32), np.zeros(16, np.float32), 1.0)
+    source = plain(blocked(src), 16)
     dst, moments = nans(1, 1, 20, 30, 40, LANES), nans(*fused.moments_shape(p), dtype=np.float64)
     fused.forward(p, source, NO_SOURCE, packed, np.zeros(16, np.float32), dst, moments)
     running = np.zeros(16, np.float32), np.zeros(16, np.float32)
     one, zero = np.ones(16, np.float32), np.zeros(16, np.float32)
-    outputs = [nans(16) for _ in range(4)]
-    finish_moments(moments, BatchNorm(one, zero, 0.0, 0.0, *running), Normalisation(*outputs))
+    outputs = [nans(1, 16) for _ in range(4)]
+    finish_moments(moments, Norm(one, zero, 0.0, BATCH, 0.0, *running), Normalisation(*outputs))
     voxels = src.reshape(-1, 16).astype(np.float64)
     assert_close(running[0], voxels.mean(axis=0), 1e-7)
     assert_close(running[1], voxels.var(axis=0), 1e-5)

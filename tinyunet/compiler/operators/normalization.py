@@ -1,11 +1,12 @@
-"""Batch norm in pieces, so that passes can move them; and the activation after it, or after a convolution.
+"""Normalisations in pieces, so that passes can move them; and activations after them, or a convolution.
 
     forward     moments of x > statistics: scale, shift > normalize: y = act(scale x + shift)
     backward    mask: dz = dy act'(scale x + shift), and sums of dz and dz (x - mean)
                 > statistics_backward: a, b, d and the gradients of gamma and beta
                 > gradient: dx = a dz + b x + d
 
-Nothing is saved yet: it is the same arithmetic in smaller nodes. An activation that follows the batch norm
+Nothing is saved yet: it is the same arithmetic in smaller nodes. Batch, instance and group norm differ in the
+two nodes of statistics alone: in which values share a mean. An activation that follows the normalisation
 becomes part of ``normalize`` and ``mask``; one that follows a convolution becomes a ``normalize`` of its own,
 with scale 1 and shift 0.
 """
@@ -18,13 +19,16 @@ import numpy as np
 
 from kernels.deferred import masking, statistics
 from kernels.deferred.normalizing import normalize
+from kernels.deferred.statistics import BATCH, Sharing
 from kernels.deferred.tensors import NO_MASK
 from tinyunet import functional
 from tinyunet.compiler.ir import NDHWC, Graph, Node, Value
 from tinyunet.compiler.operators.weightless import check_vectors
-from tinyunet.compiler.record import Binder, Call, Kernel, Operator, Shape, Shapes, lanes, vector, volume
+from tinyunet.compiler.record import Binder, Call, Kernel, Operator, Shape, Shapes, lanes, vectors, volume
 
 _FUSED = {"implementation": "fused"}
+# Of a normalisation, for its statistics. With "combine", sums are those of several processes.
+_SETTINGS = ("momentum", "epsilon", "combine", "sharing")
 
 
 def _normalised(a: Mapping[str, Any]) -> Shape:
@@ -33,13 +37,25 @@ def _normalised(a: Mapping[str, Any]) -> Shape:
     return tuple(a["src"].shape)
 
 
-def _channels(dtype: Any = None) -> Any:
-    return lambda a, _: (a["src"].shape[-1:], dtype or a["src"].dtype)
+def _statistics_of(a: Mapping[str, Any], dtype: Any) -> tuple[Shape, Any]:
+    """Shape and type of the mean or the variance that the gradient takes."""
+    MB, *_, C = a["src"].shape
+    return (MB if "sharing" in a else 1, C), dtype
 
 
 def _sums(name: str) -> Value:
     """Return a value of partial sums; its size is known when every kernel is (``Kernel.sums``)."""
     return Value(name, (0, 0, 0), np.dtype(np.float64))
+
+
+def sharing_of(node: Node) -> Sharing:
+    """Which values share the statistics of a node."""
+    return node.attributes.get("sharing", BATCH)
+
+
+def centres(node: Node) -> bool:
+    """Whether each channel has a mean of its own, also if the node is of the gradient."""
+    return sharing_of(node).channels == 1
 
 
 # ---- in pieces -------------------------------------------------------------------------------
@@ -53,13 +69,10 @@ def is_volume(graph: Graph, node: Node) -> bool:
 
 def _split_training(graph: Graph, node: Node, activation: Node | None, slope: float) -> Graph:
     name, src = node.name, node.inputs["src"]
-    channels = graph.values[src].shape[-1]
     parameters = {"gamma": node.inputs["scale"], "beta": node.inputs["shift"]}
-    parameters |= {role: node.inputs[role] for role in ("running_mean", "running_variance")}
+    parameters |= {role: v for role, v in node.inputs.items() if role.startswith("running")}
     outputs = {role: f"{name}:{role}" for role in ("scale", "shift", "mean", "rstd")}
-    settings = {
-        key: node.attributes[key] for key in ("momentum", "epsilon", "combine") if key in node.attributes
-    }
+    settings = {key: node.attributes[key] for key in _SETTINGS if key in node.attributes}
     moments = f"{name}:moments"
     nodes = [
         Node(moments, "moments", {"src": src}, {"moments": moments}),
@@ -67,21 +80,21 @@ def _split_training(graph: Graph, node: Node, activation: Node | None, slope: fl
             f"{name}:statistics", "statistics", {"moments": moments} | parameters, outputs, settings | _FUSED
         ),
     ]
-    values = [_sums(moments), *(vector(v, channels) for v in outputs.values())]
+    values = [_sums(moments), *(vectors(v, graph.values[src]) for v in outputs.values())]
     return _with_normalize(graph, node, activation, slope, nodes, values)
 
 
 def _split_inference(graph: Graph, node: Node, activation: Node | None, slope: float) -> Graph:
     if graph.backward_of(node):
         return graph
-    name, channels = node.name, graph.values[node.inputs["src"]].shape[-1]
+    name, src = node.name, graph.values[node.inputs["src"]]
     inputs = {"gamma": node.inputs["scale"], "beta": node.inputs["shift"]}
     inputs |= {role: node.inputs[role] for role in ("mean", "variance")}
     outputs = {role: f"{name}:{role}" for role in ("scale", "shift")}
     settings = {"epsilon": node.attributes["epsilon"]} | _FUSED
     phase = "prepare" if graph.are_fixed(inputs.values()) else node.phase
     made = Node(f"{name}:statistics", "fixed_statistics", inputs, outputs, settings, phase)
-    values = [vector(v, channels) for v in outputs.values()]
+    values = [vectors(v, src) for v in outputs.values()]
     return _with_normalize(graph, node, activation, slope, [made], values)
 
 
@@ -117,22 +130,19 @@ def _batch_norm_backward(
     channels = graph.values[src].shape[-1]
     dy = (undo or backward).inputs["gradient"]
     dz = undo.outputs["diff_src"] if undo else f"{dy}*"
-    vectors = {role: f"d {name}:{role}" for role in "abd"}
+    forms = {role: f"d {name}:{role}" for role in "abd"}
     found = {r: backward.outputs.get(r, f"d({name}.{r})") for r in ("diff_scale", "diff_shift")}
-    values = [_sums(f"d {name}:sums"), *(vector(v, channels) for v in vectors.values())]
+    values = [_sums(f"d {name}:sums"), *(vectors(v, graph.values[src]) for v in forms.values())]
     values.append(replace(graph.values[dy], name=dz))
     values += [Value(v, (channels,), np.dtype(np.float32)) for v in found.values() if v not in graph.values]
     mask = _mask(name, dy, dz, src, {part: f"{name}:{part}" for part in ("scale", "shift", "mean")})
     inputs = {"sums": f"d {name}:sums", "gamma": node.inputs["scale"]}
     inputs |= {role: f"{name}:{role}" for role in ("mean", "rstd")}
-    settings = {"count": int(np.prod(graph.values[src].shape[:-1]))} | _FUSED
-    if "combine" in node.attributes:  # sums are those of several processes
-        settings["combine"] = node.attributes["combine"]
-    tail = [
-        Node(f"d {name}.statistics", "statistics_backward", inputs, vectors | found, settings, "backward")
-    ]
+    settings = {key: node.attributes[key] for key in _SETTINGS if key in node.attributes} | _FUSED
+    settings["count"] = sharing_of(node).count(graph.values[src].shape)
+    tail = [Node(f"d {name}.statistics", "statistics_backward", inputs, forms | found, settings, "backward")]
     if "diff_src" in backward.outputs:
-        inputs = {"diff_dst": dz, "diff_dst.x": src} | {f"diff_dst.{role}": v for role, v in vectors.items()}
+        inputs = {"diff_dst": dz, "diff_dst.x": src} | {f"diff_dst.{role}": v for role, v in forms.items()}
         outputs = {"dst": backward.outputs["diff_src"]}
         tail.append(Node(f"d {name}.gradient", "gradient", inputs, outputs, phase="backward"))
     return mask, tail, values
@@ -147,9 +157,7 @@ def _mask(name: str, dy: str, dz: str, x: str, vectors: dict[str, str]) -> Node:
 def split_activation(graph: Graph, node: Node, slope: float) -> Graph:
     """Return the graph with an activation as a ``normalize`` that changes nothing else, and a ``mask``."""
     src = node.inputs["src"]
-    channels = graph.values[src].shape[-1]
-    graph = _with_constants(graph, channels)
-    ones, zeros = f"ones:{channels}", f"zeros:{channels}"
+    graph, ones, zeros = _with_constants(graph, graph.values[src])
     inputs = {"src": src, "src.scale": ones, "src.shift": zeros}
     normalize = Node(f"{node.name}:normalize", "normalize", inputs, dict(node.outputs), {"src.slope": slope})
     changes, values = {node.name: [normalize]}, list[Value]()
@@ -162,15 +170,16 @@ def split_activation(graph: Graph, node: Node, slope: float) -> Graph:
     return graph.rewrite(changes, values)
 
 
-def _with_constants(graph: Graph, channels: int) -> Graph:
-    """Add a scale of ones and a shift of zeros, both constants of the graph."""
-    values, data = dict(graph.values), dict(graph.data)
-    for name, number in ((f"ones:{channels}", 1), (f"zeros:{channels}", 0)):
-        values[name] = replace(vector(name, channels), kind="constant")
+def _with_constants(graph: Graph, src: Value) -> tuple[Graph, str, str]:
+    """Return the graph with a scale of ones and a shift of zeros, both constants, and their names."""
+    values, data, (MB, *_, C) = dict(graph.values), dict(graph.data), src.shape
+    names = f"ones:{MB}x{C}", f"zeros:{MB}x{C}"
+    for name, number in zip(names, (1, 0), strict=True):
+        values[name] = replace(vectors(name, src), kind="constant")
         array = np.zeros(values[name].shape, np.float32)
-        array[:channels] = number
+        array[:, :C] = number
         data.setdefault(name, array)
-    return replace(graph, values=values, data=data)
+    return replace(graph, values=values, data=data), *names
 
 
 # ---- calls -----------------------------------------------------------------------------------
@@ -202,9 +211,9 @@ def _form_gradient(b: Binder) -> Call:
 
 def _statistics(b: Binder) -> Call:
     moments, gamma, beta = b.array("moments"), b.array("gamma"), b.array("beta")
-    epsilon, momentum = (float(b.node.attributes[name]) for name in ("epsilon", "momentum"))
-    running = b.array("running_mean"), b.array("running_variance")
-    norm = statistics.BatchNorm(gamma, beta, epsilon, momentum, *running)
+    epsilon, momentum = (float(b.node.attributes.get(name, 1)) for name in ("epsilon", "momentum"))
+    running = [b.array(role) for role in ("running_mean", "running_variance") if b.has(role)]
+    norm = statistics.Norm(gamma, beta, epsilon, sharing_of(b.node), momentum, *running)
     out = statistics.Normalisation(*_out(b, "scale", "shift", "mean", "rstd"))
     combine = b.node.attributes.get("combine")
 
@@ -221,8 +230,8 @@ def _fixed_statistics(b: Binder) -> Call:
 
     def run() -> None:
         scale[:], shift[:] = 0.0, 0.0
-        scale[:channels] = gamma / np.sqrt(variance.astype(np.float64) + epsilon)
-        shift[:channels] = beta - mean.astype(np.float64) * scale[:channels]
+        scale[:, :channels] = gamma / np.sqrt(variance.astype(np.float64) + epsilon)
+        shift[:, :channels] = beta - mean.astype(np.float64) * scale[:, :channels]
 
     return run
 
@@ -244,17 +253,18 @@ def _fold(b: Binder) -> Call:
 
 def _statistics_backward(b: Binder) -> Call:
     part, count, combine = b.array("sums"), b.node.attributes["count"], b.node.attributes.get("combine")
+    sharing = sharing_of(b.node)
     gamma, mean, rstd = (b.array(r) for r in ("gamma", "mean", "rstd"))
     out = statistics.NormGradient(*_out(b, "a", "b", "d", "diff_scale", "diff_shift"))
 
     def run() -> None:
-        statistics.finish_gradient(part, count, gamma, mean, rstd, out)
+        statistics.finish_gradient(part, count, sharing, gamma, mean, rstd, out)
         if combine:
             # The source's gradient goes through everybody's statistics; gamma's and beta's stay
             # this process' own, which are summed with all other gradients.
             own = [diff.copy() for diff in (out.diff_gamma, out.diff_beta)]
             everyones, voxels = statistics.combine_sums(part, count, combine)
-            statistics.finish_gradient(everyones, voxels, gamma, mean, rstd, out)
+            statistics.finish_gradient(everyones, voxels, sharing, gamma, mean, rstd, out)
             out.diff_gamma[:], out.diff_beta[:] = own
 
     return run
@@ -282,20 +292,27 @@ def _moments_shape(node: Node, role: str, graph: Graph) -> Shape:
 def _statistics_sizes(b: Binder) -> Shapes:
     (C,) = b.value("gamma").shape
     parameters = dict.fromkeys(("gamma", "beta", "running_mean", "running_variance"), (C,))
-    vectors = dict.fromkeys(("scale", "shift", "mean", "rstd"), lanes(C))
-    return {**parameters, **vectors, "moments": (b.array("moments").shape[0], 3, *lanes(C))}
+    shape = b.value("scale").shape
+    filled = dict.fromkeys(("scale", "shift", "mean", "rstd"), (shape[0], *lanes(C)))
+    return {**parameters, **filled, "moments": (b.array("moments").shape[0], 3, *lanes(C))}
 
 
 def _statistics_backward_sizes(b: Binder) -> Shapes:
     (C,) = b.value("gamma").shape
-    vectors = dict.fromkeys(("mean", "rstd", "a", "b", "d"), lanes(C))
+    shape = b.value("mean").shape
+    filled = dict.fromkeys(("mean", "rstd", "a", "b", "d"), (shape[0], *lanes(C)))
     parameters = dict.fromkeys(("gamma", "diff_scale", "diff_shift"), (C,))
-    return {**vectors, **parameters, "sums": (2, b.array("sums").shape[1], *lanes(C))}
+    return {**filled, **parameters, "sums": (2, b.array("sums").shape[1], *lanes(C))}
 
 
 # ---- records ---------------------------------------------------------------------------------
 
 _SAVED = ("src", "scale", "mean", "variance")
+
+_STATISTICS = {
+    "mean": lambda a, _: _statistics_of(a, a["src"].dtype),
+    "variance": lambda a, _: _statistics_of(a, np.float64),
+}
 
 OPERATORS = (
     Operator(
@@ -303,9 +320,10 @@ OPERATORS = (
         functional.BatchNormTraining,
         _normalised,
         _SAVED,
-        {"mean": _channels(), "variance": _channels(np.float64)},
+        _STATISTICS,
         work=(8, 12),
         split=_split_training,
+        centres=centres,
         kernels={
             "moments": Kernel(_moments, _whole("src"), sums=_moments_shape, has_eager=False),
             "statistics": Kernel(_statistics, _statistics_sizes),
@@ -314,6 +332,17 @@ OPERATORS = (
             "statistics_backward": Kernel(_statistics_backward, _statistics_backward_sizes),
             "gradient": Kernel(_form_gradient, _whole("dst", "diff_dst"), has_eager=False),
         },
+    ),
+    # Its nodes are those above, with other values that share a mean.
+    Operator(
+        "group_norm",
+        functional.GroupNorm,
+        _normalised,
+        _SAVED,
+        _STATISTICS,
+        work=(8, 12),
+        split=_split_training,
+        centres=centres,
     ),
     Operator(
         "batch_norm_inference",

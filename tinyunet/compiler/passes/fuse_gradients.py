@@ -8,8 +8,9 @@ of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd_bri
 Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
 model of ``choose_algorithm`` finds best.
 
-The kernel does not sum ``g`` for the gradient of a bias. Batch norm subtracts the mean, and with it the bias,
-whose gradient is therefore 0. So only convolutions before a batch norm, and those without bias, are fused.
+The kernel does not sum ``g`` for the gradient of a bias. Batch and instance norm subtract the mean, and with
+it the bias, whose gradient is therefore 0. So only convolutions before one of them, and those without bias,
+are fused.
 
 If ``fuse_backward`` formed ``g`` for two readers, the one reader that is left forms ``g`` itself, which saves
 a pass over memory. But ``dz`` and ``x`` then live longer, so a very large ``g`` is formed as before.
@@ -18,6 +19,7 @@ a pass over memory. But ``dz`` and ``x`` then live longer, so a very large ``g``
 from kernels.conv3d import operator as conv3d
 from tinyunet.compiler.ir import BLOCKED, Graph, Node, Options
 from tinyunet.compiler.operators.convolutions import plan_of
+from tinyunet.compiler.operators.normalization import centres
 from tinyunet.compiler.passes.choose_algorithm import costs
 
 # Bytes of a gradient above which memory counts for more than the 2 % of a step that forming it takes.
@@ -62,10 +64,15 @@ def _has_kernel(both: Node, formed: Node | None, graph: Graph) -> bool:
         return False
     if graph.values[both.inputs["src"]].layout != BLOCKED:  # a few channels, which are read as they come
         return False
-    no_bias = "diff_bias" not in both.outputs
-    if not (no_bias or "diff_dst.x" in both.inputs or formed):
+    if "diff_bias" in both.outputs and not _is_centred(formed or both, graph):
         return False
     return conv3d.pays_together(plan_of(both, graph))
+
+
+def _is_centred(node: Node, graph: Graph) -> bool:
+    """Whether the gradient that a node forms is that of a norm which takes each channel's mean away."""
+    made = graph.producer(node.inputs["diff_dst.a"]) if "diff_dst.a" in node.inputs else None
+    return made is not None and centres(made)
 
 
 def _formed(gradient: str, graph: Graph) -> Node | None:

@@ -1,8 +1,14 @@
-"""Batch normalisation over all axes but the last.
+"""Batch, instance and group normalisation: a mean and a variance for each channel, or some channels.
 
-    mean[c], variance[c] = those of src[..., c]               (variance divides by the count: "biased")
+    mean[c], variance[c] = those of the values that share them  (variance divides by the count: "biased")
     normalised           = (src - mean) / sqrt(variance + epsilon)
     dst                  = normalised * scale + shift
+
+Which values share them is all that differs (`kernels.deferred.statistics.Sharing`)::
+
+    batch norm      those of a channel, in all images
+    instance norm   those of a channel, in one image: batch norm, image by image
+    group norm      those of some neighbouring channels, in one image
 
 Training reads ``src`` twice: the statistics need all of it before the first item can be normalised. Backward
 needs two sums first, too. It makes ``normalised`` again from ``src``, ``mean`` and ``variance``, a
@@ -24,15 +30,20 @@ Together   Batch norm over several processes ("synchronised") needs what one pro
 
 ``epsilon`` is inside the root, and the running variance is fed with the biased one, as in Keras 3.
 
-Source: Ioffe and Szegedy, "Batch normalization" (2015), algorithm 1 and section 3.
+Source: Ioffe and Szegedy, "Batch normalization" (2015), algorithm 1 and section 3; Wu and He, "Group
+normalization" (2018), section 3.
 
 Common parameters
 -----------------
-src, diff_dst : float32 or float64 array, shape (..., C)
-scale, shift, mean : array, shape (C,)
+src, diff_dst : float32 or float64 array, shape (MB, ..., C)
+scale, shift : array, shape (C,)
+    Of the dtype of ``src``.
+mean : array, shape (1, C), or (MB, C) where each image has its own
     Of the dtype of ``src``.
 epsilon : float
     Added to the variance.
+sharing : Sharing
+    Whose statistics: `BATCH`, or those of one image.
 
 All functions raise TypeError or ValueError if dtypes, shapes or channels differ, or ``epsilon`` is negative.
 """
@@ -42,72 +53,82 @@ import numpy as np
 from kernels.base.arguments import Array, Combine, Doubles, Floats, tensor
 from kernels.base.buffers import empty
 from kernels.base.jit import parallel_kernel, prange
+from kernels.deferred.statistics import BATCH, Sharing
 
 # Items that one thread sums by themselves: their sums are a row of float64 each.
 _CHUNK = 1 << 16
 # Length that a row of repeated channels has at least: 16 vectors of 16.
 _ROW = 256
-_NONE = np.empty(0, np.float32)
 
 
-def forward_training(
-    src: Array, scale: Array, shift: Array, epsilon: float = 1e-3, combine: Combine | None = None
+def forward(
+    src: Array,
+    scale: Array,
+    shift: Array,
+    epsilon: float = 1e-3,
+    sharing: Sharing = BATCH,
+    combine: Combine | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalise with the statistics of ``src`` itself.
 
     Parameters
     ----------
-    src, scale, shift, epsilon
+    src, scale, shift, epsilon, sharing
         See the module.
     combine : callable, optional
         Is given (3, C) numbers: count, sum and sum of squares. See "Together" above.
 
     Returns
     -------
-    dst : array, shape (..., C)
-    mean, variance : array, shape (C,)
+    dst : array, shape (MB, ..., C)
+    mean, variance : array, shape (1, C) or (MB, C)
         For the backward pass and the running statistics. The variance is the biased one, in float64, because
         float32 cannot hold the square of a large float32.
     """
-    src = _checked_src(src, epsilon)
-    scale, shift = _checked_channels(src, scale=scale, shift=shift)
-    axes = tuple(range(src.ndim - 1))
-    if src.dtype == np.float64 and combine is None:
-        mean, variance = src.mean(axis=axes), src.var(axis=axes)
+    x = _parts(src, epsilon, sharing)
+    scale, shift = _checked_channels(x, scale=scale, shift=shift)
+    if x.dtype == np.float64 and combine is None:
+        grouped = x.reshape(*x.shape[:2], -1, sharing.channels)
+        found = grouped.mean(axis=(1, 3)), grouped.var(axis=(1, 3))
+        mean, variance = (np.repeat(each, sharing.channels, axis=1) for each in found)
     else:
-        count, total, squares = _combined(src, *_sums(src, src, np.zeros_like(scale)), combine)
+        sums = _combined(x, _sums(x, x, np.zeros((len(x), scale.size), x.dtype)), combine)
+        count, total, squares = _added_up(sums, sharing)
         mean = total / count
         # Rounding can leave a variance of 0 just below 0.
         variance = np.maximum(squares / count - mean**2, 0.0)
         lost = mean**2 > 1e7 * variance
-        if combine is None and lost.any():
-            variance[lost] = np.mean((src[..., lost].astype(np.float64) - mean[lost]) ** 2, axis=axes)
-    rounded = mean.astype(src.dtype)
+        for i in np.flatnonzero(lost.any(axis=1)) if combine is None else ():
+            away, channels = x[i][:, lost[i]].astype(np.float64), (i, lost[i])
+            away -= mean[channels]
+            variance[channels] = _added_up(np.square(away).sum(axis=0), sharing) / count[channels]
+    rounded = mean.astype(x.dtype)
     slope = scale / np.sqrt(variance + epsilon)
-    return _apply(src, rounded, slope, shift - (mean - rounded) * slope), rounded, variance
+    dst = _apply(x, rounded, slope, shift - (mean - rounded) * slope)
+    return dst.reshape(src.shape), rounded, variance
 
 
 def forward_inference(
     src: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float = 1e-3
 ) -> Array:
-    """Normalise with given statistics, the running ones of the training.
+    """Normalise with given statistics, the running ones of batch norm's training.
 
     Parameters
     ----------
-    src, scale, shift, mean, epsilon
+    src, scale, shift, epsilon
         See the module.
-    variance : array, shape (C,)
-        float32 or float64.
+    mean, variance : array, shape (C,)
+        The variance is float32 or float64.
 
     Returns
     -------
-    array, shape (..., C)
+    array, shape (MB, ..., C)
     """
-    src = _checked_src(src, epsilon)
-    scale, shift, mean = _checked_channels(src, scale=scale, shift=shift, mean=mean)
-    variance = tensor("variance", variance, shape=src.shape[-1:])
+    x = _parts(src, epsilon, BATCH)
+    scale, shift, mean = _checked_channels(x, scale=scale, shift=shift, mean=mean)
+    variance = tensor("variance", variance, shape=scale.shape)
     slope = scale / np.sqrt(variance.astype(np.float64) + epsilon)
-    return _apply(src, mean, slope, shift)
+    return _apply(x, mean[np.newaxis], slope[np.newaxis], shift[np.newaxis]).reshape(src.shape)
 
 
 def backward(
@@ -117,6 +138,7 @@ def backward(
     mean: Array,
     variance: Array,
     epsilon: float = 1e-3,
+    sharing: Sharing = BATCH,
     combine: Combine | None = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of source, scale and shift, through the statistics as well.
@@ -125,44 +147,50 @@ def backward(
 
         diff_shift = sum of diff_dst
         diff_scale = sum of diff_dst * normalised
-        diff_src   = scale / sqrt(variance + epsilon)
-                     * (diff_dst - diff_shift / count - normalised * diff_scale / count)
+        diff_src   = (g - mean of g - normalised * mean of g * normalised) / sqrt(variance + epsilon)
+
+    with ``g = scale * diff_dst``, and means over what shares the statistics.
 
     Parameters
     ----------
-    diff_dst, src, scale, epsilon
+    diff_dst, src, scale, epsilon, sharing
         See the module.
-    mean, variance : array, shape (C,)
+    mean, variance : array, shape (1, C) or (MB, C)
         From the forward pass: the variance in float64.
     combine : callable, optional
         Is given (3, C) numbers: count, sum of ``diff_dst`` and of ``diff_dst * (src - mean)``.
 
     Returns
     -------
-    diff_src : array, shape (..., C)
+    diff_src : array, shape (MB, ..., C)
     diff_scale, diff_shift : array, shape (C,)
         Of this source alone, also with ``combine``: they are summed with all other gradients.
     """
-    src = _checked_src(src, epsilon)
-    diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
-    scale, mean = _checked_channels(src, scale=scale, mean=mean)
-    variance = tensor("variance", variance, shape=src.shape[-1:], dtype=np.float64)
+    x = _parts(src, epsilon, sharing)
+    dy = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype).reshape(x.shape)
+    (scale,) = _checked_channels(x, scale=scale)
+    mean = tensor("mean", mean, shape=(len(x), scale.size), dtype=x.dtype)
+    variance = tensor("variance", variance, shape=mean.shape, dtype=np.float64)
     rstd = 1.0 / np.sqrt(variance + epsilon)
-    total, products = _sums(diff_dst, src, mean)
-    diff_shift, diff_scale = total.astype(src.dtype), (products * rstd).astype(src.dtype)
-    count, total, products = _combined(src, total, products, combine)
-    slope = scale * rstd
-    tilt, level = -slope * rstd * (products * rstd) / count, -slope * total / count
-    return _apply(src, mean, tilt, level, diff_dst, slope), diff_scale, diff_shift
+    slope, sums = scale * rstd, _sums(dy, x, mean)
+    diff_shift, diff_scale = sums[0].sum(axis=0), (sums[1] * rstd).sum(axis=0)
+    count, total, products = _combined(x, sums, combine)
+    scaled = np.stack([count, slope * total, slope * rstd * (products * rstd)])
+    count, total, products = _added_up(scaled, sharing)
+    diff_src = _apply(x, mean, -products / count, -total / count, dy, slope)
+    return diff_src.reshape(src.shape), diff_scale.astype(x.dtype), diff_shift.astype(x.dtype)
 
 
-def _checked_src(src: Array, epsilon: float) -> Array:
+def _parts(src: Array, epsilon: float, sharing: Sharing) -> Array:
+    """``src`` as (parts, voxels, C): a part is an image, or all of them, and has statistics of its own."""
     src = tensor("src", src)
     if src.ndim < 2:
         raise ValueError(f"src must have channels and at least one other axis, got {src.shape}")
     if not epsilon >= 0.0:
         raise ValueError(f"epsilon must be 0 or more, got {epsilon}")
-    return src
+    if src.shape[-1] % sharing.channels:
+        raise ValueError(f"src must have channels in groups of {sharing.channels}, got {src.shape[-1]}")
+    return src.reshape(src.shape[0] if sharing.one_image else 1, -1, src.shape[-1])
 
 
 def _checked_channels(src: Array, **vectors: Array) -> tuple[Array, ...]:
@@ -170,43 +198,51 @@ def _checked_channels(src: Array, **vectors: Array) -> tuple[Array, ...]:
     return tuple(tensor(name, v, shape=shape, dtype=src.dtype) for name, v in vectors.items())
 
 
-def _combined(src: Array, first: Doubles, second: Doubles, combine: Combine | None) -> Doubles:
-    """Count and two sums of each channel, of this source or of all that belong together: (3, C)."""
-    count = np.full(src.shape[-1], src.size // src.shape[-1], np.float64)
-    sums = np.stack([count, first, second])
+def _combined(x: Array, sums: Doubles, combine: Combine | None) -> Doubles:
+    """Count and two sums of each channel, of this source or of all processes': (3, parts, C)."""
+    found = np.concatenate([np.full_like(sums[:1], x.shape[1]), sums])
     if combine is not None:
-        combine(sums)
-    return sums
+        combine(found.reshape(3, -1))
+    return found
+
+
+def _added_up(sums: Doubles, sharing: Sharing) -> Doubles:
+    """The sum over the channels of a group in the place of each: (..., C)."""
+    if sharing.channels == 1:
+        return sums
+    groups = sums.reshape(*sums.shape[:-1], -1, sharing.channels).sum(axis=-1)
+    return np.repeat(groups, sharing.channels, axis=-1)
 
 
 # --- The two passes over memory, each in NumPy for float64 and compiled for float32 -----------------------
 
 
-def _sums(a: Array, x: Array, mean: Array) -> tuple[Doubles, Doubles]:
-    """Sums over the voxels of ``a`` and of ``a * (x - mean)``."""
-    channels = a.shape[-1]
+def _sums(a: Array, x: Array, mean: Array) -> Doubles:
+    """Sums over the voxels of ``a`` and of ``a * (x - mean)``: (2, parts, C)."""
     if a.dtype == np.float64:
-        voxels = tuple(range(a.ndim - 1))
-        return a.sum(axis=voxels), (a * (x - mean)).sum(axis=voxels)
-    repeated = _repeated(mean)[0]
-    chunk = repeated.size * max(1, _CHUNK // repeated.size)
-    partial = np.empty((-(-a.size // chunk), 2, repeated.size))
-    _sum_chunks(a.reshape(-1), x.reshape(-1), repeated, partial)
-    first, second = partial.sum(axis=0).reshape(2, -1, channels).sum(axis=1)
-    return first, second
+        return np.stack([a.sum(axis=1), (a * (x - mean[:, np.newaxis])).sum(axis=1)])
+    sums = np.empty((2, *mean.shape))
+    for i in range(len(a)):
+        repeated = _repeated(mean[i])[0]
+        chunk = repeated.size * max(1, _CHUNK // repeated.size)
+        partial = np.empty((-(-a[i].size // chunk), 2, repeated.size))
+        _sum_chunks(a[i].reshape(-1), x[i].reshape(-1), repeated, partial)
+        sums[:, i] = partial.sum(axis=0).reshape(2, -1, a.shape[-1]).sum(axis=1)
+    return sums
 
 
 def _apply(
-    src: Array, mean: Array, tilt: Array, level: Array, diff: Array = _NONE, slope: Array = _NONE
+    x: Array, mean: Array, tilt: Array, level: Array, diff: Array | None = None, slope: Array | None = None
 ) -> Array:
-    """``(src - mean) * tilt + level``, and ``diff * slope`` added if it is given."""
-    given = diff.size > 0
-    if src.dtype == np.float64:
-        dst: Array = (src - mean) * tilt + level
-        return dst + diff * slope if given else dst
-    dst = empty(src.shape)
-    vectors = _repeated(mean, tilt, level, slope if given else mean)
-    _apply_rows(src.reshape(-1), diff.reshape(-1), vectors, dst.reshape(-1))
+    """``(x - mean) * tilt + level``, and ``diff * slope`` added if it is given; vectors are (parts, C)."""
+    if x.dtype == np.float64:
+        dst: Array = (x - mean[:, np.newaxis]) * tilt[:, np.newaxis] + level[:, np.newaxis]
+        return dst if diff is None or slope is None else dst + diff * slope[:, np.newaxis]
+    dst, none = empty(x.shape), np.empty(0, np.float32)
+    for i in range(len(x)):
+        vectors = _repeated(mean[i], tilt[i], level[i], mean[i] if slope is None else slope[i])
+        dy = none if diff is None else diff[i].reshape(-1)
+        _apply_rows(x[i].reshape(-1), dy, vectors, dst[i].reshape(-1))
     return dst
 
 
