@@ -219,7 +219,7 @@ def dice_binary_cross_entropy(
 
 
 class _Truth(NamedTuple):
-    """What a prediction is compared with, checked."""
+    """The checked labels and weights that a prediction is compared with."""
 
     labels: Labels
     class_weights: Doubles | None

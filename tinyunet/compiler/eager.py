@@ -21,7 +21,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class _SavedElsewhere(Context):
-    """What an operator's forward leaves for its backward, without the arrays."""
+    """The attributes that an operator's forward leaves for its backward, without the arrays."""
 
     saved: tuple[npt.NDArray[Any] | None, ...] = ()
 

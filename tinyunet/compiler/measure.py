@@ -120,7 +120,7 @@ def _path() -> Path:
 
 @functools.cache
 def remembered() -> Known:
-    """Return what is known so far, by the key of a convolution; may be added to."""
+    """Return the algorithms known so far, by the key of a convolution; a caller may add to them."""
     return _read()
 
 

@@ -1,7 +1,7 @@
 """Running a graph: a list of calls, each bound to its arrays once and for all.
 
-All temporary arrays are views into one arena, made when the program is built; after that a run allocates
-nothing but what eager operators take for themselves.
+All temporary arrays are views into one arena, made when the program is built; after that only eager
+operators allocate memory.
 """
 
 import time

@@ -6,5 +6,5 @@
 ``synchronized_norm``   batch norm's statistics over the batches of all ranks
 ``sentinel``, ``stall``   name a rank that was killed, and one that the others wait for
 ``timeline``         when each kernel ran, and each rank waited
-``shared_memory``    memory that the ranks of a node share, for what they divide (``local_ranks``)
+``shared_memory``    memory that the ranks of a node share, for work that they divide (``local_ranks``)
 """

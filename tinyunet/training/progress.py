@@ -42,7 +42,7 @@ class Progress:
 
     @contextmanager
     def task(self, text: str) -> Iterator[None]:
-        """Print what the block does, and after it how long that took."""
+        """Print a line for the work of the block, and after it how long the work took."""
         start, end = time.perf_counter(), ""
         self._print(f"{text} ...", end=" ")
         try:

@@ -211,7 +211,7 @@ def _check_statistics(rows: NDArray[Any], model: UNet) -> None:
 
 
 def _first_usable(paths: list[Path], otherwise: Checkpoint | None = None) -> tuple[Checkpoint, list[str]]:
-    """Return the first checkpoint that can be used, and what is wrong with those before it.
+    """Return the first checkpoint that can be used, and the faults of those before it.
 
     ``otherwise`` is used if none can; a checkpoint of another model than that one cannot.
     """

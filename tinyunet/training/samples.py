@@ -111,7 +111,7 @@ class Inspector:
             done.result()
 
     def take_notes(self) -> list[str]:
-        """Return what was found odd since the last call: a line for each file."""
+        """Return the oddities found since the last call: a line for each file."""
         notes, self._notes = self._notes, []
         return notes
 

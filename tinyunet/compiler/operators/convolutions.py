@@ -4,7 +4,7 @@ The gradient of a convolution is two nodes, because the gradient of the source a
 different kernels; the pass ``fuse_gradients`` joins them again where one kernel finds both.
 
 A plan (``kernels.conv3d.operator.Plan``) fixes the algorithm and all sizes of one direction. It is made again
-wherever it is needed, from what the graph knows of the node.
+wherever it is needed, from the values of the graph.
 """
 
 import functools
