@@ -12,6 +12,8 @@ What is not finite is sent as it is and leaves no residual.
 
 Source: Seide et al., "1-bit stochastic gradient descent" (2014); Karimireddy et al., "Error feedback
 fixes SignSGD" (2019).
+
+Both functions raise TypeError or ValueError if dtypes or shapes differ.
 """
 
 import numpy as np
@@ -30,19 +32,9 @@ _QUIET = np.uint32(0x40)
 
 
 def encode(src: Floats, residual: Floats, dst: _Halves) -> None:
-    """Round ``src + residual`` to bfloat16, and keep the difference in ``residual``.
+    """Fill ``dst``, uint16 (n,), with the bits of ``src + residual``, rounded; keep what rounding took.
 
-    Parameters
-    ----------
-    src, residual : float32 array, shape (n,)
-        ``residual`` is what earlier calls have kept back, zeros at first.
-    dst : uint16 array, shape (n,)
-        Filled with the bits of the bfloat16.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes or shapes differ.
+    ``residual``, float32 (n,) as ``src``, is what earlier calls have kept back, zeros at first.
     """
     src = tensor("src", src, axes="n", dtype=np.float32)
     tensor("residual", residual, dtype=np.float32, shape=src.shape)
@@ -73,19 +65,7 @@ def _encode(src: Floats, residual: Floats, dst: _Halves) -> None:
 
 
 def decode_sum(src: _Halves, dst: Floats) -> None:
-    """Add up arrays of bfloat16, in float32 and in their order.
-
-    Parameters
-    ----------
-    src : uint16 array, shape (terms, n)
-    dst : float32 array, shape (n,)
-        Filled with the sums.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If dtypes or shapes differ.
-    """
+    """Fill ``dst``, float32 (n,), with the sums of ``src``, uint16 (terms, n), in the order of the terms."""
     tensor("dst", dst, axes="n", dtype=np.float32)
     in_place("dst", dst)
     src = tensor("src", src, axes="terms, n", dtype=np.uint16)

@@ -52,27 +52,13 @@ def channels_last(data: Floats, channels: int) -> Floats:
 
 
 def to_blocked(src: Floats, dst: Floats) -> None:
-    """Channels last to blocks of 16 channels.
-
-    Parameters
-    ----------
-    src : float32 array, shape=(MB, D, H, W, C)
-    dst : float32 array, shape=(MB, CB, D, H, W, 16)
-        Filled, with zeros past channel ``C``.
-    """
+    """Fill ``dst``, (MB, CB, D, H, W, 16), with ``src``, (MB, D, H, W, C), and zeros past channel ``C``."""
     places = np.arange(LANES, dtype=np.float32)
     _to_blocked(src.reshape(-1), src.shape[-1], places, dst.reshape(-1), dst.shape)
 
 
 def to_ndhwc(source: Source, dst: Floats) -> None:
-    """Blocks of 16 channels to channels last; what a source means is written.
-
-    Parameters
-    ----------
-    source : Source, data of shape (MB, CB, D, H, W, 16)
-    dst : float32 array, shape=(MB, D, H, W, C)
-        Filled.
-    """
+    """Fill ``dst``, (MB, D, H, W, C), with what a source, data (MB, CB, D, H, W, 16), means."""
     _to_ndhwc(flat_source(source), source.data.shape, dst.reshape(-1), dst.shape[-1])
 
 

@@ -99,11 +99,10 @@ def dice_forward(
     logits: Array, labels: Labels, ignored: int | None = None
 ) -> tuple[Doubles, Doubles, Doubles]:
     """Intersection, prediction and target, each a float64 array of shape (MB, C)."""
-    logits, labels = _checked(logits, labels, ignored, images=True)
+    logits, labels, rule = _checked(logits, labels, None, ignored, images=True)
     MB, classes = logits.shape[0], logits.shape[-1]
-    rule = weighting(classes, None, ignored)
     if logits.dtype == np.float64:
-        p, t = _reference(logits, labels, ignored)
+        p, t = _reference(logits, labels, rule)
         axes = tuple(range(1, p.ndim - 1))
         return (p * t).sum(axis=axes), p.sum(axis=axes), t.sum(axis=axes)
     sums = _sums(logits.reshape(MB, -1, classes), labels, rule)[:, :-1].reshape(MB, 3, classes)
@@ -118,13 +117,12 @@ def dice_backward(
     ignored: int | None = None,
 ) -> Array:
     """Gradient of the logits, from the derivatives by two of the sums, float64 arrays (MB, C)."""
-    logits, labels = _checked(logits, labels, ignored, images=True)
+    logits, labels, rule = _checked(logits, labels, None, ignored, images=True)
     MB, classes = logits.shape[0], logits.shape[-1]
-    rule = weighting(classes, None, ignored)
     given = {"diff_intersection": diff_intersection, "diff_prediction": diff_prediction}
     diffs = [tensor(name, diff, shape=(MB, classes), dtype=np.float64) for name, diff in given.items()]
     if logits.dtype == np.float64:
-        p, t = _reference(logits, labels, ignored)
+        p, t = _reference(logits, labels, rule)
         shape = (MB, *(1 for _ in logits.shape[1:-1]), classes)
         g = diffs[0].reshape(shape) * t + diffs[1].reshape(shape)
         mean = p * g if classes == 1 else (p * g).sum(axis=-1, keepdims=True)
@@ -136,10 +134,8 @@ def cross_entropy_forward(
     logits: Array, labels: Labels, class_weights: Doubles | None = None, ignored: int | None = None
 ) -> float:
     """Weighted mean of the cross-entropy over all voxels of the batch."""
-    logits, labels = _checked(logits, labels, ignored)
-    classes = logits.shape[-1]
-    rule = weighting(classes, class_weights, ignored)
-    total = total_weight(labels, rule)
+    logits, labels, rule = _checked(logits, labels, class_weights, ignored)
+    classes, total = logits.shape[-1], total_weight(labels, rule)
     if total == 0:
         return 0.0
     if logits.dtype == np.float32:
@@ -164,11 +160,10 @@ def cross_entropy_backward(
     ignored: int | None = None,
 ) -> Array:
     """Gradient of the logits, from the derivative by the cross-entropy."""
-    logits, labels = _checked(logits, labels, ignored)
-    rule = weighting(logits.shape[-1], class_weights, ignored)
+    logits, labels, rule = _checked(logits, labels, class_weights, ignored)
     share = float(diff_loss) / (total_weight(labels, rule) or 1.0)
     if logits.dtype == np.float64:
-        p, t = _reference(logits, labels, ignored)
+        p, t = _reference(logits, labels, rule)
         return share * _voxel_weights(labels, rule)[..., None] * (p - t)
     return _gradient(logits[None], labels, rule, np.zeros((1, 2, logits.shape[-1]), np.float32), share)
 
@@ -187,15 +182,16 @@ def checked_labels(logits: Array, labels: Any, ignored: int | None = None) -> La
 
 
 def _checked(
-    logits: Array, labels: Labels, ignored: int | None, images: bool = False
-) -> tuple[Array, Labels]:
+    logits: Array, labels: Labels, weights: Doubles | None, ignored: int | None, images: bool = False
+) -> tuple[Array, Labels, Weighting]:
     logits = tensor("logits", logits)
     if images and logits.ndim < 3:
         raise ValueError(f"logits must have images, voxels and classes, got shape {logits.shape}")
-    return logits, checked_labels(logits, labels, ignored)
+    labels = checked_labels(logits, labels, ignored)
+    return logits, labels, weighting(logits.shape[-1], weights, ignored)
 
 
-def _reference(logits: Array, labels: Labels, ignored: int | None) -> tuple[Array, Array]:
+def _reference(logits: Array, labels: Labels, rule: Weighting) -> tuple[Array, Array]:
     """``p`` and ``t``, zeros in ignored voxels."""
     classes = logits.shape[-1]
     t = labels[..., None] == (np.arange(classes) if classes > 1 else 1)
@@ -204,7 +200,7 @@ def _reference(logits: Array, labels: Labels, ignored: int | None) -> tuple[Arra
     else:
         power = np.exp(-np.abs(logits))
         p = np.where(logits >= 0.0, 1.0, power) / (1.0 + power)
-    counted = True if ignored is None else labels[..., None] != ignored
+    counted = labels[..., None] != rule.ignored
     return np.where(counted, p, 0.0), np.where(counted, t, 0.0)
 
 

@@ -24,6 +24,14 @@ Saves      nothing
 Numerics   float32 in a block; sums over a block's voxels in 16 places, and from there on float64, bands in
            their order. So nothing depends on the number of threads.
 Source     Milletari, Navab and Ahmadi, "V-Net" (2016), section 3
+
+Common parameters
+-----------------
+layer : Layer
+dice : float64 array, shape=(3, MB, classes)
+    Intersection, prediction and target.
+dst : float32 array
+    Probabilities, shape=(MB, D, H, W, classes), or the source's gradient, shape=(MB, ICB, D, H, W, 16).
 """
 
 from typing import NamedTuple
@@ -94,30 +102,13 @@ class _Target(NamedTuple):
 
 
 def infer(source: Source, weights: Floats, bias: Floats, dst: Floats) -> None:
-    """Probabilities of the classes, channels last.
-
-    Parameters
-    ----------
-    source, weights, bias
-        As in `Layer`.
-    dst : float32 array, shape=(MB, D, H, W, classes)
-        Filled.
-    """
+    """Fill ``dst`` with the probabilities of the classes, channels last; the rest is as in `Layer`."""
     packed = _packed(Layer(source, weights, bias, np.zeros(0, np.uint8), weighting(bias.size)))
     _infer(flat_source(source), source.data.shape, packed, dst.reshape(-1, bias.size))
 
 
 def forward(layer: Layer, dice: Doubles, cross_entropy: Doubles) -> None:
-    """Dice sums and cross-entropy.
-
-    Parameters
-    ----------
-    layer : Layer
-    dice : float64 array, shape=(3, MB, classes)
-        Filled with intersection, prediction and target.
-    cross_entropy : float64 array, shape=(1,)
-        Filled with the weighted mean over all voxels.
-    """
+    """Fill ``dice``, and ``cross_entropy``, shape=(1,), with the weighted mean over all voxels."""
     shape, classes = layer.source.data.shape, layer.bias.size
     MB, sums = shape[0], 3 * classes + 1
     partial = _doubles("fused head sums", partials(shape), sums)
@@ -139,23 +130,9 @@ def backward(
 ) -> None:
     """Gradients of source, weights and bias.
 
-    Parameters
-    ----------
-    layer : Layer
-        As in the forward pass.
-    diff_dice : float64 array, shape=(2, MB, classes)
-        Gradients of intersection and prediction.
-    diff_cross_entropy : float
-        Gradient of the mean.
-    dst : float32 array, shape=(MB, ICB, D, H, W, 16)
-        The gradient is written, or added to what is there.
-    diff_weights : float32 array, shape=(classes, IC, 1, 1, 1)
-        Filled.
-    diff_bias : float32 array, shape=(classes,)
-        Filled.
-    accumulate : bool
-    mask : Mask, optional
-        If given, ``dz`` is written, and the mask's sums are filled.
+    ``diff_dice`` has the derivatives by intersection and prediction, shape=(2, MB, classes). The gradient is
+    written to ``dst``, or added; with a mask ``dz``, and the mask's sums are filled. ``diff_weights`` and
+    ``diff_bias`` have the shapes of what they are gradients of, and are filled.
     """
     shape, classes = layer.source.data.shape, layer.bias.size
     lanes = shape[1] * LANES

@@ -28,6 +28,9 @@ argmax : uint8 array, shape of ``dst``
 size : (KD, KH, KW)
     The window, of at most 256 taps.
 
+Kernels on blocks take the same tensors as (MB, CB, D, H, W, 16), contiguous or as views of channels last, and
+the source as a `Source`. They fill what they write to. With a mask, all are contiguous.
+
 `forward`, `backward` and `pooled_shape` raise TypeError or ValueError if dtypes or shapes do not fit, or the
 window has too many taps or does not fit into the volume.
 """
@@ -146,15 +149,7 @@ class _Layout(NamedTuple):
 
 
 def forward_blocked(source: Source, dst: Floats, argmax: Bytes, size: Triple = (2, 2, 2)) -> None:
-    """Largest item of each window.
-
-    Parameters
-    ----------
-    source : Source, data of shape (MB, CB, ID, IH, IW, 16)
-        Contiguous, or a view of channels last, as ``dst`` and ``argmax``.
-    dst, argmax : float32 and uint8 array, shape=(MB, CB, ID // KD, IH // KH, IW // KW, 16)
-        Filled: a plain tensor, and the tap that won.
-    """
+    """Largest item of each window, and the tap that won."""
     memory = flat_source(source._replace(data=_memory(source.data)))
     run = _make_forward(*size)
     run(memory, _layout(source.data), _memory(dst), _layout(dst), _memory(argmax))
@@ -168,17 +163,7 @@ def backward_blocked(
     mask: Mask | None = None,
     size: Triple = (2, 2, 2),
 ) -> None:
-    """Gradient of the source: each window's goes to its largest item.
-
-    Parameters
-    ----------
-    diff_dst, argmax : float32 and uint8 array, shape=(MB, CB, OD, OH, OW, 16)
-        Contiguous, or views of channels last, as ``dst``.
-    dst : float32 array, shape=(MB, CB, ID, IH, IW, 16)
-        The gradient is written, or added to what is there if ``accumulate``.
-    mask : Mask, optional
-        If given, ``dz`` is written, and the mask's sums are filled; then all are contiguous.
-    """
+    """Write the source's gradient to ``dst``, or add it; with a mask, ``dz``, and fill the mask's sums."""
     diffs, taps = _memory(diff_dst), _memory(argmax)
     run = _make_backward(*size)
     run(diffs, _layout(diff_dst), taps, _memory(dst), _layout(dst), accumulate, flat(mask))

@@ -23,6 +23,10 @@ Numerics   Fused multiply-adds in float32, in the order of ``ic`` (backward_data
            backward_weights sums a chunk in registers, a range of rows in float32, and the ranges in
            float64, in their order: nothing depends on the number of threads.
 
+Passes on blocks take ``src`` as a `Source` with data of shape (MB, ICB, ID, IH, IW, 16), ``diff_dst`` and
+``dst`` of shape (MB, OCB, ID * KD, IH * KH, IW * KW, 16), and `Packed` weights. They fill what they write to:
+``diff_weights`` (IC, OC, KD, KH, KW), ``diff_bias`` (OC,), and the source's gradient, to which they may add.
+
 Sizes are those of Keras: along each axis ``I * S`` for "same", ``I * S + max(K - S, 0)`` for "valid".
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), chapter 4.

@@ -23,16 +23,7 @@ _CHUNK = 1 << 14
 
 
 def forward_blocked(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -> None:
-    """Enlarge the source.
-
-    Parameters
-    ----------
-    source : Source, data of shape (MB, ICB, ID, IH, IW, 16)
-    weights : Packed
-    bias : float32 array, shape=(OC,), optional
-    dst : float32 array, shape=(MB, OCB, ID * KD, IH * KH, IW * KW, 16)
-        Filled, a plain tensor.
-    """
+    """Enlarge the source; ``bias`` is (OC,)."""
     KW = weights.forward.shape[4]
     _make_forward(tile_rows(KW, source.data.shape[4]), KW)(
         flat_source(source),
@@ -48,18 +39,7 @@ def forward_blocked(source: Source, weights: Packed, bias: Floats | None, dst: F
 def backward_data_blocked(
     diff_dst: Floats, weights: Packed, dst: Floats, accumulate: bool = False, mask: Mask | None = None
 ) -> None:
-    """Gradient of the source.
-
-    Parameters
-    ----------
-    diff_dst : float32 array, shape=(MB, OCB, OD, OH, OW, 16)
-    weights : Packed
-    dst : float32 array, shape=(MB, ICB, ID, IH, IW, 16)
-        The gradient is written, or added to what is there.
-    accumulate : bool
-    mask : Mask, optional
-        If given, what is written is ``dz``, and the mask's sums are filled.
-    """
+    """Write the source's gradient to ``dst``, or add it; with a mask, ``dz``, and fill the mask's sums."""
     cols = backward_cols(dst.shape[1])
     _make_backward_data(tile_rows(cols, dst.shape[4]), cols, weights.backward.shape[4])(
         diff_dst.reshape(-1),

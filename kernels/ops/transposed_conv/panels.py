@@ -19,12 +19,7 @@ class Packed(NamedTuple):
 
 
 def panels(weights_shape: tuple[int, int, int, int, int]) -> Packed:
-    """Panels of zeros for packed weights, which `pack` fills.
-
-    Parameters
-    ----------
-    weights_shape : (IC, OC, KD, KH, KW)
-    """
+    """Panels of zeros for packed weights (IC, OC, KD, KH, KW), which `pack` fills."""
     IC, OC, KD, KH, KW = weights_shape
     ICB, OCB = blocks(IC), blocks(OC)
     cols = backward_cols(ICB)
@@ -38,14 +33,7 @@ def panels(weights_shape: tuple[int, int, int, int, int]) -> Packed:
 
 
 def pack(weights: Floats, packed: Packed) -> None:
-    """Refresh packed weights.
-
-    Parameters
-    ----------
-    weights : float32 array, shape=(IC, OC, KD, KH, KW)
-    packed : Packed
-        From `panels`; filled.
-    """
+    """Refresh packed weights, from `panels`."""
     _pack(weights, *packed)
 
 

@@ -28,17 +28,7 @@ _RANGE = 256
 def backward_weights_blocked(
     source: Source, diff_dst: Floats, diff_weights: Floats, diff_bias: Floats
 ) -> None:
-    """Gradients of weights and bias.
-
-    Parameters
-    ----------
-    source : Source, data of shape (MB, ICB, ID, IH, IW, 16)
-    diff_dst : float32 array, shape=(MB, OCB, OD, OH, OW, 16)
-    diff_weights : float32 array, shape=(IC, OC, KD, KH, KW)
-        Filled.
-    diff_bias : float32 array, shape=(OC,)
-        Filled.
-    """
+    """Gradients of weights and bias."""
     MB, ICB, ID, IH, IW, _ = source.data.shape
     OCB = diff_dst.shape[1]
     KD, KH, KW = diff_weights.shape[2:]
