@@ -166,8 +166,8 @@ def test_bad_arguments_are_told(image, patch_size, overlap, told):
 @pytest.mark.parametrize("shape", [(3, 17, 9), (16, 16, 16), (5, 33, 2)])
 @pytest.mark.parametrize("classes", [1, 4])
 def test_a_real_network_takes_any_size(shape, classes):
-    model = UNet(in_channels=2, classes=classes, filters=2, depth=3)
-    image = np.random.default_rng(1).standard_normal((*shape, 2)).astype(np.float32)
+    model = UNet(in_channels=3, classes=classes, filters=4, depth=3)
+    image = np.random.default_rng(1).standard_normal((*shape, 3)).astype(np.float32)
     probabilities = predict_volume(model, image, (8, 8, 8))
     assert probabilities.shape == (*shape, classes)
     if classes > 1:
@@ -184,7 +184,7 @@ def test_labels_that_do_not_fit_into_a_byte_are_refused():
 
 
 def test_one_patch_is_the_network_itself():
-    model = UNet(in_channels=2, classes=3, filters=2, depth=2).eval()
-    image = np.random.default_rng(1).standard_normal((6, 8, 4, 2)).astype(np.float32)
+    model = UNet(in_channels=3, classes=3, filters=4, depth=2).eval()
+    image = np.random.default_rng(1).standard_normal((6, 8, 4, 3)).astype(np.float32)
     expected = model(image[None]).data[0]
     np.testing.assert_allclose(predict_volume(model, image, (6, 8, 4)), expected, rtol=2e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-SMALL = ("--filters", "2", "--depth", "3", "--patch-size", "16", "--patches-per-case", "1", "--epochs", "1")
+SMALL = ("--filters", "4", "--depth", "3", "--patch-size", "16", "--patches-per-case", "1", "--epochs", "1")
 
 
 def image_of(folder: Path, number: int = 2) -> Path:

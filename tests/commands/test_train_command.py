@@ -70,7 +70,7 @@ def test_a_run_leaves_everything_in_its_folder(trained, dataset):
     best = checkpoint.load(trained / "best.npz")
     scores = [overall(entry["validation"]) for entry in history]
     assert best.state["epoch"] == test["epoch"] == 1 + int(np.argmax(scores))
-    assert best.make_model().config["filters"] == 2
+    assert best.make_model().config["filters"] == 4
 
 
 def test_the_screen_shows_plan_epochs_and_table(command, dataset, tmp_path):
@@ -247,11 +247,11 @@ def test_a_full_disk_leaves_nothing_half_written(command, dataset, trained, tmp_
 
 
 def test_a_disk_too_small_is_told_before_the_training(command, dataset, tmp_path, monkeypatch):
-    usage = type("Usage", (), {"free": 1000})
+    usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     done = command("train", "--data-path", dataset, "--output", tmp_path / "runs", *SMALL)
     assert done.code == 2
-    assert re.search(r"runs: 1.0 kB left on this disk; a run takes [0-9.]+ kB", done.error)
+    assert re.search(r"runs: 0.1 MB left on this disk; a run takes [0-9.]+ MB", done.error)
 
 
 def test_an_output_that_is_a_file_is_told(command, dataset, tmp_path):

@@ -274,23 +274,23 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("layer", "shape"),
         [
-            (nn.Conv3d(2, 5, (3, 1, 3), stride=(1, 2, 1), padding="valid"), (1, 2, 3, 4, 5)),
-            (nn.ConvTranspose3d(2, 5, (3, 1, 2), (2, 1, 2), padding="valid"), (1, 9, 6, 12, 5)),
-            (nn.Conv3d(2, 5, 3, 3), (1, 2, 2, 2, 5)),
-            (nn.ConvTranspose3d(2, 5, 4, 3), (1, 12, 18, 18, 5)),
-            (nn.MaxPool3d((1, 2, 3)), (1, 4, 3, 2, 2)),
-            (nn.MaxPool3d(2), (1, 2, 3, 3, 2)),
-            (nn.Upsample3d((1, 2, 3)), (1, 4, 12, 18, 2)),
-            (nn.BatchNorm(2), (1, 4, 6, 6, 2)),
-            (nn.GroupNorm(1, 2), (1, 4, 6, 6, 2)),
-            (nn.InstanceNorm(2), (1, 4, 6, 6, 2)),
-            (nn.ReLU(), (1, 4, 6, 6, 2)),
-            (nn.LeakyReLU(0.5), (1, 4, 6, 6, 2)),
+            (nn.Conv3d(4, 5, (3, 1, 3), stride=(1, 2, 1), padding="valid"), (1, 2, 3, 4, 5)),
+            (nn.ConvTranspose3d(4, 5, (3, 1, 2), (2, 1, 2), padding="valid"), (1, 9, 6, 12, 5)),
+            (nn.Conv3d(4, 5, 3, 3), (1, 2, 2, 2, 5)),
+            (nn.ConvTranspose3d(4, 5, 4, 3), (1, 12, 18, 18, 5)),
+            (nn.MaxPool3d((1, 2, 3)), (1, 4, 3, 2, 4)),
+            (nn.MaxPool3d(2), (1, 2, 3, 3, 4)),
+            (nn.Upsample3d((1, 2, 3)), (1, 4, 12, 18, 4)),
+            (nn.BatchNorm(4), (1, 4, 6, 6, 4)),
+            (nn.GroupNorm(1, 4), (1, 4, 6, 6, 4)),
+            (nn.InstanceNorm(4), (1, 4, 6, 6, 4)),
+            (nn.ReLU(), (1, 4, 6, 6, 4)),
+            (nn.LeakyReLU(0.5), (1, 4, 6, 6, 4)),
         ],
         ids=lambda value: type(value).__name__,
     )
     def test_shape_of_the_result(self, layer, shape):
-        assert layer(np.ones((1, 4, 6, 6, 2), np.float32)).shape == shape
+        assert layer(np.ones((1, 4, 6, 6, 4), np.float32)).shape == shape
 
     @pytest.mark.parametrize(
         ("make", "message"),

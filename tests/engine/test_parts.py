@@ -15,9 +15,9 @@ class InContainers(Module):
     """Parts in a list, a tuple and dicts, one in the other, and settings that are no parts."""
 
     def __init__(self):
-        self.stem = nn.Conv3d(1, 2)
-        self.blocks = [nn.Sequential(nn.Conv3d(2, 2), nn.BatchNorm(2)), nn.Dropout(0.5)]
-        self.more = {"up": nn.Conv3d(2, 2), 3: (Parameter(np.ones(2, np.float32)), [nn.ReLU()])}
+        self.stem = nn.Conv3d(1, 4)
+        self.blocks = [nn.Sequential(nn.Conv3d(4, 4), nn.BatchNorm(4)), nn.Dropout(0.5)]
+        self.more = {"up": nn.Conv3d(4, 4), 3: (Parameter(np.ones(4, np.float32)), [nn.ReLU()])}
         self.sizes, self.options = [1, 2, [3]], {"name": "x", "table": np.zeros(3)}
 
     def forward(self, src):
@@ -62,7 +62,7 @@ class TestContainers:
 
     def test_what_is_appended_later_is_found_too(self):
         net = InContainers()
-        net.blocks.append(nn.Conv3d(2, 2))
+        net.blocks.append(nn.Conv3d(4, 4))
         assert "blocks.2.weights" in net.state_dict()
 
     @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ class TestTypes:
         """Learns a factor for each sequence."""
 
         def __init__(self, factor):
-            self.factor, self.unet = Parameter(factor), UNet(filters=2, depth=2)
+            self.factor, self.unet = Parameter(factor), UNet(filters=4, depth=2)
 
         def forward(self, src):
             return self.unet(src * self.factor)

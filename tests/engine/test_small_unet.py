@@ -120,7 +120,7 @@ class TestShapes:
     @pytest.mark.parametrize("use_upsampling", [False, True])
     @pytest.mark.parametrize("shape", [(2, 7, 9, 13), (1, 4, 5, 8)])
     def test_odd_volumes(self, shape, use_upsampling):
-        model = UNet(filters=2, depth=3, classes=3, use_upsampling=use_upsampling)
+        model = UNet(filters=4, depth=3, classes=3, use_upsampling=use_upsampling)
         image, labels = batch(model, shape)
         before = image.copy()
         prediction = model(image)
@@ -131,8 +131,8 @@ class TestShapes:
         assert all(np.isfinite(parameter.grad).all() for parameter in model.parameters())
 
     def test_images_are_volumes_of_depth_one(self):
-        flat = UNet(dim=2, filters=2, depth=3)
-        assert flat.encoder[0].conv0.weights.shape == (2, 4, 1, 3, 3)
+        flat = UNet(dim=2, filters=4, depth=3)
+        assert flat.encoder[0].conv0.weights.shape == (4, 4, 1, 3, 3)
         image, _ = batch(flat, (2, 12, 9))
         whole = flat(image)
         assert whole.shape == (2, 12, 9, 4)
@@ -140,13 +140,13 @@ class TestShapes:
         np.testing.assert_allclose(flat.eval()(image).data, each, rtol=1e-5, atol=1e-7)
 
     def test_one_class_is_a_sigmoid(self):
-        model = UNet(classes=1, filters=2, depth=2).eval()
+        model = UNet(classes=1, filters=4, depth=2).eval()
         image, _ = batch(model, (1, 4, 4, 4))
         logits = model.logits(image)
         np.testing.assert_array_equal(model(image).data, functional.sigmoid(logits).data)
 
     def test_arrays_take_the_precision_of_the_weights(self):
-        model = UNet(filters=2, depth=2)
+        model = UNet(filters=4, depth=2)
         image, _ = batch(model, (1, 4, 4, 4), dtype=np.float64)
         assert model(image).dtype == np.float32
         assert model.astype(np.float64)(image.astype(np.float32)).dtype == np.float64
@@ -236,7 +236,7 @@ def test_float32_against_float64():
     other side of the kink. Among the 10,000 voxels here none does.) The biases before a batch norm
     have no gradient but rounding; they are held against the largest gradient of all.
     """
-    single = UNet(in_channels=2, classes=3, filters=8, depth=3, seed=1)
+    single = UNet(in_channels=3, classes=3, filters=8, depth=3, seed=1)
     double = UNet(**single.config).astype(np.float64)
     image, labels = batch(single, (2, 12, 13, 14))
     results = []
@@ -261,7 +261,7 @@ class TestMemory:
 
     def test_two_volumes_a_convolution_are_kept(self):
         """The norm's source, and the ReLU's result, which is the next convolution's source."""
-        model = UNet(filters=2, depth=1, in_channels=1)
+        model = UNet(filters=4, depth=1, in_channels=1)
         image, _ = batch(model, (1, 8, 8, 8))
         seen: dict[int, int] = {}
         logits = model.logits(image)
@@ -272,7 +272,7 @@ class TestMemory:
                 if array is not None and array.ndim == 5 and array.shape[1] == 8:
                     seen[array.ctypes.data] = array.shape[-1]
             contexts += [parent for parent in ctx.parents if hasattr(parent, "saved")]
-        assert sorted(seen.values()) == [1, 2, 2, 2, 2]
+        assert sorted(seen.values()) == [1, 4, 4, 4, 4]
 
     def test_the_first_convolution_makes_no_gradient_of_the_image(self, monkeypatch):
         calls = []
@@ -288,13 +288,13 @@ class TestMemory:
                 return passes.backward_data(*arguments)
 
         monkeypatch.setattr(Convolution, "module", staticmethod(lambda: Counting))
-        model = UNet(filters=2, depth=1, in_channels=1)
+        model = UNet(filters=4, depth=1, in_channels=1)
         image, labels = batch(model, (1, 4, 4, 4))
         losses.soft_dice(model(image), labels).backward()
         assert len(calls) == 2  # of three convolutions
 
     def test_inference_keeps_nothing(self):
-        model = UNet(filters=2, depth=2)
+        model = UNet(filters=4, depth=2)
         image, _ = batch(model, (1, 4, 4, 4))
         src = Tensor(image)
         reference = weakref.ref(src)

@@ -120,12 +120,12 @@ def test_objects_beside_the_model_are_seen():
         assert not glance.is_same()
 
 
-IMAGES = np.ones((1, 8, 8, 8, 2), np.float32)
+IMAGES = np.ones((1, 8, 8, 8, 4), np.float32)
 LABELS = np.zeros(IMAGES.shape[:-1], np.int64)
 
 
 def compiled(loss):
-    model = UNet(in_channels=2, classes=3, filters=4, depth=2)
+    model = UNet(in_channels=4, classes=3, filters=4, depth=2)
     return model, tinyunet.compile(model, loss, Adam(model.parameters()), IMAGES.shape)
 
 

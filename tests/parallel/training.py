@@ -40,7 +40,7 @@ def take_direct_convolutions(replace: Callable[..., None] = setattr) -> None:
 
 
 def make_model(seed: int = SEED) -> UNet:
-    return UNet(filters=2, depth=3, seed=seed)
+    return UNet(filters=4, depth=3, seed=seed)
 
 
 def make_loader(cases: list[Case], rank: int, ranks: int) -> Loader:
