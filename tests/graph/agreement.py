@@ -46,6 +46,7 @@ def assert_agree(
     channels: int = 4,
     loss: Any = losses.dice_cross_entropy,
     steps: int = 2,
+    eager_dtype: Any = np.float32,
     **options: Any,
 ) -> None:
     """Train two models side by side; every number must agree within ``bound`` at the first step.
@@ -54,7 +55,7 @@ def assert_agree(
     gradient, so there only the loss is compared, within ten times the bound.
     """
     __tracebackhide__ = True
-    eager, compiled = make().train(), make().train()
+    eager, compiled = make().train().astype(eager_dtype), make().train()
     optimizers = Adam(eager.parameters()), Adam(compiled.parameters())
     input_shape = (*shape, channels)
     step = tinyunet.compile(
