@@ -22,6 +22,7 @@ from tinyunet.segmentation import checkpoint
 from tinyunet.training.folder import RunFolder
 from tinyunet.training.loop import Trainer
 from tinyunet.training.resume import find
+from tinyunet.training.run import Run
 
 # Three steps an epoch, of which the last has one patch; six steps in all.
 SMALL = (
@@ -37,9 +38,9 @@ class KilledError(Exception):
 
 @pytest.fixture
 def train(command, dataset, monkeypatch):
-    """Train in this process, with the data set, and perhaps be killed before a step."""
+    """Train in this process, with the data set, and perhaps be killed before a step or draw pictures."""
 
-    def call(*arguments: object, killed_at: int = 0):
+    def call(*arguments: object, killed_at: int = 0, draws: bool = False):
         unchanged = Trainer._step
 
         def step(self, batches):
@@ -49,6 +50,8 @@ def train(command, dataset, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "_step", step)
+            if not draws:
+                patch.setattr(Run, "_draw", lambda *_: None)
             return command("train", "--data-path", dataset, *arguments)
 
     return call
@@ -67,7 +70,7 @@ def undisturbed(dataset, tmp_path_factory) -> Callable[..., Path]:
     def call(*more: str, ranks: int = 1) -> Path:
         if (more, ranks) not in folders:
             output = tmp_path_factory.mktemp("undisturbed")
-            done = launch(training(dataset, output, *more), ranks)
+            done = launch(stopped("killed", 0, 0, dataset, output, *more), ranks)
             assert done.returncode == 0, done.stderr
             folders[more, ranks] = run_of(output)
         return folders[more, ranks]
@@ -81,6 +84,10 @@ def training(dataset: Path, output: Path, *more: object) -> list[object]:
 
 def stopped(how: str, rank: int, step: int, dataset: Path, output: Path, *more: object) -> list[object]:
     return [stopped_training.__file__, how, rank, step, *training(dataset, output, *more)[2:]]
+
+
+def going_on(dataset: Path, folder: Path) -> list[object]:
+    return [stopped_training.__file__, "killed", 0, 0, "--data-path", dataset, "--resume", folder]
 
 
 def same(folder: Path, other: Path) -> bool:
@@ -281,7 +288,7 @@ def test_a_strangers_run_writes_in_its_folder_only(train, run_copy, tmp_path):
     for name, target in zip(links, mine[1:], strict=True):
         (run_copy / name).unlink(missing_ok=True)
         (run_copy / name).symlink_to(target)
-    done = train("--resume", run_copy)
+    done = train("--resume", run_copy, draws=True)
     assert done.code == 0, done.err
     assert f"names a timeline, '{mine[0]}'; give --timeline for one" in done.out
     assert [path.read_text() for path in mine] == ["mine"] * len(mine)
@@ -485,7 +492,7 @@ def test_two_ranks_go_on_bit_for_bit(dataset, tmp_path, undisturbed, more):
     assert done.returncode != 0
     assert re.search(r"tinyunet\.train: rank 1 \(process \d+ on \S+\) was killed", done.stderr)
     folder = run_of(tmp_path)
-    done = launch(["-m", "tinyunet.train", "--data-path", dataset, "--resume", folder], 2)
+    done = launch(going_on(dataset, folder), 2)
     assert done.returncode == 0, done.stderr
     assert "after epoch 2, step 1" in done.stdout
     assert same(folder, undisturbed(*more, ranks=2))
@@ -498,8 +505,7 @@ def test_another_number_of_ranks_goes_on_up_to_rounding(dataset, tmp_path, undis
     more = ("--sync-batch-norm", "--eager")
     assert launch(stopped("terminated", before - 1, 4, dataset, tmp_path, *more), before).returncode
     folder = run_of(tmp_path)
-    resume = ["-m", "tinyunet.train", "--data-path", dataset, "--resume", folder]
-    done = launch(resume, after)
+    done = launch(going_on(dataset, folder), after)
     assert done.returncode == 0, done.stderr
     ours, expected = (checkpoint.load(run / "latest.npz") for run in (folder, undisturbed(*more)))
     assert ours.optimizer["steps"] == expected.optimizer["steps"] == STEPS
