@@ -1,5 +1,6 @@
 """Hypothesis profiles: ``dev`` while writing, ``ci`` (the default) for every change, ``intense`` at night."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ from hypothesis import HealthCheck, settings
 # In the background of a script Ctrl-C is ignored; the programs that tests send it to are not to inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Look for dead cycles more rarely: Numba makes objects by the million, of which few die in cycles."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
