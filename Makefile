@@ -12,11 +12,12 @@ BIN := .venv/bin
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m tinyunet.train
 
-# Two tests at a time. Those of commands and ranks come after the others, which have compiled the kernels:
-# some of them watch the clock.
+# For two cores. Those of commands and ranks come after the others, which have compiled the kernels: some of
+# them watch the clock. They wait for each other, too: three at a time keep two cores busy. "worksteal" runs
+# the tests of a file in one process, where they share trainings, until another process has none left.
 test: setup
-	$(BIN)/python -m pytest -n 2 --ignore=tests/commands --ignore=tests/parallel
-	$(BIN)/python -m pytest -n 2 tests/commands tests/parallel
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/commands --ignore=tests/parallel
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/commands tests/parallel
 
 check: lint test
 
