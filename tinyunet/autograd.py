@@ -187,7 +187,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # Two tensors are told apart by what they are, not by their numbers: sets and dicts need that.
+    # Sets and dicts compare tensors by identity, not by their numbers.
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:

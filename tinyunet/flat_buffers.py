@@ -57,7 +57,7 @@ class FlatBuffers:
         local.barrier()
         self.local_gradients: list[Array] = local.zeros_of_each(size, dtype)
         self.flat_gradients = self.local_gradients[local.rank]
-        # The thread whose gradients these are, and threads whose gradients another one has replaced.
+        # The thread that filled the gradients, and threads whose gradients another thread has replaced.
         self._filled_by: int | None = None
         self._replaced: set[int] = set()
         self._make_views()

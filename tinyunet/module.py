@@ -311,7 +311,7 @@ def check_state(
 
 
 def of_another_type(parameters: Mapping[str, Tensor]) -> str:
-    """Say which parameter has not the type that most numbers have, and what to do; "" if there is none."""
+    """Return a line about the first parameter that has another type than most numbers; "" if none has."""
     counts = Counter[np.dtype[Any]]()
     for parameter in parameters.values():
         counts[parameter.dtype] += parameter.data.size

@@ -41,7 +41,7 @@ class Optimizer(FlatBuffers):
     lr : float
         Learning rate; may be set at any time, as the other settings may: each step checks them.
     weight_decay : float
-        Each step subtracts ``lr * weight_decay`` times the parameter, apart from the gradient.
+        Each step subtracts ``lr * weight_decay`` times the parameter, in addition to the gradient's part.
     local : LocalRanks
         The ranks that share parameters and running averages; each rank updates its part of them. The
         gradients must be equal on all of them when a step begins.

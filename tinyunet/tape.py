@@ -144,7 +144,7 @@ class Context:
             return None
         if diff is None or np.shape(diff) != parent.shape:
             raise self._wrong(f"a gradient of shape {parent.shape}", None if diff is None else np.shape(diff))
-        # Kernels want contiguous memory; a gradient has the precision of what it belongs to.
+        # Kernels want contiguous memory; a gradient has the precision of its tensor.
         if np.asarray(diff).dtype.kind not in "biuf":
             raise self._wrong("gradients of real numbers", np.asarray(diff).dtype)
         return np.asarray(diff, dtype=parent.dtype, order="C")
@@ -229,7 +229,7 @@ def is_recording() -> bool:
 
 @contextmanager
 def intercept(tracer: Tracer | None) -> Iterator[None]:
-    """Call ``tracer(function, arguments)`` in the place of each ``function.apply(*arguments)`` inside.
+    """Call ``tracer(function, arguments)`` instead of each ``function.apply(*arguments)`` inside.
 
     Pass None to run operators normally inside an outer `intercept`.
     """
@@ -272,7 +272,7 @@ def _sample(array: NDArray[Any] | None) -> bytes:
 
 
 class NeedsNumbersError(RuntimeError):
-    """Somebody asked an absent array for its numbers; ``name`` is that of the array."""
+    """A program asked the absent array ``name`` for its numbers."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is being traced: it has a shape, but no numbers")

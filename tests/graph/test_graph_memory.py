@@ -96,12 +96,12 @@ def test_debug_mode_notices_a_wrong_plan(monkeypatch):
     optimizer = Adam(model.parameters())
     step = tinyunet.compile(model, losses.soft_dice, optimizer, (1, 4, 4, 4, 4), enable=("plan_memory",))
     graph = step.program((1, 4, 4, 4, 4)).graph
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     images = np.ones((1, 4, 4, 4, 4), np.float32)
     labels = np.zeros((1, 4, 4, 4), np.uint8)
 
     def result() -> float:
-        program = Program(graph, gradients, debug=True)
+        program = Program(graph, parameters, debug=True)
         program.run(images=images, labels=labels)
         return float(program.arrays[graph.outputs[0]] + optimizer.flat_gradients.sum())
 

@@ -1,7 +1,7 @@
 """The results of ``tinyunet.compile``: a training step, or a prediction, for inputs of any shape.
 
-Each input shape has a program of its own. The last few are kept, as long as the model is made of the same
-objects in the same places (``glance``). If one has been replaced, all are compiled anew.
+Each input shape has a program of its own. The last three programs are kept. If an object in the model has
+been replaced since (``glance``), all are compiled anew.
 
 Python threads take turns (:mod:`tinyunet.common.turns`): each call is run whole before another one begins.
 """
@@ -9,7 +9,7 @@ Python threads take turns (:mod:`tinyunet.common.turns`): each call is run whole
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -73,7 +73,7 @@ class Compiled:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Inside, no other thread runs a program; nor does this one run ours a second time."""
+        """Inside, no other thread runs a program, and this thread does not run this program again."""
         with one_at_a_time:
             if self._runs:
                 raise RuntimeError(
@@ -114,7 +114,7 @@ class Compiled:
             graph = pack_first(graph, local)
         while len(self._programs) >= _KEPT:  # before the new arena is made
             self._programs.popitem(last=False)
-        self._programs[shape] = Program(graph, self._gradients(), reuse, self._debug, local)
+        self._programs[shape] = Program(graph, self._learnt(), reuse, self._debug, local)
         read = graph.data.values()
         self._beside = [b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)]
         self._copied = _fingerprint(self._beside)
@@ -126,7 +126,7 @@ class Compiled:
     def _trace(self, input_shape: Shape) -> Graph:
         raise NotImplementedError
 
-    def _gradients(self) -> dict[str, Array]:
+    def _learnt(self) -> dict[str, Parameter]:
         return {}
 
     def _images(self, images: npt.ArrayLike | Tensor) -> Array:
@@ -178,8 +178,7 @@ class TrainingStep(Compiled):
         super()._begin()
         self._dice_sums: Array | None = None
         self._of_thread = threading.local()
-        self._parameters: dict[str, Parameter] = {}
-        self._filled: dict[str, Array] = {}
+        self._held: dict[str, Parameter] = {}
 
     def __call__(self, images: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Run forward, backward and the optimizer; return the loss before the step."""
@@ -241,30 +240,27 @@ class TrainingStep(Compiled):
         self.optimizer.gradients_are_new()
         program.arrays[gradient_name(loss)][...] = weight
 
-        def heard(node: str, complete: Sequence[str]) -> None:
-            if listener is not None:
-                listener(node, [self._parameters[name] for name in complete])
-
-        if unused := self._filled.keys() - graph.gradients.keys():
-            for name in unused:
-                self._filled[name].fill(0)
-            heard("no gradient", [name for name in self._filled if name in unused])
+        unused = [parameter for name, parameter in self._held.items() if name not in graph.gradients]
+        for parameter in unused:
+            np.asarray(parameter.grad).fill(0)
+        if listener is not None and unused:
+            listener("no gradient", unused)
         local.barrier()  # another rank may still read the weights of the batch before
-        program.pack(not local.alike, heard if listener else None)
+        program.pack(not local.alike, listener)
         local.barrier()
-        program.run(listener=heard if listener else None, images=array, labels=checked)
+        program.run(listener=listener, images=array, labels=checked)
         self._dice_sums = np.array(program.arrays[dice[0]]) if dice else None
         self._of_thread.dice_sums = self._dice_sums
         return float(program.arrays[loss])
 
     def _look(self) -> None:
-        self._parameters, self._filled = dict(self.model.named_parameters()), self._gradients()
+        self._held = self._learnt()
         others: list[list[Any] | dict[str, Any]] = [self.optimizer.parameters]
         loss = self.loss
         while isinstance(loss, functools.partial):
             others += [list(loss.args), loss.keywords]
             loss = loss.func
-        # Also of the object whose method a loss is.
+        # A loss may be a method: then the attributes of its object count, too.
         others.append(getattr(getattr(loss, "__self__", loss), "__dict__", {}))
         self._glance = Glance(self.model, others, training=True)
 
@@ -282,12 +278,13 @@ class TrainingStep(Compiled):
         dice = [node.outputs["dst"] for node in graph.nodes if node.op == "dice_sums"]
         return replace(graph, outputs=(*graph.outputs, *dice))
 
-    def _gradients(self) -> dict[str, Array]:
-        found: dict[str, Array] = {}
+    def _learnt(self) -> dict[str, Parameter]:
+        """Return the parameters whose gradients a step fills."""
+        found: dict[str, Parameter] = {}
         held = {id(parameter) for parameter in self.optimizer.parameters}
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and id(parameter) in held:
-                found[name] = parameter.grad
+                found[name] = parameter
             elif parameter.requires_grad:
                 raise ValueError(f"optimizer: it does not hold the model's parameter {name!r}")
         return found

@@ -47,7 +47,7 @@ class _Tape:
     nodes: list[Node] = field(default_factory=list)
 
     def add(self, node: Node) -> None:
-        """Append a node; what it finds a second gradient of is summed."""
+        """Append a node; where it finds the second gradient of a value, a node that sums both follows."""
         fresh: dict[str, str] = {}
         sums: list[Node] = []
         for role, target in node.outputs.items():
@@ -64,7 +64,7 @@ class _Tape:
 
 
 def _backward_nodes(node: Node, tape: _Tape) -> Iterator[Node]:
-    """Nodes whose outputs are named after what they are the gradients *of*."""
+    """Nodes of a gradient; each output still has the name of the value that it is the gradient *of*."""
     if node.op == "eager_loss":
         tape.of[node.inputs["prediction"]] = node.outputs["diff_prediction"]
         return

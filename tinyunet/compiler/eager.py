@@ -1,4 +1,4 @@
-"""How a node runs that no pass has touched: the eager operator, its results copied into the arena.
+"""Nodes that no pass has touched run as eager operators; their results are copied into the arena.
 
 The graph, not the context, holds the arrays that an operator of tinyunet saves: inputs, results, workspaces.
 The graph cannot know which arrays a user's operator keeps. So a user's operator gets copies of all arrays

@@ -145,7 +145,8 @@ class Graph:
         """Return the graph with some nodes replaced by others (by none: removed), and values added.
 
         ``changes`` says by the name of a node what stands in its place; ``values`` are new, or new versions
-        of known ones. Values that nobody mentions any more go. ``others`` are other fields to replace.
+        of known ones. Values that no node mentions any more are dropped. ``others`` are other fields to
+        replace.
         """
         nodes = tuple(new for node in self.nodes for new in changes.get(node.name, (node,)))
         known = {**self.values, **{value.name: value for value in values}}
@@ -196,7 +197,7 @@ class Graph:
                 )
 
     def shared_memory(self) -> dict[str, str]:
-        """Return for each value the first one whose memory it uses: itself, if it is not shared."""
+        """Return for each value the one that owns its memory: itself, or the first that shares it."""
         memory = {name: name for name in self.values}
         for node in self.nodes:
             for target, role in {**node.views, **node.in_place}.items():

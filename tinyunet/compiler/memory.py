@@ -1,4 +1,4 @@
-"""Where each temporary array lies in one arena, so that memory is used again as soon as it is free.
+"""A place for each temporary array in one arena, so that memory is used again once it is free.
 
     node      0  1  2  3         a is written by 0 and read by 1, b by 1 and 2, c by 2 and 3:
     bytes     a  a  c  c         c comes where a was
@@ -46,7 +46,7 @@ class Plan:
 def liveness(graph: Graph) -> dict[str, Buffer]:
     """Return the buffers of a graph by the first of the values in each.
 
-    Memory that belongs to somebody else (parameters, gradients, inputs) is not among them.
+    They hold temporary values only: parameters, gradients and inputs have memory of their own.
     """
     memory = graph.shared_memory()
     foreign = {memory[n] for n, v in graph.values.items() if v.kind != "temporary"}

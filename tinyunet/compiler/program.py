@@ -5,7 +5,7 @@ operators allocate memory.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from tinyunet.compiler.operators import KERNELS
 from tinyunet.compiler.passes.choose_algorithm import Direction
 from tinyunet.compiler.record import Binder, Call, check
 from tinyunet.local_ranks import ALONE, LocalRanks
+from tinyunet.module import Parameter
+from tinyunet.tape import Listener
 
 Array = npt.NDArray[Any]
-#: Called with the name of a node that has run, and those of parameters whose gradients are now complete.
-Heard = Callable[[str, Sequence[str]], None]
 _NAN_BYTE = 0xFF  # every float type reads four or eight of them as NaN
 
 
@@ -34,8 +34,8 @@ class Program:
     Parameters
     ----------
     graph : Graph
-    gradients : mapping of parameter name to array
-        Where each parameter's gradient goes.
+    parameters : mapping of name to Parameter
+        The graph fills the ``grad`` of each.
     reuse : bool
         Whether temporary arrays share memory (the pass ``plan_memory``).
     debug : bool
@@ -52,7 +52,7 @@ class Program:
     def __init__(
         self,
         graph: Graph,
-        gradients: Mapping[str, Array],
+        parameters: Mapping[str, Parameter],
         reuse: bool = True,
         debug: bool = False,
         local: LocalRanks = ALONE,
@@ -66,21 +66,21 @@ class Program:
 
             owned |= shared_weights.place(graph, local)
             packing, self._packs = shared_weights.division(graph, local)
-        self.arrays = self._place(owned, gradients)
+        self.arrays = self._place(owned, parameters)
         contexts: dict[str, Any] = {}
         calls = [
             (at, node, self._bind(node, contexts)) for at, node in enumerate(graph.nodes) if not node.views
         ]
         self._packing = [call for call in calls if call[1].name in packing]
         self._calls = [call for call in calls if call[1].name not in packing]
-        self._complete = _completions(graph)
+        self._complete = _completions(graph, parameters)
         self._dying: dict[int, list[Array]] = {}
         for name, buffer in planned.buffers.items():
             start = planned.offsets[name]
             self._dying.setdefault(buffer.last, []).append(self._arena[start : start + buffer.nbytes])
         self._prepared: object = None
 
-    def pack(self, whole: bool, listener: Heard | None = None) -> None:
+    def pack(self, whole: bool, listener: Listener | None = None) -> None:
         """Pack the weights in shared memory: this rank's part of them.
 
         All of them if ``whole``, because other local ranks run other programs. It does no harm if several
@@ -90,7 +90,7 @@ class Program:
             if whole or node.name in self._packs:
                 self._call(at, node, call, listener, verbose.wanted())
 
-    def run(self, state: object = None, listener: Heard | None = None, **inputs: Array) -> None:
+    def run(self, state: object = None, listener: Listener | None = None, **inputs: Array) -> None:
         """Run all nodes on the inputs, after :meth:`pack`; results are in ``arrays`` until the next run.
 
         Nodes of the phase "prepare" run only if ``state`` differs from the state of the last run.
@@ -118,7 +118,7 @@ class Program:
             if node.runs_fused:
                 call()
 
-    def _call(self, at: int, node: Node, call: Call, listener: Heard | None, prints: bool) -> None:
+    def _call(self, at: int, node: Node, call: Call, listener: Listener | None, prints: bool) -> None:
         start = time.perf_counter() if prints else 0.0
         call()
         if prints:
@@ -134,11 +134,11 @@ class Program:
         bound = Binder(node, self.graph, self.arrays)
         return bind(bound) if node.runs_fused else eager.bind(bound, contexts)
 
-    def _place(self, owned: dict[str, Array], gradients: Mapping[str, Array]) -> dict[str, Array]:
-        """An array for each value: a view into the arena, or somebody else's memory."""
+    def _place(self, owned: dict[str, Array], parameters: Mapping[str, Parameter]) -> dict[str, Array]:
+        """An array for each value: a view into the arena, or of a parameter, gradient or input."""
         graph, memory = self.graph, self.graph.shared_memory()
         outside = dict(graph.data)
-        outside |= {gradient: gradients[parameter] for parameter, gradient in graph.gradients.items()}
+        outside |= {gradient: np.asarray(parameters[name].grad) for name, gradient in graph.gradients.items()}
         for name in graph.inputs:
             if name in memory:
                 outside[name] = empty((graph.values[name].nbytes,), np.uint8)
@@ -163,14 +163,14 @@ def bind(b: Binder) -> Call:
     return kernel.bind(b)
 
 
-def _completions(graph: Graph) -> dict[int, list[str]]:
+def _completions(graph: Graph, parameters: Mapping[str, Parameter]) -> dict[int, list[Parameter]]:
     """Parameters by the number of the last node that writes to their gradient's memory."""
     memory = graph.shared_memory()
     writers = [(at, node) for at, node in enumerate(graph.nodes) if not node.views]
     last = {memory[value]: at for at, node in writers for value in node.outputs.values()}
-    found: dict[int, list[str]] = {}
-    for parameter, gradient in graph.gradients.items():
-        found.setdefault(last[memory[gradient]], []).append(parameter)
+    found: dict[int, list[Parameter]] = {}
+    for name, gradient in graph.gradients.items():
+        found.setdefault(last[memory[gradient]], []).append(parameters[name])
     return found
 
 

@@ -62,8 +62,8 @@ def verbose_line(node: Node, graph: Graph, seconds: float) -> str:
     """Return the line that ``TINYUNET_VERBOSE=1`` prints for a kernel that has just run."""
     value = main_value(node, graph)
     work = flops(node, graph), nbytes(node, graph)
-    told = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node, graph)
-    return verbose.Ran(*told, seconds, *work, node.name).line()
+    what = node.op, value.shape, value.layout, kernel_of(node), fused_parts(node, graph)
+    return verbose.Ran(*what, seconds, *work, node.name).line()
 
 
 def main_value(node: Node, graph: Graph) -> Value:

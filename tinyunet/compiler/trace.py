@@ -33,7 +33,7 @@ IMAGES, LABELS = "images", "labels"
 
 
 class _Trace:
-    """The graph as far as the model has run. Objects are known by identity, and so are kept."""
+    """The graph as far as the model has run. Objects have names by identity, so they are kept alive."""
 
     def __init__(self, model: Module, inputs: tuple[str, ...]) -> None:
         self.names: dict[int, tuple[str, Kind]] = {}
@@ -134,7 +134,7 @@ class _Trace:
         return name
 
     def free(self, name: str) -> str:
-        """Return a name for a value that no other has, be it a parameter or buffer not met so far."""
+        """Return a name for a value that no other value, parameter or buffer has."""
         while name in self.values or name in self.models:
             name += "'"
         return name
@@ -153,7 +153,7 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
     Parameters
     ----------
     model : Module
-        Is not run. Afterwards its attributes are as before, but for tensors that ``forward`` leaves in it.
+        Afterwards its attributes are as before, except tensors that ``forward`` leaves in it.
     input_shape : tuple of int
         Of the images, batch and channels included.
     loss : callable, optional
@@ -234,7 +234,7 @@ def _trace_loss(traced: _Trace, loss: Loss, prediction: Tensor, name: str, model
 
 
 def _eager_loss(traced: _Trace, loss: Loss, options: dict[str, bool], prediction: Value) -> str:
-    """Write down a loss that looks at numbers as one node; of the model it may read the prediction alone."""
+    """Write down a loss that reads numbers as one node; of the model it may read the prediction alone."""
     trial = Tensor(np.zeros(prediction.shape, prediction.dtype), requires_grad=True)
     with np.errstate(all="ignore"):
         try:
@@ -273,7 +273,7 @@ def _one_number(loss: Any) -> Tensor:
 
 @contextmanager
 def _attributes_kept(model: Module) -> Iterator[None]:
-    """Afterwards put back what ``forward`` sets in the model, but for the tensors that it leaves there."""
+    """Put back the attributes that ``forward`` sets in the model, except tensors that it leaves there."""
     before = [(part, dict(vars(part))) for _, part in model.named_modules()]
     try:
         yield
@@ -324,7 +324,7 @@ def _layout(shape: tuple[int, ...]) -> str:
 
 
 def _shaped(argument: Any) -> Any:
-    """An argument as a record takes it: zeros without memory in the place of what has no numbers."""
+    """An argument as a record takes it: instead of an array without numbers, zeros that take no memory."""
     array = argument.data if isinstance(argument, Tensor) else argument
     return np.broadcast_to(np.zeros((), array.dtype), array.shape) if isinstance(array, Absent) else array
 
