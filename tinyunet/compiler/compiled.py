@@ -57,9 +57,9 @@ class Compiled:
         """Have no program yet."""
         self._programs: OrderedDict[Shape, Program] = OrderedDict()
         self._glance: Glance | None = None
-        # Buffers that no operator reads as they are may be in the graph as a number or a copy.
-        self._beside: list[Array] = []
-        self._copied: tuple[int, ...] = ()
+        # Buffers whose memory no operator reads: the graph may hold a copy, or a number from them.
+        self._copied: list[Array] = []
+        self._copied_sums: tuple[int, ...] = ()
         self._runs = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,7 +96,8 @@ class Compiled:
         """Return the program for a shape, compiled now if it is new."""
         shape = tuple(input_shape)
         with one_at_a_time:
-            if not (self._glance and self._glance.is_same()) or _fingerprint(self._beside) != self._copied:
+            is_same = self._glance and self._glance.is_same()
+            if not is_same or _fingerprint(self._copied) != self._copied_sums:
                 self._programs.clear()
             if shape not in self._programs:
                 self._compile(shape)
@@ -116,8 +117,8 @@ class Compiled:
             self._programs.popitem(last=False)
         self._programs[shape] = Program(graph, self._learnt(), reuse, self._debug, local)
         read = graph.data.values()
-        self._beside = [b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)]
-        self._copied = _fingerprint(self._beside)
+        self._copied = [b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)]
+        self._copied_sums = _fingerprint(self._copied)
 
     def _look(self) -> None:
         """Record the objects that the model is made of."""

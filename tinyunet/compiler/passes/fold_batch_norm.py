@@ -40,9 +40,4 @@ def _fold(graph: Graph, convolution: Node, norm: Node) -> Graph:
         for role, like in (("weights", old["weights"]), ("bias", norm.inputs["shift"]))
     ]
     folded = convolution.with_inputs(new).with_outputs({"dst": norm.outputs["dst"]})
-    if "bias" not in convolution.inputs:  # it has one now
-        order = [
-            ("bias", None) if role == "bias" else (role, s) for role, s in folded.attributes["arguments"]
-        ]
-        folded = folded.with_attributes({"arguments": tuple(order)})
     return graph.rewrite({convolution.name: [fold, folded], norm.name: []}, values)
