@@ -9,6 +9,7 @@ call the functions at the end.
 from collections.abc import Sequence
 from itertools import accumulate
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 import kernels.conv3d
 from kernels import ops
 from kernels.base.arguments import Combine, Triple, tensor, triple
-from kernels.deferred.statistics import BATCH, Sharing
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import fraction, positive
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.tape import Array, Context, Gradients
+
+if TYPE_CHECKING:
+    from kernels.deferred.statistics import Sharing
 
 
 class Convolution(Function):
@@ -125,6 +128,8 @@ class BatchNormTraining(Function):
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
+        from kernels.deferred.statistics import BATCH  # a net without norms does not load this module
+
         src, scale, mean, variance = ctx.saved
         settings = ctx.epsilon, BATCH, ctx.combine
         return ops.norms.backward(gradient, src, scale, mean, variance, *settings)
@@ -156,7 +161,7 @@ class GroupNorm(Function):
 
     @staticmethod
     def forward(
-        ctx: Context, src: Array, scale: Array, shift: Array, sharing: Sharing, epsilon: float
+        ctx: Context, src: Array, scale: Array, shift: Array, sharing: "Sharing", epsilon: float
     ) -> Array:
         dst, mean, variance = ops.norms.forward(src, scale, shift, epsilon, sharing)
         ctx.save(src, scale, mean, variance)
@@ -392,6 +397,8 @@ def group_norm(src: Tensor, scale: Tensor, shift: Tensor, groups: int, epsilon: 
     if positive("group_norm: groups", groups) > channels or channels % groups:
         raise ValueError(f"group_norm: {channels} channels cannot be divided into {groups} groups")
     _check_types("group_norm", src, scale=scale, shift=shift)
+    from kernels.deferred.statistics import Sharing
+
     return GroupNorm.apply(src, scale, shift, Sharing(True, channels // groups), epsilon)
 
 
