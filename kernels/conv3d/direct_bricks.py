@@ -28,7 +28,7 @@ from kernels.base.workers import run_workers
 from kernels.conv3d.bricks import Cut, Plan, add_voxels, count_bricks, locate, share
 from kernels.conv3d.read import Inputs, Slab, Window, pack_brick
 from kernels.conv3d.write import Outputs, Staged, finish_block, finish_size
-from kernels.ladder.blocked import Filters, Panel
+from kernels.ladder.blocked import Filters, Panel, Rows
 from kernels.ladder.cook_toom import INPUT
 from kernels.ladder.direct import accumulate_rows, convolve_rows, tile_shape, weight_tile
 
@@ -143,10 +143,12 @@ def _make_convolve(wide: int, cols: int, width: int) -> Callable[..., None]:
             n, start, stop = locate(cut, brick)
             origin = (start[0] - job.before[0], start[1] - job.before[1], -job.before[2])
             pack_brick(inputs, Window(n, origin, job.extent), own, Slab(0, 0, 0, 0), INPUT, 1, 1)
-            extent = (stop[0] - start[0], cut.lines, cut.OW)
-            results = Panel(own, job.staged, extent, cols)
+            extent, row = (stop[0] - start[0], cut.lines, cut.OW), cut.OW * LANES
+            strides = (cut.lines * row, row, LANES, extent[0] * cut.lines * row)
             for ocb in range(first, end, cols):
-                convolve_rows(slab, job.filters, ocb, results, extent[:2], wide, cols, width, 1)
+                convolve_rows(
+                    slab, job.filters, ocb, Rows(own, job.staged, extent, strides), wide, cols, width, 1
+                )
                 for c in range(cols):
                     at = job.staged + c * extent[0] * extent[1] * extent[2] * LANES
                     staged = Staged(at, 0, extent, own.size - finishing)

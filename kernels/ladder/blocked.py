@@ -52,6 +52,15 @@ class Panel(NamedTuple):
     blocks: int
 
 
+class Rows(NamedTuple):
+    """Rows of results: ``data[at:]`` has ``size`` planes, lines and voxels of a row."""
+
+    data: Floats
+    at: int
+    size: Triple
+    strides: tuple[int, int, int, int]  # in floats, of a plane, a line, a voxel and a block of 16 channels
+
+
 class Filters(NamedTuple):
     """Packed weights [groups][ICB][KD * KH * KW][width][cols * 16], and what sums start from."""
 
@@ -95,8 +104,9 @@ def convolve(
     *,
     adjoint: bool = False,
 ) -> Floats:
-    """Pack weights and each image, run ``loops(panel, filters, dst, (OCB, OD, OH, OW))``, and unblock.
+    """Pack weights and each image, and run ``loops(panel, filters, rows, OCB)`` on all rows of the result.
 
+    The loops write whole blocks channels last, where they belong; other results are unblocked at the end.
     ``block`` is the channels of a block of ``src``, and the output blocks whose weights lie side by side. The
     ``adjoint`` convolution takes ``src`` from ``g.dst_shape`` to ``g.src_shape``, for ``backward_data``.
     """
@@ -109,12 +119,15 @@ def convolve(
     if bias is not None:
         starts[:OC] = bias
     filters = Filters(packed.reshape(-1), starts, g.kernel, stride)
-    dst = empty((MB, OCB, OD, OH, OW, LANES))
+    last = OC % LANES == 0
+    dst = empty((MB, OD, OH, OW, OC) if last else (MB, OCB, OD, OH, OW, LANES))
+    voxel, channels = (OC, LANES) if last else (LANES, OD * OH * OW * LANES)
+    strides = OH * OW * voxel, OW * voxel, voxel, channels
     D, H, W = ((o - 1) * s + k for o, s, k in zip((OD, OH, OW), stride, g.kernel, strict=True))
     for n in range(MB):
         panel = _pack("src", src[n], width, (D, H, W), before, dilation)
-        loops(panel, filters, dst[n].reshape(-1), (OCB, OD, OH, OW))
-    return dst.reshape(MB, OD, OH, OW, OC) if OC == LANES else reorder_nCdhw16c_to_ndhwc(dst, OC)
+        loops(panel, filters, Rows(dst[n].reshape(-1), 0, (OD, OH, OW), strides), OCB)
+    return dst if last else reorder_nCdhw16c_to_ndhwc(dst, OC)
 
 
 def weight_gradient(
@@ -146,24 +159,24 @@ def _pack(purpose: str, image: Floats, width: int, extent: Triple, before: Tripl
 
 
 @parallel_kernel
-def _forward(panel: Panel, filters: Filters, dst: Floats, shape: tuple[int, int, int, int]) -> None:
-    (src, _, (D, H, W), ICB), (OCB, OD, OH, OW) = panel, shape
+def _forward(panel: Panel, filters: Filters, rows: Rows, OCB: int) -> None:
+    (src, _, (D, H, W), ICB), (dst, _, (OD, OH, OW), (plane, line, voxel, block)) = panel, rows
     weights, bias, (KD, KH, KW), (SD, SH, SW) = filters
     for task in prange(OCB * OD * OH):
         ocb, row = split_index(task, OD * OH)
-        to, start = (ocb * OD * OH + row) * OW * LANES, load(bias, ocb * LANES)
+        to, start = ocb * block + row // OH * plane + row % OH * line, load(bias, ocb * LANES)
         for ow in range(OW):
-            store(dst, to + ow * LANES, start)
+            store(dst, to + ow * voxel, start)
         for icb in range(ICB):
             for tap in range(KD * KH * KW):
                 kd, kh, kw = tap // (KH * KW), tap // KW % KH, tap % KW
                 d, h = row // OH * SD + kd, row % OH * SH + kh
                 x = (((icb * D + d) * H + h) * W + kw) * LANES
-                block = ((ocb * ICB + icb) * KD * KH * KW + tap) * LANES * LANES
+                first = ((ocb * ICB + icb) * KD * KH * KW + tap) * LANES * LANES
                 for ic in range(LANES):
-                    weight = load(weights, block + ic * LANES)
+                    weight = load(weights, first + ic * LANES)
                     for ow in range(OW):
-                        value, at = broadcast(src[x + ow * SW * LANES + ic]), to + ow * LANES
+                        value, at = broadcast(src[x + ow * SW * LANES + ic]), to + ow * voxel
                         store(dst, at, fma(value, weight, load(dst, at)))
 
 

@@ -38,7 +38,7 @@ from kernels.base.machine import tile_vectors
 from kernels.base.simd import LANES
 from kernels.base.tiles import tile_fill, tile_load, tile_rank1, tile_store
 from kernels.ladder import shapes
-from kernels.ladder.blocked import Filters, Panel, convolve, weight_gradient
+from kernels.ladder.blocked import Filters, Panel, Rows, convolve, weight_gradient
 from kernels.ladder.naive import backward_bias
 from kernels.ladder.shapes import Geometry, Stride
 
@@ -128,24 +128,15 @@ def weight_tile(KW: int, width: int) -> int:
 
 @specialised
 def convolve_rows(
-    panel: Panel,
-    filters: Filters,
-    ocb: int,
-    dst: Panel,
-    rows: tuple[int, int],
-    wide: int,
-    cols: int,
-    width: int,
-    SW: int,
+    panel: Panel, filters: Filters, ocb: int, dst: Rows, wide: int, cols: int, width: int, SW: int
 ) -> Any:
-    """Convolve the first ``rows`` (planes, lines) of a panel, to ``cols`` blocks at ``dst.data[dst.at:]``."""
+    """Convolve the first rows of a panel: ``cols`` blocks from block ``ocb`` on."""
     step = width * SW
     (KD, KH, KW), (SD, SH, _), (D, H, W) = filters.kernel, filters.stride, panel.extent
-    line, run, OW = W * width, KW * width, dst.extent[2]
-    block = dst.extent[0] * dst.extent[1] * OW * LANES
-    for row in range(rows[0] * rows[1]):
-        d, h = row // rows[1], row % rows[1]
-        to = dst.at + (d * dst.extent[1] + h) * OW * LANES
+    line, run, (planes, lines, OW), strides = W * width, KW * width, dst.size, dst.strides
+    for row in range(planes * lines):
+        d, h = row // lines, row % lines
+        to = dst.at + d * strides[0] + h * strides[1]
         for w_tile in range(0, OW, wide):
             # The last tile is moved back inside; its voxels are written twice.
             w = min(w_tile, OW - wide)
@@ -160,7 +151,7 @@ def convolve_rows(
                                 sums, panel.data, x + k, 0, step, filters.weights, y + k * cols * LANES
                             )
                         x, y = x + line, y + run * cols * LANES
-            tile_store(sums, dst.data, to + w * LANES, 0, LANES, block)
+            tile_store(sums, dst.data, to + w * strides[2], 0, strides[2], strides[3])
 
 
 @functools.cache
@@ -168,18 +159,17 @@ def _make_convolve(wide: int, cols: int, width: int, SW: int) -> Callable[..., N
     """Compile the loop nest for one register tile, channel width and stride along a row."""
 
     @parallel_kernel
-    def convolve_images(
-        panel: Panel, filters: Filters, dst: Floats, shape: tuple[int, int, int, int]
-    ) -> None:
+    def convolve_images(panel: Panel, filters: Filters, rows: Rows, OCB: int) -> None:
         src, _, extent, ICB = panel
         weights, bias, kernel, stride = filters
-        OCB, OD, OH, OW = shape
+        dst, _, (OD, OH, OW), strides = rows
         for task in prange(OCB // cols * OD * OH):
             group, row = split_index(task, OD * OH)
             at = (row // OH * stride[0] * extent[1] + row % OH * stride[1]) * extent[2] * width
             here, taps = Panel(src, at, extent, ICB), Filters(weights, bias, kernel, stride)
-            there = Panel(dst, (group * cols * OD * OH + row) * OW * LANES, (OD, OH, OW), OCB)
-            convolve_rows(here, taps, group * cols, there, (1, 1), wide, cols, width, SW)
+            to = group * cols * strides[3] + row // OH * strides[0] + row % OH * strides[1]
+            there = Rows(dst, to, (1, 1, OW), strides)
+            convolve_rows(here, taps, group * cols, there, wide, cols, width, SW)
 
     return convolve_images
 
