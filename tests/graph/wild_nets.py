@@ -11,6 +11,7 @@ Layers are drawn as (kind, width, other): what to do with the newest value, how 
 
 import argparse
 import contextlib
+import gc
 import sys
 from unittest import mock
 
@@ -279,6 +280,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given_arguments = parser.parse_args()
     machine.set_threads(given_arguments.threads)
+    gc.set_threshold(50_000, 20, 100)  # Numba makes objects by the million, of which few die in cycles
     count = 0
 
     # A failing net is small as it is, and to make it smaller takes minutes.
