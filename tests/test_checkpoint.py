@@ -326,6 +326,7 @@ WRONG = [
     ("config", "use_upsampling", None),
     ("config", "dropout", [0]),
     ("config", "spatial_dropout", 2),
+    ("config", "activation", "tanh"),
     ("config", "seed", -1),
     ("state", "labels", "background"),
     ("state", "labels", [1, 2]),

@@ -206,6 +206,27 @@ class LeakyRelu(_Activation):
         return _activate(ctx, src, ops.activation.leaky_relu(slope))
 
 
+class Elu(_Activation):
+    """The result has the sign of the source, because ``alpha`` is above 0."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, alpha: float) -> Array:
+        return _activate(ctx, src, ops.activation.elu(alpha))
+
+
+class PRelu(Function):
+    """Saves the source: a learned slope may be negative, and then the result does not tell its sign."""
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, slope: Array) -> Array:
+        ctx.save(src, slope)
+        return ops.activation.prelu_forward(src, slope)
+
+    @staticmethod
+    def backward(ctx: Context, gradient: Array) -> Gradients:
+        return ops.activation.prelu_backward(gradient, *ctx.saved)
+
+
 class Sigmoid(_Activation):
     """``1 / (1 + exp(-src))``."""
 
@@ -415,6 +436,17 @@ def relu(src: Tensor) -> Tensor:
 def leaky_relu(src: Tensor, slope: float = 0.01) -> Tensor:
     """``src`` where positive, ``slope * src`` elsewhere; ``slope`` is above 0."""
     return LeakyRelu.apply(src, slope)
+
+
+def elu(src: Tensor, alpha: float = 1.0) -> Tensor:
+    """``src`` where positive, ``alpha * (exp(src) - 1)`` elsewhere; ``alpha`` is above 0."""
+    return Elu.apply(src, alpha)
+
+
+def prelu(src: Tensor, slope: Tensor) -> Tensor:
+    """``src`` where positive, ``slope * src`` elsewhere; ``slope`` is (C,), or (1,) for all channels."""
+    _check_types("prelu", src, slope=slope)
+    return PRelu.apply(src, slope)
 
 
 def sigmoid(src: Tensor) -> Tensor:

@@ -210,6 +210,36 @@ class LeakyReLU(Module):
         return functional.leaky_relu(src, self.slope)
 
 
+class ELU(Module):
+    """``src`` where positive, ``alpha * (exp(src) - 1)`` elsewhere."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = ops.activation.elu(alpha).slope
+
+    def forward(self, src: Tensor) -> Tensor:
+        """Any shape."""
+        return functional.elu(src, self.alpha)
+
+
+class PReLU(Module):
+    """``src`` where positive, ``slope * src`` elsewhere; slopes are learned.
+
+    Parameters
+    ----------
+    channels : int
+        How many slopes: one for each channel, or 1 for all of them.
+    slope : float
+        What each slope is at first.
+    """
+
+    def __init__(self, channels: int = 1, slope: float = 0.25) -> None:
+        self.slope = Parameter(np.full(positive("channels", channels), slope, np.float32))
+
+    def forward(self, src: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return functional.prelu(src, self.slope)
+
+
 class MaxPool3d(Module):
     """Maximum of each window."""
 

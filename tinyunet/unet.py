@@ -4,8 +4,7 @@ Source: Ronneberger et al. 2015 (the net), Çiçek et al. 2016 (in three dimensi
 code (``3D/model.py``) for every detail: padding "same", batch norm between
 convolution and ReLU, [upsampled, skip] in this order, and half as many filters out of a transposed
 convolution as into it. The reference code's 2-D net (``2D/model.py``) has no batch norm, and drops whole
-channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``. (Where both repeat voxels instead of learning a
-transposed convolution, the reference code interpolates; this net repeats.)
+channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``.
 """
 
 import math
@@ -23,6 +22,7 @@ from tinyunet.common.checks import fraction, share
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.module import Generator, Module
 from tinyunet.nn import (
+    ELU,
     BatchNorm,
     Conv3d,
     ConvTranspose3d,
@@ -30,7 +30,10 @@ from tinyunet.nn import (
     Dropout3d,
     GroupNorm,
     InstanceNorm,
+    LeakyReLU,
     MaxPool3d,
+    PReLU,
+    ReLU,
     Sequential,
     Upsample3d,
 )
@@ -42,10 +45,17 @@ NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
     "group": lambda channels, momentum: GroupNorm(math.gcd(8, channels), channels),
     None: lambda channels, momentum: None,
 }
+#: The activation after it, from its channels.
+ACTIVATIONS: dict[str, Callable[[int], Module]] = {
+    "relu": lambda channels: ReLU(),
+    "leaky_relu": lambda channels: LeakyReLU(),
+    "elu": lambda channels: ELU(),
+    "prelu": PReLU,
+}
 
 
 class Block(Module):
-    """Twice [convolution with bias, normalisation or none, ReLU, perhaps dropout]."""
+    """Twice [convolution with bias, normalisation or none, activation, perhaps dropout]."""
 
     def __init__(
         self,
@@ -57,22 +67,23 @@ class Block(Module):
         momentum: float = BATCH_NORM_MOMENTUM,
         norm: str | None = "batch",
         spatial_dropout: Dropout3d | None = None,
+        activation: str = "relu",
     ) -> None:
         self.conv0 = Conv3d(in_channels, out_channels, kernel, generator=generator)
         self.norm0 = NORMS[norm](out_channels, momentum)
         self.conv1 = Conv3d(out_channels, out_channels, kernel, generator=generator)
         self.norm1 = NORMS[norm](out_channels, momentum)
+        self.activation0, self.activation1 = (ACTIVATIONS[activation](out_channels) for _ in range(2))
         self.spatial_dropout, self.dropout = spatial_dropout, dropout
 
     def forward(self, src: Tensor) -> Tensor:
         """(MB, D, H, W, IC) -> (MB, D, H, W, OC)."""
-        for convolve, normalise, drop in (
-            (self.conv0, self.norm0, self.spatial_dropout),
-            (self.conv1, self.norm1, self.dropout),
+        for layers in (
+            (self.conv0, self.norm0, self.activation0, self.spatial_dropout),
+            (self.conv1, self.norm1, self.activation1, self.dropout),
         ):
-            src = convolve(src)
-            src = functional.relu(src if normalise is None else normalise(src))
-            src = src if drop is None else drop(src)
+            for layer in layers:
+                src = src if layer is None else layer(src)
         return src
 
 
@@ -106,6 +117,8 @@ class UNet(Module):
     spatial_dropout : float
         Share of channels dropped between the two convolutions of each of the two encoder levels above the
         lowest, as in the reference code's 2-D net.
+    activation : "relu", "leaky_relu", "elu" or "prelu"
+        After each normalisation; "prelu" learns a slope for each channel.
 
     Attributes
     ----------
@@ -132,6 +145,7 @@ class UNet(Module):
         momentum: float = BATCH_NORM_MOMENTUM,
         norm: str | None = "batch",
         spatial_dropout: float = 0.0,
+        activation: str = "relu",
     ) -> None:
         if dim not in (2, 3):
             raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
@@ -141,6 +155,8 @@ class UNet(Module):
             )
         if norm not in NORMS:
             raise ValueError(f"UNet: norm must be one of {', '.join(map(repr, NORMS))}, not {norm!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"UNet: activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         fraction("UNet: dropout", dropout)
         # Python's own kinds of numbers: NumPy's are not written to JSON.
         self.config: dict[str, Any] = {
@@ -163,6 +179,8 @@ class UNet(Module):
                 raise ValueError(
                     "UNet: spatial_dropout needs a depth of 2 or more: the lowest level has none"
                 )
+        if activation != "relu":
+            self.config["activation"] = activation
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
@@ -173,7 +191,9 @@ class UNet(Module):
             dropping = Dropout(dropout, seed + level) if dropout and level >= depth - 2 else None
             between = spatial_dropout and depth - 3 <= level < depth - 1
             spatial = Dropout3d(spatial_dropout, seed + depth + level) if between else None
-            self.encoder.append(Block(above, width, kernel, generator, dropping, momentum, norm, spatial))
+            self.encoder.append(
+                Block(above, width, kernel, generator, dropping, momentum, norm, spatial, activation)
+            )
         self.pool = MaxPool3d(two)
         self.up, self.decoder = Sequential(), Sequential()
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
@@ -183,7 +203,8 @@ class UNet(Module):
                 if use_upsampling
                 else ConvTranspose3d(below, width, two, two, generator=generator)
             )
-            self.decoder.append(Block(coming_up + width, width, kernel, generator, None, momentum, norm))
+            common = momentum, norm, None, activation
+            self.decoder.append(Block(coming_up + width, width, kernel, generator, None, *common))
         self.head = Conv3d(filters, classes, (1, 1, 1), generator=generator)
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:

@@ -1,4 +1,4 @@
-"""``exp``, ``log`` and ``sigmoid`` of one float32 by plain arithmetic, so that LLVM vectorises loops.
+"""``exp``, ``expm1``, ``log`` and ``sigmoid`` of one float32 by arithmetic alone, which LLVM vectorises.
 
 Numba calls the C library for ``math.exp`` unless Intel's short vector library is installed, one call
 an item: a softmax would spend its time there. oneDNN writes its own polynomials for the same reason.
@@ -34,13 +34,10 @@ _EXPONENT_OF_ONE = np.int32(127 << 23)
 
 
 @kernel
-def exp(x: np.float32) -> np.float32:
-    """``e ** x``, within 1e-7 of it, relative.
+def _factors(x: np.float32) -> tuple[np.float32, np.float32]:
+    """``2**n`` and ``e**r - 1``, where ``x = n ln 2 + r`` with whole ``n`` and ``|r| <= ln(2) / 2``.
 
-    ``x = n ln 2 + r`` with whole ``n`` and ``|r| <= ln(2) / 2``; then ``e**x = 2**n * e**r``, the first
-    factor made from its bits and the second a polynomial.
-
-    Below -87.33654 the result is 0 and above 88.37 it is 2.4e38, never infinite; NaN gives NaN.
+    The first is made from its bits and the second is a polynomial.
     """
     inside = _LOWEST if x < _LOWEST else x
     inside = _HIGHEST if inside > _HIGHEST else inside
@@ -53,9 +50,25 @@ def exp(x: np.float32) -> np.float32:
     p = p * r + _EXP2
     p = p * r + _EXP1
     p = p * r + _EXP0
-    p = p * (r * r) + r + _ONE
     bits = np.int32((shifted.view(np.int32) << _MANTISSA_BITS) + _EXPONENT_OF_ONE)
-    return _ZERO if x < _LOWEST else p * bits.view(np.float32)
+    return bits.view(np.float32), p * (r * r) + r
+
+
+@kernel
+def exp(x: np.float32) -> np.float32:
+    """``e ** x = 2**n * e**r``, within 1e-7 of it, relative.
+
+    Below -87.33654 the result is 0 and above 88.37 it is 2.4e38, never infinite; NaN gives NaN.
+    """
+    power, rest = _factors(x)
+    return _ZERO if x < _LOWEST else (rest + _ONE) * power
+
+
+@kernel
+def expm1(x: np.float32) -> np.float32:
+    """``e ** x - 1``, within 3e-7 of it, relative, also where ``e ** x`` rounds to 1; never infinite."""
+    power, rest = _factors(x)
+    return rest * power + (power - _ONE)
 
 
 # Bits of sqrt(1/2): what is above is one octave up.

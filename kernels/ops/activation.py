@@ -1,13 +1,23 @@
 """Activations: functions of one number whose derivative follows from their result.
 
-                value                            derivative, from the result y
-    ReLU        max(x, 0)                        1 where y > 0, else 0
-    leaky ReLU  x where x > 0, else slope * x    1 where y > 0, else slope
-    sigmoid     1 / (1 + exp(-x))                y * (1 - y)
+                value                                       derivative, from the result y
+    ReLU        max(x, 0)                                   1 where y > 0, else 0
+    leaky ReLU  x where x > 0, else slope * x               1 where y > 0, else slope
+    ELU         x where x > 0, else alpha * (exp(x) - 1)    1 where y > 0, else y + alpha
+    sigmoid     1 / (1 + exp(-x))                           y * (1 - y)
+    PReLU       x where x > 0, else slope[c] * x            from x: 1 where x > 0, else slope[c]
 
 Backward reads ``dst`` alone, which is kept anyway: it is the source of the operator that follows. So ``src``
 can be freed. The layout does not matter. Forward reads and writes 4 bytes an item, backward reads 8 and
 writes 4. float32 runs the compiled loops, float64 the NumPy expressions, which are the reference.
+
+PReLU learns its slopes, one a channel. They may become 0 or negative, so that the result does not tell the
+sign of ``x``: backward reads ``src``, and sums the gradient of each slope, ``diff_dst * x`` where ``x <= 0``.
+
+In the compiled graph readers apply ReLU and leaky ReLU (``kernels.deferred``). ELU's exponential would be
+computed again by each reader, for each window that a voxel is in, and PReLU has sums of its own in backward.
+`normalize_blocked` writes their result, with the normalisation before them in the same pass, and
+`mask_blocked` is the one pass of backward.
 
 A new activation is an `Activation` and a case in `_value` and `_gradient`. NaN stays NaN, so that a diverged
 run is seen: a comparison that NaN fails must be the one that keeps the value, ``x <= 0`` and not ``x > 0``.
@@ -19,13 +29,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.base.arguments import Array, Floats, tensor
+from kernels.base.arguments import Array, Doubles, Floats, tensor
 from kernels.base.buffers import CHUNK, chunk_count, empty
-from kernels.base.exponential import sigmoid
-from kernels.base.jit import kernel, parallel_kernel, prange
+from kernels.base.exponential import expm1, sigmoid
+from kernels.base.jit import kernel, parallel_kernel, prange, signed
+from kernels.base.simd import LANES, add_to_doubles, broadcast, fma, load, where_positive
+from kernels.deferred.masking import RUN, band_of_task, bands
+from kernels.deferred.normalizing import flat_source
+from kernels.deferred.tensors import Mask, Shape, Source
 
-_RELU, _LEAKY, _SIGMOID = range(3)
+_RELU, _LEAKY, _SIGMOID, _ELU, _PRELU = range(5)
 _ZERO, _ONE = np.float32(0), np.float32(1)
+# Length that a row of repeated slopes has at least: 16 vectors of 16.
+_ROW = 256
 
 
 class Activation(NamedTuple):
@@ -34,7 +50,12 @@ class Activation(NamedTuple):
     value: Callable[[Array], Array]  # of src
     gradient: Callable[[Array, Array], Array]  # of diff_dst and dst
     case: int
-    slope: float = 0.0
+    slope: float = 0.0  # below 0; of ELU alpha
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether readers of the compiled graph apply it: it takes them one multiplication."""
+        return self.case in (_RELU, _LEAKY)
 
 
 def _sigmoid(src: Array) -> Array:
@@ -45,6 +66,8 @@ def _sigmoid(src: Array) -> Array:
 
 RELU = Activation(lambda x: np.maximum(x, 0.0), lambda dy, y: np.where(y <= 0.0, 0.0, dy), _RELU)
 SIGMOID = Activation(_sigmoid, lambda dy, y: dy * y * (1.0 - y), _SIGMOID)
+#: Of fused kernels, which get the slopes beside it.
+PRELU = RELU._replace(case=_PRELU)
 
 
 def leaky_relu(slope: float) -> Activation:
@@ -57,6 +80,19 @@ def leaky_relu(slope: float) -> Activation:
         lambda dy, y: np.where(y <= 0.0, slope * dy, dy),
         _LEAKY,
         slope,
+    )
+
+
+def elu(alpha: float) -> Activation:
+    """ELU. Its ``alpha`` must be finite and above 0, so that ``dst`` has the sign of ``src``."""
+    if not 0.0 < alpha < np.inf:
+        raise ValueError(f"alpha must be above 0 and finite (use relu for 0), got {alpha}")
+    alpha = float(alpha)
+    return Activation(
+        lambda x: np.where(x <= 0.0, alpha * np.expm1(np.minimum(x, 0.0)), x),
+        lambda dy, y: np.where(y <= 0.0, dy * (y + alpha), dy),
+        _ELU,
+        alpha,
     )
 
 
@@ -101,7 +137,12 @@ def backward(diff_dst: Array, dst: Array, activation: Activation) -> Array:
 def _value(x: np.float32, slope: np.float32, case: int) -> np.float32:
     if case == _SIGMOID:
         return sigmoid(x)
-    below = slope * x if case == _LEAKY else _ZERO
+    if case == _RELU:
+        below = _ZERO
+    elif case == _ELU:
+        below = slope * expm1(x)
+    else:
+        below = slope * x
     return below if x <= _ZERO else x
 
 
@@ -109,7 +150,12 @@ def _value(x: np.float32, slope: np.float32, case: int) -> np.float32:
 def _gradient(dy: np.float32, y: np.float32, slope: np.float32, case: int) -> np.float32:
     if case == _SIGMOID:
         return dy * y * (_ONE - y)
-    below = slope * dy if case == _LEAKY else _ZERO
+    if case == _RELU:
+        below = _ZERO
+    elif case == _ELU:
+        below = dy * (y + slope)
+    else:
+        below = slope * dy
     return below if y <= _ZERO else dy
 
 
@@ -137,3 +183,214 @@ def _make_backward(case: int) -> Callable[..., None]:
                 dx[i] = _gradient(dy[i], y[i], slope, case)
 
     return backward
+
+
+# --- PReLU: a slope for each channel, which is learned ----------------------------------------------------
+
+
+def prelu_forward(src: Array, slope: Array) -> Array:
+    """Apply PReLU to ``src`` of shape (..., C); ``slope`` is (C,), or (1,) for all channels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the arrays differ in dtype, or ``slope`` has another shape.
+    """
+    src, slopes = _with_slopes(src, slope)
+    if src.dtype == np.float64:
+        return np.where(src <= 0.0, slopes * src, src)
+    dst, rows = empty(src.shape), _repeated(slopes)
+    _prelu_forward(src.reshape(-1), rows, dst.reshape(-1))
+    return dst
+
+
+def prelu_backward(diff_dst: Array, src: Array, slope: Array) -> tuple[Array, Array]:
+    """Gradients of source and slope.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `prelu_forward`, and if ``diff_dst`` has not the shape of ``src``.
+    """
+    src, slopes = _with_slopes(src, slope)
+    diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
+    if src.dtype == np.float64:
+        diff_src = np.where(src <= 0.0, slopes * diff_dst, diff_dst)
+        sums = np.where(src <= 0.0, diff_dst * src, 0.0).reshape(-1, slopes.size).sum(axis=0)
+    else:
+        diff_src, rows = empty(src.shape), _repeated(slopes)
+        partial = np.zeros((-(-src.size // _chunk(rows.size)), rows.size))
+        _prelu_backward(diff_dst.reshape(-1), src.reshape(-1), rows, diff_src.reshape(-1), partial)
+        sums = partial.sum(axis=0).reshape(-1, slopes.size).sum(axis=0)
+    return diff_src, (sums if slope.size > 1 else sums.sum(keepdims=True)).astype(src.dtype)
+
+
+def _with_slopes(src: Array, slope: Array) -> tuple[Array, Array]:
+    """The source, and a slope for each of its channels."""
+    src = tensor("src", src)
+    channels = src.shape[-1:]
+    slope = tensor("slope", slope, dtype=src.dtype)
+    if slope.shape not in (channels, (1,)):
+        raise ValueError(f"slope must have shape {channels}, or (1,), got {slope.shape}")
+    return src, np.ascontiguousarray(np.broadcast_to(slope, channels))
+
+
+def _repeated(slopes: Array) -> Floats:
+    """The slopes of neighbouring voxels, so many that the inner loop is long."""
+    return np.tile(slopes, -(-_ROW // slopes.size))
+
+
+@kernel
+def _chunk(row: int) -> int:
+    """Items that one thread takes at a time: whole rows."""
+    return max(CHUNK // row, 1) * row
+
+
+@parallel_kernel
+def _prelu_forward(src: Floats, slopes: Floats, dst: Floats) -> None:
+    row, size = slopes.size, _chunk(slopes.size)
+    for chunk in prange((src.size + size - 1) // size):
+        for first in range(chunk * size, min((chunk + 1) * size, src.size), row):
+            x, y = src[first : first + row], dst[first : first + row]
+            for i in range(x.size):
+                y[i] = _value(x[i], slopes[i], _PRELU)
+
+
+@parallel_kernel
+def _prelu_backward(diff_dst: Floats, src: Floats, slopes: Floats, diff_src: Floats, sums: Doubles) -> None:
+    row, size = slopes.size, _chunk(slopes.size)
+    for chunk in prange((src.size + size - 1) // size):
+        total = sums[chunk]
+        for first in range(chunk * size, min((chunk + 1) * size, src.size), row):
+            at = slice(first, first + row)
+            dy, x, dx = diff_dst[at], src[at], diff_src[at]
+            for i in range(x.size):
+                dx[i] = _gradient(dy[i], x[i], slopes[i], _PRELU)
+                total[i] += dy[i] * x[i] if x[i] <= _ZERO else _ZERO
+
+
+# --- Fused with the normalisation before: blocked tensors, one pass each way --------------------------------
+
+
+def normalize_blocked(source: Source, slopes: Floats, activation: Activation, dst: Floats) -> None:
+    """Write ``act(scale * data + shift)``.
+
+    Parameters
+    ----------
+    source : Source, data of shape (MB, CB, D, H, W, 16)
+        Its own slope is not read.
+    slopes : array, shape (CB * 16,)
+        `Activation.slope` of each channel, with zeros past the last one; those of PReLU.
+    activation : Activation
+        One that leaves 0 as it is. PReLU is `PRELU`.
+    dst : array, shape (MB, CB, D, H, W, 16)
+        Filled.
+    """
+    _make_normalize(activation.case)(flat_source(source), slopes, dst.shape, dst.reshape(-1))
+
+
+def mask_blocked(
+    diff: Floats, mask: Mask, slopes: Floats, activation: Activation, slope_sums: Doubles
+) -> None:
+    """Turn ``dy`` into ``dz`` in place, and fill the mask's sums, as `kernels.deferred.masking.apply_mask`.
+
+    Parameters
+    ----------
+    diff : array, shape (MB, CB, D, H, W, 16)
+        Changed.
+    mask : Mask
+        Its own slope is not read.
+    slopes, activation
+        As of `normalize_blocked`.
+    slope_sums : float64 array, shape (partials, CB * 16)
+        Of PReLU: filled with sums of ``dy * z`` where ``z <= 0``.
+    """
+    mask = mask._replace(x=mask.x.reshape(-1))
+    _make_mask(activation.case)(diff.reshape(-1), diff.shape, mask, slopes, slope_sums)
+
+
+@functools.cache
+def _make_normalize(case: int) -> Callable[..., None]:
+    @parallel_kernel
+    def normalize(source: Source, slopes: Floats, shape: Shape, dst: Floats) -> None:
+        MB, CB, D, H, W, _ = shape
+        row, scales, shifts = H * W * LANES, source.scale.reshape(-1), source.shift.reshape(-1)
+        for plane in prange(MB * CB * D):
+            block = signed(plane) // D
+            vectors, channel = block * LANES % scales.size, block % CB * LANES
+            scale, shift = scales[vectors : vectors + LANES], shifts[vectors : vectors + LANES]
+            slope, first = slopes[channel : channel + LANES], plane * row
+            for i in range(first, first + row, LANES):
+                x, y = source.data[i : i + LANES], dst[i : i + LANES]
+                for lane in range(LANES):
+                    y[lane] = _value(scale[lane] * x[lane] + shift[lane], slope[lane], case)
+
+    return normalize
+
+
+@functools.cache
+def _make_mask(case: int) -> Callable[..., None]:
+    @parallel_kernel
+    def apply(diff: Floats, shape: Shape, mask: Mask, slopes: Floats, slope_sums: Doubles) -> None:
+        MB, CB, D, H, W, _ = shape
+        for task in prange(MB * CB * D * bands(H, W)):
+            first, count, block, partial = band_of_task(task, shape)
+            channel = block % CB * LANES
+            _clear(mask, slope_sums, partial, channel)
+            for run in range(first, first + count, RUN):
+                voxels = min(RUN, first + count - run)
+                if case == _PRELU:
+                    _sum_below(diff, run, voxels, mask, block, slope_sums, partial, channel)
+                _mask_run(diff, run, voxels, mask, block, slopes, channel, case)
+                _sum_run(diff, run, voxels, mask, block, partial, channel)
+
+    return apply
+
+
+@kernel
+def _clear(mask: Mask, slope_sums: Doubles, partial: int, channel: int) -> None:
+    """Set partial sums of a channel block to zero."""
+    for lane in range(channel, channel + LANES):
+        mask.sums[0, partial, lane] = mask.sums[1, partial, lane] = slope_sums[partial, lane] = 0.0
+
+
+@kernel
+def _mask_run(
+    diff: Floats, run: int, voxels: int, mask: Mask, block: int, slopes: Floats, channel: int, case: int
+) -> None:
+    """Turn ``dy`` into ``dz`` in a run; LLVM vectorises the loop over lanes."""
+    vectors = slice(block * LANES, (block + 1) * LANES)
+    scale, shift = mask.scale.reshape(-1)[vectors], mask.shift.reshape(-1)[vectors]
+    slope = slopes[channel : channel + LANES]
+    for i in range(run * LANES, (run + voxels) * LANES, LANES):
+        x, dy = mask.x[i : i + LANES], diff[i : i + LANES]
+        for lane in range(LANES):
+            z = scale[lane] * x[lane] + shift[lane]
+            y = z if case == _PRELU else _value(z, slope[lane], case)
+            dy[lane] = _gradient(dy[lane], y, slope[lane], case)
+
+
+@kernel
+def _sum_run(diff: Floats, run: int, voxels: int, mask: Mask, block: int, partial: int, channel: int) -> None:
+    """Add ``dz`` and ``dz * (x - mean)`` of a run, which is in cache, to the mask's sums."""
+    mean, total = load(mask.mean, block * LANES), broadcast(_ZERO)
+    product = total
+    for i in range(run * LANES, (run + voxels) * LANES, LANES):
+        dz = load(diff, i)
+        total, product = total + dz, fma(dz, load(mask.x, i) - mean, product)
+    to = partial * mask.sums.shape[2] + channel
+    add_to_doubles(mask.sums, to, total)
+    add_to_doubles(mask.sums, mask.sums.size // 2 + to, product)
+
+
+@kernel
+def _sum_below(
+    diff: Floats, run: int, voxels: int, mask: Mask, block: int, sums: Doubles, partial: int, channel: int
+) -> None:
+    """Add ``dy * z`` where ``z <= 0`` to the sums of PReLU's slopes."""
+    scale, shift = load(mask.scale, block * LANES), load(mask.shift, block * LANES)
+    zero = total = broadcast(_ZERO)
+    for i in range(run * LANES, (run + voxels) * LANES, LANES):
+        z = fma(scale, load(mask.x, i), shift)
+        total = fma(load(diff, i), z - where_positive(z, z, zero), total)
+    add_to_doubles(sums, partial * sums.shape[1] + channel, total)

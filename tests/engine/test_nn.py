@@ -286,6 +286,9 @@ class TestLayers:
             (nn.InstanceNorm(4), (1, 4, 6, 6, 4)),
             (nn.ReLU(), (1, 4, 6, 6, 4)),
             (nn.LeakyReLU(0.5), (1, 4, 6, 6, 4)),
+            (nn.ELU(0.5), (1, 4, 6, 6, 4)),
+            (nn.PReLU(), (1, 4, 6, 6, 4)),
+            (nn.PReLU(4), (1, 4, 6, 6, 4)),
         ],
         ids=lambda value: type(value).__name__,
     )
@@ -313,6 +316,8 @@ class TestLayers:
             (lambda: nn.LeakyReLU(np.inf), "slope must be above 0 and finite"),
             (lambda: nn.Dropout(1.5), "rate must be at least 0 and below 1, not 1.5"),
             (lambda: nn.LeakyReLU(-1), "slope must be above 0"),
+            (lambda: nn.ELU(-1), "alpha must be above 0"),
+            (lambda: nn.PReLU(0), "channels must be 1 or more, not 0"),
         ],
     )
     def test_a_wrong_setting_is_refused_at_once(self, make, message):
@@ -325,6 +330,15 @@ class TestLayers:
         assert list(layer.state_dict()) == ["weights"]
         src = np.random.default_rng(0).standard_normal((1, 4, 6, 6, 2)).astype(np.float32)
         np.testing.assert_array_equal(layer(src).data, with_bias(src).data)  # whose bias is zero
+
+    def test_prelu_starts_and_learns_as_pytorchs(self):
+        for channels in (1, 3):
+            layer = nn.PReLU(channels)
+            np.testing.assert_array_equal(layer.slope.data, np.full(channels, 0.25))
+            dst = layer(np.array([[-4.0, 8.0, -2.0], [-1.0, -1.0, 0.0]], np.float32))
+            np.testing.assert_array_equal(dst.data, [[-1, 8, -0.5], [-0.25, -0.25, 0]])
+            dst.sum().backward()
+            np.testing.assert_array_equal(layer.slope.grad, [-8] if channels == 1 else [-5, -1, -2])
 
     def test_leaky_relu_has_its_slope(self):
         dst = nn.LeakyReLU(0.5)(np.array([[[[[-2.0, 4.0]]]]]))

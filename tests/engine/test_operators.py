@@ -112,6 +112,9 @@ def test_activations(shape, seed):
     away_from_zero = distinct(shape, np.random.default_rng(seed))
     check_gradients(functional.relu, away_from_zero, seed=seed)
     check_gradients(lambda src: functional.leaky_relu(src, 0.2), away_from_zero, seed=seed)
+    check_gradients(lambda src: functional.elu(src, 0.5), away_from_zero, seed=seed)
+    for slopes in (1, shape[-1]):  # some of them negative
+        check_gradients(functional.prelu, away_from_zero, normal(seed, slopes), seed=seed)
     check_gradients(functional.sigmoid, normal(seed, *shape), seed=seed)
     check_gradients(functional.softmax, normal(seed, *shape), seed=seed)
 
@@ -188,6 +191,9 @@ CALLS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "upsample3d": (functional.upsample3d, [(2, 2, 3, 1, 5)]),
     "relu": (functional.relu, [(2, 5, 6, 7, 3)]),
     "leaky_relu": (functional.leaky_relu, [(2, 5, 6, 7, 3)]),
+    "elu": (functional.elu, [(2, 5, 6, 7, 3)]),
+    "prelu": (functional.prelu, [(2, 5, 6, 7, 3), (3,)]),
+    "prelu of one slope": (functional.prelu, [(2, 5, 6, 7, 3), (1,)]),
     "sigmoid": (functional.sigmoid, [(2, 5, 6, 7, 1)]),
     "softmax": (functional.softmax, [(2, 5, 6, 7, 4)]),
     "concatenate": (functional.concatenate, [(2, 3, 4, 5, 6), (2, 3, 4, 5, 1)]),

@@ -65,6 +65,12 @@ class TestSize:
         assert {block.spatial_dropout.rate for block in model.encoder if block.spatial_dropout} == {0.2}
         assert UNet(**model.config).config["spatial_dropout"] == 0.2
 
+    def test_activations(self):
+        for name, slopes in (("relu", 0), ("leaky_relu", 0), ("elu", 0), ("prelu", 2 * (2 + 4 + 8 + 4 + 2))):
+            model = UNet(filters=2, depth=3, activation=name)
+            assert count(UNet(**model.config)) == count(UNet(filters=2, depth=3)) + slopes
+            assert model.config.get("activation", "relu") == name
+
     def test_upsampling_has_no_weights(self):
         model = UNet(filters=2, depth=3, use_upsampling=True)
         assert not any(name.startswith("up.") for name, _ in model.named_parameters())
@@ -79,12 +85,14 @@ class TestSize:
     use_upsampling=st.sampled_from([False, True, "trilinear"]),
     dropout=st.sampled_from([{}, {"dropout": 0.2}, {"dropout": 0.1, "spatial_dropout": 0.3}]),
     training=st.booleans(),
+    activation=st.sampled_from(["relu", "elu", "prelu"]),
     norm=st.sampled_from(["batch", "instance", "group", None]),
     data=st.data(),
 )
-def test_gradients(dim, depth, classes, use_upsampling, dropout, training, norm, data):
+def test_gradients(dim, depth, classes, use_upsampling, dropout, training, activation, norm, data):
     """Of the input and of every parameter, two images a batch, sides odd or even."""
     config = {"dim": dim, "in_channels": 2, "classes": classes, "filters": 2, "depth": depth, "norm": norm}
+    config["activation"] = activation
     if depth == 1:
         dropout = {name: rate for name, rate in dropout.items() if name == "dropout"}
     shortest = 2 ** (depth - 1)
@@ -171,6 +179,7 @@ class TestShapes:
             ({"depth": 2.5}, "depth must be an integer above 0, not 2.5"),
             ({"use_upsampling": "no"}, """use_upsampling must be True, False or "trilinear", not 'no'"""),
             ({"norm": "layer"}, "norm must be one of 'batch', 'instance', 'group', None, not"),
+            ({"activation": "tanh"}, "activation must be one of relu, leaky_relu, elu, prelu, not 'tanh'"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
             ({"spatial_dropout": -0.1}, "spatial_dropout must be at least 0 and below 1, not -0.1"),
             ({"spatial_dropout": 0.1, "depth": 1}, "spatial_dropout needs a depth of 2 or more"),

@@ -32,6 +32,8 @@ ARGUMENTS = {
     functional.GroupNorm: (VOLUME, *CHANNELS[:2], Sharing(True, 3), 1e-3),
     functional.Relu: (VOLUME,),
     functional.LeakyRelu: (VOLUME, 0.1),
+    functional.Elu: (VOLUME, 0.5),
+    functional.PRelu: (VOLUME, CHANNELS[0]),
     functional.Sigmoid: (VOLUME,),
     functional.Softmax: (VOLUME,),
     functional.Concatenation: (VOLUME, VOLUME[..., :2].copy()),

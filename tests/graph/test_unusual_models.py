@@ -23,7 +23,7 @@ from kernels.conv3d import operator as conv3d
 from tinyunet import SGD, Adam, Function, Module, Parameter, Tensor, UNet, losses, no_grad
 from tinyunet import functional as F
 from tinyunet.compiler.passes import choose_algorithm
-from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, ReLU
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, PReLU, ReLU
 
 
 def shifted_norm() -> BatchNorm:
@@ -69,6 +69,13 @@ def forked(net: Any, x: Tensor) -> Tensor:
 def read_twice(net: Any, x: Tensor) -> Tensor:
     y = net.second(x)
     return net.third(F.concatenate(net.up(F.max_pool3d(F.relu(y))), y))
+
+
+def prelu(channels: int) -> PReLU:
+    layer = PReLU(channels)
+    layer.slope.data[:] = np.linspace(-0.5, 1.5, channels)
+    layer.slope.data[channels // 2 : channels - 1] = 0
+    return layer
 
 
 def three(net: Any, x: Tensor) -> Tensor:
@@ -158,6 +165,44 @@ UNUSUAL: dict[str, Callable[[], Net]] = {
         up=ConvTranspose3d(16, 5, bias=False),
         third=Conv3d(21, 16, bias=False),
         head=Conv3d(16, 4, 1, bias=False),
+    ),
+    "PReLUs of all slopes": lambda: Net(
+        lambda net, x: net.b(net.third(net.a(net.norm(net.second(x))))),
+        **{
+            "second": conv(16, 20),
+            "norm": BatchNorm(20),
+            "a": prelu(20),
+            "third": conv(20, 16),
+            "b": prelu(16),
+        },
+    ),
+    "a PReLU of all channels, twice": lambda: (
+        lambda layer: Net(
+            lambda net, x: net.b(net.second(net.a(net.norm(x)))),
+            a=layer,
+            b=layer,
+            norm=BatchNorm(16),
+            second=conv(16, 16),
+        )
+    )(prelu(1)),
+    "an ELU and a PReLU of what is read before, too": lambda: Net(
+        lambda net, x: (lambda y: F.elu(y) + net.a(y) + y)(net.norm(net.second(x))),
+        **{"second": conv(16, 16), "norm": BatchNorm(16), "a": prelu(16)},
+    ),
+    "an ELU, a PReLU and a pooling behind a pooling": lambda: Net(
+        lambda net, x: F.upsample3d(net.a(F.elu(F.max_pool3d(x), 0.3))), a=prelu(16)
+    ),
+    "a PReLU whose slopes are fixed": lambda: Net(
+        lambda net, x: F.prelu(net.norm(net.second(x)), Tensor(numbers(16))),
+        **{"second": conv(16, 16), "norm": BatchNorm(16)},
+    ),
+    "a PReLU whose slopes are computed": lambda: Net(
+        lambda net, x: F.prelu(net.norm(net.second(x)), net.slope * net.slope - 0.5),
+        **{"second": conv(16, 16), "norm": BatchNorm(16), "slope": learned(16)},
+    ),
+    "a PReLU alone is learned": lambda: Net(
+        lambda net, x: x + net.a(F.conv3d(Tensor(numbers(*SHAPE, 4)), Tensor(numbers(16, 4, 3, 3, 3)))),
+        a=prelu(16),
     ),
     "a layer twice": lambda: (lambda layer: Net(lambda net, x: net.b(F.relu(net.a(x))), a=layer, b=layer))(
         conv(16, 16)

@@ -25,16 +25,16 @@ from kernels.conv3d import winograd_bricks
 from tinyunet import Adam, Function, Module, Parameter, UNet, losses, no_grad
 from tinyunet import functional as F
 from tinyunet.compiler.passes import choose_algorithm
-from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, Sequential
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, PReLU, Sequential
 
 # Kernel and stride of convolutions. Those of the product are drawn most often.
 CONVOLUTIONS = [((3, 3, 3), 1), ((3, 3, 3), 1), ((3, 3, 3), 1), ((1, 1, 1), 1), ((5, 5, 5), 1)]
 CONVOLUTIONS += [((1, 3, 3), 1), ((5, 1, 3), 1), ((2, 3, 4), 1), ((3, 3, 3), 2), ((1, 2, 3), (1, 2, 1))]
 TRANSPOSED = [((2, 2, 2), 2), ((2, 2, 2), 2), ((1, 2, 2), (1, 2, 2)), ((3, 3, 3), 2), ((2, 3, 1), 1)]
 WIDTHS = st.one_of(st.integers(1, 4), st.sampled_from([16, 32, 48]), st.integers(1, 70))
-LAYERED = ("conv", "conv", "up", "norm", "scaled", "unet")  # layers with parameters
+LAYERED = ("conv", "conv", "up", "norm", "scaled", "unet", "prelu")  # layers with parameters
 KINDS = (*LAYERED, "relu", "leaky", "pool", "upsample", "join", "join", "add", "times", "softmax")
-KINDS += ("sigmoid", "own", "arithmetic", "slice", "mean", "reshape", "earlier", "relu", "norm")
+KINDS += ("elu", "sigmoid", "own", "arithmetic", "slice", "mean", "reshape", "earlier", "relu", "norm")
 LOSSES = (losses.soft_dice, losses.dice_cross_entropy, losses.cross_entropy, losses.log_dice)
 MOST_VOXELS = 1500
 # What float32 may lose here, and the "fast" convolutions, of the largest element. A net that multiplies
@@ -99,6 +99,9 @@ class Wild(Module):
             part = BatchNorm(C)
             part.scale.data[:] = generator.uniform(0.5, 1.5, C)
             part.shift.data[:] = generator.uniform(-0.5, 0.5, C)
+        elif kind == "prelu":
+            part = PReLU(C if other % 2 else 1)
+            part.slope.data[:] = generator.uniform(-0.5, 1, part.slope.data.shape)
         elif kind == "scaled":
             part = Scaled(C)
         elif kind == "unet":
@@ -143,6 +146,8 @@ def apply(part, kind, width, other, values):
             return F.relu(src)
         case "leaky":
             return F.leaky_relu(src, 0.1)
+        case "elu":
+            return F.elu(src, 0.5)
         case "pool":
             return F.max_pool3d(src, ((2, 2, 2), (1, 2, 2), (1, 2, 3))[other % 3])
         case "upsample":

@@ -1,4 +1,4 @@
-"""ReLU, leaky ReLU and sigmoid: float32 loops against the NumPy expressions, gradients, NaN, errors."""
+"""Activations: float32 loops against the NumPy expressions, gradients, NaN, errors."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from kernels.ops import activation
 # One item, less than a vector, and around the end of a chunk.
 SHAPES = [(1,), (1, 1, 1, 1, 1), (2, 3, 5, 7, 3), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (3, CHUNK)]
 THREADS = st.sampled_from([1, machine.cores()])
-SLOPE = 0.25
+SLOPE, ALPHA = 0.25, 0.5
 
 
 def relu_forward(src):
@@ -40,8 +40,17 @@ def leaky_backward(diff_dst, dst):
     return activation.backward(diff_dst, dst, activation.leaky_relu(SLOPE))
 
 
+def elu_forward(src):
+    return activation.forward(src, activation.elu(ALPHA))
+
+
+def elu_backward(diff_dst, dst):
+    return activation.backward(diff_dst, dst, activation.elu(ALPHA))
+
+
 PIECEWISE = {"relu": (relu_forward, relu_backward), "leaky": (leaky_forward, leaky_backward)}
-ALL = PIECEWISE | {"sigmoid": (sigmoid_forward, sigmoid_backward)}
+SMOOTH = {"sigmoid": (sigmoid_forward, sigmoid_backward), "elu": (elu_forward, elu_backward)}
+ALL = PIECEWISE | SMOOTH
 
 
 @pytest.mark.parametrize(("forward", "backward"), PIECEWISE.values(), ids=PIECEWISE.keys())
@@ -59,19 +68,52 @@ def test_piecewise_linear_equals_reference_exactly(forward, backward, shape, see
     assert_exact(diff_src, backward(diff_dst.astype(np.float64), exact))
 
 
+@pytest.mark.parametrize(("forward", "backward"), SMOOTH.values(), ids=SMOOTH.keys())
 @given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 99), threads=THREADS)
-def test_sigmoid_is_close_to_reference(shape, seed, threads):
-    """The exponential, a sum and a quotient: each rounds by 6e-8, and the result is below 1."""
+def test_smooth_ones_are_close_to_reference(forward, backward, shape, seed, threads):
+    """The exponential, a sum and a quotient or product: each rounds by 6e-8."""
     machine.set_threads(threads)
     generator = np.random.default_rng(seed)
     src, diff_dst = 5 * normal(generator, *shape), normal(generator, *shape)
     with unchanged(src, diff_dst):
-        dst = sigmoid_forward(src)
-        diff_src = sigmoid_backward(diff_dst, dst)
+        dst = forward(src)
+        diff_src = backward(diff_dst, dst)
     assert dst.dtype == diff_src.dtype == np.float32
-    exact = sigmoid_forward(src.astype(np.float64))
+    exact = forward(src.astype(np.float64))
     assert np.abs(dst / exact - 1).max() < 3e-7
-    assert_close(diff_src, sigmoid_backward(diff_dst * 1.0, dst * 1.0), 3e-7)
+    assert_close(diff_src, backward(diff_dst.astype(np.float64), dst.astype(np.float64)), 3e-7)
+
+
+def test_elu_of_small_numbers_keeps_all_digits():
+    """``exp(x) - 1`` would lose them: of 1e-8 nothing would be left."""
+    src = -np.logspace(-37, 2, 200).astype(np.float32)
+    assert np.abs(elu_forward(src) / (ALPHA * np.expm1(src.astype(np.float64))) - 1).max() < 3e-7
+
+
+# Voxels, channels, and slopes: one each, some of them 0 or negative; or one for all.
+PRELUS = st.tuples(st.sampled_from([1, 2, 97, 5000]), st.sampled_from([1, 3, 16, 17, 300]), st.booleans())
+
+
+@given(PRELUS, st.integers(0, 99), THREADS)
+def test_prelu_equals_reference(case, seed, threads):
+    """Whole numbers: float32 is exact, also the sums of the slopes' gradients."""
+    machine.set_threads(threads)
+    voxels, channels, one = case
+    generator = np.random.default_rng(seed)
+    src, diff_dst = integers(generator, voxels, channels), integers(generator, voxels, channels)
+    slope = integers(generator, 1 if one else channels)
+    with unchanged(src, diff_dst, slope):
+        dst = activation.prelu_forward(src, slope)
+        found = activation.prelu_backward(diff_dst, src, slope)
+    assert_exact(dst, np.where(src > 0, src, slope * src))
+    below = np.where(src > 0, 0, diff_dst * src)
+    assert_exact(found[0], np.where(src > 0, diff_dst, slope * diff_dst))
+    assert_exact(found[1], below.sum(keepdims=True)[0] if one else below.sum(axis=0))
+    exact = [array.astype(np.float64) for array in (diff_dst, src, slope)]
+    assert_exact(dst, activation.prelu_forward(*exact[1:]))
+    for single, double in zip(found, activation.prelu_backward(*exact), strict=True):
+        assert (single.dtype, double.dtype) == (np.float32, np.float64)
+        assert_exact(single, double)
 
 
 def test_definitions():
@@ -147,6 +189,15 @@ def test_errors():
         activation.leaky_relu(float("nan"))
     with pytest.raises(ValueError, match="slope must be above 0 and finite"):
         activation.leaky_relu(float("inf"))
+    for alpha in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="alpha must be above 0 and finite"):
+            activation.elu(alpha)
+    with pytest.raises(ValueError, match=r"slope must have shape \(3,\), or \(1,\), got \(2,\)"):
+        activation.prelu_forward(src, np.ones(2, np.float32))
+    with pytest.raises(TypeError, match="slope must be float32, got float64"):
+        activation.prelu_backward(src, src, np.ones(3))
+    with pytest.raises(ValueError, match=r"diff_dst must have shape \(2, 3\), got \(3, 2\)"):
+        activation.prelu_backward(np.zeros((3, 2), np.float32), src, np.ones(3, np.float32))
     with pytest.raises(ValueError, match="src must not be empty"):
         relu_forward(np.zeros((0, 3), np.float32))
 

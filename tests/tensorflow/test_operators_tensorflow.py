@@ -299,6 +299,7 @@ ACTIVATIONS = {
     "relu": (tf.nn.relu, *ours(activation.RELU)),
     # TensorFlow keeps the slope in float32, also for float64.
     "leaky_relu": (lambda src: tf.nn.leaky_relu(src, 0.125), *ours(activation.leaky_relu(0.125))),
+    "elu": (tf.nn.elu, *ours(activation.elu(1.0))),
     "sigmoid": (tf.math.sigmoid, *ours(activation.SIGMOID)),
     "softmax": (tf.nn.softmax, softmax.forward, softmax.backward),
 }
@@ -316,6 +317,25 @@ def test_activation(theirs, forward, backward, volume, C, dtype, seed):
         dtype,
         POINTWISE,
     )
+
+
+@given(volume=VOLUMES, C=CHANNELS, dtype=DTYPES, seed=SEEDS)
+def test_prelu(volume, C, dtype, seed):
+    """Keras' layer, with slopes that it shares over all voxels; some are negative."""
+    generator = np.random.default_rng(seed)
+    src, slope = normal(generator, *volume, C, dtype=dtype), normal(generator, C, dtype=dtype)
+    layer = keras.layers.PReLU(shared_axes=[1, 2, 3], dtype=np.dtype(dtype).name)
+    layer.build(src.shape)
+
+    def function(src, slope):
+        with keras.StatelessScope([(layer.alpha, slope[None, None, None])]):
+            return layer(src)
+
+    expected, diff_dst, gradients = in_tensorflow(function, (src, slope), seed)
+    dst = activation.prelu_forward(src, slope)
+    compare({"dst": dst}, {"dst": expected}, dtype, POINTWISE)
+    names, found = ("diff_src", "diff_slope"), activation.prelu_backward(diff_dst, src, slope)
+    compare(*(dict(zip(names, a, strict=True)) for a in (found, gradients)), dtype, SUMS)
 
 
 @given(volume=VOLUMES, channels=st.lists(CHANNELS, min_size=2, max_size=4), dtype=DTYPES, seed=SEEDS)

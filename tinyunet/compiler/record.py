@@ -24,6 +24,7 @@ from kernels.base.layout import blocks
 from kernels.base.simd import LANES
 from kernels.deferred import masking
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient, plain
+from kernels.ops.activation import Activation
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import Graph, Node, Value
 
@@ -125,8 +126,9 @@ class Operator:
     # Returns the graph with a node (and its gradient) in pieces, which passes can move. Takes the graph, the
     # node, and the activation after it, or None, with its slope.
     split: Callable[[Graph, Node, Node | None, float], Graph] | None = None
-    # Of an activation: its slope below 0. Such an activation can be deferred and masked.
-    slope: Callable[[Node], float] | None = None
+    # Of an activation: what kernels know of it. Readers apply one that is deferred; another one is written,
+    # in one pass with the normalisation before it.
+    activation: Callable[[Node], Activation] | None = None
     # Whether a node subtracts the mean of each channel, and with it whatever bias was added before.
     centres: Callable[[Node], bool] = lambda node: False
 

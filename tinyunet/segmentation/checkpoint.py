@@ -30,7 +30,7 @@ from tinyunet.common.schema import each, number, record, text, whole
 from tinyunet.data.labels import check_label_values
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
-from tinyunet.unet import NORMS, UNet
+from tinyunet.unet import ACTIVATIONS, NORMS, UNet
 
 FORMAT = "tinyunet checkpoint 2"
 _GROUPS = ("model/", "optimizer/", "training/")
@@ -49,7 +49,8 @@ _CONFIG = record(
     {"dim": schema.one_of(2, 3), "depth": whole(1, 64), "seed": whole(0, 2**128)}
     | dict.fromkeys(("in_channels", "classes", "filters"), whole(1))
     | {"use_upsampling": schema.one_of(False, True, "trilinear"), "dropout": number(0, 1)},
-    {"momentum": number(0, 1), "norm": schema.one_of(*NORMS), "spatial_dropout": number(0, 1)},
+    {"momentum": number(0, 1), "norm": schema.one_of(*NORMS)}
+    | {"spatial_dropout": number(0, 1), "activation": schema.one_of(*ACTIVATIONS)},
 )
 # State of a NumPy generator, PCG64.
 _GENERATOR = record(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kernels.ops.activation import Activation
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import PLAIN, Graph, Node
 from tinyunet.compiler.operators import convolutions, head, normalization, weightless
@@ -23,10 +24,20 @@ def is_convolution(node: Node) -> bool:
     return node.op in ("convolution", "transposed_convolution")
 
 
-def slope_of(node: Node | None) -> float | None:
-    """Return the slope below 0 of an activation that can be deferred; None for every other node."""
-    operator = BY_NAME.get(node.op) if node else None
-    return operator.slope(node) if node and operator and operator.slope else None
+def activation_of(node: Node, graph: Graph, readers: list[Node]) -> Activation | None:
+    """Return an activation that can be joined with what makes its source; None for every other node.
+
+    Beside the activation and its gradient there may be no ``readers`` of that source.
+    """
+    operator = BY_NAME.get(node.op)
+    if not operator or not operator.activation:
+        return None
+    undo = graph.backward_of(node)
+    if any(reader not in (node, undo) for reader in readers):
+        return None
+    if (undo and "diff_src" not in undo.outputs) or graph.producer(node.inputs.get("slope", "")):
+        return None  # only slopes are learned, or they are computed and may come too late
+    return operator.activation(node)
 
 
 def needs_fused_kernel(node: Node) -> bool:
@@ -56,12 +67,17 @@ def split(graph: Graph) -> Graph:
         operator = BY_NAME.get(node.op)
         if operator and operator.split and normalization.is_volume(graph, node):
             readers, dst = graph.consumers(node.outputs["dst"]), node.outputs["dst"]
-            alone = len(readers) == 1 and dst not in graph.outputs
-            slope = slope_of(readers[0]) if alone else None
-            graph = operator.split(graph, node, *((readers[0], slope) if slope is not None else (None, 1.0)))
+            after = readers[0] if readers and dst not in graph.outputs else None
+            activation = activation_of(after, graph, readers) if after else None
+            if after and activation:
+                done = operator.split(graph, node, after, activation.slope)
+                graph = weightless.join_activation(done, node.name, activation, after, graph)
+            else:
+                graph = operator.split(graph, node, None, 1.0)
     for node in graph.nodes:
-        slope = slope_of(node)
-        made = graph.producer(node.inputs["src"]) if slope is not None else None
-        if slope is not None and made and is_convolution(made) and normalization.is_volume(graph, node):
-            graph = normalization.split_activation(graph, node, slope)
+        activation = activation_of(node, graph, [])
+        made = graph.producer(node.inputs["src"]) if activation else None
+        if activation and made and is_convolution(made) and normalization.is_volume(graph, node):
+            done = normalization.split_activation(graph, node, activation.slope)
+            graph = weightless.join_activation(done, node.name, activation, node, graph)
     return graph

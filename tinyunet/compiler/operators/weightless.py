@@ -6,16 +6,31 @@ Also the arithmetic of tensors, and losses. An operator without kernels here run
 import math
 import numbers
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from kernels import ops
-from kernels.base.arguments import NDHWC, tensor
+from kernels.base.arguments import NDHWC, Floats, tensor
+from kernels.deferred import masking
+from kernels.deferred.tensors import NO_MASK
+from kernels.ops.activation import Activation
 from tinyunet import autograd, functional, losses
 from tinyunet.compiler.ir import BLOCKED, Graph, Node
-from tinyunet.compiler.record import Arguments, Binder, Call, Kernel, Operator, Shape, Shapes, same, volume
+from tinyunet.compiler.record import (
+    Arguments,
+    Binder,
+    Call,
+    Kernel,
+    Operator,
+    Shape,
+    Shapes,
+    lanes,
+    same,
+    volume,
+)
 
 
 def checked_volume(a: Arguments) -> Shape:
@@ -66,6 +81,114 @@ _POOLING = Operator(
         "max_pooling": Kernel(_pool, _pooling_sizes, reads=("src",)),
         "max_pooling_backward": Kernel(_pool_backward, _pooling_sizes, masks=("diff_src",), adds=True),
     },
+)
+
+# ---- activations -----------------------------------------------------------------------------
+
+
+def join_activation(graph: Graph, before: str, activation: Activation, node: Node, old: Graph) -> Graph:
+    """Return the graph with an activation that is not deferred written by the pieces of the node before it.
+
+    Those are a ``normalize`` and a ``mask``: in ``old`` they were the activation, ``node``, and its gradient.
+    """
+    if activation.is_deferred:
+        return graph
+    undo, pieces = old.backward_of(node), {n.name: n for n in graph.nodes}
+    learned = {role: name for role, name in node.inputs.items() if role == "slope"}
+    diff = {role: name for role, name in undo.outputs.items() if role == "diff_slope"} if undo else {}
+    changes = {}
+    for name, outputs in ((f"{before}:normalize", {}), (f"d {before}.mask", diff)):
+        if name in pieces:
+            joined = pieces[name].with_inputs(learned).with_outputs(outputs)
+            joined = joined.with_attributes({"activation": activation})
+            changes[name] = [replace(joined, op=f"{joined.op}_activation")]
+    return graph.rewrite(changes, [old.values[name] for name in (*learned.values(), *diff.values())])
+
+
+def _activation_sizes(b: Binder) -> Shapes:
+    *size, C = b.value("dst" if b.has("dst") else "diff_src").shape
+    slope = b.value("slope").shape if b.has("slope") else (1,)
+    whole = dict.fromkeys(("src", "dst", "gradient", "diff_src"), volume(tuple(size), C))
+    return whole | dict.fromkeys(("slope", "diff_slope"), slope)
+
+
+def _slopes(b: Binder, channels: int) -> tuple[Floats, Call]:
+    """The slopes as fused kernels take them, and what copies those that are learned."""
+    slopes = np.zeros(lanes(channels), np.float32)
+    slopes[:channels] = b.node.attributes["activation"].slope
+
+    def copy() -> None:
+        if b.has("slope"):
+            slopes[:channels] = b.array("slope")
+
+    return slopes, copy
+
+
+def _normalize_activation(b: Binder) -> Call:
+    source, dst, kind = b.source(), b.array("dst"), b.node.attributes["activation"]
+    slopes, copy = _slopes(b, b.value("dst").shape[-1])
+
+    def run() -> None:
+        copy()
+        ops.activation.normalize_blocked(source, slopes, kind, dst)
+
+    return run
+
+
+def _mask_activation(b: Binder) -> Call:
+    diff, mask, kind = b.array("diff_src"), b.mask() or NO_MASK, b.node.attributes["activation"]
+    channels = b.value("diff_src").shape[-1]
+    slopes, copy = _slopes(b, channels)
+    sums = np.empty((masking.partials(diff.shape), slopes.size))
+
+    def run() -> None:
+        copy()
+        ops.activation.mask_blocked(diff, mask, slopes, kind, sums)
+        if b.has("diff_slope"):
+            total, target = sums.sum(axis=0)[:channels], b.array("diff_slope")
+            target[:] = total if target.size == channels else total.sum()
+
+    return run
+
+
+def _with_slopes(a: Arguments) -> Shape:
+    if a["slope"].shape not in ((1,), a["src"].shape[-1:]):
+        raise ValueError(
+            f"prelu: slope must have shape {a['src'].shape[-1:]} or (1,), got {a['slope'].shape}"
+        )
+    return same(a)
+
+
+_ACTIVATIONS = (
+    Operator("relu", functional.Relu, same, ("dst",), activation=lambda node: ops.activation.RELU),
+    Operator(
+        "leaky_relu",
+        functional.LeakyRelu,
+        same,
+        ("dst",),
+        activation=lambda node: ops.activation.leaky_relu(node.attributes["slope"]),
+    ),
+    Operator(
+        "elu",
+        functional.Elu,
+        same,
+        ("dst",),
+        work=(20, 1),
+        activation=lambda node: ops.activation.elu(node.attributes["alpha"]),
+    ),
+    Operator(
+        "prelu",
+        functional.PRelu,
+        _with_slopes,
+        ("src", "slope"),
+        activation=lambda node: ops.activation.PRELU,
+        kernels={
+            "normalize_activation": Kernel(_normalize_activation, _activation_sizes, has_eager=False),
+            "mask_activation": Kernel(_mask_activation, _activation_sizes, has_eager=False),
+        },
+    ),
+    Operator("sigmoid", functional.Sigmoid, same, ("dst",), work=(20, 1)),
+    Operator("softmax", functional.Softmax, same, ("dst",), work=(20, 1)),
 )
 
 # ---- sums of gradients, reorders: passes make them -------------------------------------------
@@ -191,13 +314,7 @@ OPERATORS = (
         ("kept",),
         {"kept": lambda _, shape: (functional.SpatialDropout.drawn(shape), np.bool_)},
     ),
-    # Activations that passes can defer: what is above 0, and a slope times what is below.
-    Operator("relu", functional.Relu, same, ("dst",), slope=lambda node: 0.0),
-    Operator(
-        "leaky_relu", functional.LeakyRelu, same, ("dst",), slope=lambda node: float(node.attributes["slope"])
-    ),
-    Operator("sigmoid", functional.Sigmoid, same, ("dst",), work=(20, 1)),
-    Operator("softmax", functional.Softmax, same, ("dst",), work=(20, 1)),
+    *_ACTIVATIONS,
     # Losses.
     Operator("dice_sums", losses.DiceSums, _dice_sums, _LOGITS, dtype=_double, work=(30, 30)),
     Operator("cross_entropy", losses.CrossEntropy, lambda _: (), _LOGITS, dtype=_double, work=(30, 30)),
