@@ -10,6 +10,7 @@ channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``.
 import math
 import operator
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,17 +64,16 @@ class Block(Module):
         out_channels: int,
         kernel: Triple,
         generator: Generator,
-        dropout: Dropout | None = None,
-        momentum: float = BATCH_NORM_MOMENTUM,
-        norm: str | None = "batch",
+        norm: Callable[[int], Module | None],
+        activation: Callable[[int], Module],
         spatial_dropout: Dropout3d | None = None,
-        activation: str = "relu",
+        dropout: Dropout | None = None,
     ) -> None:
         self.conv0 = Conv3d(in_channels, out_channels, kernel, generator=generator)
-        self.norm0 = NORMS[norm](out_channels, momentum)
+        self.norm0 = norm(out_channels)
         self.conv1 = Conv3d(out_channels, out_channels, kernel, generator=generator)
-        self.norm1 = NORMS[norm](out_channels, momentum)
-        self.activation0, self.activation1 = (ACTIVATIONS[activation](out_channels) for _ in range(2))
+        self.norm1 = norm(out_channels)
+        self.activation0, self.activation1 = activation(out_channels), activation(out_channels)
         self.spatial_dropout, self.dropout = spatial_dropout, dropout
 
     def forward(self, src: Tensor) -> Tensor:
@@ -147,65 +147,31 @@ class UNet(Module):
         spatial_dropout: float = 0.0,
         activation: str = "relu",
     ) -> None:
-        if dim not in (2, 3):
-            raise ValueError(f"UNet: dim must be 2 or 3, not {dim!r}")
-        if not isinstance(use_upsampling, bool | np.bool_) and use_upsampling != "trilinear":
-            raise ValueError(
-                f'UNet: use_upsampling must be True, False or "trilinear", not {use_upsampling!r}'
-            )
-        if norm not in NORMS:
-            raise ValueError(f"UNet: norm must be one of {', '.join(map(repr, NORMS))}, not {norm!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"UNet: activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
-        fraction("UNet: dropout", dropout)
-        # Python's own kinds of numbers: NumPy's are not written to JSON.
-        self.config: dict[str, Any] = {
-            "dim": int(dim),
-            "in_channels": (in_channels := _whole("in_channels", in_channels)),
-            "classes": (classes := _whole("classes", classes)),
-            "filters": (filters := _whole("filters", filters)),
-            "depth": (depth := _whole("depth", depth)),
-            "use_upsampling": "trilinear" if use_upsampling == "trilinear" else bool(use_upsampling),
-            "dropout": (dropout := float(dropout)),
-            "seed": (seed := operator.index(seed)),
-        }
-        if share("UNet: momentum", momentum) != BATCH_NORM_MOMENTUM:
-            self.config["momentum"] = float(momentum)  # not always: older files have none
-        if norm != "batch":
-            self.config["norm"] = norm
-        if fraction("UNet: spatial_dropout", spatial_dropout):
-            self.config["spatial_dropout"] = float(spatial_dropout)
-            if depth == 1:
-                raise ValueError(
-                    "UNet: spatial_dropout needs a depth of 2 or more: the lowest level has none"
-                )
-        if activation != "relu":
-            self.config["activation"] = activation
+        given = {name: value for name, value in locals().items() if name != "self"}
+        config = self.config = _checked(**given)
+        filters, depth, use_upsampling = config["filters"], config["depth"], config["use_upsampling"]
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
+        inner = (lambda channels: NORMS[norm](channels, momentum)), ACTIVATIONS[activation]
 
         self.encoder = Sequential()
-        for level, width in enumerate(widths):
-            above = widths[level - 1] if level else in_channels
-            dropping = Dropout(dropout, seed + level) if dropout and level >= depth - 2 else None
-            between = spatial_dropout and depth - 3 <= level < depth - 1
-            spatial = Dropout3d(spatial_dropout, seed + depth + level) if between else None
-            self.encoder.append(
-                Block(above, width, kernel, generator, dropping, momentum, norm, spatial, activation)
-            )
+        for level, (above, width) in enumerate(pairwise([config["in_channels"], *widths])):
+            drops, lowest = (dropout and level >= depth - 2), level == depth - 1
+            drops_channels = spatial_dropout and level >= depth - 3 and not lowest
+            spatial = Dropout3d(spatial_dropout, seed + depth + level) if drops_channels else None
+            single = Dropout(dropout, seed + level) if drops else None
+            self.encoder.append(Block(above, width, kernel, generator, *inner, spatial, single))
         self.pool = MaxPool3d(two)
         self.up, self.decoder = Sequential(), Sequential()
         for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
+            if use_upsampling:
+                self.up.append(Upsample3d(two, "nearest" if use_upsampling is True else "trilinear"))
+            else:
+                self.up.append(ConvTranspose3d(below, width, two, two, generator=generator))
             coming_up = below if use_upsampling else width
-            self.up.append(
-                Upsample3d(two, "trilinear" if use_upsampling == "trilinear" else "nearest")
-                if use_upsampling
-                else ConvTranspose3d(below, width, two, two, generator=generator)
-            )
-            common = momentum, norm, None, activation
-            self.decoder.append(Block(coming_up + width, width, kernel, generator, None, *common))
-        self.head = Conv3d(filters, classes, (1, 1, 1), generator=generator)
+            self.decoder.append(Block(coming_up + width, width, kernel, generator, *inner))
+        self.head = Conv3d(filters, config["classes"], (1, 1, 1), generator=generator)
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:
         """Class probabilities of each voxel.
@@ -271,6 +237,44 @@ class UNet(Module):
             raise ValueError(f"UNet: input of shape {shape} must have {channels} channels, last")
         if min(shape[1:-1]) < shortest:
             raise ValueError(f"UNet: input of shape {shape} needs sides of {shortest} or more")
+
+
+_CHOICES = {
+    "dim": (2, 3),
+    "use_upsampling": (True, False, "trilinear"),
+    "norm": NORMS,
+    "activation": ACTIVATIONS,
+}
+# Arguments that older checkpoints lack: a configuration holds them where they are not these.
+_LATER = {"momentum": BATCH_NORM_MOMENTUM, "norm": "batch", "spatial_dropout": 0.0, "activation": "relu"}
+
+
+def _checked(**config: Any) -> dict[str, Any]:
+    """Return the arguments of a U-Net as Python's own kinds of numbers, as JSON needs; without defaults.
+
+    Raises
+    ------
+    ValueError
+        Names the argument, what it is and what would be right.
+    """
+    for name, allowed in _CHOICES.items():
+        config[name] = _choice(name, config[name], tuple(allowed))
+    for name in ("in_channels", "classes", "filters", "depth"):
+        config[name] = _whole(name, config[name])
+    for name, check in (("dropout", fraction), ("momentum", share), ("spatial_dropout", fraction)):
+        config[name] = float(check(f"UNet: {name}", config[name]))
+    config["seed"] = operator.index(config["seed"])
+    if config["spatial_dropout"] and config["depth"] == 1:
+        raise ValueError("UNet: spatial_dropout needs a depth of 2 or more: the lowest level has none")
+    return {name: value for name, value in config.items() if name not in _LATER or value != _LATER[name]}
+
+
+def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """Return the one of the ``allowed`` values that an argument is: True for NumPy's, too."""
+    for known in allowed:
+        if isinstance(value, str | bool | int | np.generic | None) and known == value:
+            return known
+    raise ValueError(f"UNet: {name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
 def _whole(name: str, value: Any) -> int:

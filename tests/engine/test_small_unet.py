@@ -174,12 +174,12 @@ class TestShapes:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ({"dim": 4}, "dim must be 2 or 3, not 4"),
+            ({"dim": 4}, "dim must be one of 2, 3, not 4"),
             ({"filters": 0}, "filters must be an integer above 0, not 0"),
             ({"depth": 2.5}, "depth must be an integer above 0, not 2.5"),
-            ({"use_upsampling": "no"}, """use_upsampling must be True, False or "trilinear", not 'no'"""),
+            ({"use_upsampling": "no"}, "use_upsampling must be one of True, False, 'trilinear', not 'no'"),
             ({"norm": "layer"}, "norm must be one of 'batch', 'instance', 'group', None, not"),
-            ({"activation": "tanh"}, "activation must be one of relu, leaky_relu, elu, prelu, not 'tanh'"),
+            ({"activation": "tanh"}, "activation must be one of 'relu', 'leaky_relu', 'elu', 'prelu', not"),
             ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
             ({"spatial_dropout": -0.1}, "spatial_dropout must be at least 0 and below 1, not -0.1"),
             ({"spatial_dropout": 0.1, "depth": 1}, "spatial_dropout needs a depth of 2 or more"),
