@@ -30,7 +30,7 @@ def results(dtype):
         *concat.backward(concat.forward(src, src + 1), 2),
         normalised,
         *norms.backward(src**2, src, scale, mean, variance),
-        norms.forward_inference(src, scale, shift, mean, variance),
+        norms.forward_inference(src, scale, shift, mean[0], variance[0]),
         parameters,
         m,
         *([] if "NUMBA_DISABLE_JIT" in os.environ else results_of_vectors(src)),
