@@ -6,7 +6,7 @@ float64 the references. Only the arrays that a ``forward`` saves stay in memory 
 call the functions at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,15 +24,13 @@ from tinyunet.tape import Array, Context, Gradients
 
 if TYPE_CHECKING:
     from kernels.deferred.statistics import Sharing
+    from kernels.ops.activation import Activation
 
 
 class Convolution(Function):
     """Saves the source for the weights' gradient, the weights for the source's."""
 
-    @staticmethod
-    def module() -> ModuleType:
-        """Kernels of the three passes."""
-        return kernels.conv3d
+    module: Callable[[], ModuleType] = staticmethod(lambda: kernels.conv3d)  # kernels of the three passes
 
     @staticmethod
     def forward(
@@ -62,10 +60,7 @@ class Convolution(Function):
 class TransposedConvolution(Convolution):
     """A convolution's gradient by its source, as an operator; weights are (IC, OC, KD, KH, KW)."""
 
-    @staticmethod
-    def module() -> ModuleType:
-        """Kernels of the three passes."""
-        return ops.transposed_conv
+    module = staticmethod(lambda: ops.transposed_conv)
 
 
 class MaxPooling(Function):
@@ -175,7 +170,20 @@ class GroupNorm(Function):
 
 
 class _Activation(Function):
-    """Saves the result, which the next operator keeps anyway; not the source."""
+    """Saves the result, which the next operator keeps anyway; not the source.
+
+    ``kind`` returns what kernels know of the activation. A slope, or ``alpha``, is above 0: so the result has
+    the sign of the source.
+    """
+
+    kind: "Callable[[float], Activation]"
+
+    @staticmethod
+    def forward(ctx: Context, src: Array, slope: float = 0.0) -> Array:
+        ctx.activation = ctx.function.kind(slope)
+        dst = ops.activation.forward(src, ctx.activation)
+        ctx.save(dst)
+        return dst
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
@@ -183,35 +191,28 @@ class _Activation(Function):
         return (ops.activation.backward(gradient, dst, ctx.activation),)
 
 
-def _activate(ctx: Context, src: Array, activation: "ops.activation.Activation") -> Array:
-    ctx.activation = activation
-    dst = ops.activation.forward(src, activation)
-    ctx.save(dst)
-    return dst
-
-
 class Relu(_Activation):
     """``max(src, 0)``."""
 
-    @staticmethod
-    def forward(ctx: Context, src: Array) -> Array:
-        return _activate(ctx, src, ops.activation.RELU)
+    kind = staticmethod(lambda slope: ops.activation.RELU)
 
 
 class LeakyRelu(_Activation):
-    """The result has the sign of the source, because the slope is above 0."""
+    """``src`` where positive, ``slope * src`` elsewhere."""
 
-    @staticmethod
-    def forward(ctx: Context, src: Array, slope: float) -> Array:
-        return _activate(ctx, src, ops.activation.leaky_relu(slope))
+    kind = staticmethod(lambda slope: ops.activation.leaky_relu(slope))
 
 
 class Elu(_Activation):
-    """The result has the sign of the source, because ``alpha`` is above 0."""
+    """``src`` where positive, ``alpha * (exp(src) - 1)`` elsewhere."""
 
-    @staticmethod
-    def forward(ctx: Context, src: Array, alpha: float) -> Array:
-        return _activate(ctx, src, ops.activation.elu(alpha))
+    kind = staticmethod(lambda alpha: ops.activation.elu(alpha))
+
+
+class Sigmoid(_Activation):
+    """``1 / (1 + exp(-src))``."""
+
+    kind = staticmethod(lambda slope: ops.activation.SIGMOID)
 
 
 class PRelu(Function):
@@ -225,14 +226,6 @@ class PRelu(Function):
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
         return ops.activation.prelu_backward(gradient, *ctx.saved)
-
-
-class Sigmoid(_Activation):
-    """``1 / (1 + exp(-src))``."""
-
-    @staticmethod
-    def forward(ctx: Context, src: Array) -> Array:
-        return _activate(ctx, src, ops.activation.SIGMOID)
 
 
 class Softmax(Function):
@@ -321,9 +314,9 @@ class SpatialDropout(Dropout):
         return (shape[0], *(1,) * (len(shape) - 2), shape[-1])
 
 
-#: Share of batch norm's running statistics that stays at each step, if nothing else is said. Keras' 0.99
-#: remembers a hundred steps: after sixty, more than half is still the start, 0 and 1, and inference goes
-#: wrong; after a few hundred, the weights have become others meanwhile. This remembers ten.
+#: Share of batch norm's running statistics that stays at each step, if nothing else is said. After n steps
+#: ``momentum ** n`` of them is still the start, mean 0 and variance 1: of Keras' default 0.99 more than half
+#: after sixty steps, when inference, which normalises with them, goes wrong; of 0.9 nothing after forty.
 BATCH_NORM_MOMENTUM = 0.9
 
 

@@ -102,10 +102,7 @@ class CrossEntropy(Function):
 class BinaryCrossEntropy(CrossEntropy):
     """Weighted mean over voxels and classes, two or more, of the binary cross-entropy, float64."""
 
-    @staticmethod
-    def passes() -> tuple[Callable[..., float], Callable[..., Array]]:
-        """Kernels of both passes."""
-        return ops.binary_cross_entropy.forward, ops.binary_cross_entropy.backward
+    passes = staticmethod(lambda: (ops.binary_cross_entropy.forward, ops.binary_cross_entropy.backward))
 
 
 # ---- what a training calls ------------------------------------------------------------------------------
@@ -234,11 +231,8 @@ def _truth(
         raise ValueError(f"ignore_label must be from 0 to 255, as labels are bytes, not {ignore_label}")
     if class_weights is not None:
         weights = np.array(class_weights, np.float64)
-        if (
-            weights.shape != (classes,)
-            or not (np.isfinite(weights) & (weights >= 0)).all()
-            or not weights.any()
-        ):
+        fits = weights.shape == (classes,) and (np.isfinite(weights) & (weights >= 0)).all()
+        if not (fits and weights.any()):
             raise ValueError(
                 f"class_weights must be {classes} numbers, one a label, none below 0 and one above, "
                 f"not {class_weights}"

@@ -118,9 +118,7 @@ class BatchNorm(Module):
     channels : int
     momentum : float
         Share of the running statistics that stays at each training step, as in Keras; PyTorch's is one
-        minus this. After n steps ``momentum ** n`` of them is still the start, mean 0 and variance 1: of
-        the default 0.9 nothing after forty steps, of Keras' default 0.99 more than half after sixty, when
-        inference, which normalises with them, gives nonsense. Long trainings may take more.
+        minus this. `functional.BATCH_NORM_MOMENTUM` says why 0.9; long trainings may take more.
     epsilon : float
         Added to the variance; above 0, for a channel may be constant.
 

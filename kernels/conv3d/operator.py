@@ -27,6 +27,7 @@ Parameters of these functions
         Filled.
 """
 
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
@@ -34,13 +35,16 @@ import numpy as np
 from kernels.base.arguments import Doubles, Floats, Triple
 from kernels.base.layout import blocks
 from kernels.base.simd import LANES
-from kernels.conv3d import direct_bricks, first_layer, many_channels, winograd_bricks, winograd_stages
+from kernels.conv3d import direct_bricks
 from kernels.conv3d.bricks import Plan as Plan
 from kernels.conv3d.read import Inputs, inputs, plain_inputs
 from kernels.conv3d.write import NO_MOMENTS, outputs
 from kernels.deferred.statistics import mend_moments
 from kernels.deferred.tensors import NO_MASK, Mask, Source
 from kernels.ladder.direct import FEW_CHANNELS
+
+#: Winograd tiles of blocked sources; along an axis where the tile is 1, the kernel has one tap.
+TILES: tuple[Triple, ...] = ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4))
 
 
 def plan(
@@ -82,17 +86,17 @@ def plan(
             f"channels_in is {channels_in}; channels_last takes one source of at most {FEW_CHANNELS}"
         )
     ICB, OCB = sum(map(blocks, channels_in)), sum(map(blocks, channels_out))
-    algorithm: ModuleType
+    algorithm, packs = _bricks(tile), True
     if tile is None:
-        cut, algorithm = direct_bricks.cut_output(size, kernel, ICB), direct_bricks
-    elif channels_last and first_layer.supports(size, kernel, tile, channels_in[0]):
-        cut, algorithm = winograd_stages.cut_output(size, tile, 1, OCB), winograd_bricks
-    elif not channels_last and kernel == winograd_stages.kernel_of(tile):
-        make = winograd_bricks.cut_gradient if keeps_both else winograd_stages.cut_output
-        cut = make(size, tile, ICB, OCB)
+        cut = direct_bricks.cut_output(size, kernel, ICB)
+    elif channels_last and _winograd("first_layer").supports(size, kernel, tile, channels_in[0]):
+        cut = _winograd("winograd_stages").cut_output(size, tile, 1, OCB)
+    elif not channels_last and kernel == _winograd("winograd_stages").kernel_of(tile):
+        make = algorithm.cut_gradient if keeps_both else _winograd("winograd_stages").cut_output
+        cut, in_groups = make(size, tile, ICB, OCB), _winograd("many_channels")
         uneven = any(first % LANES and second for first, second in (channels_in, channels_out))
-        in_groups = not keeps_both and not uneven and many_channels.by_groups(cut, tile, ICB, OCB)
-        algorithm = many_channels if in_groups else winograd_bricks
+        if not keeps_both and not uneven and in_groups.by_groups(cut, tile, ICB, OCB):
+            algorithm, packs = in_groups, False
     elif channels_last and tile[2] == 1 and size[3] * channels_in[0] % LANES:
         raise ValueError(
             f"size is {size}; a row of {channels_in[0]} channels last must be whole vectors of {LANES}"
@@ -101,13 +105,22 @@ def plan(
         raise ValueError(f"kernel {kernel} has no Winograd form F{tile}")
     width = channels_in[0] if channels_last else LANES
     before = (kernel[0] - 1) // 2, (kernel[1] - 1) // 2, (kernel[2] - 1) // 2
-    packs = algorithm is not many_channels
     return Plan(channels_in, channels_out, size, kernel, tile, width, before, cut, algorithm, packs)
 
 
 def pays_together(p: Plan) -> bool:
     """Whether ``backward``, whose plan this is, takes less time than its two gradients one by one."""
-    return p.tile is not None and winograd_bricks.both_pay(p)
+    return p.tile is not None and _bricks(p.tile).both_pay(p)
+
+
+def _bricks(tile: Triple | None) -> ModuleType:
+    """The algorithm brick by brick; there is another one, `many_channels`, by groups of channels."""
+    return _winograd("winograd_bricks") if tile else direct_bricks
+
+
+def _winograd(module: str) -> ModuleType:
+    """A module of Winograd, which only nets that take Winograd load."""
+    return import_module(f"kernels.conv3d.{module}")
 
 
 def packed_shape(p: Plan) -> tuple[int, ...]:
@@ -163,8 +176,8 @@ def backward_weights(
 ) -> None:
     """Gradients of weights and bias."""
     flat = diff_weights.reshape(*diff_weights.shape[:2], -1)
-    spread, algorithm = _spread(flat, p.channels_in), winograd_bricks if p.tile else direct_bricks
-    totals = algorithm.backward_weights(p, _inputs(p, a, b), inputs(gradient), spread)
+    spread = _spread(flat, p.channels_in)
+    totals = _bricks(p.tile).backward_weights(p, _inputs(p, a, b), inputs(gradient), spread)
     diff_bias[:] = totals.sum(axis=0)[: diff_bias.size]
     _gather(spread, p.channels_in, flat)
 
@@ -182,7 +195,7 @@ def backward(
     """Gradients of sources and weights in one pass, by Winograd (`winograd_bricks`)."""
     flat = diff_weights.reshape(*diff_weights.shape[:2], -1)
     spread, source, to = _spread(flat, p.channels_out), inputs(a, b), outputs(dst, masks=masks)
-    winograd_bricks.backward(p, inputs(gradient), packed, source, to, spread)
+    _bricks(p.tile).backward(p, inputs(gradient), packed, source, to, spread)
     _gather(spread, p.channels_out, flat)
 
 

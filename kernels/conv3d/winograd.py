@@ -32,6 +32,7 @@ from kernels.base.buffers import empty
 from kernels.base.layout import reorder_nCdhw16c_to_ndhwc, reorder_ndhwc_to_nCdhw16c
 from kernels.base.simd import LANES
 from kernels.conv3d import winograd_bricks
+from kernels.conv3d.operator import TILES as TILES
 from kernels.conv3d.operator import plan
 from kernels.conv3d.read import plain_inputs
 from kernels.conv3d.winograd_stages import kernel_of
@@ -39,9 +40,6 @@ from kernels.conv3d.write import outputs
 from kernels.deferred.tensors import NO_SOURCE
 from kernels.ladder import shapes
 from kernels.ladder.shapes import Geometry, Stride
-
-#: Tiles that can be asked for; along an axis where the tile is 1, the kernel has one tap.
-TILES: tuple[Triple, ...] = ((2, 2, 2), (2, 4, 4), (4, 4, 4), (1, 2, 2), (1, 4, 4))
 
 
 def forward(

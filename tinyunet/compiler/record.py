@@ -15,7 +15,7 @@ Roles with a dot belong to the role before it: ``src.scale`` and ``src.shift`` d
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ from kernels.base.layout import blocks
 from kernels.base.simd import LANES
 from kernels.deferred import masking
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient, plain
-from kernels.ops.activation import Activation
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import Graph, Node, Value
+
+if TYPE_CHECKING:
+    from kernels.ops.activation import Activation
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -128,7 +130,7 @@ class Operator:
     split: Callable[[Graph, Node, Node | None, float], Graph] | None = None
     # Of an activation: what kernels know of it. Readers apply one that is deferred; another one is written,
     # in one pass with the normalisation before it.
-    activation: Callable[[Node], Activation] | None = None
+    activation: "Callable[[Node], Activation] | None" = None
     # Whether a node subtracts the mean of each channel, and with it whatever bias was added before.
     centres: Callable[[Node], bool] = lambda node: False
 

@@ -1,12 +1,16 @@
 """All operators, and functions about them for passes. A new operator is one record in one of these files."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from kernels.ops.activation import Activation
 from tinyunet.autograd import Function
 from tinyunet.compiler.ir import PLAIN, Graph, Node
 from tinyunet.compiler.operators import convolutions, head, normalization, weightless
 from tinyunet.compiler.record import Kernel, Operator
+
+if TYPE_CHECKING:
+    from kernels.ops.activation import Activation
 
 _ALL = (*convolutions.OPERATORS, *normalization.OPERATORS, *weightless.OPERATORS)
 OPERATORS: dict[type[Function], Operator] = {operator.function: operator for operator in _ALL}
@@ -24,7 +28,7 @@ def is_convolution(node: Node) -> bool:
     return node.op in ("convolution", "transposed_convolution")
 
 
-def activation_of(node: Node, graph: Graph, readers: list[Node]) -> Activation | None:
+def activation_of(node: Node, graph: Graph, readers: list[Node]) -> "Activation | None":
     """Return an activation that can be joined with what makes its source; None for every other node.
 
     Beside the activation and its gradient there may be no ``readers`` of that source.

@@ -3,11 +3,10 @@
 Also the arithmetic of tensors, and losses. An operator without kernels here runs as the eager operator does.
 """
 
-import math
 import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -16,7 +15,6 @@ from kernels import ops
 from kernels.base.arguments import NDHWC, Floats, tensor
 from kernels.deferred import masking
 from kernels.deferred.tensors import NO_MASK
-from kernels.ops.activation import Activation
 from tinyunet import autograd, functional, losses
 from tinyunet.compiler.ir import BLOCKED, Graph, Node
 from tinyunet.compiler.record import (
@@ -31,6 +29,9 @@ from tinyunet.compiler.record import (
     same,
     volume,
 )
+
+if TYPE_CHECKING:
+    from kernels.ops.activation import Activation
 
 
 def checked_volume(a: Arguments) -> Shape:
@@ -86,7 +87,7 @@ _POOLING = Operator(
 # ---- activations -----------------------------------------------------------------------------
 
 
-def join_activation(graph: Graph, before: str, activation: Activation, node: Node, old: Graph) -> Graph:
+def join_activation(graph: Graph, before: str, activation: "Activation", node: Node, old: Graph) -> Graph:
     """Return the graph with an activation that is not deferred written by the pieces of the node before it.
 
     Those are a ``normalize`` and a ``mask``: in ``old`` they were the activation, ``node``, and its gradient.
@@ -159,23 +160,14 @@ def _with_slopes(a: Arguments) -> Shape:
     return same(a)
 
 
+def _kind(node: Node) -> "Activation":
+    return node.attributes["function"].kind(node.attributes.get("slope", 0.0))
+
+
 _ACTIVATIONS = (
-    Operator("relu", functional.Relu, same, ("dst",), activation=lambda node: ops.activation.RELU),
-    Operator(
-        "leaky_relu",
-        functional.LeakyRelu,
-        same,
-        ("dst",),
-        activation=lambda node: ops.activation.leaky_relu(node.attributes["slope"]),
-    ),
-    Operator(
-        "elu",
-        functional.Elu,
-        same,
-        ("dst",),
-        work=(20, 1),
-        activation=lambda node: ops.activation.elu(node.attributes["alpha"]),
-    ),
+    Operator("relu", functional.Relu, same, ("dst",), activation=_kind),
+    Operator("leaky_relu", functional.LeakyRelu, same, ("dst",), activation=_kind),
+    Operator("elu", functional.Elu, same, ("dst",), work=(20, 1), activation=_kind),
     Operator(
         "prelu",
         functional.PRelu,
@@ -240,14 +232,6 @@ def _padded(a: Arguments) -> Shape:
     return (a["src"].shape[0], *a["size"], a["src"].shape[-1])
 
 
-def _reshaped(a: Arguments) -> Shape:
-    size, known = a["a"].size, math.prod(n for n in a["shape"] if n != -1)
-    shape = tuple(size // max(known, 1) if n == -1 else n for n in a["shape"])
-    if math.prod(shape) != size:
-        raise ValueError(f"cannot reshape array of size {size} into shape {tuple(a['shape'])}")
-    return shape
-
-
 def _broadcast(name: str) -> Callable[[Arguments], Shape]:
     def shape(a: Arguments) -> Shape:
         first, second = a["a"].shape, a["b"].shape
@@ -276,9 +260,9 @@ class _Nothing:
     """In the place of a context."""
 
 
-def _sliced(a: Arguments) -> Shape:
+def _viewed(function: type[autograd.Function]) -> Callable[[Arguments], Shape]:
     # A view of an array without memory costs nothing.
-    return autograd.Slice.forward(_Nothing(), a["a"], a["index"]).shape  # type: ignore[arg-type]
+    return lambda a: function.forward(_Nothing(), *a.values()).shape
 
 
 def _view_backward(node: Node, gradient: str, wanted: dict[str, str], graph: Graph) -> Iterator[Node]:
@@ -322,8 +306,8 @@ OPERATORS = (
         "binary_cross_entropy", losses.BinaryCrossEntropy, lambda _: (), _LOGITS, dtype=_double, work=(60, 60)
     ),
     # The arithmetic of tensors.
-    Operator("reshape", autograd.Reshape, _reshaped, differentiate=_view_backward),
-    Operator("slice", autograd.Slice, _sliced),
+    Operator("reshape", autograd.Reshape, _viewed(autograd.Reshape), differentiate=_view_backward),
+    Operator("slice", autograd.Slice, _viewed(autograd.Slice)),
     Operator("sum", autograd.Sum, _summed),
     Operator("add", autograd.Add, _broadcast("add"), dtype=_either),
     Operator(

@@ -27,7 +27,7 @@ from typing import Literal
 
 from kernels.base.arguments import Triple
 from kernels.base.simd import LANES
-from kernels.conv3d import first_layer, winograd, winograd_stages
+from kernels.conv3d.operator import TILES
 from tinyunet.compiler.ir import Graph, Node, Options
 from tinyunet.compiler.operators.convolutions import plan_of
 
@@ -44,7 +44,7 @@ def _by_accuracy(tiles: tuple[Triple, ...]) -> dict[str, tuple[Triple, ...]]:
 _OPS = ("convolution", "convolution_backward_data", "convolution_backward_weights")
 # How far from the best of the model an algorithm may be to be timed.
 _FACTOR = 1.25
-_TILES = _by_accuracy(winograd.TILES)
+_TILES = _by_accuracy(TILES)
 # Of a first layer of few channels, which is not transformed along w.
 _TILES_OF_FEW = _by_accuracy(((2, 2, 1), (4, 4, 1), (1, 2, 1), (1, 4, 1)))
 # Operations of both transforms, a point and channel: they run on memory, not in register tiles.
@@ -107,6 +107,10 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
     inputs = plan.width if few else plan.blocks_in * LANES
     outputs = plan.blocks_out * LANES
     direct = taps * inputs * outputs * math.prod(plan.size)
+    if direct < _SMALL:
+        return {None: direct}
+    from kernels.conv3d import first_layer, winograd_stages  # not loaded if all convolutions are small
+
     tiles = [
         tile
         for tile in (_TILES_OF_FEW if few else _TILES)[accuracy]
@@ -116,7 +120,7 @@ def costs(node: Node, graph: Graph, accuracy: str) -> dict[Tile, float]:
             else plan.kernel == winograd_stages.kernel_of(tile)
         )
     ]
-    if not tiles or direct < _SMALL:
+    if not tiles:
         return {None: direct}
     packing = _PACK if graph.gradients else 0
     found: dict[Tile, float] = {None: direct + packing * taps * inputs * outputs}
