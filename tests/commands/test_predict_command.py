@@ -232,7 +232,7 @@ def test_what_is_no_file_is_not_waited_for(command, model, copy, tmp_path):
     assert "dataset.json: cannot be read (not a regular file)" in done.error
 
 
-@pytest.mark.parametrize(("value", "told"), [(np.nan, "1 of 2 values are NaN"), (3e38, "scan.nii")])
+@pytest.mark.parametrize(("value", "told"), [(np.nan, "1 of 4 values are NaN"), (3e38, "scan.nii")])
 def test_a_model_that_gives_no_numbers_gives_no_labels(command, model, tmp_path, value, told):
     image = write_image(tmp_path / "scan.nii", (8, 8, 8))
     with np.load(model) as archive:
