@@ -19,6 +19,13 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _hang_ups() -> None:
+    """Where ``nohup`` runs the tests, hang-ups stay ignored, but not in the programs that tests start."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
     """A command that was asked to end ignores what comes after; the tests after it do not."""
