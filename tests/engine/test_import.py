@@ -13,6 +13,14 @@ def test_importing_loads_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_compiler_loads_kernels_when_a_net_takes_them():
+    late = {
+        f"kernels.{n}" for n in ("conv3d.winograd_bricks", "ops.activation", "ops.last_layer", "ops.norms")
+    }
+    code = f"import sys, tinyunet.compiler; assert not {late} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", tinyunet.__all__)
 def test_every_name_is_there(name):
     assert getattr(tinyunet, name).__name__ == name
