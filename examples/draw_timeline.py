@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tinyunet.benchmarks.mpi import mpirun
 
 STEP = ["--epochs", "1", "--patches-per-case", "1", "--batch-size", "2", "--threads", "1"]
-SMALL = ["--patch-size", "32", "--filters", "4"]
+SMALL = ["--patch-size", "16", "--filters", "4", "--depth", "3"]
 USUAL = ["--patch-size", "64", "64", "48"]
 COLOURS = {
     "packing": "#d9b95b",

@@ -72,7 +72,7 @@ class Random(Module):
 
 @st.composite
 def models(draw):
-    layer = st.tuples(st.sampled_from(KINDS), st.sampled_from([3, 16, 17]), st.integers(0, 9))
+    layer = st.tuples(st.sampled_from(KINDS), st.sampled_from([4, 16, 17]), st.integers(0, 9))
     layers = draw(st.lists(layer, min_size=1, max_size=7))
     ups = [i for i, (kind, *_) in enumerate(layers) if kind == "up"]
     return Random([layer for i, layer in enumerate(layers) if i not in ups[1:]], draw(st.integers(0, 99)))
