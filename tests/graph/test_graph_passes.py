@@ -15,7 +15,7 @@ from tinyunet.compiler import measure, passes
 from tinyunet.compiler.ir import BLOCKED, Graph
 from tinyunet.compiler.passes import choose_algorithm, fuse_backward, fuse_gradients
 from tinyunet.compiler.show import figures, is_unfused
-from tinyunet.nn import BatchNorm, Conv3d
+from tinyunet.nn import BatchNorm, Conv3d, GroupNorm
 
 SHAPE = (1, 12, 14, 16, 4)
 CONFIG = {"filters": 16, "depth": 2}
@@ -56,7 +56,6 @@ def test_nothing_but_kernels_is_left_of_an_inference():
     assert operators(graph) == {
         "fold": 6,
         "pack_weights": 7,
-        "pad_bias": 6,
         "convolution": 6,
         "transposed_convolution": 1,
         "max_pooling": 1,
@@ -142,34 +141,38 @@ class TestBothGradients:
         found = operators(compiled())
         assert found["gradient"] == found["convolution_backward"] == 5
 
-    def test_a_bias_that_batch_norm_does_not_take_away_has_a_gradient(self):
-        def graph(bias: bool) -> Graph:
-            model = Plain(bias)
-            step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), SHAPE)
-            return step.stages(SHAPE)[-1].graph
+    @pytest.mark.parametrize(
+        ("grouped", "bias", "sums"), [(False, True, 1), (False, False, 0), (True, True, 1)]
+    )
+    def test_a_bias_that_no_norm_takes_away_has_a_gradient(self, grouped, bias, sums):
+        model = Plain(bias, grouped)
+        step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), SHAPE)
+        found = operators(step.stages(SHAPE)[-1].graph)
+        assert (found["convolution_backward"], found["bias_gradient"]) == (1, sums)
+        assert_agree(functools.partial(Plain, bias, grouped), (2, 6, 7, 8), ROUNDING, steps=1)
 
-        assert operators(graph(bias=True))["convolution_backward"] == 0
-        assert operators(graph(bias=False))["convolution_backward"] == 1
-
-    @pytest.mark.parametrize("bias", [True, False])
-    def test_without_batch_norm(self, bias):
-        assert_agree(functools.partial(Plain, bias), (1, 6, 7, 8), ROUNDING, steps=1)
+    def test_a_bias_whose_gradient_nobody_sums(self):
+        model = Plain(True, activation=functional.sigmoid)
+        step = tinyunet.compile(model, losses.soft_dice, Adam(model.parameters()), SHAPE)
+        assert operators(step.stages(SHAPE)[-1].graph)["convolution_backward"] == 0
 
 
 class Plain(Module):
-    """Convolutions without batch norm."""
+    """Two convolutions, with group norm or without a norm."""
 
-    def __init__(self, bias):
+    def __init__(self, bias, grouped=False, activation=lambda x: functional.leaky_relu(x, 0.95)):
         generator = np.random.default_rng(0)
         self.conv0 = Conv3d(4, 16, generator=generator)
         self.conv1 = Conv3d(16, 16, generator=generator)
         self.head = Conv3d(16, 4, (1, 1, 1), generator=generator)
+        self.norm = GroupNorm(4, 16) if grouped else lambda x: x
+        self.activation = activation
         if not bias:
             self.conv1.bias = None
 
     def logits(self, src):
-        first = functional.leaky_relu(self.conv0(src), 0.95)
-        return self.head(functional.leaky_relu(self.conv1(first), 0.9))
+        first = functional.leaky_relu(self.conv0(src), 0.9)
+        return self.head(self.activation(self.norm(self.conv1(first))))
 
     def forward(self, src):
         return functional.softmax(self.logits(src))

@@ -85,11 +85,11 @@ def test_what_has_no_volume_is_in_a_row_of_its_own():
     row = [box.get_y() + box.get_height() / 2 for box in axes.patches]
     for node, height in zip(graph.nodes, row, strict=True):
         has_volume = "pool" in node.op or "convolution" in node.op
-        if has_volume or node.op in ("pack_weights", "pad_bias", "statistics"):
+        if has_volume or node.op in ("pack_weights", "statistics"):
             assert has_volume == (abs(height - bottom) > 0.1), node.name
     told = [text.get_text() for text in axes.get_legend().get_texts()]
     assert told == [
-        *("convolution", "pool", "reorder", "other"),
+        *("convolution", "norm", "pool", "reorder", "other"),
         *("edge: fused kernel", "edge: eager operator"),
     ]
 

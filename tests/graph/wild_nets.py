@@ -13,6 +13,7 @@ Layers are drawn as (kind, width, other): what to do with the newest value, how 
 import argparse
 import contextlib
 import gc
+import math
 import sys
 from unittest import mock
 
@@ -27,7 +28,7 @@ from tinyunet import Adam, Function, Module, Parameter, UNet, losses, no_grad
 from tinyunet import functional as F
 from tinyunet.compiler import measure
 from tinyunet.compiler.passes import choose_algorithm
-from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, PReLU, Sequential
+from tinyunet.nn import BatchNorm, Conv3d, ConvTranspose3d, GroupNorm, PReLU, Sequential
 
 # Kernel and stride of convolutions. Those of the product are drawn most often.
 CONVOLUTIONS = [((3, 3, 3), 1), ((3, 3, 3), 1), ((3, 3, 3), 1), ((1, 1, 1), 1), ((5, 5, 5), 1)]
@@ -98,7 +99,7 @@ class Wild(Module):
             kernel, stride = TRANSPOSED[other % len(TRANSPOSED)]
             part = ConvTranspose3d(C, width, kernel, stride, generator=generator)
         elif kind == "norm":
-            part = BatchNorm(C)
+            part = GroupNorm(math.gcd(C, 2 * other + 2), C) if other % 2 else BatchNorm(C)
             part.scale.data[:] = generator.uniform(0.5, 1.5, C)
             part.shift.data[:] = generator.uniform(-0.5, 0.5, C)
         elif kind == "prelu":

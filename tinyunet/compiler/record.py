@@ -92,6 +92,7 @@ class Kernel:
     # Shapes that the kernel takes, for all roles without a dot; None if NumPy runs it, and looks itself.
     sizes: Callable[[Binder], Shapes] | None = None
     reads: tuple[str, ...] = ()  # roles that may be deferred sources
+    gathers: bool = False  # whether it gathers the moments of what it writes, dst
     forms: bool = False  # whether it forms a deferred gradient of batch norm, diff_dst, while it reads
     masks: tuple[str, ...] = ()  # roles that write a gradient, and can mask it on the way
     adds: bool = False  # whether such a gradient can be added to what is there
@@ -151,11 +152,6 @@ def volume(size: tuple[int, ...], channels: int) -> Shape:
 def lanes(channels: int) -> Shape:
     """Shape of a vector of one number a channel, padded to whole blocks."""
     return (blocks(channels) * LANES,)
-
-
-def vector(name: str, channels: int) -> Value:
-    """Return a value of one number a channel, padded to whole blocks."""
-    return Value(name, lanes(channels), np.dtype(np.float32))
 
 
 def vectors(name: str, like: Value) -> Value:

@@ -96,7 +96,7 @@ def fused_parts(node: Node, graph: Graph) -> str:
         before.append("activation" if only_ones else "normalisation")
     if "diff_dst.x" in roles and node.op != "gradient":
         before.append("batch-norm gradient")
-    packing = node.op in ("pad_bias", "fold") or not node.runs_fused
+    packing = node.op == "fold" or not node.runs_fused
     epilogues = {"bias": "bias", "accumulate": "sum", "diff_src_b": "split"}
     after = [name for role, name in epilogues.items() if role in roles and not packing]
     if {"mask.x", "mask_b.x"} & roles and node.op != "mask":

@@ -16,11 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from tinyunet.compiler.ir import PLAIN, Graph, Node
+from tinyunet.compiler.operators import normalization
 from tinyunet.compiler.passes import Stage
 from tinyunet.compiler.show import figures, is_unfused, main_value, nbytes
 from tinyunet.viz.figure import GREY, line_colour, panels, write
 
-_FAMILIES = ("convolution", "batch_norm", "pool", "concatenation", "reorder")
+_FAMILIES = ("convolution", "norm", "pool", "concatenation", "reorder")
+_NORMS = {name for operator in normalization.OPERATORS for name in (operator.name, *operator.kernels)}
 _OTHER = "0.75"
 
 
@@ -92,6 +94,8 @@ def _level(node: Node, graph: Graph) -> float | None:
 
 
 def _family(node: Node) -> str:
+    if node.op.removesuffix("_backward") in _NORMS:
+        return "norm"
     return next((family for family in _FAMILIES if family in node.op), "other")
 
 

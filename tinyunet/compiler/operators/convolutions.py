@@ -142,10 +142,9 @@ def _sizes(b: Binder) -> Shapes:
         **dict.fromkeys(("src_b", "diff_src_b"), volume(plan.size, sources[1])),
         **dict.fromkeys(("dst", "diff_dst"), volume(plan.size, results[0])),
         "weights": math.prod(conv3d.packed_shape(plan)),
-        "bias": lanes(results[0]),
+        **dict.fromkeys(("bias", "diff_bias"), (results[0],)),
         "moments": conv3d.moments_shape(plan),
         "diff_weights": weights_shape(b.node, b.graph),
-        "diff_bias": (results[0],),
         **(written if is_adjoint(b.node) else {}),
     }
 
@@ -213,15 +212,6 @@ def _pack_weights(b: Binder) -> Call:
     return lambda: conv3d.pack(plan, weights, panel, adjoint=adjoint)
 
 
-def _pad_bias(b: Binder) -> Call:
-    bias, padded = b.array("bias"), b.array("padded")
-
-    def run() -> None:
-        padded[: bias.size], padded[bias.size :] = bias, 0.0
-
-    return run
-
-
 # ---- calls -----------------------------------------------------------------------------------
 
 
@@ -247,9 +237,15 @@ def _destinations(b: Binder) -> tuple[tuple[Floats, Floats], tuple[Mask, Mask]]:
 def _forward(b: Binder) -> Call:
     plan, packed, dst = plan_of(b.node, b.graph), _weights(b), b.array("dst")
     sources = b.source(), b.source("src_b")
-    bias = _bias(b, "bias", lanes(b.value("dst").shape[-1]))
+    bias = _bias(b, "bias", b.value("dst").shape[-1:])
+    padded = np.zeros(lanes(bias.size), np.float32)
     moments = b.array("moments") if b.has("moments") else NO_MOMENTS
-    return lambda: conv3d.forward(plan, *sources, packed, bias, dst, moments)
+
+    def run() -> None:
+        padded[: bias.size] = bias
+        conv3d.forward(plan, *sources, packed, padded, dst, moments)
+
+    return run
 
 
 def _backward_data(b: Binder) -> Call:
@@ -272,7 +268,7 @@ def _backward(b: Binder) -> Call:
 
     def run() -> None:
         conv3d.backward(plan, gradient, packed, *sources, dst, masks, diff_weights)
-        diff_bias.fill(0)  # batch norm takes it away: see the pass `fuse_gradients`
+        diff_bias.fill(0)  # if it is found here at all: see the pass `fuse_gradients`
 
     return run
 
@@ -310,7 +306,7 @@ OPERATORS = (
         ("src", "weights"),
         differentiate=_differentiate,
         kernels={
-            "convolution": _convolution(_forward, reads=_BOTH_SOURCES, packed=_packed),
+            "convolution": _convolution(_forward, reads=_BOTH_SOURCES, gathers=True, packed=_packed),
             "convolution_backward_data": _convolution(
                 _backward_data, forms=True, masks=_BOTH_GRADIENTS, packed=_packed
             ),
@@ -319,7 +315,6 @@ OPERATORS = (
                 _backward, reads=_BOTH_SOURCES, forms=True, masks=_BOTH_GRADIENTS, packed=_packed
             ),
             "pack_weights": Kernel(_pack_weights, _packing_sizes),
-            "pad_bias": Kernel(_pad_bias),
         },
     ),
     Operator(

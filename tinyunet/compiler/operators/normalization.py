@@ -11,6 +11,7 @@ becomes part of ``normalize`` and ``mask``; one that follows a convolution becom
 with scale 1 and shift 0.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,10 +38,10 @@ def _normalised(a: Mapping[str, Any]) -> Shape:
     return tuple(a["src"].shape)
 
 
-def _statistics_of(a: Mapping[str, Any], dtype: Any) -> tuple[Shape, Any]:
-    """Shape and type of the mean or the variance that the gradient takes."""
+def _statistics_shape(a: Mapping[str, Any]) -> Shape:
+    """Shape of the mean or the variance that the gradient takes."""
     MB, *_, C = a["src"].shape
-    return (MB if "sharing" in a else 1, C), dtype
+    return (MB if "sharing" in a else 1, C)
 
 
 def _sums(name: str) -> Value:
@@ -195,18 +196,14 @@ def _moments(b: Binder) -> Call:
 
 
 def _normalize(b: Binder) -> Call:
-    source, dst = b.source(), b.array("dst")
+    """Also of a gradient, which has the form of a source."""
+    source, dst = b.gradient() if b.has("diff_dst") else b.source(), b.array("dst")
     return lambda: normalize(source, dst)
 
 
 def _apply_mask(b: Binder) -> Call:
     diff, mask = b.array("diff_src"), b.mask() or NO_MASK
     return lambda: masking.apply_mask(diff, mask)
-
-
-def _form_gradient(b: Binder) -> Call:
-    gradient, dst = b.gradient(), b.array("dst")
-    return lambda: normalize(gradient, dst)
 
 
 def _statistics(b: Binder) -> Call:
@@ -270,6 +267,25 @@ def _statistics_backward(b: Binder) -> Call:
     return run
 
 
+def _bias_gradient(b: Binder) -> Call:
+    """Of a bias: the sum of ``dz``; before a norm that of ``a dz + b x + d``, from the moments of ``x``."""
+    sums, diff = b.array("sums")[0], b.array("diff_bias")
+    moments = b.array("moments") if b.has("moments") else None
+    a, slope, d = (b.array(role) if b.has(role) else np.ones((1, 1), np.float32) for role in "abd")
+
+    def each_image(array: Any) -> Any:
+        return array.reshape(len(a), -1, array.shape[-1]).sum(axis=1)
+
+    def run() -> None:
+        total = a * each_image(sums)
+        if moments is not None:
+            counts = moments[:, 0]
+            total += slope * each_image(counts * moments[:, 1]) + d * each_image(counts)
+        diff[:] = total.sum(axis=0)[: diff.size]
+
+    return run
+
+
 # ---- what kernels take -----------------------------------------------------------------------
 
 
@@ -305,50 +321,46 @@ def _statistics_backward_sizes(b: Binder) -> Shapes:
     return {**filled, **parameters, "sums": (2, b.array("sums").shape[1], *lanes(C))}
 
 
+def _bias_gradient_sizes(b: Binder) -> Shapes:
+    (C,) = b.value("diff_bias").shape
+    moments = {"moments": (b.array("moments").shape[0], 3, *lanes(C))} if b.has("moments") else {}
+    coefficients = dict.fromkeys("abd", (b.value("a").shape[0], *lanes(C))) if moments else {}
+    return {"diff_bias": (C,), "sums": (2, b.array("sums").shape[1], *lanes(C)), **moments, **coefficients}
+
+
 # ---- records ---------------------------------------------------------------------------------
 
-_SAVED = ("src", "scale", "mean", "variance")
-
-_STATISTICS = {
-    "mean": lambda a, _: _statistics_of(a, a["src"].dtype),
-    "variance": lambda a, _: _statistics_of(a, np.float64),
-}
+_norm = functools.partial(Operator, shape=_normalised, saves=("src", "scale", "mean", "variance"))
+_norm_of_batch = functools.partial(
+    _norm,
+    workspaces={
+        "mean": lambda a, _: (_statistics_shape(a), a["src"].dtype),
+        "variance": lambda a, _: (_statistics_shape(a), np.float64),
+    },
+    work=(8, 12),
+    split=_split_training,
+    centres=centres,
+)
 
 OPERATORS = (
-    Operator(
+    _norm_of_batch(
         "batch_norm_training",
         functional.BatchNormTraining,
-        _normalised,
-        _SAVED,
-        _STATISTICS,
-        work=(8, 12),
-        split=_split_training,
-        centres=centres,
         kernels={
             "moments": Kernel(_moments, _whole("src"), sums=_moments_shape, has_eager=False),
             "statistics": Kernel(_statistics, _statistics_sizes),
             "normalize": Kernel(_normalize, _whole("src", "dst"), has_eager=False),
             "mask": Kernel(_apply_mask, _whole("diff_src", "gradient"), has_eager=False),
             "statistics_backward": Kernel(_statistics_backward, _statistics_backward_sizes),
-            "gradient": Kernel(_form_gradient, _whole("dst", "diff_dst"), has_eager=False),
+            "gradient": Kernel(_normalize, _whole("dst", "diff_dst"), has_eager=False),
+            "bias_gradient": Kernel(_bias_gradient, _bias_gradient_sizes),
         },
     ),
     # Its nodes are those above, with other values that share a mean.
-    Operator(
-        "group_norm",
-        functional.GroupNorm,
-        _normalised,
-        _SAVED,
-        _STATISTICS,
-        work=(8, 12),
-        split=_split_training,
-        centres=centres,
-    ),
-    Operator(
+    _norm_of_batch("group_norm", functional.GroupNorm),
+    _norm(
         "batch_norm_inference",
         functional.BatchNormInference,
-        _normalised,
-        _SAVED,
         work=(2, 1),
         split=_split_inference,
         kernels={"fixed_statistics": Kernel(_fixed_statistics), "fold": Kernel(_fold)},

@@ -14,11 +14,9 @@ Nodes before and after the concatenation are now neighbours, so the passes that 
 from dataclasses import replace
 
 from tinyunet.compiler.ir import PLAIN, Graph, Node, Options
-from tinyunet.compiler.operators import can_block
+from tinyunet.compiler.operators import KERNELS, can_block
 from tinyunet.compiler.passes.defer_normalization import defer_normalization
 from tinyunet.compiler.passes.fuse_backward import fuse_backward
-
-_READERS = ("convolution", "convolution_backward_weights")
 
 
 def eliminate_concat(graph: Graph, options: Options) -> Graph:
@@ -39,10 +37,10 @@ def _eliminate(graph: Graph, node: Node) -> Graph:
     whole = node.outputs["dst"]
     readers = graph.consumers(whole)
     fit = all(
-        reader.op in _READERS
+        can_block(reader, graph)
+        and "src_b" in KERNELS[reader.op].reads
         and reader.inputs["src"] == whole
         and not {"src.scale", "src_b"} & {*reader.inputs}
-        and can_block(reader, graph)
         for reader in readers
     )
     parts = {graph.values[node.inputs[role]].layout for role in ("a", "b")}
@@ -54,8 +52,9 @@ def _eliminate(graph: Graph, node: Node) -> Graph:
     undo = graph.backward_of(node)
     if undo is not None:
         made = graph.producer(undo.inputs["gradient"])
-        plain = made is not None and made.op == "convolution_backward_data" and can_block(made, graph)
-        if not plain or made is None or set(undo.outputs) != {"diff_a", "diff_b"} or made.in_place:
+        if made is None or not can_block(made, graph) or "diff_src_b" not in KERNELS[made.op].masks:
+            return graph
+        if set(undo.outputs) != {"diff_a", "diff_b"} or made.in_place:
             return graph
         outputs = {"diff_src": undo.outputs["diff_a"], "diff_src_b": undo.outputs["diff_b"]}
         changes |= {made.name: [replace(made, outputs=outputs)], undo.name: []}

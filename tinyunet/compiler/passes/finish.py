@@ -8,7 +8,6 @@ from tinyunet.compiler.ir import BLOCKED, Graph, Node, Value
 from tinyunet.compiler.operators import KERNELS, needs_fused_kernel
 from tinyunet.compiler.operators.convolutions import is_transposed
 from tinyunet.compiler.passes.propagate_layout import insert_reorders
-from tinyunet.compiler.record import vector
 
 
 def finish(graph: Graph) -> Graph:
@@ -55,12 +54,6 @@ def _packed(graph: Graph) -> Graph:
             done[key] = values[-1].name
             nodes.append(_pack("pack_weights", node, graph, {"weights": weights}, {"packed": done[key]}))
         user = node.with_inputs({"weights": done.get(key, weights)})
-        if node.op == "convolution" and "bias" in node.inputs:
-            padded = vector(f"{node.name}:bias", graph.values[node.outputs["dst"]].shape[-1])
-            bias = {"bias": node.inputs["bias"]}
-            nodes.append(_pack("pad_bias", node, graph, bias, {"padded": padded.name}))
-            values.append(padded)
-            user = user.with_inputs({"bias": padded.name})
         graph = graph.rewrite({node.name: [*nodes, user]}, values)
     return graph
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 
 from tinyunet.compiler.ir import NDHWC, PLAIN, Graph, Node, Options, Value
-from tinyunet.compiler.operators import can_block, split
+from tinyunet.compiler.operators import KERNELS, can_block, split
 
 _LOSSES = {"dice_sums": "dice", "cross_entropy": "cross_entropy"}
 _PROBABILITIES = ("softmax", "sigmoid")
@@ -38,12 +38,11 @@ def fuse_epilogue(graph: Graph, options: Options) -> Graph:
         if node.op != "moments":
             continue
         made = graph.producer(node.inputs["src"])
-        if made is None or made.op != "convolution" or not can_block(made, graph):
+        kernel = KERNELS.get(made.op) if made else None
+        if made is None or kernel is None or not kernel.gathers or not can_block(made, graph):
             continue
-        if "moments" in made.outputs:  # of another batch norm of the same output
-            continue
-        fused = made.with_outputs(node.outputs)
-        graph = graph.rewrite({made.name: [fused], node.name: []})
+        if "moments" not in made.outputs:  # of another norm of the same output
+            graph = graph.rewrite({made.name: [made.with_outputs(node.outputs)], node.name: []})
     return graph
 
 

@@ -8,13 +8,20 @@ of each is saved, and a quarter of the transforms (``kernels.conv3d.winograd_bri
 Winograd, few channels and many voxels; else sums and weights leave the caches. The tile is the one that the
 model of ``choose_algorithm`` finds best.
 
-The kernel does not sum ``g`` for the gradient of a bias. Batch and instance norm subtract the mean, and with
-it the bias, whose gradient is therefore 0. So only convolutions before one of them, and those without bias,
-are fused.
+The kernel does not sum ``g`` for the gradient of a bias, which follows from sums that are there::
+
+    after batch or instance norm    0: they subtract the mean, and with it the bias
+    after group norm                sum of a dz + b x + d, from the sum of dz and the moments of x
+    after an activation             sum of dz
+
+Other convolutions with a bias keep two kernels.
 
 If ``fuse_backward`` formed ``g`` for two readers, the one reader that is left forms ``g`` itself, which saves
 a pass over memory. But ``dz`` and ``x`` then live longer, so a very large ``g`` is formed as before.
 """
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 from kernels.conv3d import operator as conv3d
 from tinyunet.compiler.ir import BLOCKED, Graph, Node, Options
@@ -51,28 +58,46 @@ def _fuse(graph: Graph, data: Node, weights: Node, accuracy: str) -> Graph:
         data.in_place,
     )
     formed = _formed(data.inputs["diff_dst"], graph)
-    if not _has_kernel(both, formed, graph):
+    nodes = _with_bias(both, (formed or both).inputs, graph)
+    if not nodes or not _has_kernel(both, graph):
         return graph
-    changes: dict[str, list[Node]] = {data.name: [both], weights.name: []}
+    changes = {weights.name: [], data.name: nodes}
     if formed and graph.values[data.inputs["diff_dst"]].nbytes <= _FORMED_FIRST:
-        changes |= {data.name: [both.with_inputs(formed.inputs)], formed.name: []}
+        changes |= {data.name: [nodes[0].with_inputs(formed.inputs), *nodes[1:]], formed.name: []}
     return graph.rewrite(changes)
 
 
-def _has_kernel(both: Node, formed: Node | None, graph: Graph) -> bool:
+def _has_kernel(both: Node, graph: Graph) -> bool:
     if not both.attributes["tile"] or ("src_b" in both.inputs) != ("diff_src_b" in both.outputs):
         return False
     if graph.values[both.inputs["src"]].layout != BLOCKED:  # a few channels, which are read as they come
         return False
-    if "diff_bias" in both.outputs and not _is_centred(formed or both, graph):
-        return False
     return conv3d.pays_together(plan_of(both, graph))
 
 
-def _is_centred(node: Node, graph: Graph) -> bool:
-    """Whether the gradient that a node forms is that of a norm which takes each channel's mean away."""
-    made = graph.producer(node.inputs["diff_dst.a"]) if "diff_dst.a" in node.inputs else None
-    return made is not None and centres(made)
+def _with_bias(both: Node, gradient: Mapping[str, str], graph: Graph) -> list[Node]:
+    """Return a node, and one for the gradient of its bias unless that is 0; nothing if nobody has the sums.
+
+    ``gradient`` are the inputs of the node that reads, or forms, the gradient of the convolution's result.
+    """
+    norm = graph.producer(gradient.get("diff_dst.a", ""))
+    if "diff_bias" not in both.outputs or (norm and centres(norm)):
+        return [both]
+    statistics = graph.producer(norm.inputs["mean"]) if norm else None
+    if norm and statistics:
+        sums = {"sums": norm.inputs["sums"], "moments": statistics.inputs["moments"]}
+        sums |= {role: norm.outputs[role] for role in "abd"}
+    else:
+        dz = gradient["diff_dst"]
+        written = made.outputs if (made := graph.producer(dz)) else {}
+        known = [f"sums{end}" for end in ("", "_b") if written.get(f"diff_src{end}") == dz]
+        if not known or known[0] not in written:
+            return []
+        sums = {"sums": written[known[0]]}
+    outputs = {role: name for role, name in both.outputs.items() if role != "diff_bias"}
+    bias, settings = {"diff_bias": both.outputs["diff_bias"]}, {"implementation": "fused"}
+    found = Node(f"{both.name}.bias", "bias_gradient", sums, bias, settings, "backward")
+    return [replace(both, outputs=outputs), found]
 
 
 def _formed(gradient: str, graph: Graph) -> Node | None:
