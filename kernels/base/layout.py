@@ -28,11 +28,12 @@ from kernels.base.arguments import Floats, Triple, tensor
 from kernels.base.buffers import empty, past_caches
 from kernels.base.jit import kernel, parallel_kernel, prange, signed, split_index
 from kernels.base.machine import threads
-from kernels.base.simd import LANES, fence, load, put_vector, store
+from kernels.base.simd import LANES, broadcast, fence, load, put_vector, store, where_above
 from kernels.base.tiles import tile_add, tile_load, tile_store, tile_transpose
 
 # Voxels that a thread unblocks at a time.
 _RUN = 1024
+_PLACES, _ZERO = np.arange(LANES, dtype=np.float32), np.float32(0)
 
 
 def blocks(channels: int) -> int:
@@ -45,9 +46,14 @@ def reorder_ndhwc_to_nCdhw16c(src: Floats) -> Floats:  # noqa: N802
     src = tensor("src", src, axes="MB, D, H, W, C", dtype=np.float32)
     MB, D, H, W, C = src.shape
     dst = empty((MB, blocks(C), D, H, W, LANES))
-    for n in range(MB):
-        pack_src(src[n], dst[n], (0, 0, 0), (1, 1, 1))
+    fill_blocked(src, dst)
     return dst
+
+
+def fill_blocked(src: Floats, dst: Floats) -> None:
+    """Fill ``dst``, (MB, CB, D, H, W, 16), with ``src``, (MB, D, H, W, C), and zeros past channel ``C``."""
+    for image, panel in zip(src, dst, strict=True):
+        pack_src(image, panel, (0, 0, 0), (1, 1, 1))
 
 
 def reorder_nCdhw16c_to_ndhwc(src: Floats, channels: int) -> Floats:  # noqa: N802
@@ -110,7 +116,7 @@ def _pack_src(
     (D, H, W, C), (CB, PD, PH, PW, width) = sizes
     rows = PD * PH
     for index in prange(workers):
-        worker = signed(index)
+        worker, used = signed(index), broadcast(np.float32(C % LANES))
         for row in range(worker * rows // workers, (worker + 1) * rows // workers):
             plane, line = row // PH, row % PH
             d, d_between = divmod(plane - before[0], dilation[0])
@@ -119,30 +125,37 @@ def _pack_src(
             voxels = min(W, (PW - before[2] - 1) // dilation[2] + 1) if inside else 0
             read, written = (d * H + h) * W * C, (plane * PH + line) * PW * width
             to, block_stride, step = before[2] * width, PD * PH * PW * width, dilation[2] * width
-            vectors = C // LANES if width == LANES else 0
             for block in range(CB):
-                # Clear only what no vector fills below: the stores take the time.
+                # Clear only what no voxel fills below: the stores take the time.
                 start = written + block * block_stride
-                dense = voxels * width if block < vectors and dilation[2] == 1 else 0
+                dense = voxels * width if dilation[2] == 1 else 0
                 panel[start : start + to] = 0.0
                 panel[start + to + dense : start + PW * width] = 0.0
-            # All blocks of a voxel: memory is read from front to back.
-            for w in range(voxels):
-                x, at = read + w * C, written + to + w * step
-                for block in range(vectors):
-                    put_vector(panel, at + block * block_stride, load(src, x + block * LANES), streams)
-            rest = C - vectors * LANES
-            if rest == width and dilation[2] == 1:  # few channels, whose row is one run of memory
+            if width == LANES:
+                # All blocks of a voxel: memory is read from front to back.
+                for w in range(voxels):
+                    x, at = read + w * C, written + to + w * step
+                    for _ in range(C // LANES):
+                        put_vector(panel, at, load(src, x), streams)
+                        x, at = x + LANES, at + block_stride
+                    if C % LANES > 0:
+                        if x + LANES <= src.size:
+                            # Past the last channel are those of the next voxel, which may be NaN.
+                            value = where_above(used, load(_PLACES, 0), load(src, x), broadcast(_ZERO))
+                            put_vector(panel, at, value, streams)
+                        else:
+                            for lane in range(LANES):
+                                panel[at + lane] = src[x + lane] if lane < C % LANES else _ZERO
+            elif dilation[2] == 1:  # few channels, whose row is one run of memory
                 whole = voxels * width // LANES * LANES
                 for i in range(0, whole, LANES):
                     store(panel, written + to + i, load(src, read + i))
                 for i in range(whole, voxels * width):
                     panel[written + to + i] = src[read + i]
-                continue
-            x, at = read + vectors * LANES, written + to + vectors * block_stride
-            for lane in range(rest):
+            else:
                 for w in range(voxels):
-                    panel[at + w * step + lane] = src[x + w * C + lane]
+                    for lane in range(width):
+                        panel[written + to + w * step + lane] = src[read + w * width + lane]
         fence()
 
 

@@ -39,7 +39,7 @@ def _rung(**arrays: Array) -> ModuleType:
 def forward(
     src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
 ) -> Array:
-    """Convolve; arguments, result and errors as `naive.forward`."""
+    """Convolve; arguments, result and errors as `Rung.forward`."""
     given = {"src": src, "weights": weights} | ({} if bias is None else {"bias": bias})
     return _rung(**given).forward(src, weights, bias, stride, padding)
 
@@ -47,7 +47,7 @@ def forward(
 def backward_data(
     diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Array:
-    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`."""
+    """Gradient of ``src``; arguments, result and errors as `Rung.backward_data`."""
     rung = _rung(diff_dst=diff_dst, weights=weights)
     return rung.backward_data(diff_dst, weights, src_shape, stride, padding)
 
@@ -55,5 +55,5 @@ def backward_data(
 def backward_weights(
     src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
 ) -> tuple[Array, Array]:
-    """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
+    """Gradients of weights and bias; arguments, result and errors as `Rung.backward_weights`."""
     return _rung(src=src, diff_dst=diff_dst).backward_weights(src, diff_dst, kernel, stride, padding)

@@ -92,8 +92,8 @@ def plan(
     elif channels_last and _winograd("first_layer").supports(size, kernel, tile, channels_in[0]):
         cut = _winograd("winograd_stages").cut_output(size, tile, 1, OCB)
     elif not channels_last and kernel == _winograd("winograd_stages").kernel_of(tile):
-        make = algorithm.cut_gradient if keeps_both else _winograd("winograd_stages").cut_output
-        cut, in_groups = make(size, tile, ICB, OCB), _winograd("many_channels")
+        kept, in_groups = ICB + OCB if keeps_both else 0, _winograd("many_channels")
+        cut = _winograd("winograd_stages").cut_output(size, tile, ICB, OCB, kept)
         uneven = any(first % LANES and second for first, second in (channels_in, channels_out))
         if not keeps_both and not uneven and in_groups.by_groups(cut, tile, ICB, OCB):
             algorithm, packs = in_groups, False

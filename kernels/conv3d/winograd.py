@@ -25,6 +25,8 @@ it does with a plane of points, `winograd_weights` the transforms of weights; `m
 with more weights than voxels, `first_layer` for those of few input channels.
 """
 
+import functools
+
 import numpy as np
 
 from kernels.base.arguments import Floats, Triple
@@ -38,8 +40,7 @@ from kernels.conv3d.read import plain_inputs
 from kernels.conv3d.winograd_stages import kernel_of
 from kernels.conv3d.write import outputs
 from kernels.deferred.tensors import NO_SOURCE
-from kernels.ladder import shapes
-from kernels.ladder.shapes import Geometry, Stride
+from kernels.ladder.shapes import Geometry, Rung, Stride
 
 
 def forward(
@@ -50,12 +51,11 @@ def forward(
     padding: str = "same",
     tile: Triple | None = None,
 ) -> Floats:
-    """Convolve; arguments, result and errors as `naive.forward`, float32 and stride 1 only.
+    """Convolve; arguments, result and errors as `Rung.forward`, float32 and stride 1 only.
 
     ``tile`` is one of `TILES`; F(2, 4, 4), or F(1, 4, 4) for a 1x3x3 kernel, where it is None.
     """
-    g = shapes.forward_geometry(src, weights, bias, stride, padding, float32=True)
-    return _convolve(src, weights, bias, g, _tile(g, tile))
+    return _rung(tile).forward(src, weights, bias, stride, padding)
 
 
 def backward_data(
@@ -66,9 +66,8 @@ def backward_data(
     padding: str = "same",
     tile: Triple | None = None,
 ) -> Floats:
-    """Gradient of ``src``; as `naive.backward_data`, float32 and stride 1 only; tile as `forward`."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
-    return _convolve(diff_dst, weights, None, g, _tile(g, tile), adjoint=True)
+    """Gradient of ``src``; as `Rung.backward_data`, float32 and stride 1 only; tile as `forward`."""
+    return _rung(tile).backward_data(diff_dst, weights, src_shape, stride, padding)
 
 
 def backward_weights(
@@ -79,14 +78,12 @@ def backward_weights(
     padding: str = "same",
     tile: Triple | None = None,
 ) -> tuple[Floats, Floats]:
-    """Gradients of weights and bias; as `naive.backward_weights`, float32 and stride 1 only."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True)
-    (IC, OC), tile = g.channels, _tile(g, tile)
-    p = plan((IC, 0), (OC, 0), g.dst_shape[:4], g.kernel, tile, keeps_both=True)._replace(before=g.before)
-    source, gradient = (plain_inputs(reorder_ndhwc_to_nCdhw16c(tensor)) for tensor in (src, diff_dst))
-    diff_weights = empty(g.weights_shape)
-    sums = winograd_bricks.backward_weights(p, source, gradient, diff_weights.reshape(OC, IC, -1))
-    return diff_weights, sums.sum(axis=0)[:OC].astype(np.float32)
+    """Gradients of weights and bias; as `Rung.backward_weights`, float32 and stride 1 only."""
+    return _rung(tile).backward_weights(src, diff_dst, kernel, stride, padding)
+
+
+def _rung(tile: Triple | None) -> Rung:
+    return Rung(functools.partial(_convolve, tile), functools.partial(_gradients, tile))
 
 
 def _tile(g: Geometry, tile: Triple | None) -> Triple:
@@ -102,12 +99,22 @@ def _tile(g: Geometry, tile: Triple | None) -> Triple:
 
 
 def _convolve(
-    src: Floats, weights: Floats, bias: Floats | None, g: Geometry, tile: Triple, *, adjoint: bool = False
+    wanted: Triple | None, src: Floats, weights: Floats, bias: Floats | None, g: Geometry, adjoint: bool
 ) -> Floats:
     (MB, D, H, W, OC), before = (g.src_shape, g.adjoint_before) if adjoint else (g.dst_shape, g.before)
+    tile = _tile(g, wanted)
     p = plan((src.shape[-1], 0), (OC, 0), (MB, D, H, W), g.kernel, tile)._replace(before=before)
     packed, dst = empty(p.algorithm.packed_shape(p)), empty((MB, p.blocks_out, D, H, W, LANES))
     p.algorithm.pack(p, weights, packed, adjoint=adjoint)
     to = outputs((dst, NO_SOURCE.data), bias=bias)
     p.algorithm.convolve(p, plain_inputs(reorder_ndhwc_to_nCdhw16c(src)), packed, to, adjoint=adjoint)
     return reorder_nCdhw16c_to_ndhwc(dst, OC)
+
+
+def _gradients(wanted: Triple | None, src: Floats, diff_dst: Floats, g: Geometry) -> tuple[Floats, Floats]:
+    (IC, OC), tile = g.channels, _tile(g, wanted)
+    p = plan((IC, 0), (OC, 0), g.dst_shape[:4], g.kernel, tile, keeps_both=True)._replace(before=g.before)
+    source, gradient = (plain_inputs(reorder_ndhwc_to_nCdhw16c(tensor)) for tensor in (src, diff_dst))
+    diff_weights = empty(g.weights_shape)
+    sums = winograd_bricks.backward_weights(p, source, gradient, diff_weights.reshape(OC, IC, -1))
+    return diff_weights, sums.sum(axis=0)[:OC].astype(np.float32)

@@ -109,11 +109,6 @@ def pack(p: Plan, weights: Floats, packed: Floats, *, adjoint: bool) -> None:
     pack_weights(weights, p.form, packed, adjoint=adjoint)
 
 
-def cut_gradient(dst_size: tuple[int, int, int, int], tile: Triple, ICB: int, OCB: int) -> Cut:
-    """Bricks whose source and inner tensor stay in cache, both transformed."""
-    return stages.cut_output(dst_size, tile, ICB, OCB, kept=ICB + OCB)
-
-
 def both_pay(p: Plan) -> bool:
     """Whether `backward` takes less time than the two gradients one by one."""
     return _sums_per_value(p) <= _SUMS_OF_BOTH
@@ -206,7 +201,9 @@ def _make_kernel(form: Form) -> Callable[..., None]:
                 source, inner, masks = next_regions(job, brick, md > 1, mh > 1)
                 for plane in range(planes):
                     if not few:
-                        transform_plane(job, own, plane, mw)
+                        v = Tiles(own, job.layout.V, job.layout.point, T, job.source.blocks)
+                        at = job.layout.source.at + plane * job.layout.source.plane
+                        stages.transform_in(Panel(own, at), job.layout.extent, v, 1, INPUT, mw)
                     if makes_sums:
                         sums = Sums(job.sums, chunk * chunk_size + plane * plane_size, brick == begin)
                         ahead = upcoming(NO_REGION if few or makes_results else source, inner, plane, planes)
@@ -250,15 +247,6 @@ def next_regions(job: Any, brick: int, halo_d: bool, halo_h: bool) -> tuple[Regi
     inner = next_brick(source_tensors(job.inner), cut, brick, (0, 0, 0), size, False, False)
     masked = tensors(out.mask_a.x, EMPTY, out.mask_b.x, EMPTY, out.blocks_a, out.blocks)
     return source, inner, Region(masked, n, size, start, cut.planes, cut.lines)
-
-
-@specialised
-def transform_plane(job: Any, own: Any, plane: int, mw: int) -> None:
-    """Transform a plane of the source along w."""
-    layout = job.layout
-    v = Tiles(own, layout.V, layout.point, layout.tiles, job.source.blocks)
-    at = layout.source.at + plane * layout.source.plane
-    stages.transform_in(Panel(own, at), layout.extent, v, 1, INPUT, mw)
 
 
 @specialised

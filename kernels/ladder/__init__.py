@@ -8,9 +8,10 @@ Read the rungs in this order. Each opens with its idea: the difference to the ru
 ``direct``             sums in registers: no load and store for each multiply-add
 ``minimal_filtering``  3.4 times fewer multiplications, for transforms that go through memory
 
-All have ``forward``, ``backward_data`` and ``backward_weights``, and `naive` documents their arguments. The
-path goes on with `kernels.conv3d.winograd`, which transforms in cache and up to 8 times fewer
-multiplications, and ends with `kernels.conv3d.operator`, which fuses a convolution with its neighbours.
+A rung writes a convolution and a weight gradient; `shapes.Rung` checks arguments and makes ``forward``,
+``backward_data`` and ``backward_weights`` of the two, and documents their arguments. The path goes on with
+`kernels.conv3d.winograd`, which transforms in cache and up to 8 times fewer multiplications, and ends with
+`kernels.conv3d.operator`, which fuses a convolution with its neighbours.
 
-``shapes`` has the sizes and checks that the rungs share; ``cook_toom`` the matrices of minimal filtering.
+``shapes`` has the sizes and checks; ``cook_toom`` the matrices of minimal filtering.
 """

@@ -36,9 +36,8 @@ from kernels.base.buffers import empty, scratchpad
 from kernels.base.jit import parallel_kernel, prange, split_index
 from kernels.base.layout import blocks, pack_src, pack_weights, reorder_nCdhw16c_to_ndhwc, unpack_weights
 from kernels.base.simd import LANES, broadcast, fma, load, store
-from kernels.ladder import shapes
 from kernels.ladder.naive import backward_bias
-from kernels.ladder.shapes import Geometry, Stride
+from kernels.ladder.shapes import Geometry, Rung
 
 _ONE = (1, 1, 1)
 
@@ -68,30 +67,6 @@ class Filters(NamedTuple):
     bias: Floats
     kernel: Triple
     stride: Triple
-
-
-def forward(
-    src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
-) -> Floats:
-    """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
-    g = shapes.forward_geometry(src, weights, bias, stride, padding, float32=True)
-    return convolve(_forward, (LANES, 1), src, weights, bias, g)
-
-
-def backward_data(
-    diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
-) -> Floats:
-    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
-    return convolve(_forward, (LANES, 1), diff_dst, weights, None, g, adjoint=True)
-
-
-def backward_weights(
-    src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
-) -> tuple[Floats, Floats]:
-    """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True)
-    return weight_gradient(_accumulate, LANES, 1, src, diff_dst, g), backward_bias(diff_dst)
 
 
 def convolve(
@@ -197,3 +172,15 @@ def _accumulate(panel: Panel, gradient: Panel, kernel: Triple, stride: Triple, s
                     value = broadcast(src[x + ow * SW * LANES + ic])
                     at = ((pair * KD * KH * KW + tap) * LANES + ic) * LANES
                     store(total, at, fma(value, diff, load(total, at)))
+
+
+def _convolve(src: Floats, weights: Floats, bias: Floats | None, g: Geometry, adjoint: bool) -> Floats:
+    return convolve(_forward, (LANES, 1), src, weights, bias, g, adjoint=adjoint)
+
+
+def _gradients(src: Floats, diff_dst: Floats, g: Geometry) -> tuple[Floats, Floats]:
+    return weight_gradient(_accumulate, LANES, 1, src, diff_dst, g), backward_bias(diff_dst)
+
+
+_rung = Rung(_convolve, _gradients)
+forward, backward_data, backward_weights = _rung.forward, _rung.backward_data, _rung.backward_weights

@@ -37,10 +37,9 @@ from kernels.base.layout import blocks
 from kernels.base.machine import tile_vectors
 from kernels.base.simd import LANES
 from kernels.base.tiles import tile_fill, tile_load, tile_rank1, tile_store
-from kernels.ladder import shapes
 from kernels.ladder.blocked import Filters, Panel, Rows, convolve, weight_gradient
 from kernels.ladder.naive import backward_bias
-from kernels.ladder.shapes import Geometry, Stride
+from kernels.ladder.shapes import Geometry, Rung
 
 #: Up to this many input channels are packed, or read, as they are; more are padded to blocks of 16.
 FEW_CHANNELS = 4
@@ -58,27 +57,14 @@ class TileShape(NamedTuple):
     cols: int
 
 
-def forward(
-    src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
-) -> Floats:
-    """Convolve; arguments, result and errors as `naive.forward`, float32 only."""
-    g = shapes.forward_geometry(src, weights, bias, stride, padding, float32=True)
-    return _convolve(src, weights, bias, g)
+def _convolve(src: Floats, weights: Floats, bias: Floats | None, g: Geometry, adjoint: bool) -> Floats:
+    (*_, OW, OC), SW = (g.src_shape, 1) if adjoint else (g.dst_shape, g.stride[2])
+    width, tile = _width(src.shape[-1]), tile_shape(OW, blocks(OC))
+    loops = _make_convolve(*tile, width, SW)
+    return convolve(loops, (width, tile.cols), src, weights, bias, g, adjoint=adjoint)
 
 
-def backward_data(
-    diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
-) -> Floats:
-    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`, float32 only."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
-    return _convolve(diff_dst, weights, None, g, adjoint=True)
-
-
-def backward_weights(
-    src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
-) -> tuple[Floats, Floats]:
-    """Gradients of weights and bias; as `naive.backward_weights`, float32 only."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True)
+def _gradients(src: Floats, diff_dst: Floats, g: Geometry) -> tuple[Floats, Floats]:
     (IC, OC), KW = g.channels, g.kernel[2]
     width = _width(IC)
     # Enough chunks of planes to share among threads, whatever the number of threads.
@@ -87,13 +73,8 @@ def backward_weights(
     return weight_gradient(accumulate, width, chunks, src, diff_dst, g), backward_bias(diff_dst)
 
 
-def _convolve(
-    src: Floats, weights: Floats, bias: Floats | None, g: Geometry, *, adjoint: bool = False
-) -> Floats:
-    (*_, OW, OC), SW = (g.src_shape, 1) if adjoint else (g.dst_shape, g.stride[2])
-    width, tile = _width(src.shape[-1]), tile_shape(OW, blocks(OC))
-    loops = _make_convolve(*tile, width, SW)
-    return convolve(loops, (width, tile.cols), src, weights, bias, g, adjoint=adjoint)
+_rung = Rung(_convolve, _gradients)
+forward, backward_data, backward_weights = _rung.forward, _rung.backward_data, _rung.backward_weights
 
 
 def _width(channels: int) -> int:

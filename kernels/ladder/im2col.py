@@ -28,19 +28,21 @@ import numpy.typing as npt
 
 from kernels.base.arguments import Array, Triple
 from kernels.base.buffers import empty
-from kernels.ladder import shapes
 from kernels.ladder.naive import backward_bias
-from kernels.ladder.shapes import Geometry, Stride
+from kernels.ladder.shapes import Geometry, Rung
 
 
-def forward(
-    src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
-) -> Array:
-    """Convolve; arguments, result and errors as `naive.forward`."""
-    g = shapes.forward_geometry(src, weights, bias, stride, padding)
-    padded = _pad(src, g)
+def _convolve(src: Array, weights: Array, bias: Array | None, g: Geometry, adjoint: bool) -> Array:
     matrix = _matrix(weights)
-    dst = empty(g.dst_shape, src.dtype)
+    if adjoint:
+        padded, inside = _zeros(g, src.dtype)
+        for n, od in np.ndindex(g.dst_shape[:2]):
+            columns = src[n, od].reshape(-1, len(weights)) @ matrix.T
+            taps = columns.reshape(_columns_shape(g))
+            for (kd, kh, kw), voxels in _taps(padded[n], od, g):
+                voxels += taps[:, :, kd, kh, kw]
+        return np.ascontiguousarray(inside)
+    padded, dst = _pad(src, g), empty(g.dst_shape, src.dtype)
     for n, od in np.ndindex(g.dst_shape[:2]):
         dst[n, od] = (_columns(padded[n], od, g) @ matrix).reshape(g.dst_shape[2:])
     if bias is not None:
@@ -48,32 +50,17 @@ def forward(
     return dst
 
 
-def backward_data(
-    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
-) -> Array:
-    """Gradient of ``src``; arguments, result and errors as `naive.backward_data`."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    transposed = _matrix(weights).T
-    padded, inside = _zeros(g, diff_dst.dtype)
-    for n, od in np.ndindex(g.dst_shape[:2]):
-        columns = diff_dst[n, od].reshape(-1, len(weights)) @ transposed
-        taps = columns.reshape(_columns_shape(g))
-        for (kd, kh, kw), voxels in _taps(padded[n], od, g):
-            voxels += taps[:, :, kd, kh, kw]
-    return np.ascontiguousarray(inside)
-
-
-def backward_weights(
-    src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
-) -> tuple[Array, Array]:
-    """Gradients of weights and bias; arguments, result and errors as `naive.backward_weights`."""
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+def _gradients(src: Array, diff_dst: Array, g: Geometry) -> tuple[Array, Array]:
     padded, (IC, OC) = _pad(src, g), g.channels
     matrix = np.zeros((g.taps * IC, OC), src.dtype)
     for n, od in np.ndindex(g.dst_shape[:2]):
         matrix += _columns(padded[n], od, g).T @ diff_dst[n, od].reshape(-1, OC)
     diff_weights = matrix.reshape(*g.kernel, IC, OC).transpose(4, 3, 0, 1, 2)
     return np.ascontiguousarray(diff_weights), backward_bias(diff_dst)
+
+
+_rung = Rung(_convolve, _gradients, float32=False)
+forward, backward_data, backward_weights = _rung.forward, _rung.backward_data, _rung.backward_weights
 
 
 def _matrix(weights: Array) -> Array:

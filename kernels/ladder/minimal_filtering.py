@@ -31,37 +31,24 @@ from kernels.base.buffers import empty, scratchpad
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
 from kernels.base.layout import blocks, pack_src, reorder_nCdhw16c_to_ndhwc
 from kernels.base.simd import LANES, broadcast, fma, load, store
-from kernels.ladder import shapes
 from kernels.ladder.cook_toom import DIFF_DST, DIFF_WEIGHTS, INPUT, OUTPUT, WEIGHTS, matrix
 from kernels.ladder.naive import backward_bias
-from kernels.ladder.shapes import Geometry, Stride
+from kernels.ladder.shapes import Geometry, Rung
 
 _OUTPUTS, _POINTS = 2, 4  # of a tile along each axis
 
 
-def forward(
-    src: Floats, weights: Floats, bias: Floats | None = None, stride: Stride = 1, padding: str = "same"
-) -> Floats:
-    """Convolve; as `naive.forward`, float32, kernel 3x3x3 and stride 1 only."""
-    g = _checked(shapes.forward_geometry(src, weights, bias, stride, padding, float32=True))
-    dst = _convolve(src, weights, g.dst_shape, g.before)
+def _convolve(src: Floats, weights: Floats, bias: Floats | None, g: Geometry, adjoint: bool) -> Floats:
+    _check(g)
+    if adjoint:
+        reversed_taps = weights.swapaxes(0, 1)[:, :, ::-1, ::-1, ::-1]
+        return _filter(src, reversed_taps, g.src_shape, g.adjoint_before)
+    dst = _filter(src, weights, g.dst_shape, g.before)
     return dst if bias is None else dst + bias
 
 
-def backward_data(
-    diff_dst: Floats, weights: Floats, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
-) -> Floats:
-    """Gradient of ``src``; as `naive.backward_data`, float32, kernel 3x3x3 and stride 1 only."""
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding, float32=True)
-    adjoint = weights.swapaxes(0, 1)[:, :, ::-1, ::-1, ::-1]
-    return _convolve(diff_dst, adjoint, _checked(g).src_shape, g.adjoint_before)
-
-
-def backward_weights(
-    src: Floats, diff_dst: Floats, kernel: Triple, stride: Stride = 1, padding: str = "same"
-) -> tuple[Floats, Floats]:
-    """Gradients of weights and bias; as `naive.backward_weights`, with a kernel 3x3x3 and stride 1 only."""
-    g = _checked(shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding, float32=True))
+def _gradients(src: Floats, diff_dst: Floats, g: Geometry) -> tuple[Floats, Floats]:
+    _check(g)
     tiles, products = _tiles(g.dst_shape), np.zeros((), np.float32)
     for n in range(len(src)):
         V = _to_points(INPUT, src[n], tiles, g.before)
@@ -73,10 +60,13 @@ def backward_weights(
     return np.ascontiguousarray(diff_weights), backward_bias(diff_dst)
 
 
-def _checked(g: Geometry) -> Geometry:
+_rung = Rung(_convolve, _gradients)
+forward, backward_data, backward_weights = _rung.forward, _rung.backward_data, _rung.backward_weights
+
+
+def _check(g: Geometry) -> None:
     if g.kernel != (3, 3, 3) or g.stride != (1, 1, 1):
         raise ValueError(f"kernel is {g.kernel} and stride {g.stride}; minimal_filtering takes 3x3x3 and 1")
-    return g
 
 
 def _tiles(dst_shape: tuple[int, ...]) -> Triple:
@@ -101,7 +91,7 @@ def _transform_weights(kind: int, array: Floats) -> Floats:
     return np.ascontiguousarray(array)
 
 
-def _convolve(src: Floats, weights: Floats, dst_shape: tuple[int, ...], before: Triple) -> Floats:
+def _filter(src: Floats, weights: Floats, dst_shape: tuple[int, ...], before: Triple) -> Floats:
     MB, OD, OH, OW, OC = dst_shape
     tiles, OCB = _tiles(dst_shape), blocks(OC)
     filled = np.zeros((3, 3, 3, blocks(src.shape[-1]) * LANES, OCB * LANES), np.float32)

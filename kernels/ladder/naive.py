@@ -21,94 +21,32 @@ import numpy as np
 from kernels.base.arguments import Array, Doubles, Triple
 from kernels.base.buffers import empty
 from kernels.base.jit import kernel, parallel_kernel, prange
-from kernels.ladder import shapes
-from kernels.ladder.shapes import Stride
+from kernels.ladder.shapes import Geometry, Rung
 
 _FORWARD, _DATA, _WEIGHTS = range(3)
-# Voxels of a chunk of `backward_bias`.
-_CHUNK = 8192
+# Items of a row that `backward_bias` sums at a time, at least, and rows of a chunk.
+_ROW, _ROWS = 256, 256
 
 
-def forward(
-    src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
-) -> Array:
-    """Convolve.
-
-    Parameters
-    ----------
-    src : ndarray, shape=(MB, ID, IH, IW, IC), float32 or float64
-    weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``src``
-        Kernel sizes 1 to 5.
-    bias : ndarray, shape=(OC,), optional
-    stride : int or (SD, SH, SW)
-        From 1 on.
-    padding : {"same", "valid"}
-        TensorFlow's conventions.
-
-    Returns
-    -------
-    ndarray, shape=(MB, OD, OH, OW, OC), dtype of ``src``
-
-    Raises
-    ------
-    ValueError
-        If shapes do not fit.
-    TypeError
-        If dtypes are mixed or not a float32 or float64.
-    """
-    g = shapes.forward_geometry(src, weights, bias, stride, padding)
-    dst = empty(g.dst_shape, src.dtype)
-    dst[:] = 0 if bias is None else bias
-    _make(_FORWARD)(src, weights, dst, g.stride, g.before)
-    return dst
+def _convolve(src: Array, weights: Array, bias: Array | None, g: Geometry, adjoint: bool) -> Array:
+    made = empty(g.src_shape if adjoint else g.dst_shape, src.dtype)
+    made[:] = 0 if bias is None else bias
+    if adjoint:
+        # Every product of the forward pass is sent back where its factor came from.
+        _make(_DATA)(made, weights, src, g.stride, g.before)
+    else:
+        _make(_FORWARD)(src, weights, made, g.stride, g.before)
+    return made
 
 
-def backward_data(
-    diff_dst: Array, weights: Array, src_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
-) -> Array:
-    """Gradient of ``src``: every product of the forward pass, sent back where its factor came from.
-
-    Parameters
-    ----------
-    diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), float32 or float64
-    weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``diff_dst``
-    src_shape : (MB, ID, IH, IW, IC)
-    stride, padding
-        As in `forward`, and so are the errors.
-
-    Returns
-    -------
-    ndarray, shape=src_shape, dtype of ``diff_dst``
-    """
-    g = shapes.backward_data_geometry(diff_dst, weights, src_shape, stride, padding)
-    diff_src = empty(g.src_shape, diff_dst.dtype)
-    diff_src[:] = 0
-    _make(_DATA)(diff_src, weights, diff_dst, g.stride, g.before)
-    return diff_src
-
-
-def backward_weights(
-    src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
-) -> tuple[Array, Array]:
-    """Gradients of ``weights`` and ``bias``.
-
-    Parameters
-    ----------
-    src : ndarray, shape=(MB, ID, IH, IW, IC), float32 or float64
-    diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), dtype of ``src``
-    kernel : (KD, KH, KW)
-    stride, padding
-        As in `forward`, and so are the errors.
-
-    Returns
-    -------
-    diff_weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``src``
-    diff_bias : ndarray, shape=(OC,), dtype of ``src``
-    """
-    g = shapes.backward_weights_geometry(src, diff_dst, kernel, stride, padding)
+def _gradients(src: Array, diff_dst: Array, g: Geometry) -> tuple[Array, Array]:
     diff_weights = np.zeros(g.weights_shape, src.dtype)
     _make(_WEIGHTS)(src, diff_weights, diff_dst, g.stride, g.before)
     return diff_weights, backward_bias(diff_dst)
+
+
+_rung = Rung(_convolve, _gradients, float32=False)
+forward, backward_data, backward_weights = _rung.forward, _rung.backward_data, _rung.backward_weights
 
 
 @functools.cache
@@ -142,29 +80,24 @@ def _make(direction: int) -> Callable[..., None]:
 
 
 def backward_bias(diff_dst: Array) -> Array:
-    """Gradient of the bias, which all rungs share: the sum over all axes but the last.
+    """Gradient of the bias, (OC,), which all rungs share: the sum over all axes but the last.
 
-    Voxels are cut into chunks by their number alone. Each chunk is summed in float64, and the chunks' sums
-    are added in order, so the result is the same for any number of threads.
-
-    Parameters
-    ----------
-    diff_dst : ndarray, shape=(MB, OD, OH, OW, OC), float32 or float64
-
-    Returns
-    -------
-    ndarray, shape=(OC,), dtype of ``diff_dst``
+    A row of some voxels is long enough for vectors, whatever the channels. Chunks of rows, cut by size alone,
+    are summed in float64 and added in order, so the result is the same for any number of threads.
     """
-    voxels = diff_dst.reshape(-1, diff_dst.shape[-1])
-    partial = np.zeros((-(-len(voxels) // _CHUNK), voxels.shape[1]))
-    _sum_chunks(voxels, partial)
-    return partial.sum(axis=0).astype(diff_dst.dtype)
+    OC = diff_dst.shape[-1]
+    row = OC * -(-_ROW // OC)
+    partial = np.zeros((-(-diff_dst.size // (row * _ROWS)), row))
+    _sum_chunks(diff_dst.reshape(-1), partial)
+    return partial.sum(axis=0).reshape(-1, OC).sum(axis=0).astype(diff_dst.dtype)
 
 
 @parallel_kernel
-def _sum_chunks(voxels: Array, partial: Doubles) -> None:
-    count, channels = voxels.shape
+def _sum_chunks(values: Array, partial: Doubles) -> None:
+    row = partial.shape[1]
     for chunk in prange(partial.shape[0]):
-        for voxel in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, count)):
-            for c in range(channels):
-                partial[chunk, c] += voxels[voxel, c]
+        total, end = partial[chunk], min((chunk + 1) * _ROWS * row, values.size)
+        for start in range(chunk * _ROWS * row, end, row):
+            items = values[start : start + row]
+            for i in range(items.size):
+                total[i] += items[i]

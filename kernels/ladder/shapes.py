@@ -1,6 +1,7 @@
-"""Sizes of a convolution, and the checks that every rung shares."""
+"""Sizes of a convolution, the checks that every rung shares, and the three passes made of a rung."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ def output_size(size: int, kernel: int, stride: int, padding: str) -> tuple[int,
 def geometry(
     src_shape: tuple[int, ...], weights_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Geometry:
-    """Sizes of the convolution of ``src`` by ``weights``; arguments as of `naive.forward`.
+    """Sizes of the convolution of ``src`` by ``weights``; arguments as of `Rung.forward`.
 
     Raises
     ------
@@ -123,40 +124,6 @@ def forward_geometry(
     return g
 
 
-def backward_data_geometry(
-    diff_dst: Array,
-    weights: Array,
-    src_shape: tuple[int, ...],
-    stride: Stride,
-    padding: str,
-    *,
-    float32: bool = False,
-) -> Geometry:
-    """Geometry of ``backward_data``; raises as `forward_geometry`."""
-    g = geometry(src_shape, weights.shape, stride, padding)
-    _check_diff_dst(diff_dst, g)
-    _check_dtypes(float32, diff_dst=diff_dst, weights=weights)
-    return g
-
-
-def backward_weights_geometry(
-    src: Array, diff_dst: Array, kernel: Triple, stride: Stride, padding: str, *, float32: bool = False
-) -> Geometry:
-    """Geometry of ``backward_weights``; raises as `forward_geometry`."""
-    weights_shape = (diff_dst.shape[-1], src.shape[-1], *triple("kernel", kernel))
-    g = geometry(src.shape, weights_shape, stride, padding)
-    _check_diff_dst(diff_dst, g)
-    _check_dtypes(float32, src=src, diff_dst=diff_dst)
-    return g
-
-
-def _check_diff_dst(diff_dst: Array, g: Geometry) -> None:
-    if diff_dst.shape != g.dst_shape:
-        raise ValueError(
-            f"diff_dst has shape {diff_dst.shape}; for src {g.src_shape} it must be {g.dst_shape}"
-        )
-
-
 def _check_dtypes(float32: bool, **arrays: Array) -> None:
     dtypes = {name: array.dtype for name, array in arrays.items()}
     kind = next(iter(dtypes.values()))
@@ -165,3 +132,83 @@ def _check_dtypes(float32: bool, **arrays: Array) -> None:
         raise TypeError(f"{found}; all must be float32, or all float64")
     if float32 and kind != np.float32:
         raise TypeError(f"this rung takes float32, not {kind}; use naive or im2col")
+
+
+class Rung(NamedTuple):
+    """The three passes of a convolution, made of the two functions that a rung writes.
+
+    Both get checked arguments. ``convolve(src, weights, bias, g, adjoint)`` returns ``dst``; the adjoint
+    convolution goes the other way, from ``diff_dst`` to ``diff_src``. ``gradients(src, diff_dst, g)`` returns
+    those of weights and bias.
+    """
+
+    convolve: Callable[[Array, Array, Array | None, Geometry, bool], Array]
+    gradients: Callable[[Array, Array, Geometry], tuple[Array, Array]]
+    float32: bool = True  # alone, for rungs of vectors
+
+    def forward(
+        self, src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
+    ) -> Array:
+        """Convolve.
+
+        Parameters
+        ----------
+        src : ndarray, shape=(MB, ID, IH, IW, IC), float32 or float64
+        weights : ndarray, shape=(OC, IC, KD, KH, KW), dtype of ``src``
+            Kernel sizes 1 to 5.
+        bias : ndarray, shape=(OC,), optional
+        stride : int or (SD, SH, SW)
+            From 1 on.
+        padding : {"same", "valid"}
+            TensorFlow's conventions.
+
+        Returns
+        -------
+        ndarray, shape=(MB, OD, OH, OW, OC), dtype of ``src``
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or the rung has no such kernel or stride.
+        TypeError
+            If dtypes are mixed or not a float32 or float64, or the rung takes float32 alone.
+        """
+        g = forward_geometry(src, weights, bias, stride, padding, float32=self.float32)
+        return self.convolve(src, weights, bias, g, False)
+
+    def backward_data(
+        self,
+        diff_dst: Array,
+        weights: Array,
+        src_shape: tuple[int, ...],
+        stride: Stride = 1,
+        padding: str = "same",
+    ) -> Array:
+        """Gradient of ``src``, of shape ``src_shape``; ``diff_dst`` has the shape of ``dst``.
+
+        All else, and the errors, are as in `forward`.
+        """
+        g = geometry(src_shape, weights.shape, stride, padding)
+        _check_diff_dst(diff_dst, g)
+        _check_dtypes(self.float32, diff_dst=diff_dst, weights=weights)
+        return self.convolve(diff_dst, weights, None, g, True)
+
+    def backward_weights(
+        self, src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
+    ) -> tuple[Array, Array]:
+        """Gradients of ``weights`` and ``bias``, in their shapes; ``kernel`` is (KD, KH, KW).
+
+        All else, and the errors, are as in `forward`.
+        """
+        weights_shape = (diff_dst.shape[-1], src.shape[-1], *triple("kernel", kernel))
+        g = geometry(src.shape, weights_shape, stride, padding)
+        _check_diff_dst(diff_dst, g)
+        _check_dtypes(self.float32, src=src, diff_dst=diff_dst)
+        return self.gradients(src, diff_dst, g)
+
+
+def _check_diff_dst(diff_dst: Array, g: Geometry) -> None:
+    if diff_dst.shape != g.dst_shape:
+        raise ValueError(
+            f"diff_dst has shape {diff_dst.shape}; for src {g.src_shape} it must be {g.dst_shape}"
+        )

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.base.arguments import Array, Doubles, Floats, tensor
-from kernels.base.buffers import CHUNK, chunk_count, empty
+from kernels.base.buffers import CHUNK, empty
 from kernels.base.exponential import expm1, sigmoid
 from kernels.base.jit import kernel, parallel_kernel, prange, signed
 from kernels.base.simd import LANES, add_to_doubles, broadcast, fma, load, where_positive
@@ -40,8 +40,9 @@ from kernels.deferred.tensors import Mask, Shape, Source
 
 _RELU, _LEAKY, _SIGMOID, _ELU, _PRELU = range(5)
 _ZERO, _ONE = np.float32(0), np.float32(1)
-# Length that a row of repeated slopes has at least: 16 vectors of 16.
-_ROW = 256
+# Slopes of neighbouring items that the inner loop reads: one slope repeated, or those of some voxels, so few
+# that the gradient's sums, a row of float64 for each chunk, are small beside the chunk.
+_ROW, _ROW_OF_VOXELS = 2048, 256
 
 
 class Activation(NamedTuple):
@@ -107,9 +108,7 @@ def forward(src: Array, activation: Activation) -> Array:
     src = tensor("src", src)
     if src.dtype == np.float64:
         return activation.value(src)
-    dst = empty(src.shape)
-    _make_forward(activation.case)(src.reshape(-1), np.float32(activation.slope), dst.reshape(-1))
-    return dst
+    return _forward(src, _repeated(activation.slope), activation.case)
 
 
 def backward(diff_dst: Array, dst: Array, activation: Activation) -> Array:
@@ -124,10 +123,60 @@ def backward(diff_dst: Array, dst: Array, activation: Activation) -> Array:
     diff_dst = tensor("diff_dst", diff_dst, shape=dst.shape, dtype=dst.dtype)
     if dst.dtype == np.float64:
         return activation.gradient(diff_dst, dst)
-    diff_src = empty(dst.shape)
-    arrays = diff_dst.reshape(-1), dst.reshape(-1), diff_src.reshape(-1)
-    _make_backward(activation.case)(*arrays, np.float32(activation.slope))
-    return diff_src
+    return _backward(diff_dst, dst, _repeated(activation.slope), activation.case)[0]
+
+
+def prelu_forward(src: Array, slope: Array) -> Array:
+    """Apply PReLU to ``src`` of shape (..., C); ``slope`` is (C,), or (1,) for all channels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the arrays differ in dtype, or ``slope`` has another shape.
+    """
+    src, slopes = _with_slopes(src, slope)
+    if src.dtype == np.float64:
+        return np.where(src <= 0.0, slopes * src, src)
+    return _forward(src, _row_of(slopes), _PRELU)
+
+
+def prelu_backward(diff_dst: Array, src: Array, slope: Array) -> tuple[Array, Array]:
+    """Gradients of source and slope.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `prelu_forward`, and if ``diff_dst`` has not the shape of ``src``.
+    """
+    src, slopes = _with_slopes(src, slope)
+    diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
+    if src.dtype == np.float64:
+        diff_src = np.where(src <= 0.0, slopes * diff_dst, diff_dst)
+        sums = np.where(src <= 0.0, diff_dst * src, 0.0)
+    else:
+        diff_src, sums = _backward(diff_dst, src, _row_of(slopes), _PRELU)
+    sums = sums.reshape(-1, slopes.size).sum(axis=0)
+    return diff_src, (sums if slope.size > 1 else sums.sum(keepdims=True)).astype(src.dtype)
+
+
+def _with_slopes(src: Array, slope: Array) -> tuple[Array, Array]:
+    """The source, and a slope for each of its channels."""
+    src = tensor("src", src)
+    channels = src.shape[-1:]
+    slope = tensor("slope", slope, dtype=src.dtype)
+    if slope.shape not in (channels, (1,)):
+        raise ValueError(f"slope must have shape {channels}, or (1,), got {slope.shape}")
+    return src, np.ascontiguousarray(np.broadcast_to(slope, channels))
+
+
+@functools.lru_cache(maxsize=16)
+def _repeated(slope: float) -> Floats:
+    return np.full(_ROW, slope, np.float32)
+
+
+def _row_of(slopes: Array) -> Floats:
+    """The slopes of neighbouring voxels, so many that the inner loop is long."""
+    return np.tile(slopes, -(-_ROW_OF_VOXELS // slopes.size))
 
 
 # --- float32: the case is a constant, so the compiler keeps one branch and vectorises it -----------------
@@ -159,85 +208,18 @@ def _gradient(dy: np.float32, y: np.float32, slope: np.float32, case: int) -> np
     return below if y <= _ZERO else dy
 
 
-@functools.cache
-def _make_forward(case: int) -> Callable[..., None]:
-    @parallel_kernel
-    def forward(src: Floats, slope: np.float32, dst: Floats) -> None:
-        for chunk in prange(chunk_count(src.size)):
-            at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-            x, y = src[at], dst[at]
-            for i in range(x.size):
-                y[i] = _value(x[i], slope, case)
-
-    return forward
-
-
-@functools.cache
-def _make_backward(case: int) -> Callable[..., None]:
-    @parallel_kernel
-    def backward(diff_dst: Floats, dst: Floats, diff_src: Floats, slope: np.float32) -> None:
-        for chunk in prange(chunk_count(dst.size)):
-            at = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-            dy, y, dx = diff_dst[at], dst[at], diff_src[at]
-            for i in range(y.size):
-                dx[i] = _gradient(dy[i], y[i], slope, case)
-
-    return backward
-
-
-# --- PReLU: a slope for each channel, which is learned ----------------------------------------------------
-
-
-def prelu_forward(src: Array, slope: Array) -> Array:
-    """Apply PReLU to ``src`` of shape (..., C); ``slope`` is (C,), or (1,) for all channels.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the arrays differ in dtype, or ``slope`` has another shape.
-    """
-    src, slopes = _with_slopes(src, slope)
-    if src.dtype == np.float64:
-        return np.where(src <= 0.0, slopes * src, src)
-    dst, rows = empty(src.shape), _repeated(slopes)
-    _prelu_forward(src.reshape(-1), rows, dst.reshape(-1))
+def _forward(src: Array, slopes: Floats, case: int) -> Floats:
+    dst = empty(src.shape)
+    _make_forward(case)(src.reshape(-1), slopes, dst.reshape(-1))
     return dst
 
 
-def prelu_backward(diff_dst: Array, src: Array, slope: Array) -> tuple[Array, Array]:
-    """Gradients of source and slope.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `prelu_forward`, and if ``diff_dst`` has not the shape of ``src``.
-    """
-    src, slopes = _with_slopes(src, slope)
-    diff_dst = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype)
-    if src.dtype == np.float64:
-        diff_src = np.where(src <= 0.0, slopes * diff_dst, diff_dst)
-        sums = np.where(src <= 0.0, diff_dst * src, 0.0).reshape(-1, slopes.size).sum(axis=0)
-    else:
-        diff_src, rows = empty(src.shape), _repeated(slopes)
-        partial = np.zeros((-(-src.size // _chunk(rows.size)), rows.size))
-        _prelu_backward(diff_dst.reshape(-1), src.reshape(-1), rows, diff_src.reshape(-1), partial)
-        sums = partial.sum(axis=0).reshape(-1, slopes.size).sum(axis=0)
-    return diff_src, (sums if slope.size > 1 else sums.sum(keepdims=True)).astype(src.dtype)
-
-
-def _with_slopes(src: Array, slope: Array) -> tuple[Array, Array]:
-    """The source, and a slope for each of its channels."""
-    src = tensor("src", src)
-    channels = src.shape[-1:]
-    slope = tensor("slope", slope, dtype=src.dtype)
-    if slope.shape not in (channels, (1,)):
-        raise ValueError(f"slope must have shape {channels}, or (1,), got {slope.shape}")
-    return src, np.ascontiguousarray(np.broadcast_to(slope, channels))
-
-
-def _repeated(slopes: Array) -> Floats:
-    """The slopes of neighbouring voxels, so many that the inner loop is long."""
-    return np.tile(slopes, -(-_ROW // slopes.size))
+def _backward(diff_dst: Array, known: Array, slopes: Floats, case: int) -> tuple[Floats, Doubles]:
+    """Gradient of the source, and sums for PReLU's slopes; ``known`` is ``dst``, of PReLU ``src``."""
+    diff_src, chunks = empty(known.shape), -(-known.size // _chunk(slopes.size)) if case == _PRELU else 0
+    partial = np.zeros((chunks, slopes.size))
+    _make_backward(case)(diff_dst.reshape(-1), known.reshape(-1), slopes, diff_src.reshape(-1), partial)
+    return diff_src, partial.sum(axis=0)
 
 
 @kernel
@@ -246,27 +228,37 @@ def _chunk(row: int) -> int:
     return max(CHUNK // row, 1) * row
 
 
-@parallel_kernel
-def _prelu_forward(src: Floats, slopes: Floats, dst: Floats) -> None:
-    row, size = slopes.size, _chunk(slopes.size)
-    for chunk in prange((src.size + size - 1) // size):
-        for first in range(chunk * size, min((chunk + 1) * size, src.size), row):
-            x, y = src[first : first + row], dst[first : first + row]
-            for i in range(x.size):
-                y[i] = _value(x[i], slopes[i], _PRELU)
+@functools.cache
+def _make_forward(case: int) -> Callable[..., None]:
+    @parallel_kernel
+    def forward(src: Floats, slopes: Floats, dst: Floats) -> None:
+        row, size = slopes.size, _chunk(slopes.size)
+        for chunk in prange((src.size + size - 1) // size):
+            for first in range(chunk * size, min((chunk + 1) * size, src.size), row):
+                x, y = src[first : first + row], dst[first : first + row]
+                for i in range(x.size):
+                    y[i] = _value(x[i], slopes[i], case)
+
+    return forward
 
 
-@parallel_kernel
-def _prelu_backward(diff_dst: Floats, src: Floats, slopes: Floats, diff_src: Floats, sums: Doubles) -> None:
-    row, size = slopes.size, _chunk(slopes.size)
-    for chunk in prange((src.size + size - 1) // size):
-        total = sums[chunk]
-        for first in range(chunk * size, min((chunk + 1) * size, src.size), row):
-            at = slice(first, first + row)
-            dy, x, dx = diff_dst[at], src[at], diff_src[at]
-            for i in range(x.size):
-                dx[i] = _gradient(dy[i], x[i], slopes[i], _PRELU)
-                total[i] += dy[i] * x[i] if x[i] <= _ZERO else _ZERO
+@functools.cache
+def _make_backward(case: int) -> Callable[..., None]:
+    @parallel_kernel
+    def backward(diff_dst: Floats, known: Floats, slopes: Floats, diff_src: Floats, sums: Doubles) -> None:
+        row, size = slopes.size, _chunk(slopes.size)
+        for chunk in prange((known.size + size - 1) // size):
+            for first in range(chunk * size, min((chunk + 1) * size, known.size), row):
+                at = slice(first, first + row)
+                dy, y, dx = diff_dst[at], known[at], diff_src[at]
+                for i in range(y.size):
+                    dx[i] = _gradient(dy[i], y[i], slopes[i], case)
+                if case == _PRELU:
+                    total = sums[chunk]
+                    for i in range(y.size):
+                        total[i] += dy[i] * y[i] if y[i] <= _ZERO else _ZERO
+
+    return backward
 
 
 # --- Fused with the normalisation before: blocked tensors, one pass each way --------------------------------

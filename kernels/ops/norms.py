@@ -38,12 +38,15 @@ Common parameters
 src, diff_dst : float32 or float64 array, shape (MB, ..., C)
 scale, shift : array, shape (C,)
     Of the dtype of ``src``.
-mean : array, shape (1, C), or (MB, C) where each image has its own
-    Of the dtype of ``src``.
+mean, variance : array, shape (1, C), or (MB, C) where each image has its own
+    The mean has the dtype of ``src``. The variance is the biased one, in float64, because float32 cannot hold
+    the square of a large float32.
 epsilon : float
     Added to the variance.
 sharing : Sharing
     Whose statistics: `BATCH`, or those of one image.
+combine : callable, optional
+    Is given (3, C) sums; see "Together" above.
 
 All functions raise TypeError or ValueError if dtypes, shapes or channels differ, or ``epsilon`` is negative.
 """
@@ -69,21 +72,10 @@ def forward(
     sharing: Sharing = BATCH,
     combine: Combine | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Normalise with the statistics of ``src`` itself.
+    """Normalise with the statistics of ``src`` itself: ``dst``, ``mean`` and ``variance``.
 
-    Parameters
-    ----------
-    src, scale, shift, epsilon, sharing
-        See the module.
-    combine : callable, optional
-        Is given (3, C) numbers: count, sum and sum of squares. See "Together" above.
-
-    Returns
-    -------
-    dst : array, shape (MB, ..., C)
-    mean, variance : array, shape (1, C) or (MB, C)
-        For the backward pass and the running statistics. The variance is the biased one, in float64, because
-        float32 cannot hold the square of a large float32.
+    The last two are for the backward pass and the running statistics. ``combine`` gets count, sum and sum
+    of squares.
     """
     x = _parts(src, epsilon, sharing)
     scale, shift = _checked_channels(x, scale=scale, shift=shift)
@@ -111,18 +103,9 @@ def forward(
 def forward_inference(
     src: Array, scale: Array, shift: Array, mean: Array, variance: Array, epsilon: float = 1e-3
 ) -> Array:
-    """Normalise with given statistics, the running ones of batch norm's training.
+    """``dst`` with given statistics, (C,) each: the running ones of batch norm's training.
 
-    Parameters
-    ----------
-    src, scale, shift, epsilon
-        See the module.
-    mean, variance : array, shape (C,)
-        The variance is float32 or float64.
-
-    Returns
-    -------
-    array, shape (MB, ..., C)
+    The variance may be float32, too.
     """
     x = _parts(src, epsilon, BATCH)
     scale, shift, mean = _checked_channels(x, scale=scale, shift=shift, mean=mean)
@@ -149,22 +132,9 @@ def backward(
         diff_scale = sum of diff_dst * normalised
         diff_src   = (g - mean of g - normalised * mean of g * normalised) / sqrt(variance + epsilon)
 
-    with ``g = scale * diff_dst``, and means over what shares the statistics.
-
-    Parameters
-    ----------
-    diff_dst, src, scale, epsilon, sharing
-        See the module.
-    mean, variance : array, shape (1, C) or (MB, C)
-        From the forward pass: the variance in float64.
-    combine : callable, optional
-        Is given (3, C) numbers: count, sum of ``diff_dst`` and of ``diff_dst * (src - mean)``.
-
-    Returns
-    -------
-    diff_src : array, shape (MB, ..., C)
-    diff_scale, diff_shift : array, shape (C,)
-        Of this source alone, also with ``combine``: they are summed with all other gradients.
+    with ``g = scale * diff_dst``, and means over what shares the statistics. ``combine`` gets count, sum of
+    ``diff_dst`` and of ``diff_dst * (src - mean)``. ``diff_scale`` and ``diff_shift``, (C,), are of this
+    source alone, also with ``combine``: they are summed with all other gradients.
     """
     x = _parts(src, epsilon, sharing)
     dy = tensor("diff_dst", diff_dst, shape=src.shape, dtype=src.dtype).reshape(x.shape)

@@ -114,8 +114,12 @@ def pooled_shape(src_shape: Sequence[int], size: int | Sequence[int]) -> tuple[i
 
 def _whole_blocks(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A volume (MB, D, H, W, C) with zeros up to a multiple of 16 channels."""
-    missing = -volume.shape[-1] % LANES
-    return np.pad(volume, [(0, 0)] * 4 + [(0, missing)]) if missing else volume
+    *sizes, C = volume.shape
+    if C % LANES == 0:
+        return volume
+    whole = np.zeros((*sizes, blocks(C) * LANES), volume.dtype)
+    whole[..., :C] = volume
+    return whole
 
 
 def _in_blocks(volume: npt.NDArray[Any]) -> npt.NDArray[Any]:

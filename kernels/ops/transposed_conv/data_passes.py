@@ -1,19 +1,24 @@
-"""The two passes of the transposed convolution that make tensors: ``forward`` and ``backward_data``."""
+"""The two passes of the transposed convolution that make tensors: ``forward`` and ``backward_data``.
+
+And what they read: the weights, packed, with a panel for each direction.
+"""
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.base.arguments import Floats
-from kernels.base.buffers import past_caches
+from kernels.base.buffers import empty, past_caches
 from kernels.base.jit import kernel, parallel_kernel, prange, split_index
+from kernels.base.layout import blocks
+from kernels.base.machine import tile_vectors
 from kernels.base.simd import LANES, LINE, address, fence, load, prefetch, store
 from kernels.base.tiles import tile_fill, tile_rank1, tile_store, tile_stream, tile_zero
 from kernels.deferred.masking import bands, clear, finish, flat, place_band
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Mask, Shape, Source
-from kernels.ops.transposed_conv.panels import Packed, backward_cols, output_line, tile_place, tile_rows
 
 _NO_BIAS = np.empty(0, np.float32)
 # Tasks wanted: where there are few bands, tasks share the blocks of channels as well.
@@ -22,10 +27,58 @@ _TASKS = 16
 _CHUNK = 1 << 14
 
 
+class Packed(NamedTuple):
+    """The weights (IC, OC, KD, KH, KW), twice; lanes past the last channel are zero."""
+
+    forward: Floats  # (OCB, KD, KH, ICB * 16, KW, 16 oc)
+    backward: Floats  # (ICB / cols, KD, KH, OCB, KW, 16 oc, cols * 16 ic)
+
+
+def panels(weights_shape: tuple[int, int, int, int, int]) -> Packed:
+    """Panels of zeros for packed weights (IC, OC, KD, KH, KW), which `pack` fills."""
+    IC, OC, KD, KH, KW = weights_shape
+    ICB, OCB = blocks(IC), blocks(OC)
+    cols = _backward_cols(ICB)
+    packed = Packed(
+        empty((OCB, KD, KH, ICB * LANES, KW, LANES)),
+        empty((ICB // cols, KD, KH, OCB, KW, LANES, cols * LANES)),
+    )
+    for panel in packed:
+        panel[:] = 0.0
+    return packed
+
+
+def pack(weights: Floats, packed: Packed) -> None:
+    """Refresh packed weights, from `panels`."""
+    _pack(weights, *packed)
+
+
+def _backward_cols(ICB: int) -> int:
+    """Blocks of input channels in a register tile of backward_data."""
+    return 2 if tile_vectors() >= 24 and ICB % 2 == 0 else 1
+
+
+@parallel_kernel
+def _pack(weights: Floats, forward: Floats, backward: Floats) -> None:
+    IC, OC, KD, KH, KW = weights.shape
+    groups, _, _, OCB, _, _, width = backward.shape
+    # A group of input channels by a block of output channels fits the first-level cache, twice.
+    for task in prange(groups * OCB):
+        group, block = split_index(task, OCB)
+        for ic in range(group * width, min((group + 1) * width, IC)):
+            for oc in range(block * LANES, min((block + 1) * LANES, OC)):
+                for kd in range(KD):
+                    for kh in range(KH):
+                        for kw in range(KW):
+                            value = weights[ic, oc, kd, kh, kw]
+                            forward[block, kd, kh, ic, kw, oc % LANES] = value
+                            backward[group, kd, kh, block, kw, oc % LANES, ic % width] = value
+
+
 def forward_blocked(source: Source, weights: Packed, bias: Floats | None, dst: Floats) -> None:
     """Enlarge the source; ``bias`` is (OC,)."""
     KW = weights.forward.shape[4]
-    _make_forward(tile_rows(KW, source.data.shape[4]), KW)(
+    _make_forward(_tile_rows(KW, source.data.shape[4]), KW)(
         flat_source(source),
         source.data.shape,
         weights.forward.reshape(-1),
@@ -40,8 +93,8 @@ def backward_data_blocked(
     diff_dst: Floats, weights: Packed, dst: Floats, accumulate: bool = False, mask: Mask | None = None
 ) -> None:
     """Write the source's gradient to ``dst``, or add it; with a mask, ``dz``, and fill the mask's sums."""
-    cols = backward_cols(dst.shape[1])
-    _make_backward_data(tile_rows(cols, dst.shape[4]), cols, weights.backward.shape[4])(
+    cols = _backward_cols(dst.shape[1])
+    _make_backward_data(_tile_rows(cols, dst.shape[4]), cols, weights.backward.shape[4])(
         diff_dst.reshape(-1),
         diff_dst.shape,
         weights.backward.reshape(-1),
@@ -57,6 +110,30 @@ def _parts(shape: Shape, blocks: int) -> int:
     """Parts that the channel blocks are cut into, each a task of every band."""
     MB, _, D, H, W, _ = shape
     return max(1, min(blocks, _TASKS // (MB * D * bands(H, W))))
+
+
+def _tile_rows(cols: int, width: int) -> int:
+    """Voxels of a register tile with ``cols`` columns: no more than a row has."""
+    fitting = (rows for rows in (24, 12, 6, 3) if rows * cols <= tile_vectors() and rows <= width)
+    return next(fitting, 1)
+
+
+@kernel
+def _tile_place(tile: int, rows: int, width: int) -> tuple[int, int]:
+    """Row, and voxel in it, where a tile begins; the last of a row is moved back inside."""
+    tiles = -(-width // rows)
+    return tile // tiles, min(tile % tiles * rows, width - rows)
+
+
+@kernel
+def output_line(image: int, row: int, shape: Shape, dst_shape: Shape) -> int:
+    """Voxels of the output before the first tap of a row of the source, in the first block.
+
+    Rows are counted through an image of the source.
+    """
+    _, _, D, H, _, _ = shape
+    _, OCB, OD, OH, OW, _ = dst_shape
+    return ((image * OCB * OD + row // H * (OD // D)) * OH + row % H * (OH // H)) * OW
 
 
 @functools.cache
@@ -93,7 +170,7 @@ def _make_forward(rows: int, KW: int) -> Callable[..., None]:
                 for line in range(part * OCB // parts * KD * KH, (part + 1) * OCB // parts * KD * KH):
                     block, kd, kh = line // (KD * KH), line // KH % KD, line % KH
                     for i in range(count // IW * tiles):
-                        row, w = tile_place(i, rows, IW)
+                        row, w = _tile_place(i, rows, IW)
                         sums = tile_fill(biases, block * width, 1, rows, KW)
                         at = line * IC * width
                         for icb in range(ICB):
@@ -144,8 +221,8 @@ def _make_backward_data(rows: int, cols: int, KW: int) -> Callable[..., None]:
                 count = min(high, end - first)
                 for group in range(part * groups // parts, (part + 1) * groups // parts):
                     for i in range(count * tiles):
-                        row, w = tile_place(i, rows, IW)
-                        next_row, next_w = tile_place(i + 1, rows, IW)
+                        row, w = _tile_place(i, rows, IW)
+                        next_row, next_w = _tile_place(i + 1, rows, IW)
                         this = output_line(image, first + row, shape, diff_shape) + w * KW
                         upcoming = output_line(image, first + next_row, shape, diff_shape) + next_w * KW
                         sums = tile_zero(1, rows, cols)

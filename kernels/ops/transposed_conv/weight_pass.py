@@ -13,7 +13,7 @@ from kernels.base.simd import LANES, LINE, add_to_doubles, address, broadcast, l
 from kernels.base.tiles import tile_add, tile_fma, tile_load, tile_rank1, tile_store, tile_sum, tile_zero
 from kernels.deferred.normalizing import aligned, flat_source, pack_source
 from kernels.deferred.tensors import Shape, Source
-from kernels.ops.transposed_conv.panels import output_line
+from kernels.ops.transposed_conv.data_passes import output_line
 
 # Voxels whose products are summed in registers.
 _CHUNK = 128
