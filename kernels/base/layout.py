@@ -142,7 +142,7 @@ def _pack_src(
                         if x + LANES <= src.size:
                             # Past the last channel are those of the next voxel, which may be NaN.
                             value = where_above(used, load(_PLACES, 0), load(src, x), broadcast(_ZERO))
-                            put_vector(panel, at, value, streams)
+                            store(panel, at, value)
                         else:
                             for lane in range(LANES):
                                 panel[at + lane] = src[x + lane] if lane < C % LANES else _ZERO
