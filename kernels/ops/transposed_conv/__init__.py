@@ -5,8 +5,8 @@
 
 and ``bias[oc]`` once. There is a convolution whose ``backward_data`` is this, with these very weights:
 ``src`` here is its ``diff_dst``. So its three passes, with the roles exchanged, are ours, in both directions.
-A kernel as large as its stride, which is what a U-Net has, runs faster in float32: its scaled
-kernels do not overlap, so each output voxel has one source voxel and there is nothing to add up but channels.
+A kernel as large as its stride, which is what a U-Net has, runs faster in float32: its scaled kernels do not
+overlap, so each output voxel has one source voxel and there is nothing to add up but channels.
 
 Idea       Each tap is a matrix product of voxels x IC by IC x OC, on blocks of 16 channels. Some rows of
            voxels are packed into a panel that stays in the L2 cache. The source may still have to be
