@@ -25,17 +25,17 @@ run is seen: a comparison that NaN fails must be the one that keeps the value, `
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.base.arguments import Array, Doubles, Floats, tensor
 from kernels.base.buffers import CHUNK, empty
 from kernels.base.exponential import expm1, sigmoid
-from kernels.base.jit import kernel, parallel_kernel, prange, signed
-from kernels.base.simd import LANES, add_to_doubles, broadcast, fma, load, where_positive
-from kernels.deferred.masking import RUN, band_of_task, bands
-from kernels.deferred.normalizing import flat_source
+from kernels.base.jit import kernel, parallel_kernel, prange
+from kernels.base.simd import LANES, add_to_doubles, broadcast, fma, load, read, store, where_positive
+from kernels.deferred.masking import RUN, band_of_task, bands, clear
+from kernels.deferred.normalizing import aligned, flat_source
 from kernels.deferred.tensors import Mask, Shape, Source
 
 _RELU, _LEAKY, _SIGMOID, _ELU, _PRELU = range(5)
@@ -306,16 +306,18 @@ def _make_normalize(case: int) -> Callable[..., None]:
     @parallel_kernel
     def normalize(source: Source, slopes: Floats, shape: Shape, dst: Floats) -> None:
         MB, CB, D, H, W, _ = shape
-        row, scales, shifts = H * W * LANES, source.scale.reshape(-1), source.shift.reshape(-1)
-        for plane in prange(MB * CB * D):
-            block = signed(plane) // D
-            vectors, channel = block * LANES % scales.size, block % CB * LANES
-            scale, shift = scales[vectors : vectors + LANES], shifts[vectors : vectors + LANES]
-            slope, first = slopes[channel : channel + LANES], plane * row
-            for i in range(first, first + row, LANES):
-                x, y = source.data[i : i + LANES], dst[i : i + LANES]
-                for lane in range(LANES):
-                    y[lane] = _value(scale[lane] * x[lane] + shift[lane], slope[lane], case)
+        for task in prange(MB * CB * D * bands(H, W)):
+            first, count, block, _ = band_of_task(task, shape)
+            scale, shift = load(source.scale, block * LANES), load(source.shift, block * LANES)
+            slope = load(slopes, block % CB * LANES) if case == _PRELU else broadcast(_ONE)
+            for run in range(first, first + count, RUN):
+                start, stop = run * LANES, min(run + RUN, first + count) * LANES
+                for i in range(start, stop, LANES):
+                    store(dst, i, read(load(source.data, i), scale, shift, slope))
+                if case != _PRELU:
+                    y, alpha = dst[start:stop], slopes[0]
+                    for i in range(y.size):
+                        y[i] = _value(y[i], alpha, case)
 
     return normalize
 
@@ -327,62 +329,52 @@ def _make_mask(case: int) -> Callable[..., None]:
         MB, CB, D, H, W, _ = shape
         for task in prange(MB * CB * D * bands(H, W)):
             first, count, block, partial = band_of_task(task, shape)
-            channel = block % CB * LANES
-            _clear(mask, slope_sums, partial, channel)
+            channel, z = block % CB * LANES, aligned(RUN * LANES)
+            clear(mask, block, partial)
+            slope_sums[partial, channel : channel + LANES] = 0.0
             for run in range(first, first + count, RUN):
-                voxels = min(RUN, first + count - run)
+                start, stop = run * LANES, min(run + RUN, first + count) * LANES
                 if case == _PRELU:
-                    _sum_below(diff, run, voxels, mask, block, slope_sums, partial, channel)
-                _mask_run(diff, run, voxels, mask, block, slopes, channel, case)
-                _sum_run(diff, run, voxels, mask, block, partial, channel)
+                    below = _mask_prelu(diff, start, stop, mask, block, load(slopes, channel))
+                    add_to_doubles(slope_sums, partial * slope_sums.shape[1] + channel, below)
+                else:
+                    _normalize_run(mask, block, start, stop, z)
+                    dy, alpha = diff[start:stop], slopes[0]
+                    for i in range(dy.size):
+                        dy[i] = _gradient(dy[i], _value(z[i], alpha, case), alpha, case)
+                _sum_run(diff, start, stop, mask, block, partial, channel)
 
     return apply
 
 
 @kernel
-def _clear(mask: Mask, slope_sums: Doubles, partial: int, channel: int) -> None:
-    """Set partial sums of a channel block to zero."""
-    for lane in range(channel, channel + LANES):
-        mask.sums[0, partial, lane] = mask.sums[1, partial, lane] = slope_sums[partial, lane] = 0.0
+def _normalize_run(mask: Mask, block: int, start: int, stop: int, z: Floats) -> None:
+    """Write ``scale * x + shift`` of a run to ``z``."""
+    scale, shift = load(mask.scale, block * LANES), load(mask.shift, block * LANES)
+    for i in range(start, stop, LANES):
+        store(z, i - start, fma(scale, load(mask.x, i), shift))
 
 
 @kernel
-def _mask_run(
-    diff: Floats, run: int, voxels: int, mask: Mask, block: int, slopes: Floats, channel: int, case: int
-) -> None:
-    """Turn ``dy`` into ``dz`` in a run; LLVM vectorises the loop over lanes."""
-    vectors = slice(block * LANES, (block + 1) * LANES)
-    scale, shift = mask.scale.reshape(-1)[vectors], mask.shift.reshape(-1)[vectors]
-    slope = slopes[channel : channel + LANES]
-    for i in range(run * LANES, (run + voxels) * LANES, LANES):
-        x, dy = mask.x[i : i + LANES], diff[i : i + LANES]
-        for lane in range(LANES):
-            z = scale[lane] * x[lane] + shift[lane]
-            y = z if case == _PRELU else _value(z, slope[lane], case)
-            dy[lane] = _gradient(dy[lane], y, slope[lane], case)
+def _mask_prelu(diff: Floats, start: int, stop: int, mask: Mask, block: int, slope: Any) -> Any:
+    """Turn ``dy`` into ``dz`` in a run; return the sum of ``dy * z`` where ``z <= 0``."""
+    scale, shift = load(mask.scale, block * LANES), load(mask.shift, block * LANES)
+    zero = total = broadcast(_ZERO)
+    for i in range(start, stop, LANES):
+        z, dy = fma(scale, load(mask.x, i), shift), load(diff, i)
+        store(diff, i, where_positive(z, dy, slope))
+        total = fma(dy, z - where_positive(z, z, zero), total)
+    return total
 
 
 @kernel
-def _sum_run(diff: Floats, run: int, voxels: int, mask: Mask, block: int, partial: int, channel: int) -> None:
+def _sum_run(diff: Floats, start: int, stop: int, mask: Mask, block: int, partial: int, channel: int) -> None:
     """Add ``dz`` and ``dz * (x - mean)`` of a run, which is in cache, to the mask's sums."""
     mean, total = load(mask.mean, block * LANES), broadcast(_ZERO)
     product = total
-    for i in range(run * LANES, (run + voxels) * LANES, LANES):
+    for i in range(start, stop, LANES):
         dz = load(diff, i)
         total, product = total + dz, fma(dz, load(mask.x, i) - mean, product)
     to = partial * mask.sums.shape[2] + channel
     add_to_doubles(mask.sums, to, total)
     add_to_doubles(mask.sums, mask.sums.size // 2 + to, product)
-
-
-@kernel
-def _sum_below(
-    diff: Floats, run: int, voxels: int, mask: Mask, block: int, sums: Doubles, partial: int, channel: int
-) -> None:
-    """Add ``dy * z`` where ``z <= 0`` to the sums of PReLU's slopes."""
-    scale, shift = load(mask.scale, block * LANES), load(mask.shift, block * LANES)
-    zero = total = broadcast(_ZERO)
-    for i in range(run * LANES, (run + voxels) * LANES, LANES):
-        z = fma(scale, load(mask.x, i), shift)
-        total = fma(load(diff, i), z - where_positive(z, z, zero), total)
-    add_to_doubles(sums, partial * sums.shape[1] + channel, total)
