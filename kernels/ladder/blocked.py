@@ -125,8 +125,11 @@ def weight_gradient(
 
 
 def _pack(purpose: str, image: Floats, width: int, extent: Triple, before: Triple, dilation: Triple) -> Panel:
-    """One image as a panel; the image itself where it already has that form (1^3 kernels)."""
-    if image.shape == (*extent, width) and image.flags.c_contiguous:
+    """One image as a panel; the image itself where it already has that form (1^3 kernels).
+
+    `run_workers` takes arrays that can be written to, only; another is copied.
+    """
+    if image.shape == (*extent, width) and image.flags.carray:
         return Panel(image.reshape(-1), 0, extent, 1)
     panel = scratchpad(purpose, -(-image.shape[-1] // width), *extent, width)
     pack_src(image, panel, before, dilation)

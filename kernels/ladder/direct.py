@@ -32,11 +32,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kernels.base.arguments import Floats, Triple
-from kernels.base.jit import parallel_kernel, prange, specialised, split_index
+from kernels.base.jit import specialised, worker_kernel
 from kernels.base.layout import blocks
-from kernels.base.machine import tile_vectors
+from kernels.base.machine import threads, tile_vectors
 from kernels.base.simd import LANES
 from kernels.base.tiles import tile_fill, tile_load, tile_rank1, tile_store
+from kernels.base.workers import run_workers
 from kernels.ladder.blocked import Filters, Panel, Rows, convolve, weight_gradient
 from kernels.ladder.naive import backward_bias
 from kernels.ladder.shapes import Geometry, Rung
@@ -57,10 +58,34 @@ class TileShape(NamedTuple):
     cols: int
 
 
+class _Images(NamedTuple):
+    """What the threads of a convolution share."""
+
+    panel: Panel
+    filters: Filters
+    rows: Rows
+    OCB: int
+    workers: int
+
+
+class _Gradients(NamedTuple):
+    """What the threads of a weight gradient share; ``taps`` are KD, KH, SD and SH."""
+
+    panel: Panel
+    gradient: Panel
+    taps: tuple[int, int, int, int]
+    sums: Floats
+    workers: int
+
+
 def _convolve(src: Floats, weights: Floats, bias: Floats | None, g: Geometry, adjoint: bool) -> Floats:
     (*_, OW, OC), SW = (g.src_shape, 1) if adjoint else (g.dst_shape, g.stride[2])
     width, tile = _width(src.shape[-1]), tile_shape(OW, blocks(OC))
-    loops = _make_convolve(*tile, width, SW)
+    worker = _make_convolve(*tile, width, SW)
+
+    def loops(panel: Panel, filters: Filters, rows: Rows, OCB: int) -> None:
+        run_workers(worker, threads(), _Images(panel, filters, rows, OCB, threads()))
+
     return convolve(loops, (width, tile.cols), src, weights, bias, g, adjoint=adjoint)
 
 
@@ -69,7 +94,12 @@ def _gradients(src: Floats, diff_dst: Floats, g: Geometry) -> tuple[Floats, Floa
     width = _width(IC)
     # Enough chunks of planes to share among threads, whatever the number of threads.
     chunks = max(1, min(g.out[0], 16 // (blocks(IC) * blocks(OC))))
-    accumulate = _make_accumulate(KW, weight_tile(KW, width), width, g.stride[2])
+    worker = _make_accumulate(KW, weight_tile(KW, width), width, g.stride[2])
+
+    def accumulate(panel: Panel, gradient: Panel, kernel: Triple, stride: Triple, sums: Floats) -> None:
+        taps = (*kernel[:2], *stride[:2])
+        run_workers(worker, threads(), _Gradients(panel, gradient, taps, sums, threads()))
+
     return weight_gradient(accumulate, width, chunks, src, diff_dst, g), backward_bias(diff_dst)
 
 
@@ -139,20 +169,21 @@ def convolve_rows(
 def _make_convolve(wide: int, cols: int, width: int, SW: int) -> Callable[..., None]:
     """Compile the loop nest for one register tile, channel width and stride along a row."""
 
-    @parallel_kernel
-    def convolve_images(panel: Panel, filters: Filters, rows: Rows, OCB: int) -> None:
-        src, _, extent, ICB = panel
-        weights, bias, kernel, stride = filters
-        dst, _, (OD, OH, OW), strides = rows
-        for task in prange(OCB // cols * OD * OH):
-            group, row = split_index(task, OD * OH)
+    @worker_kernel
+    def convolve_share(worker: int, job: Any) -> None:
+        src, _, extent, ICB = job.panel
+        weights, bias, kernel, stride = job.filters
+        dst, _, (OD, OH, OW), strides = job.rows
+        tasks = job.OCB // cols * OD * OH
+        for task in range(worker * tasks // job.workers, (worker + 1) * tasks // job.workers):
+            group, row = task // (OD * OH), task % (OD * OH)
             at = (row // OH * stride[0] * extent[1] + row % OH * stride[1]) * extent[2] * width
             here, taps = Panel(src, at, extent, ICB), Filters(weights, bias, kernel, stride)
             to = group * cols * strides[3] + row // OH * strides[0] + row % OH * strides[1]
             there = Rows(dst, to, (1, 1, OW), strides)
             convolve_rows(here, taps, group * cols, there, wide, cols, width, SW)
 
-    return convolve_images
+    return convolve_share
 
 
 @specialised
@@ -201,17 +232,18 @@ def accumulate_rows(
 def _make_accumulate(KW: int, inputs: int, width: int, SW: int) -> Callable[..., None]:
     """Compile the weight-gradient loops for one register tile, channel width and stride along a row."""
 
-    @parallel_kernel
-    def accumulate(panel: Panel, gradient: Panel, kernel: Triple, stride: Triple, sums: Floats) -> None:
-        src, _, extent, ICB = panel
-        diff_dst, _, size, OCB = gradient
-        taps, chunks = (kernel[0], kernel[1], stride[0], stride[1]), sums.shape[0]
-        for task in prange(chunks * OCB):
-            chunk, ocb = split_index(task, OCB)
+    @worker_kernel
+    def accumulate_share(worker: int, job: Any) -> None:
+        src, _, extent, ICB = job.panel
+        diff_dst, _, size, OCB = job.gradient
+        taps, sums, chunks = job.taps, job.sums, job.sums.shape[0]
+        tasks = chunks * OCB
+        for task in range(worker * tasks // job.workers, (worker + 1) * tasks // job.workers):
+            chunk, ocb = task // OCB, task % OCB
             first, end = chunk * size[0] // chunks, (chunk + 1) * size[0] // chunks
-            here = Panel(src, first * stride[0] * extent[1] * extent[2] * width, extent, ICB)
+            here = Panel(src, first * taps[2] * extent[1] * extent[2] * width, extent, ICB)
             there = Panel(diff_dst, first * size[1] * size[2] * LANES, size, OCB)
             rows, parts = (end - first, size[1]), (ocb, ocb + 1)
             accumulate_rows(here, there, taps, parts, rows, sums[chunk], KW, inputs, width, SW)
 
-    return accumulate
+    return accumulate_share
