@@ -3,7 +3,19 @@
 
 Volumes are NDHWC tensors: batch, depth, height, width, channels. float32 runs the fast kernels,
 float64 the references. Only the arrays that a ``forward`` saves stay in memory until backward. Models
-call the functions at the end.
+call the functions at the end; each returns a new Tensor of the dtype of ``src``.
+
+Common parameters
+-----------------
+src : Tensor, float32 or float64, shape = (MB, D, H, W, C)
+    Norms, activations, softmax and dropout take any shape (MB, ..., C).
+scale, shift : Tensor, shape = (C,)
+epsilon : float
+    Added to the variance, inside the root. The default is that of Keras.
+generator : numpy Generator
+    Draws the random numbers of dropout, at each call.
+
+All functions raise TypeError if their tensors differ in dtype, and ValueError if a shape does not fit.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Convolution(Function):
-    """Saves the source for the weights' gradient, the weights for the source's."""
+    """Saves the source for the gradient of the weights, and the weights for the gradient of the source."""
 
     module: Callable[[], ModuleType] = staticmethod(lambda: kernels.conv3d)  # kernels of the three passes
 
@@ -50,7 +62,7 @@ class Convolution(Function):
     def backward(ctx: Context, gradient: Array) -> Gradients:
         (src, weights), passes = ctx.saved, ctx.function.module()
         diff_src = diff_weights = diff_bias = None
-        if weights is not None:  # not so in the first convolution of a net
+        if weights is not None:  # the first convolution of a net needs no gradient of its source
             diff_src = passes.backward_data(gradient, weights, ctx.src_shape, *ctx.settings)
         if src is not None:
             diff_weights, diff_bias = passes.backward_weights(src, gradient, ctx.kernel, *ctx.settings)
@@ -58,13 +70,13 @@ class Convolution(Function):
 
 
 class TransposedConvolution(Convolution):
-    """A convolution's gradient by its source, as an operator; weights are (IC, OC, KD, KH, KW)."""
+    """The backward_data of a convolution, as an operator; weights are (IC, OC, KD, KH, KW)."""
 
     module = staticmethod(lambda: ops.transposed_conv)
 
 
 class MaxPooling(Function):
-    """Saves one byte a window: which element was the maximum."""
+    """Takes the maximum of each window, and saves its place in the window: one byte a window."""
 
     @staticmethod
     def forward(ctx: Context, src: Array, size: Triple) -> Array:
@@ -93,9 +105,9 @@ class Upsampling(Function):
 
 
 class BatchNormTraining(Function):
-    """Normalises with the batch's own statistics and moves the running ones towards them.
+    """Normalises with the batch's statistics, and moves the running statistics towards the batch's.
 
-    Saves the source and two numbers a channel; the normalised volume is made again in backward.
+    Saves the source, and mean and variance of each channel; backward normalises the source again.
     """
 
     @staticmethod
@@ -113,7 +125,7 @@ class BatchNormTraining(Function):
         for name, running in (("mean", running_mean), ("variance", running_variance)):
             tensor(f"running_{name}", running, shape=scale.shape, dtype=scale.dtype)
         dst, mean, variance = ops.norms.forward(src, scale, shift, epsilon, combine=combine)
-        with one_at_a_time:  # another thread may train, too, or predict with them
+        with one_at_a_time:  # another thread may read or change the running statistics
             for running, batch in ((running_mean, mean[0]), (running_variance, variance[0])):
                 running *= momentum
                 running += (1 - momentum) * batch
@@ -131,7 +143,7 @@ class BatchNormTraining(Function):
 
 
 class BatchNormInference(Function):
-    """Normalises with given statistics, which are constants to the gradient."""
+    """Normalises with given statistics, which have no gradient."""
 
     @staticmethod
     def forward(
@@ -152,7 +164,10 @@ class BatchNormInference(Function):
 
 
 class GroupNorm(Function):
-    """Normalises with the statistics of each image; saves what batch norm does, two numbers an image more."""
+    """Normalises each image with its own statistics.
+
+    Saves the source, and mean and variance of each image and channel.
+    """
 
     @staticmethod
     def forward(
@@ -170,10 +185,10 @@ class GroupNorm(Function):
 
 
 class _Activation(Function):
-    """Saves the result, which the next operator keeps anyway; not the source.
+    """Saves the result, which the next operator keeps anyway, and not the source.
 
-    ``kind`` returns what kernels know of the activation. A slope, or ``alpha``, is above 0: so the result has
-    the sign of the source.
+    ``kind`` returns the activation's record for kernels. A slope, and ELU's ``alpha``, is above 0; so the
+    result has the sign of the source, and backward needs the result alone.
     """
 
     kind: "Callable[[float], Activation]"
@@ -216,7 +231,7 @@ class Sigmoid(_Activation):
 
 
 class PRelu(Function):
-    """Saves the source: a learned slope may be negative, and then the result does not tell its sign."""
+    """Saves source and slope: with a negative slope the result does not show the sign of the source."""
 
     @staticmethod
     def forward(ctx: Context, src: Array, slope: Array) -> Array:
@@ -229,7 +244,7 @@ class PRelu(Function):
 
 
 class Softmax(Function):
-    """Over the last axis; saves the result."""
+    """Softmax over the last axis. Saves the result."""
 
     @staticmethod
     def forward(ctx: Context, src: Array) -> Array:
@@ -244,9 +259,9 @@ class Softmax(Function):
 
 
 class Concatenation(Function):
-    """Channels of ``a``, then of ``b``, then of ``more``; saves nothing.
+    """Joins the channels of ``a``, then of ``b``, then of ``more``. Saves nothing.
 
-    The gradient of a skip is not kept: the tape adds the encoder's gradient to it in place.
+    Nobody else holds the gradients that backward returns: the tape adds to them in place.
     """
 
     gives_away = True
@@ -262,7 +277,7 @@ class Concatenation(Function):
 
 
 class ZeroPadding(Function):
-    """Zeros at the end of depth, height and width; backward cuts them off."""
+    """Appends zeros to depth, height and width; backward cuts their gradient off."""
 
     @staticmethod
     def forward(ctx: Context, src: Array, size: Triple) -> Array:
@@ -279,7 +294,7 @@ class ZeroPadding(Function):
 
 
 class Dropout(Function):
-    """Zeroes elements at random; saves one byte an element: which are kept."""
+    """Zeroes elements at random. Saves which elements are kept: one byte an element."""
 
     @staticmethod
     def drawn(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -289,7 +304,7 @@ class Dropout(Function):
     @staticmethod
     def forward(ctx: Context, src: Array, rate: float, generator: np.random.Generator) -> Array:
         shape = ctx.function.drawn(src.shape)
-        with one_at_a_time:  # while another thread traces, to draw looks as if the model did beside this
+        with one_at_a_time:  # a trace in another thread compares the generator before and after the trace
             kept: NDArray[np.bool_] = generator.random(shape, dtype=np.float32) >= rate
         ctx.save(kept)
         ctx.factor = 1 / (1 - rate)
@@ -306,17 +321,17 @@ class Dropout(Function):
 
 
 class SpatialDropout(Dropout):
-    """Zeroes whole channels of an image at random; saves one byte an image and channel."""
+    """Zeroes whole channels of an image at random. Saves one byte for each image and channel."""
 
     @staticmethod
     def drawn(shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One number an image and channel."""
+        """Return the shape with one number for each image and channel."""
         return (shape[0], *(1,) * (len(shape) - 2), shape[-1])
 
 
-#: Share of batch norm's running statistics that stays at each step, if nothing else is said. After n steps
-#: ``momentum ** n`` of them is still the start, mean 0 and variance 1: of Keras' default 0.99 more than half
-#: after sixty steps, when inference, which normalises with them, goes wrong; of 0.9 nothing after forty.
+#: The default share of batch norm's running statistics that stays at each step. After n steps the share
+#: ``momentum ** n`` of the statistics is still their start, mean 0 and variance 1. With Keras' default 0.99
+#: that is 55 % after sixty steps, and inference goes wrong; with 0.9 it is 1.5 % after forty.
 BATCH_NORM_MOMENTUM = 0.9
 
 
@@ -324,7 +339,7 @@ BATCH_NORM_MOMENTUM = 0.9
 
 
 def _check_types(operator: str, src: Tensor, **others: Tensor | Array | None) -> None:
-    """Refuse tensors of several types: a kernel takes one type, and cannot know which one was meant."""
+    """Raise TypeError if tensors differ in type: a kernel takes one type."""
     for name, other in others.items():
         if other is not None and other.dtype != src.dtype:
             raise TypeError(
@@ -342,7 +357,7 @@ def conv3d(
 ) -> Tensor:
     """Convolve (MB, ID, IH, IW, IC) with (OC, IC, KD, KH, KW) to (MB, OD, OH, OW, OC).
 
-    ``padding`` is "same" (as TensorFlow has it) or "valid"; ``bias`` is (OC,).
+    ``padding`` is "same" (TensorFlow's definition) or "valid"; ``bias`` has the shape (OC,).
     """
     _check_types("conv3d", src, weights=weights, bias=bias)
     return Convolution.apply(src, weights, bias, triple("stride", stride), padding)
@@ -355,24 +370,32 @@ def conv_transpose3d(
     stride: int | Sequence[int] = (2, 2, 2),
     padding: str = "same",
 ) -> Tensor:
-    """Transposed convolution of (MB, ID, IH, IW, IC) with (IC, OC, KD, KH, KW); ``bias`` is (OC,).
+    """Convolve, transposed, (MB, ID, IH, IW, IC) with (IC, OC, KD, KH, KW); ``bias`` is (OC,).
 
-    The result's size is ``I * S`` for padding "same", ``I * S + max(K - S, 0)`` for "valid".
+    The size of the result is ``I * S`` for padding "same", ``I * S + max(K - S, 0)`` for "valid".
     """
     _check_types("conv_transpose3d", src, weights=weights, bias=bias)
     return TransposedConvolution.apply(src, weights, bias, triple("stride", stride), padding)
 
 
 def max_pool3d(src: Tensor, size: int | Sequence[int] = (2, 2, 2)) -> Tensor:
-    """Maximum of each ``size`` window; windows do not overlap, a rest at the end is left out."""
+    """Return the maximum of each window: (MB, D, H, W, C) to (MB, D // size, H // size, W // size, C).
+
+    Windows do not overlap. Voxels at the end that fill no window are left out.
+    """
     return MaxPooling.apply(src, triple("size", size))
 
 
 def upsample3d(src: Tensor, factor: int | Sequence[int] = (2, 2, 2), mode: str = "nearest") -> Tensor:
-    """Enlarge depth, height and width ``factor`` times.
+    """Enlarge (MB, D, H, W, C) to (MB, D * factor, H * factor, W * factor, C).
 
-    ``mode`` "nearest" repeats each voxel; "trilinear" interpolates between the centres of voxels, as PyTorch
-    does with ``align_corners=False``.
+    Parameters
+    ----------
+    factor : int or three of int, 1 or more
+    mode : "nearest" or "trilinear"
+        Repeat each voxel; or interpolate linearly along each axis between the centres of voxels, and repeat
+        the outermost voxel beyond its centre: PyTorch's ``align_corners=False``. Equation and errors are in
+        :mod:`kernels.ops.upsample`. Any other mode raises ValueError.
     """
     return Upsampling.apply(src, triple("factor", factor), ops.upsample.checked_mode(mode))
 
@@ -388,12 +411,14 @@ def batch_norm(
     epsilon: float = 1e-3,
     combine: Combine | None = None,
 ) -> Tensor:
-    """``(src - mean) / sqrt(variance + epsilon) * scale + shift``, for each channel (last axis).
+    """Return ``(src - mean) / sqrt(variance + epsilon) * scale + shift``, for each channel (last axis).
 
-    In training, mean and (biased) variance are the batch's, and the running ones become
-    ``momentum * running + (1 - momentum) * batch``, in place; otherwise they are the running ones. (This
-    is Keras' meaning of the word; PyTorch's ``momentum`` is one minus this.)
+    In training, mean and (biased) variance are those of the batch, and each of the running statistics, (C,),
+    becomes ``momentum * running + (1 - momentum) * batch``, in place. In inference mean and variance are the
+    running statistics. ``momentum`` has Keras' meaning; PyTorch's ``momentum`` is one minus Keras'.
     With ``combine`` the batch is that of several processes (:mod:`kernels.ops.norms`).
+
+    Source: Ioffe and Szegedy, "Batch normalization" (2015).
     """
     statistics = running_mean, running_variance
     _check_types("batch_norm", src, scale=scale, shift=shift)
@@ -403,9 +428,13 @@ def batch_norm(
 
 
 def group_norm(src: Tensor, scale: Tensor, shift: Tensor, groups: int, epsilon: float = 1e-3) -> Tensor:
-    """As :func:`batch_norm`, with mean and variance of each image and group of neighbouring channels.
+    """Normalise as :func:`batch_norm`, with the mean and variance of each image and group of channels.
 
-    The channels (last axis) fall into ``groups`` of the same size. Training and inference are the same.
+    The channels (last axis) are cut into ``groups`` of C // groups neighbours, which share mean and variance;
+    each channel has its own scale and shift. There are no running statistics: training and inference are the
+    same. ValueError if ``groups`` is below 1 or does not divide C.
+
+    Source: Wu and He, "Group normalization" (2018).
     """
     channels = src.shape[-1]
     if positive("group_norm: groups", groups) > channels or channels % groups:
@@ -417,62 +446,80 @@ def group_norm(src: Tensor, scale: Tensor, shift: Tensor, groups: int, epsilon: 
 
 
 def instance_norm(src: Tensor, scale: Tensor, shift: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """As :func:`batch_norm`, with mean and variance of each image and channel."""
+    """Normalise as :func:`batch_norm`, with the mean and variance of each image and channel.
+
+    There are no running statistics: training and inference are the same.
+
+    Source: Ulyanov, Vedaldi and Lempitsky, "Instance normalization" (2016).
+    """
     return group_norm(src, scale, shift, src.shape[-1], epsilon)
 
 
 def relu(src: Tensor) -> Tensor:
-    """``max(src, 0)``."""
+    """Return ``max(src, 0)`` of each element."""
     return Relu.apply(src)
 
 
 def leaky_relu(src: Tensor, slope: float = 0.01) -> Tensor:
-    """``src`` where positive, ``slope * src`` elsewhere; ``slope`` is above 0."""
+    """Return ``src`` where it is positive, else ``slope * src``; ValueError unless ``slope`` is above 0."""
     return LeakyRelu.apply(src, slope)
 
 
 def elu(src: Tensor, alpha: float = 1.0) -> Tensor:
-    """``src`` where positive, ``alpha * (exp(src) - 1)`` elsewhere; ``alpha`` is above 0."""
+    """Return ``src`` where it is positive, else ``alpha * (exp(src) - 1)``.
+
+    ValueError unless ``alpha`` is above 0 and finite. Source: Clevert et al. 2016.
+    """
     return Elu.apply(src, alpha)
 
 
 def prelu(src: Tensor, slope: Tensor) -> Tensor:
-    """``src`` where positive, ``slope * src`` elsewhere; ``slope`` is (C,), or (1,) for all channels."""
+    """Return ``src`` where it is positive, else ``slope * src``, with learned slopes.
+
+    ``slope`` has the shape (C,), or (1,) for all channels; any other shape raises ValueError. A slope may be
+    negative. Source: He et al., "Delving deep into rectifiers" (2015).
+    """
     _check_types("prelu", src, slope=slope)
     return PRelu.apply(src, slope)
 
 
 def sigmoid(src: Tensor) -> Tensor:
-    """``1 / (1 + exp(-src))``."""
+    """Return ``1 / (1 + exp(-src))`` of each element."""
     return Sigmoid.apply(src)
 
 
 def softmax(src: Tensor) -> Tensor:
-    """Exponentials that sum to one over the last axis, the classes."""
+    """Return ``exp(src)`` divided by its sum over the last axis, the classes."""
     return Softmax.apply(src)
 
 
 def concatenate(a: Tensor, b: Tensor, *more: Tensor) -> Tensor:
-    """Channels of ``a``, followed by those of ``b``, and of ``more``."""
+    """Return a tensor with the channels of ``a``, then of ``b``, then of ``more``; other axes are equal."""
     _check_types("concatenate", a, b=b, **{f"more[{i}]": part for i, part in enumerate(more)})
     return Concatenation.apply(a, b, *more)
 
 
 def pad_end(src: Tensor, size: Sequence[int]) -> Tensor:
-    """Grow depth, height and width to ``size`` with zeros at the end of each."""
+    """Append zeros to depth, height and width up to ``size``; ValueError if ``src`` is larger."""
     whole = triple("size", size)
     return ZeroPadding.apply(src, whole) if src.shape[1:4] != whole else src
 
 
 def dropout(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
-    """Zero elements with probability ``rate``; the others grow by ``1 / (1 - rate)``."""
+    """Zero elements with probability ``rate``, and multiply the others by ``1 / (1 - rate)``.
+
+    ValueError unless ``rate`` is at least 0 and below 1. Source: Srivastava et al. 2014.
+    """
     return Dropout.apply(src, rate, generator) if fraction("dropout: rate", rate) else src
 
 
 def dropout3d(src: Tensor, rate: float, generator: np.random.Generator) -> Tensor:
-    """Zero whole channels of an image with probability ``rate``; the others grow by ``1 / (1 - rate)``.
+    """Zero channels of an image with probability ``rate``, and multiply the others by ``1 / (1 - rate)``.
 
-    Neighbouring voxels of a channel say almost the same, so dropping single elements hides little from the
-    next convolution. Source: Tompson et al. 2015, section 3.2; Keras calls it spatial dropout.
+    ``src`` is (MB, ..., C); one number is drawn for each image and channel. Neighbouring voxels of a channel
+    are almost equal, so the next convolution loses little if single elements are dropped. Keras calls this
+    operator spatial dropout. ValueError unless ``rate`` is at least 0 and below 1.
+
+    Source: Tompson et al. 2015, section 3.2.
     """
     return SpatialDropout.apply(src, rate, generator) if fraction("dropout3d: rate", rate) else src

@@ -1,37 +1,41 @@
 # ruff: noqa: D102 - forward and backward of every operator are described once, in Function
-"""Losses of a segmentation: how far class probabilities are from the labels.
+"""Losses of a segmentation compare class probabilities with labels.
 
 Every loss returns a tensor of one number. ``from_logits=True`` takes the values before the softmax (the
 sigmoid, for one class) and runs fused kernels: probabilities are never stored, sums are float64, and no
-logarithm meets a rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic
-of :class:`Tensor`: the same mathematics, to read and to compare with. Train from logits: a probability in
-float32 loses how wrong a voxel is. The gradient of a cross-entropy from probabilities fades to 0 where
-logits differ by more than 70 (by 14 for a sigmoid near 1).
+logarithm gets a rounded zero. ``from_logits=False`` takes probabilities and is composed of the arithmetic
+of :class:`Tensor`: the same mathematics, for reading and comparing. Train from logits: a float32 probability
+near 0 or 1 is rounded, and loses how wrong a voxel is. The gradient of a cross-entropy from probabilities
+fades to 0 where logits differ by more than 70 (by 14 for a sigmoid near 1).
 
-Dice losses are made of three sums over the voxels of each image and class: intersection I = sum p * t,
-prediction P = sum p, target T = sum t, with t one where the label is the class, zero elsewhere.
+Dice losses use three sums over the voxels of each image and class: intersection I = sum p * t,
+prediction P = sum p, target T = sum t, where p is the probability, and t is 1 for the label's class, else 0.
 
 Common parameters
 -----------------
-prediction : Tensor, shape = (MB, ..., classes)
-    With one class it is the probability (or the logit) of label 1, and labels are 0 and 1.
+prediction : Tensor, float32 or float64, shape = (MB, ..., classes)
+    One class means the probability (or the logit) of label 1; labels are then 0 and 1.
 labels : array of int, shape = (MB, ...)
+    From 0 to classes - 1, or ``ignore_label``.
 include_background : bool
     Whether class 0 counts. With one class there is no background channel to leave out.
 smoothing : float
-    Makes the Dice of an image without the class, and without a prediction of it, one; with 0 it is NaN.
+    Above 0, the Dice of an image in which a class is neither present nor predicted is 1. With 0 it is NaN.
 from_logits : bool
     Whether ``prediction`` is logits, not probabilities.
 class_weights : sequence of float, optional
-    How much each label counts, from 0 on; two numbers if there is one class. Every mean becomes a weighted
-    one, divided by the sum of the weights: of voxels in a cross-entropy, as in PyTorch; of classes in Dice
-    (where one class alone has no weight) and in a binary cross-entropy of several classes.
+    A weight of 0 or more for each label: ``classes`` numbers, or two if there is one class. Each mean becomes
+    a weighted mean, divided by the sum of the weights. A cross-entropy weights voxels by their label, as
+    PyTorch does. Dice, and the binary cross-entropy of several classes, weight classes; the Dice of one
+    class alone has no weight.
 ignore_label : int, optional
-    Voxels with this label, 0 to 255, count in no sum and no mean. It need not be a class. An image in which
-    all is ignored has a Dice of one. If all of a batch is, the cross-entropy is 0, and the gradient too.
+    Voxels with this label, 0 to 255, count in no sum and no mean; the label need not be a class. An image
+    whose voxels are all ignored has a Dice of 1 (with smoothing), and still counts in the mean over images.
+    If all voxels of a batch are ignored, the cross-entropy and its gradient are 0.
 
-All losses raise TypeError or ValueError if ``labels`` are not integers, have another shape, or hold a number
-that is neither a class nor ignored; if a weight is below 0, or all are 0.
+Every loss raises TypeError if ``labels`` are not integers, and ValueError if ``labels`` are empty, have
+another shape or hold a number that is neither a class nor ignored, if ``class_weights`` have another length,
+one is negative or all are 0, if ``ignore_label`` is not from 0 to 255, or if ``smoothing`` is negative.
 """
 
 import operator
@@ -48,8 +52,8 @@ from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import at_least_zero
 from tinyunet.tape import Absent, Array, Context, Gradients
 
-# Keeps log(p) finite where p underflows to zero, and is lost in rounding everywhere else. Its inverse times
-# a gradient must not overflow.
+# Added to p, it keeps log(p) finite where p underflows to 0, and changes no other p. Its inverse times a
+# gradient must not overflow.
 _TINY = {"f": 1e-35, "d": 1e-300}
 
 Labels = NDArray[np.uint8]
@@ -59,7 +63,7 @@ Labels = NDArray[np.uint8]
 
 
 class DiceSums(Function):
-    """I, P, T of softmax or sigmoid probabilities, stacked: (3, MB, C), float64."""
+    """I, P and T of softmax or sigmoid probabilities, stacked: (3, MB, C), float64."""
 
     @staticmethod
     def forward(ctx: Context, logits: Array, labels: Labels, ignore_label: int | None = None) -> Array:
@@ -79,7 +83,7 @@ class CrossEntropy(Function):
 
     @staticmethod
     def passes() -> tuple[Callable[..., float], Callable[..., Array]]:
-        """Kernels of both passes."""
+        """Return the kernels of forward and backward."""
         return ops.label_losses.cross_entropy_forward, ops.label_losses.cross_entropy_backward
 
     @staticmethod
@@ -138,9 +142,9 @@ def log_dice(
 ) -> Tensor:
     """``-ln(2 mean(I + smoothing)) + ln(mean(T + P + smoothing))``, the loss of IntelAI/unet.
 
-    The means are over images and classes, and are taken *before* the ratio: a class counts by its size,
-    unlike in :func:`soft_dice`. The result is 0 or more, but for smoothing (-ln 2 if there is nothing at
-    all).
+    The means over images and classes are taken *before* the ratio. So a class counts by its size, unlike in
+    :func:`soft_dice`. Without smoothing the result is 0 or more; with smoothing it can be as low as -ln 2,
+    if no class is present or predicted.
 
     Source: ``dice_coef_loss`` of IntelAI/unet, where its smoothing is 0.0001 as well.
     """
@@ -157,7 +161,7 @@ def cross_entropy(
     class_weights: npt.ArrayLike | None = None,
     ignore_label: int | None = None,
 ) -> Tensor:
-    """Mean over all voxels of -ln(probability of the label); with one class it is binary."""
+    """Mean over all voxels of -ln(probability of the label); the binary cross-entropy for one class."""
     truth = _truth(prediction, labels, class_weights, ignore_label)
     if from_logits:
         return CrossEntropy.apply(prediction, *truth)
@@ -195,8 +199,8 @@ def dice_binary_cross_entropy(
 ) -> Tensor:
     """:func:`soft_dice` plus the mean over voxels *and* classes of the binary cross-entropy.
 
-    Each class is a question of its own: this class, or not? With one class the binary
-    cross-entropy is :func:`cross_entropy`.
+    The binary cross-entropy asks of each class by itself: this class, or not? With one class it is
+    :func:`cross_entropy`.
     """
     rules = from_logits, class_weights, ignore_label
     dice = soft_dice(prediction, labels, include_background, smoothing, *rules)
@@ -212,11 +216,11 @@ def dice_binary_cross_entropy(
     return dice + _binary_cross_entropy(prediction, truth, weights)
 
 
-# ---- what they are made of ------------------------------------------------------------------------------
+# ---- what losses are made of -----------------------------------------------------------------------------
 
 
 class _Truth(NamedTuple):
-    """The checked labels and weights that a prediction is compared with."""
+    """Checked labels and weights, which a loss compares a prediction with."""
 
     labels: Labels
     class_weights: Doubles | None
@@ -270,7 +274,7 @@ def _binary_cross_entropy(probabilities: Tensor, truth: _Truth, weights: Array |
     classes = probabilities.shape[-1]
     if classes == 1:
         complement = 1 - probabilities
-    else:  # the sum of the others keeps the digits that 1 - p loses where p is almost 1
+    else:  # where p is almost 1, 1 - p loses digits that the sum of the other probabilities keeps
         others = 1 - np.eye(classes, dtype=probabilities.dtype)
         complement = (probabilities[..., np.newaxis, :] * others).sum(axis=-1)
     one_hot, tiny = _one_hot(probabilities, truth), _TINY[probabilities.dtype.char]
@@ -280,7 +284,7 @@ def _binary_cross_entropy(probabilities: Tensor, truth: _Truth, weights: Array |
 
 
 def _mean(losses: Tensor, weights: Array | None) -> Tensor:
-    """Mean with weights, which are broadcast; 0 if all are 0."""
+    """Mean of losses with weights, which are broadcast; 0 if all weights are 0."""
     if weights is None:
         return losses.mean()
     whole = np.broadcast_to(weights, losses.shape)
@@ -288,7 +292,7 @@ def _mean(losses: Tensor, weights: Array | None) -> Tensor:
 
 
 def _voxel_weights(truth: _Truth) -> Array | None:
-    """Weight of each voxel; None if all are one."""
+    """Weight of each voxel; None if all weights are 1."""
     labels, weights, ignored = truth
     if weights is None and ignored is None:
         return None
@@ -299,7 +303,7 @@ def _voxel_weights(truth: _Truth) -> Array | None:
 
 
 def _one_hot(prediction: Tensor, truth: _Truth) -> Array:
-    """T of each voxel and class: zeros in ignored voxels."""
+    """1 where a voxel's label is the class, else 0; 0 in ignored voxels."""
     classes = prediction.shape[-1]
     of_channel = np.arange(classes) if classes > 1 else np.ones(1)
     one_hot = np.equal(truth.labels[..., np.newaxis], of_channel).astype(prediction.dtype)
@@ -316,13 +320,13 @@ def checked_labels(
     Raises
     ------
     TypeError, ValueError
-        ``labels`` are not integers, are not of this shape, or are not all from 0 to ``classes - 1``, or
-        ignored.
+        ``labels`` are not integers, are empty, have another shape, or hold a number that is neither from 0
+        to ``classes - 1`` nor ignored; or there are more than 256 classes.
     """
     highest = classes - 1
     if highest > 255:
         raise ValueError(f"prediction has {classes} classes; labels are bytes, so expected at most 256")
-    # Of a loss that is traced, the labels have no numbers: a compiled step checks them at each call.
+    # While a loss is traced, its labels have no numbers: a compiled step checks labels at each call.
     array = labels if isinstance(labels, Absent) else np.asarray(labels)
     if array.dtype.kind not in "iub":
         raise TypeError(f"labels must be integers, not {array.dtype}")

@@ -43,8 +43,8 @@ class Sequential(Module):
 def he_uniform(shape: tuple[int, ...], generator: Generator | None = None) -> Array:
     """Draw from the uniform distribution of variance ``2 / fan_in`` (He et al. 2015), float32.
 
-    As Keras counts: ``fan_in`` is the kernel's volume times its channels on axis -2 of Keras' layout,
-    which is the second here: a convolution's input channels, a transposed one's *output* channels.
+    ``fan_in`` is the kernel's volume times the channels on axis 1, as in Keras. These are the input channels
+    of a convolution, and the *output* channels of a transposed convolution.
     """
     limit = np.sqrt(6 / int(np.prod(shape[1:])))
     return (generator or np.random.default_rng(0)).uniform(-limit, limit, shape).astype(np.float32)
@@ -59,9 +59,9 @@ class Conv3d(Module):
     kernel, stride : int or three of int
     padding : "same" or "valid"
     generator : numpy Generator, optional
-        Where the weights are drawn from; a new one of seed 0 if left out.
+        Draws the weights; a new one of seed 0 if left out.
     bias : bool
-        Whether a number is added to each output channel. A batch norm right after takes it away again.
+        Whether a number is added to each output channel. A batch norm right after subtracts the bias again.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Conv3d(Module):
 class ConvTranspose3d(Module):
     """Transposed convolution; parameters as of :class:`Conv3d`.
 
-    With a stride as large as the kernel every voxel becomes a block of its own.
+    With a stride as large as the kernel, each source voxel writes a block of the result that no other writes.
     """
 
     def __init__(
@@ -117,15 +117,15 @@ class BatchNorm(Module):
     ----------
     channels : int
     momentum : float
-        Share of the running statistics that stays at each training step, as in Keras; PyTorch's is one
-        minus this. `functional.BATCH_NORM_MOMENTUM` says why 0.9; long trainings may take more.
+        Share of the running statistics that stays at each training step, as in Keras; PyTorch's momentum is
+        one minus this share. `functional.BATCH_NORM_MOMENTUM` says why 0.9; long trainings may take more.
     epsilon : float
-        Added to the variance; above 0, for a channel may be constant.
+        Added to the variance. It must be above 0, because a channel may be constant.
 
     Attributes
     ----------
     combine : callable or None
-        Makes the statistics those of several processes (:mod:`kernels.ops.norms`).
+        Sums the statistics over several processes (:mod:`kernels.ops.norms`).
     """
 
     def __init__(self, channels: int, momentum: float = BATCH_NORM_MOMENTUM, epsilon: float = 1e-3) -> None:
@@ -158,10 +158,15 @@ class GroupNorm(Module):
     Parameters
     ----------
     groups, channels : int
-        The channels fall into groups of the same size; one group is layer norm, but for the parameters, of
-        which each channel has its own.
+        ``groups`` of channels // groups neighbours share a mean and a variance. With one group all values of
+        an image share them, as in layer norm; each channel has its own scale and shift.
     epsilon : float
-        Added to the variance; above 0, for a group may be constant.
+        Added to the variance. It must be above 0, because a group may be constant.
+
+    Raises
+    ------
+    ValueError
+        ``groups`` does not divide ``channels``, or an argument is not above 0.
     """
 
     def __init__(self, groups: int, channels: int, epsilon: float = 1e-3) -> None:
@@ -190,7 +195,7 @@ def _above_zero(epsilon: float) -> float:
 
 
 class ReLU(Module):
-    """``max(src, 0)``."""
+    """``max(src, 0)`` of each element."""
 
     def forward(self, src: Tensor) -> Tensor:
         """Any shape."""
@@ -198,7 +203,7 @@ class ReLU(Module):
 
 
 class LeakyReLU(Module):
-    """``src`` where positive, ``slope * src`` elsewhere."""
+    """``src`` where it is positive, else ``slope * src``; ValueError unless ``slope`` > 0."""
 
     def __init__(self, slope: float = 0.01) -> None:
         self.slope = ops.activation.leaky_relu(slope).slope
@@ -209,7 +214,7 @@ class LeakyReLU(Module):
 
 
 class ELU(Module):
-    """``src`` where positive, ``alpha * (exp(src) - 1)`` elsewhere."""
+    """``src`` where it is positive, else ``alpha * (exp(src) - 1)``; ValueError unless ``alpha`` > 0."""
 
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = ops.activation.elu(alpha).slope
@@ -220,14 +225,14 @@ class ELU(Module):
 
 
 class PReLU(Module):
-    """``src`` where positive, ``slope * src`` elsewhere; slopes are learned.
+    """``src`` where it is positive, else ``slope * src``; the slopes are learned.
 
     Parameters
     ----------
     channels : int
-        How many slopes: one for each channel, or 1 for all of them.
+        Number of slopes: one for each channel, or 1 for all channels. ValueError if it is below 1.
     slope : float
-        What each slope is at first.
+        Value of each slope at the start.
     """
 
     def __init__(self, channels: int = 1, slope: float = 0.25) -> None:
@@ -239,7 +244,7 @@ class PReLU(Module):
 
 
 class MaxPool3d(Module):
-    """Maximum of each window."""
+    """Maximum of each window of ``size``, an int or three of int; windows do not overlap."""
 
     def __init__(self, size: int | Sequence[int] = (2, 2, 2)) -> None:
         self.size = triple("size", size)
@@ -250,7 +255,7 @@ class MaxPool3d(Module):
 
 
 class Upsample3d(Module):
-    """Upsampling, "nearest" or "trilinear": see :func:`tinyunet.functional.upsample3d`."""
+    """Upsampling by ``factor``, ``mode`` "nearest" or "trilinear": :func:`tinyunet.functional.upsample3d`."""
 
     def __init__(self, factor: int | Sequence[int] = (2, 2, 2), mode: str = "nearest") -> None:
         self.factor, self.interpolation = triple("factor", factor), ops.upsample.checked_mode(mode)
@@ -261,7 +266,10 @@ class Upsample3d(Module):
 
 
 class Dropout(Module):
-    """Dropout in training, nothing in inference; draws from its own generator."""
+    """Zero elements in training with probability ``rate``; return ``src`` itself in inference.
+
+    Each layer draws from its own generator, which begins at ``seed``. ValueError unless 0 <= ``rate`` < 1.
+    """
 
     def __init__(self, rate: float, seed: int = 0) -> None:
         self.rate = fraction("rate", rate)
@@ -273,8 +281,8 @@ class Dropout(Module):
 
 
 class Dropout3d(Dropout):
-    """Drop whole channels of an image in training; Keras calls it spatial dropout."""
+    """Zero whole channels of an image in training (Keras: spatial dropout); arguments as of `Dropout`."""
 
     def forward(self, src: Tensor) -> Tensor:
-        """(MB, D, H, W, C) -> (MB, D, H, W, C)."""
+        """(MB, ..., C) -> (MB, ..., C)."""
         return functional.dropout3d(src, self.rate, self.generator) if self.training else src

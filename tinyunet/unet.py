@@ -3,7 +3,7 @@
 Source: Ronneberger et al. 2015 (the net), Çiçek et al. 2016 (in three dimensions), and the reference
 code (``3D/model.py``) for every detail: padding "same", batch norm between
 convolution and ReLU, [upsampled, skip] in this order, and half as many filters out of a transposed
-convolution as into it. The reference code's 2-D net (``2D/model.py``) has no batch norm, and drops whole
+convolution as go into it. The reference code's 2-D net (``2D/model.py``) has no batch norm, and drops whole
 channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``.
 """
 
@@ -39,14 +39,14 @@ from tinyunet.nn import (
     Upsample3d,
 )
 
-#: The layer between convolution and ReLU, from its channels and the momentum of batch norm.
+#: Makes the layer between convolution and activation, from its channels and the momentum of batch norm.
 NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
     "batch": BatchNorm,
     "instance": lambda channels, momentum: InstanceNorm(channels),
     "group": lambda channels, momentum: GroupNorm(math.gcd(8, channels), channels),
     None: lambda channels, momentum: None,
 }
-#: The activation after it, from its channels.
+#: Makes the activation after the normalisation, from its channels.
 ACTIVATIONS: dict[str, Callable[[int], Module]] = {
     "relu": lambda channels: ReLU(),
     "leaky_relu": lambda channels: LeakyReLU(),
@@ -97,39 +97,45 @@ class UNet(Module):
     in_channels : int
         Channels of the input: one an MRI sequence.
     classes : int
-        Channels of the output. Their softmax is the result; for one class, its sigmoid.
+        Channels of the output. The result is their softmax; for one class, the sigmoid.
     filters : int
         Channels on the first level; each level below has twice as many.
     depth : int
         Number of levels.
     use_upsampling : bool or "trilinear"
-        Repeat voxels, or interpolate between them, instead of learning a transposed convolution.
+        The decoder's upsampling: False learns a transposed convolution, True repeats voxels, "trilinear"
+        interpolates between voxels.
     dropout : float
         Share of elements dropped at the end of the two lowest encoder levels (Ronneberger et al.
         2015, section 3.1).
     seed : int
         Seed of the generators that draw weights and dropout.
     momentum : float
-        Of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
+        Momentum of all batch norms: see :class:`tinyunet.nn.BatchNorm`.
     norm : "batch", "instance", "group" or None
-        The layer between a convolution and its ReLU: batch, instance or group norm, of eight groups (or as
-        many as divide eight and the channels), or no layer.
+        The layer between a convolution and its activation; None is no layer. "group" has gcd(8, channels)
+        groups: eight, if eight divides the channels.
     spatial_dropout : float
         Share of channels dropped between the two convolutions of each of the two encoder levels above the
         lowest, as in the reference code's 2-D net.
     activation : "relu", "leaky_relu", "elu" or "prelu"
-        After each normalisation; "prelu" learns a slope for each channel.
+        The layer after each normalisation; "prelu" learns a slope for each channel.
 
     Attributes
     ----------
     config : dict
-        These arguments: ``UNet(**model.config)`` is the same model with new weights.
+        The arguments, without later ones at their default: ``UNet(**config)`` is this net with new weights.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range; the message names the argument.
 
     Notes
     -----
-    With the defaults, but one channel in and one class out, parameters and buffers hold 5,650,801
-    numbers. Sizes that cannot be halved evenly work: the upsampled tensor is padded with zeros at its end
-    to the size of the skip.
+    With one channel in, one class out and otherwise the defaults, parameters and buffers hold 5,650,801
+    numbers. Sizes need not be even: the decoder pads an upsampled tensor with zeros at its end to the size
+    of the skip.
     """
 
     def __init__(
@@ -174,7 +180,7 @@ class UNet(Module):
         self.head = Conv3d(filters, config["classes"], (1, 1, 1), generator=generator)
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:
-        """Class probabilities of each voxel.
+        """Return the class probabilities of each voxel.
 
         Parameters
         ----------
@@ -187,7 +193,9 @@ class UNet(Module):
         Raises
         ------
         ValueError
-            The shape does not fit, or a side is so short that nothing is left on the lowest level.
+            The shape does not fit, or a side is too short to be halved on each level.
+        TypeError
+            ``src`` is a tensor of another dtype than the weights.
         """
         logits = self.logits(src)
         return functional.sigmoid(logits) if logits.shape[-1] == 1 else functional.softmax(logits)
@@ -195,7 +203,8 @@ class UNet(Module):
     def logits(self, src: Tensor | npt.ArrayLike) -> Tensor:
         """Return the logits: the result before softmax or sigmoid, for losses with ``from_logits=True``.
 
-        An array takes the precision of the weights; a tensor must have it.
+        An array is converted to the dtype of the weights; a tensor must have this dtype. Shapes and errors
+        are those of :meth:`forward`.
         """
         dtype = self.head.weights.dtype
         if not isinstance(src, Tensor):
@@ -245,17 +254,17 @@ _CHOICES = {
     "norm": NORMS,
     "activation": ACTIVATIONS,
 }
-# Arguments that older checkpoints lack: a configuration holds them where they are not these.
+# Later arguments, which older checkpoints lack: a configuration holds only those that are not the default.
 _LATER = {"momentum": BATCH_NORM_MOMENTUM, "norm": "batch", "spatial_dropout": 0.0, "activation": "relu"}
 
 
 def _checked(**config: Any) -> dict[str, Any]:
-    """Return the arguments of a U-Net as Python's own kinds of numbers, as JSON needs; without defaults.
+    """Return the arguments of a U-Net as Python's own numbers, which JSON needs; without later defaults.
 
     Raises
     ------
     ValueError
-        Names the argument, what it is and what would be right.
+        Names the argument, its value and the values that are allowed.
     """
     for name, allowed in _CHOICES.items():
         config[name] = _choice(name, config[name], tuple(allowed))
@@ -270,7 +279,7 @@ def _checked(**config: Any) -> dict[str, Any]:
 
 
 def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    """Return the one of the ``allowed`` values that an argument is: True for NumPy's, too."""
+    """Return the ``allowed`` value that an argument equals: Python's True for NumPy's."""
     for known in allowed:
         if isinstance(value, str | bool | int | np.generic | None) and known == value:
             return known
@@ -278,7 +287,7 @@ def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def _whole(name: str, value: Any) -> int:
-    """Return a size as Python's integer: NumPy's may have 8 bits, and JSON cannot hold them."""
+    """Return a size as Python's integer: a NumPy integer may have 8 bits, and JSON cannot hold it."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"UNet: {name} must be an integer above 0, not {value!r}")
     return int(value)
