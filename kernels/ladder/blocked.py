@@ -1,8 +1,8 @@
 """Rung ``blocked``: channels in blocks of 16, one vector multiply-add for each input channel.
 
-Idea       ``im2col`` writes ``src`` 27 times. Here nothing is copied but one halo of zeros: with the
-           channels of a voxel in blocks of 16, the innermost loop runs over 16 neighbouring output
-           channels, which is one vector.
+Idea       ``im2col`` writes ``src`` 27 times. This rung writes ``src`` once, in blocks of 16 channels with
+           a halo of zeros around the volume. The innermost loop runs over 16 neighbouring output
+           channels, which are one vector.
 Loop nest  ocb, od, oh | icb, kd, kh, kw | ic, ow | one vector of 16 output channels
 Memory     ``nCdhw16c`` activations and ``OIdhw16i16o`` weights (see `kernels.base.layout`)::
 
@@ -12,15 +12,15 @@ Memory     ``nCdhw16c`` activations and ``OIdhw16i16o`` weights (see `kernels.ba
 
 Traffic    operands come from the first-level cache, but every sum is loaded and stored once for each
            tap and input channel: the load and store ports are the limit, not the multiply-adds.
-           ``direct`` removes just this: it gives `convolve` and `weight_gradient` other loops.
+           ``direct`` removes these loads and stores: it gives `convolve` and `weight_gradient` other loops.
 Gradients  ``backward_data`` is ``forward`` of ``diff_dst`` with reversed, transposed weights; with a
            stride, zeros are packed between the voxels of ``diff_dst``
 What did not help
            Leaving the vector to the compiler, ``for o in range(16): dst[o] += value * weights[o]``,
            ran at a tenth of the speed: LLVM unrolls a loop of 16 to scalars before it looks for vectors,
            since ``dst`` might overlap ``weights``; a loop of unknown length gets vectors for runs of 64
-           and half vectors for the rest. And with ``ic`` inside ``ow``, each sum is stored and loaded
-           again at once, which costs a dozen cycles a time.
+           and half vectors for the rest. And with ``ic`` inside ``ow``, the kernel loads each sum just
+           after it has stored the sum, which costs a dozen cycles each time.
 Numerics   float32, summed in the order icb, kd, kh, kw, ic
 Source     Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD
            architectures" (2018), section II.B
@@ -61,7 +61,7 @@ class Rows(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """Packed weights [groups][ICB][KD * KH * KW][width][cols * 16], and what sums start from."""
+    """Packed weights [groups][ICB][KD * KH * KW][width][cols * 16], and the bias, which sums start from."""
 
     weights: Floats
     bias: Floats
@@ -81,9 +81,9 @@ def convolve(
 ) -> Floats:
     """Pack weights and each image, and run ``loops(panel, filters, rows, OCB)`` on all rows of the result.
 
-    The loops write whole blocks channels last, where they belong; other results are unblocked at the end.
-    ``block`` is the channels of a block of ``src``, and the output blocks whose weights lie side by side. The
-    ``adjoint`` convolution takes ``src`` from ``g.dst_shape`` to ``g.src_shape``, for ``backward_data``.
+    Where OC is a multiple of 16, the loops write the result channels last; else they write blocks, which are
+    reordered at the end. ``block`` is the number of channels in a block of ``src``, and of output blocks
+    whose weights are neighbours. The ``adjoint`` convolution goes from ``g.dst_shape`` to ``g.src_shape``.
     """
     MB, OD, OH, OW, OC = g.src_shape if adjoint else g.dst_shape
     stride, before, dilation = (_ONE, g.adjoint_before, g.stride) if adjoint else (g.stride, g.before, _ONE)
@@ -125,9 +125,9 @@ def weight_gradient(
 
 
 def _pack(purpose: str, image: Floats, width: int, extent: Triple, before: Triple, dilation: Triple) -> Panel:
-    """One image as a panel; the image itself where it already has that form (1^3 kernels).
+    """Return one image as a panel: without a copy where the image has that form already (1^3 kernels).
 
-    `run_workers` takes arrays that can be written to, only; another is copied.
+    A read-only image is copied, because `run_workers` takes writable arrays only.
     """
     if image.shape == (*extent, width) and image.flags.carray:
         return Panel(image.reshape(-1), 0, extent, 1)

@@ -15,8 +15,8 @@ each axis is transformed in turn.
 
 The choice of points decides the rounding errors. Points a and -a share their sums. Points that are close
 together make nearly equal rows, and large or small points make powers of very different size: both lose
-digits. Pairs a, 1/a are a good middle (Barabasz et al.): 2/3 and 3/2 make the error of F(4, 4, 4) an eighth
-of that of the usual 1 and 2.
+digits. Pairs a, 1/a avoid both (Barabasz et al.): with 2/3 and 3/2, the error of F(4, 4, 4) is an eighth of
+the error with the usual 1 and 2.
 
 The gradient of the weights is the same form read in another direction: from y = A^T ((G g) * (B^T d)),
 
@@ -47,14 +47,14 @@ INPUT, OUTPUT, WEIGHTS, DIFF_DST, DIFF_WEIGHTS = range(5)
 
 @functools.cache
 def matrix(kind: int, m: int) -> Matrix:
-    """Matrix of one transform of F(m, 3) along one axis; for m = 1, of an axis without kernel.
+    """Return the matrix of one transform of F(m, 3) along one axis; m = 1 is an axis without a kernel.
 
     Parameters
     ----------
     kind : {INPUT, OUTPUT, WEIGHTS, DIFF_DST, DIFF_WEIGHTS}
         B^T, A^T, G, A or G^T.
     m : {1, 2, 4}
-        Outputs at a time. 1 means that the kernel has one tap along this axis and nothing is done.
+        Outputs at a time. For 1 the kernel has one tap along this axis, and the matrix is the number 1.
 
     Returns
     -------
@@ -84,13 +84,13 @@ def matrix(kind: int, m: int) -> Matrix:
 @compile_time
 @functools.cache
 def sizes(kind: int, m: int) -> tuple[int, int]:
-    """Numbers in and out of a transform along one axis."""
+    """Return how many numbers a transform along one axis takes, and how many it makes."""
     rows = matrix(kind, m)
     return len(rows[0]), len(rows)
 
 
 def transpose(rows: Matrix) -> Matrix:
-    """Rows to columns."""
+    """Exchange the rows and columns of a matrix."""
     return tuple(zip(*rows, strict=True))
 
 

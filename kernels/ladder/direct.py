@@ -44,8 +44,8 @@ from kernels.ladder.shapes import Geometry, Rung
 
 #: Up to this many input channels are packed, or read, as they are; more are padded to blocks of 16.
 FEW_CHANNELS = 4
-# Voxels whose products are added to the weight gradient at a time, if a row is no longer: they stay in the
-# first-level cache.
+# Voxels whose products are added to the weight gradient at a time, but one row at least: their gradients stay
+# in the first-level cache.
 _VOXELS = 96
 # Sums in flight that hide the latency of a fused multiply-add (4 cycles, 2 a cycle).
 _LATENCY = 8
@@ -92,7 +92,7 @@ def _convolve(src: Floats, weights: Floats, bias: Floats | None, g: Geometry, ad
 def _gradients(src: Floats, diff_dst: Floats, g: Geometry) -> tuple[Floats, Floats]:
     (IC, OC), KW = g.channels, g.kernel[2]
     width = _width(IC)
-    # Enough chunks of planes to share among threads, whatever the number of threads.
+    # The number of chunks depends on the shape alone, and so does the order of the sums.
     chunks = max(1, min(g.out[0], 16 // (blocks(IC) * blocks(OC))))
     worker = _make_accumulate(KW, weight_tile(KW, width), width, g.stride[2])
 
@@ -117,8 +117,8 @@ def tile_shape(
 ) -> TileShape:
     """Register tile for rows of ``OW`` voxels and ``OCB`` channel blocks; ``sizes`` can be its voxels.
 
-    The cheapest by count of cycles: tiles times the larger of multiply-adds, loads and latency. The last
-    tile of a row is moved back inside: its voxels that were computed before are a cost, too.
+    This is the shape with the fewest cycles: tiles times the largest of multiply-adds, loads and latency. The
+    last tile of a row is moved back inside the row, so it computes some voxels again: they cost cycles, too.
     """
     best, best_cost = TileShape(1, 1), float("inf")
     for cols in (1, 2, 4):
@@ -132,7 +132,7 @@ def tile_shape(
 
 
 def weight_tile(KW: int, width: int) -> int:
-    """Input channels of the weight-gradient tile, which has all ``KW`` taps of a row."""
+    """Return the input channels of the weight-gradient tile, which has all ``KW`` taps of a row."""
     fitting = [n for n in (16, 8, 4, 3, 2, 1) if width % n == 0 and KW * n <= tile_vectors()]
     return max(fitting, default=1)
 
@@ -141,7 +141,7 @@ def weight_tile(KW: int, width: int) -> int:
 def convolve_rows(
     panel: Panel, filters: Filters, ocb: int, dst: Rows, wide: int, cols: int, width: int, SW: int
 ) -> Any:
-    """Convolve the first rows of a panel: ``cols`` blocks from block ``ocb`` on."""
+    """Convolve a panel into the rows of ``dst``: ``cols`` output blocks from block ``ocb`` on."""
     step = width * SW
     (KD, KH, KW), (SD, SH, _), (D, H, W) = filters.kernel, filters.stride, panel.extent
     line, run, (planes, lines, OW), strides = W * width, KW * width, dst.size, dst.strides
@@ -199,10 +199,10 @@ def accumulate_rows(
     width: int,
     SW: int,
 ) -> Any:
-    """Add what the first ``rows`` (planes, lines) of a panel give to the weight gradient.
+    """Add the products of a panel and the first ``rows`` (planes, lines) of a gradient to the sums.
 
-    ``taps`` are KD, KH, SD and SH. Of the gradient's blocks, those from ``parts[0]`` to before ``parts[1]``
-    are taken; ``sums`` are [OCB][ICB][KD * KH * KW][width][16].
+    ``taps`` are KD, KH, SD and SH. The kernel takes the gradient's blocks from ``parts[0]`` to before
+    ``parts[1]``; ``sums`` are [OCB][ICB][KD * KH * KW][width][16].
     """
     step = width * SW
     (KD, KH, SD, SH), (OD, OH, OW), ICB = taps, gradient.extent, panel.blocks

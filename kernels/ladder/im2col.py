@@ -1,4 +1,4 @@
-"""Rung ``im2col``: every output voxel's neighbourhood becomes a row, and the convolution one GEMM.
+"""Rung ``im2col``: each output voxel's neighbourhood becomes a row, and each plane's convolution a GEMM.
 
     columns[voxel, (kd, kh, kw, ic)] = src[voxel * stride + tap - before, ic]
     dst[voxel, oc] = bias[oc] + sum over (kd, kh, kw, ic) of columns[voxel, ...] * weights[..., oc]
@@ -14,7 +14,7 @@ Memory     each voxel of ``src`` is copied KD * KH * KW times. One plane of colu
                           +---+
 
 Gradients  ``diff_weights`` is columns^T x diff_dst; ``backward_data`` makes columns of gradients and
-           adds each tap's slice back to where it was copied from (col2im)
+           adds each tap's slice to the voxels that forward copies for this tap (col2im)
 Traffic    27 times ``src`` written and read for a 3^3 kernel
 Numerics   sums in the arrays' own type, in BLAS's order
 Source     Chellapilla, Puri and Simard, "High performance convolutional neural networks for document
@@ -69,7 +69,7 @@ def _matrix(weights: Array) -> Array:
 
 
 def _zeros(g: Geometry, dtype: npt.DTypeLike) -> tuple[Array, Array]:
-    """Sources with zeros around, and the view inside: no tap and no voxel of ``src`` falls outside."""
+    """Return zeros for all images with their padding, and the view of them that is for ``src``."""
     MB, *size, IC = g.src_shape
     ends = np.add(g.before, size)
     padded = np.zeros((MB, *np.maximum(g.panel_size, ends), IC), dtype)

@@ -2,8 +2,8 @@
 
     dst tile = A^T [ sum over ic of (G weights G^T) * (B^T src tile B) ] A      along d, h and w alike
 
-Idea       ``direct`` does every multiplication there is. A tile of 2^3 outputs needs 4^3 inputs. Tile and
-           weights are transformed to 64 *points* each, the points are multiplied one by one, and the products
+Idea       ``direct`` does all multiplications of the definition. A tile of 2^3 outputs needs 4^3 inputs. Tile
+           and weights are transformed to 64 *points* each, points are multiplied one by one, and products
            are transformed back: the constant matrices of `cook_toom` turn a convolution into a product.
            Summed over input channels, each point is a matrix product by itself, tiles x IC by IC x OC.
 Steps      one after the other, over whole tensors::
@@ -13,9 +13,9 @@ Steps      one after the other, over whole tensors::
                M[point][tile][oc]  = V U                64 matrix products, NumPy's
                dst                 = A^T M              M is 8 times dst
 
-Traffic    V and M are written and read once each, 32 times as many bytes as src and dst: where channels are
-           few, memory takes longer than the multiplications that were saved. `kernels.conv3d.winograd` keeps
-           a brick of V and M in cache.
+Traffic    V and M are written and read once each, 16 times the bytes of src and dst: where channels are few,
+           this traffic takes longer than the saved multiplications. `kernels.conv3d.winograd` keeps a brick
+           of V and M in cache.
 Gradients  ``backward_data`` is ``forward`` with reversed, transposed weights. With the same matrices,
            ``diff_weights = G^T [ sum over tiles of (B^T src tile) * (A diff_dst tile) ]``: see `cook_toom`
 Numerics   float32; the transforms add and subtract before they multiply: errors are about twice direct's
@@ -76,7 +76,7 @@ def _tiles(dst_shape: tuple[int, ...]) -> Triple:
 
 
 def _odd(tiles: Triple) -> int:
-    """Tiles, one more if even: points 2^n bytes after each other would share a few sets of the cache."""
+    """Return the number of tiles, made odd: points at a stride of 2^n bytes would share a few cache sets."""
     return math.prod(tiles) | 1
 
 
@@ -157,7 +157,7 @@ def _transform_tiles(src: Floats, dst: Floats, strides: _Pair, tiles: Triple, CB
 def _transform(src: Floats, at: int, dst: Floats, to: int, strides: _Pair, rows: Floats, own: Floats) -> None:
     """Multiply a tile of vectors by a matrix along w, then h, then d."""
     (M, N), (src_strides, dst_strides) = rows.shape, strides
-    h_done = N * N * M * LANES  # behind what is transformed along w
+    h_done = N * N * M * LANES  # offset of the results along h, behind the results along w
     for i in range(N * N):
         x = at + i // N * src_strides[4] + i % N * src_strides[5]
         _transform_line(src, x, src_strides[6], own, i * M * LANES, LANES, rows)

@@ -3,9 +3,9 @@
     dst[n, od, oh, ow, oc] = bias[oc] + sum over ic, kd, kh, kw of
         src[n, od*SD + kd - PD, oh*SH + kh - PH, ow*SW + kw - PW, ic] * weights[oc, ic, kd, kh, kw]
 
-where ``src`` is zero outside its bounds. The two gradients are the same loops with the product's
-three arrays in other roles: each multiply-add of the forward pass is one of each backward pass. So there is
-one loop nest, which is compiled for each direction.
+where ``src`` is zero outside its bounds. The two gradients run the same loops with the three arrays in other
+roles: each multiply-add of the forward pass has one multiply-add in each backward pass. So there is one loop
+nest, which is compiled for each direction.
 
 Idea       none: this is what every other rung must equal, and what float64 gradients run on
 Loop nest  n, od, oh, ow, oc | kd, kh, kw, ic
@@ -32,7 +32,7 @@ def _convolve(src: Array, weights: Array, bias: Array | None, g: Geometry, adjoi
     made = empty(g.src_shape if adjoint else g.dst_shape, src.dtype)
     made[:] = 0 if bias is None else bias
     if adjoint:
-        # Every product of the forward pass is sent back where its factor came from.
+        # Here ``src`` is the gradient of dst: its products with the weights are added to ``made``.
         _make(_DATA)(made, weights, src, g.stride, g.before)
     else:
         _make(_FORWARD)(src, weights, made, g.stride, g.before)
@@ -51,7 +51,7 @@ forward, backward_data, backward_weights = _rung.forward, _rung.backward_data, _
 
 @functools.cache
 def _make(direction: int) -> Callable[..., None]:
-    """Compile the loop nest for one direction, a constant: only its lines are left."""
+    """Compile the loop nest for one direction, a constant: the compiler drops the other directions."""
 
     @kernel
     def visit(src: Array, weights: Array, dst: Array, stride: Triple, before: Triple) -> None:
@@ -80,10 +80,10 @@ def _make(direction: int) -> Callable[..., None]:
 
 
 def backward_bias(diff_dst: Array) -> Array:
-    """Gradient of the bias, (OC,), which all rungs share: the sum over all axes but the last.
+    """Return the gradient of the bias, (OC,), for all rungs: the sum over all axes but the last.
 
-    A row of some voxels is long enough for vectors, whatever the channels. Chunks of rows, cut by size alone,
-    are summed in float64 and added in order, so the result is the same for any number of threads.
+    A row of several voxels is long enough for vectors, even with few channels. Chunks of rows, cut by size
+    alone, are summed in float64 and added in order, so the result does not depend on the number of threads.
     """
     OC = diff_dst.shape[-1]
     row = OC * -(-_ROW // OC)

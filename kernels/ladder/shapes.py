@@ -60,10 +60,10 @@ class Geometry(NamedTuple):
 
 
 def output_size(size: int, kernel: int, stride: int, padding: str) -> tuple[int, int]:
-    """Voxels out along one axis, and zeros before the first voxel in.
+    """Return the voxels of the output along one axis, and the zeros before the first source voxel.
 
-    ``same`` is TensorFlow's: ``ceil(size / stride)`` voxels, and of an odd number of zeros the larger
-    half comes after. ``valid`` has no zeros.
+    ``same`` is TensorFlow's: ``ceil(size / stride)`` voxels. If the number of zeros is odd, there is one more
+    after the last voxel than before the first. ``valid`` has no zeros.
     """
     if padding == "valid":
         return (size - kernel) // stride + 1, 0
@@ -74,7 +74,7 @@ def output_size(size: int, kernel: int, stride: int, padding: str) -> tuple[int,
 def geometry(
     src_shape: tuple[int, ...], weights_shape: tuple[int, ...], stride: Stride = 1, padding: str = "same"
 ) -> Geometry:
-    """Sizes of the convolution of ``src`` by ``weights``; arguments as of `Rung.forward`.
+    """Return the sizes of the convolution of ``src`` by ``weights``; arguments as of `Rung.forward`.
 
     Raises
     ------
@@ -108,14 +108,14 @@ def geometry(
 def forward_geometry(
     src: Array, weights: Array, bias: Array | None, stride: Stride, padding: str, *, float32: bool = False
 ) -> Geometry:
-    """Geometry of ``forward``.
+    """Check the arguments of ``forward``, and return its geometry.
 
     Raises
     ------
     ValueError
         If shapes do not fit.
     TypeError
-        If dtypes are mixed or not a float32 or float64; with ``float32``, which vectors need, not float32.
+        If dtypes are mixed or neither float32 nor float64; with ``float32``, if they are float64.
     """
     g = geometry(src.shape, weights.shape, stride, padding)
     if bias is not None and bias.shape != (weights.shape[0],):
@@ -139,17 +139,17 @@ class Rung(NamedTuple):
 
     Both get checked arguments. ``convolve(src, weights, bias, g, adjoint)`` returns ``dst``; the adjoint
     convolution goes the other way, from ``diff_dst`` to ``diff_src``. ``gradients(src, diff_dst, g)`` returns
-    those of weights and bias.
+    the gradients of weights and bias.
     """
 
     convolve: Callable[[Array, Array, Array | None, Geometry, bool], Array]
     gradients: Callable[[Array, Array, Geometry], tuple[Array, Array]]
-    float32: bool = True  # alone, for rungs of vectors
+    float32: bool = True  # whether the rung takes float32 alone, because its vectors are float32
 
     def forward(
         self, src: Array, weights: Array, bias: Array | None = None, stride: Stride = 1, padding: str = "same"
     ) -> Array:
-        """Convolve.
+        """Convolve ``src`` with ``weights`` and add the bias.
 
         Parameters
         ----------
@@ -171,7 +171,7 @@ class Rung(NamedTuple):
         ValueError
             If shapes do not fit, or the rung has no such kernel or stride.
         TypeError
-            If dtypes are mixed or not a float32 or float64, or the rung takes float32 alone.
+            If dtypes are mixed or neither float32 nor float64, or float64 where the rung takes float32 alone.
         """
         g = forward_geometry(src, weights, bias, stride, padding, float32=self.float32)
         return self.convolve(src, weights, bias, g, False)
@@ -184,9 +184,9 @@ class Rung(NamedTuple):
         stride: Stride = 1,
         padding: str = "same",
     ) -> Array:
-        """Gradient of ``src``, of shape ``src_shape``; ``diff_dst`` has the shape of ``dst``.
+        """Return the gradient of ``src``, of shape ``src_shape``; ``diff_dst`` has the shape of ``dst``.
 
-        All else, and the errors, are as in `forward`.
+        All other arguments, and the errors, are as in `forward`.
         """
         g = geometry(src_shape, weights.shape, stride, padding)
         _check_diff_dst(diff_dst, g)
@@ -196,9 +196,9 @@ class Rung(NamedTuple):
     def backward_weights(
         self, src: Array, diff_dst: Array, kernel: Triple, stride: Stride = 1, padding: str = "same"
     ) -> tuple[Array, Array]:
-        """Gradients of ``weights`` and ``bias``, in their shapes; ``kernel`` is (KD, KH, KW).
+        """Return the gradients of ``weights`` and ``bias``, in their shapes; ``kernel`` is (KD, KH, KW).
 
-        All else, and the errors, are as in `forward`.
+        All other arguments, and the errors, are as in `forward`.
         """
         weights_shape = (diff_dst.shape[-1], src.shape[-1], *triple("kernel", kernel))
         g = geometry(src.shape, weights_shape, stride, padding)
