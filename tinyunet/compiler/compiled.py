@@ -226,7 +226,7 @@ class TrainingStep(Compiled):
         Raises
         ------
         TypeError, ValueError
-            ``labels`` are not integers, have another shape, or hold a number that is not a class.
+            ``labels`` are not integers, have another shape, or hold a number that is no class nor ignored.
         """
         array = self._images(images)
         with self._turn():

@@ -67,7 +67,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One call of a kernel. Nodes of the phase "prepare" need parameters alone: inference runs them once."""
+    """One call of a kernel. Nodes of the phase "prepare" depend on no input: inference runs them once."""
 
     name: str  # unique: "encoder.0.conv0", "d encoder.0.conv0"
     op: str  # the operator: "convolution", "convolution_backward_data", "relu"

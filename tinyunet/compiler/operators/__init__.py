@@ -66,7 +66,7 @@ def can_block(node: Node, graph: Graph) -> bool:
 
 
 def split(graph: Graph) -> Graph:
-    """Return the graph with every batch norm and activation of volumes in pieces; twice is once."""
+    """Return the graph with normalisations and activations of volumes in pieces, if they are still whole."""
     for node in graph.nodes:
         operator = BY_NAME.get(node.op)
         if operator and operator.split and normalization.is_volume(graph, node):

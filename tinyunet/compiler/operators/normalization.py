@@ -6,9 +6,9 @@
                 > gradient: dx = a dz + b x + d
 
 Nothing is saved yet: it is the same arithmetic in smaller nodes. Batch, instance and group norm differ in the
-two nodes of statistics alone: in which values share a mean. An activation that follows the normalisation
-becomes part of ``normalize`` and ``mask``; one that follows a convolution becomes a ``normalize`` of its own,
-with scale 1 and shift 0.
+two nodes of statistics alone: in which values share a mean. An activation after the normalisation becomes
+part of ``normalize`` and ``mask`` (ELU and PReLU: ``normalize_activation`` and ``mask_activation``). An
+activation after a convolution becomes a ``normalize`` of its own, with scale 1 and shift 0.
 """
 
 import functools
@@ -107,7 +107,7 @@ def _with_normalize(
     nodes: Iterable[Node],
     values: list[Value],
 ) -> Graph:
-    """Put statistics and a ``normalize`` in the place of a batch norm and the activation after it."""
+    """Replace a normalisation, and the activation after it, by statistics and a ``normalize``."""
     result = (activation or node).outputs["dst"]
     source = {"src": node.inputs["src"]} | {f"src.{r}": f"{node.name}:{r}" for r in ("scale", "shift")}
     normalize = Node(f"{node.name}:normalize", "normalize", source, {"dst": result}, {"src.slope": slope})

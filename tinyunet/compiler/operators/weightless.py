@@ -1,6 +1,7 @@
-"""Operators of volumes without weights: pooling, activations, concatenation, sums, reorders.
+"""Operators of volumes without convolution weights: pooling, activations, concatenation, sums, reorders.
 
-Also the arithmetic of tensors, and losses. An operator without kernels here runs as the eager operator does.
+Also the arithmetic of tensors, and losses. An operator without kernels here runs as the eager operator does,
+unless a pass fuses it: an activation into a normalisation, a loss into the last layer.
 """
 
 import numbers
@@ -88,9 +89,10 @@ _POOLING = Operator(
 
 
 def join_activation(graph: Graph, before: str, activation: "Activation", node: Node, old: Graph) -> Graph:
-    """Return the graph with an activation that is not deferred written by the pieces of the node before it.
+    """Return the graph in which the pieces of the node ``before`` compute an activation that is not deferred.
 
-    Those are a ``normalize`` and a ``mask``: in ``old`` they were the activation, ``node``, and its gradient.
+    The pieces are a ``normalize`` and a ``mask``. ``old`` is the graph before the split, and still has the
+    activation ``node`` and its gradient.
     """
     if activation.is_deferred:
         return graph
@@ -114,7 +116,7 @@ def _activation_sizes(b: Binder) -> Shapes:
 
 
 def _slopes(b: Binder, channels: int) -> tuple[Floats, Call]:
-    """The slopes as fused kernels take them, and what copies those that are learned."""
+    """Return the slopes as fused kernels take them, and a call that copies learned slopes there."""
     slopes = np.zeros(lanes(channels), np.float32)
     slopes[:channels] = b.node.attributes["activation"].slope
 

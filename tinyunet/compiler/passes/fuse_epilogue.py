@@ -1,4 +1,4 @@
-"""Bias and batch-norm sums are taken from the register tile, before it is stored.
+"""A convolution adds the bias, and takes a norm's sums from the register tile before it is stored.
 
     before    x = conv(src) + bias > memory > moments(x)
     after     x, moments = conv(src) + bias
