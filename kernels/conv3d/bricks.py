@@ -4,8 +4,8 @@ The output is cut into bricks of whole rows: a few planes by a few rows. A threa
 the part of the source that its taps meet (`read`), convolves, and finishes the brick while it is in
 cache (`write`). Reading and writing are the same for every algorithm, which only differ in between.
 
-Which thread takes which brick does not matter to the result: sums are kept for each brick and combined
-in order afterwards.
+The forward pass and the masks keep sums for each brick, a weight gradient for each chunk of bricks. All are
+added in order. `winograd_bricks` has a chunk for each thread: its weight gradients depend on the threads.
 
 An algorithm (`direct_bricks`, `winograd_bricks`, `many_channels`) is a module with functions of a `Plan`::
 

@@ -2,8 +2,8 @@
 
 The register tiles are those of the rung `kernels.ladder.direct`; what is added is what stands around them. A
 thread reads a brick's window normalised (`read`), in a slab that stays in cache, and writes the brick biased
-and summed, or masked (`write`). Direct convolution is the choice where Winograd does not pay (first layer,
-1^3 kernels, few voxels) or its rounding is not wanted.
+and summed, or masked (`write`). Direct convolution is the choice where Winograd does not pay (1^3
+kernels, few voxels) or its rounding is not wanted.
 
 Loop nest  bricks and parts of the output channels | groups, od, oh and ow tiles | icb, kd, kh | kw and ic |
            register tile | `write`

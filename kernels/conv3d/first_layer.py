@@ -32,7 +32,7 @@ from kernels.ladder.direct import tile_shape
 
 
 def supports(size: tuple[int, int, int, int], kernel: Triple, tile: Triple, width: int) -> bool:
-    """Whether rows are whole vectors, and the kernel 3 along d and h where the tile is above 1, else 1."""
+    """Whether rows are whole vectors, and the tile is (md, mh, 1), mh above 1, of this kernel's d and h."""
     fits = kernel[:2] == kernel_of(tile)[:2]
     return fits and tile[2] == 1 and tile[1] > 1 and size[3] * width % LANES == 0
 

@@ -152,7 +152,7 @@ def sums_shape(p: Plan, destination: int) -> tuple[int, int, int]:
 def forward(
     p: Plan, a: Source, b: Source, packed: Floats, bias: Floats, dst: Floats, moments: Doubles = NO_MOMENTS
 ) -> None:
-    """Convolve what two deferred sources mean; add the bias, of CB * 16 with zeros past the last channel.
+    """Convolve what two deferred sources mean; add the bias, (OC,).
 
     ``moments``, of `moments_shape`, are filled with count, mean and sum of squared deviations of each brick.
     """

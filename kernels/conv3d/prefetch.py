@@ -1,15 +1,15 @@
 """Prefetch what the kernel will read next while registers multiply: memory and arithmetic work together.
 
 Packing a brick waits for memory; multiplying leaves memory idle. So the products of each plane of points
-prefetch a share of what comes next, one cache line at each step of their loops: the source of the next brick,
+prefetch a share of what comes next, a line or two at each step of their loops: the source of the next brick,
 and what the epilogue of this brick will read::
 
     plane of points      0        1        2        ...                       some 36
     products prefetch    source of the next brick, plane by plane  |  x of this brick
 
-The rows of a brick follow each other in a plane of the volume, so a share is one run of lines. A step
-prefetches one line, because a processor waits for ten to twenty lines at once; more requests stop the
-arithmetic, or are dropped.
+The rows of a brick follow each other in a plane of the volume, so a share is one run of lines in a tensor,
+or in two that are read together. A step prefetches one line of each, because a processor waits for ten to
+twenty lines at once; more requests stop the arithmetic, or are dropped.
 """
 
 from typing import NamedTuple

@@ -28,7 +28,7 @@ RUN = 64
 def partials(shape: tuple[int, ...]) -> int:
     """Partial sums that kernels make of a tensor of this shape, (MB, CB, D, H, W, 16).
 
-    One for each band of each plane of each image, in this order; ``Mask.sums`` has the shape
+    One for each band of each plane of each image, image by image; ``Mask.sums`` has the shape
     ``(2, partials(shape), CB * 16)``, and moments have ``(partials(shape), 3, CB * 16)``.
     """
     MB, _, D, H, W, _ = shape

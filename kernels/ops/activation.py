@@ -7,7 +7,7 @@
     sigmoid     1 / (1 + exp(-x))                           y * (1 - y)
     PReLU       x where x > 0, else slope[c] * x            from x: 1 where x > 0, else slope[c]
 
-Backward reads ``dst`` alone, which is kept anyway: it is the source of the operator that follows. So ``src``
+Backward needs ``dst``, not ``src``. The next operator's source is ``dst``, so it is kept anyway, and ``src``
 can be freed. The layout does not matter. Forward reads and writes 4 bytes an item, backward reads 8 and
 writes 4. float32 runs the compiled loops, float64 the NumPy expressions, which are the reference.
 
@@ -295,7 +295,7 @@ def mask_blocked(
     slopes, activation
         As of `normalize_blocked`.
     slope_sums : float64 array, shape (partials, CB * 16)
-        Of PReLU: filled with sums of ``dy * z`` where ``z <= 0``.
+        Filled with sums of ``dy * z`` where ``z <= 0``, of PReLU; with zeros for other activations.
     """
     mask = mask._replace(x=mask.x.reshape(-1))
     _make_mask(activation.case)(diff.reshape(-1), diff.shape, mask, slopes, slope_sums)

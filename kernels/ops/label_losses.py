@@ -11,7 +11,7 @@
 With one class, ``p`` is the probability of label 1. No logarithm is taken of a probability, so nothing
 underflows however wrong a voxel is. Every Dice loss is a small formula of the three sums: the kernels stop
 here, and the formula stands where losses are, on arrays of ``MB * C`` numbers. Backward takes the derivatives
-of the loss by intersection, prediction and the cross-entropy (``target`` depends on nothing)::
+of the loss by intersection, prediction and cross-entropy (``target`` does not depend on the logits)::
 
     g[v, c]           = diff_intersection[n, c] * t[v, c] + diff_prediction[n, c]
     diff_logits[v, c] = p[v, c] * (g[v, c] - sum over k of p[v, k] * g[v, k])

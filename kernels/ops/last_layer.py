@@ -17,7 +17,7 @@ Idea       Channels of a voxel lie side by side, but softmax and sums run along 
                x           | v0: c0..c15 | v1: c0..c15 | ...      blocked, from memory
                transposed  | c0: v0..v15 | c1: v0..v15 | ...      16 vectors in registers
                plane       | class 0: v0 ..... v127 |             logits, p, their gradient: L1 cache
-Loop nest  n, d, band | block of 128 voxels | icb | ic    (| register tile: 4 classes x 16 voxels)
+Loop nest  n, d, band | block of 128 voxels | 16 voxels | icb | 4 classes | ic    (| 4 classes x 16 voxels)
 Traffic    Forward reads ``x`` and the labels. Backward reads them and writes ``dst``; it reads ``dst``
            if it adds to it.
 Saves      nothing

@@ -13,8 +13,8 @@ them: eager operators pass channels last as they are, with zeros up to a whole b
 
 Idea       ``y = act(scale * x + shift)`` is formed before the maximum is taken: where ``scale`` is negative,
            the largest ``y`` belongs to the smallest ``x``.
-Loop nest  forward: n, cb, od, oh | ow | tap                         (| vector of 16 channels)
-           backward: n, cb, d, band | h | ow, kw
+Loop nest  forward: n, od, oh | cb | ow | tap                         (| vector of 16 channels)
+           backward: n, d, band, cb | h | ow, kw
 Traffic    Forward reads ``x`` once and writes 1.25 / 8 of it (window 2^3). Backward reads the 1.25 / 8 and
            writes ``diff_src``; it reads ``diff_src`` if it adds to it, and ``x`` for the mask.
 Saves      ``argmax``, one byte an item of ``dst``: the number ``(kd*KH + kh)*KW + kw`` of the tap that won.

@@ -12,8 +12,8 @@ Idea       Each tap is a matrix product of voxels x IC by IC x OC, on blocks of 
            voxels are packed into a panel that stays in the L2 cache. The source may still have to be
            normalised, and is while it is packed, so the normalised tensor is never in memory. backward_data
            needs no panel: for one (kd, kh) the outputs of a run of voxels lie side by side, and are read
-           where they are. While the products of a register tile run, the kernel prefetches the lines that the
-           next one reads, one a step. Eager operators reorder to blocks before and back after.
+           where they are. While the products of a register tile run, the backward kernels prefetch lines that
+           they read next, one a step. Eager operators reorder to blocks before and back after.
 Loop nest  forward: n, id, band | rows | ocb, kd, kh | tiles of a row | ic   (| register tile: voxels x kw)
            backward_data: n, id, band | rows | icb | tiles of a row | kd, kh, ocb, kw, oc   (| voxels x icb)
            backward_weights: rows, ocb | some rows | kd, kh | ic | voxels               (| ic x kw)
