@@ -135,11 +135,8 @@ class BatchNormTraining(Function):
 
     @staticmethod
     def backward(ctx: Context, gradient: Array) -> Gradients:
-        from kernels.deferred.statistics import BATCH  # a net without norms does not load this module
-
         src, scale, mean, variance = ctx.saved
-        settings = ctx.epsilon, BATCH, ctx.combine
-        return ops.norms.backward(gradient, src, scale, mean, variance, *settings)
+        return ops.norms.backward(gradient, src, scale, mean, variance, ctx.epsilon, combine=ctx.combine)
 
 
 class BatchNormInference(Function):

@@ -185,11 +185,11 @@ class Trainer:
             self.optimizer.local.alike = batch.alike
             if self._synchronized:
                 self._synchronized.counts = self._sums.counts
-            before = _joined(self.model.buffers())
+            # Sums of all ranks leave out patches that do not count; a rank's own statistics would not.
+            restored = [] if batch.patches or self._synchronized else self.model.buffers()
+            before = _joined(restored)
             found = self._backward(batch)
-            if not (batch.patches or self._synchronized):
-                # Sums of all ranks leave out patches that do not count; a rank's own statistics would not.
-                _spread(before, self.model.buffers())
+            _spread(before, restored)
             if batch.patches:
                 loss = found.loss * batch.patches
                 sums[:4] += [loss, *foreground(found.dice_sums), batch.patches]
