@@ -361,6 +361,13 @@ def test_pad_end(volume, C, more, dtype, seed):
     assert_exact(leaf.grad, diff_src)
 
 
+def compare_kept(kept, ours, theirs, dtype):
+    """Compare results and gradients of the source where both sides keep an element."""
+    names = ("dst", "diff_src")
+    actual, expected = ({n: a * kept for n, a in zip(names, s, strict=True)} for s in (ours, theirs))
+    compare(actual, expected, dtype, POINTWISE)
+
+
 @given(volume=VOLUMES, C=CHANNELS, rate=st.floats(0.1, 0.9), dtype=DTYPES, seed=SEEDS)
 def test_dropout(volume, C, rate, dtype, seed):
     """Each side draws for itself: what both keep is compared, the rest of ours is zero."""
@@ -372,13 +379,7 @@ def test_dropout(volume, C, rate, dtype, seed):
     dst.backward(diff_dst)
     kept = dst.data != 0
     assert_exact(leaf.grad != 0, kept)
-    both = kept & (expected != 0)
-    compare(
-        {"dst": dst.data * both, "diff_src": leaf.grad * both},
-        {"dst": expected * both, "diff_src": wanted * both},
-        dtype,
-        POINTWISE,
-    )
+    compare_kept(kept & (expected != 0), (dst.data, leaf.grad), (expected, wanted), dtype)
     in_inference = keras.layers.Dropout(rate, dtype=np.dtype(dtype).name)(src, training=False)
     assert_exact(layer.eval()(leaf).data, in_inference.numpy())
 
@@ -396,13 +397,7 @@ def test_spatial_dropout(volume, C, rate, dtype, seed):
     for which in (kept, expected != 0):  # whole channels, of ours and of theirs
         assert_exact(which, np.broadcast_to(which[:, :1, :1, :1], src.shape))
     assert_exact(leaf.grad != 0, kept)
-    both = kept & (expected != 0)
-    compare(
-        {"dst": dst.data * both, "diff_src": leaf.grad * both},
-        {"dst": expected * both, "diff_src": wanted * both},
-        dtype,
-        POINTWISE,
-    )
+    compare_kept(kept & (expected != 0), (dst.data, leaf.grad), (expected, wanted), dtype)
     assert_exact(layer.eval()(leaf).data, theirs(src, training=False).numpy())
 
 
