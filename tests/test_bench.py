@@ -514,7 +514,7 @@ def test_conv_with_peers(command, tmp_path, monkeypatch):
 
 def test_conv_names_a_wrong_peer():
     layers = [conv.Layer(4, 16, 6, 3), conv.Layer(16, 4, 6, 1)]
-    measurements, failures = conv.measure(layers, 1, [FAKE])
+    measurements, failures = conv.measure(layers, 1, [*conv.RUNGS, FAKE])
     names = [{m.name for m in measurements if m.layer == layer} for layer in layers]
     # There is no Winograd of a kernel of 1.
     assert names == [{*RUNGS}, {*RUNGS} - {"minimal_filtering", "winograd"}]
@@ -536,6 +536,10 @@ WRONG = {
     "step --against openvino": "'openvino'",
     "step --rounds 0": "--rounds: '0'",
     "memory --rounds 2": "unrecognized arguments: --rounds 2",
+    "conv --layer 16,16": "--layer: '16,16'; expected IC,OC,SIZE or IC,OC,SIZE,K",
+    "conv --layer 16,16,32,7": "--layer: '16,16,32,7'; expected",
+    "conv --rung fast": "'fast'",
+    "conv --asm": "--asm: lists one loop; expected --layer and --rung",
     "conv --batch 2": "unrecognized arguments: --batch 2",
     "step --json no/such/folder/file.json": "--json: 'no/such/folder/file.json'; expected a file in",
     "step --json /proc/file.json": "--json: '/proc/file.json'; expected a file in",

@@ -22,6 +22,7 @@ _TABLES = {
     "allreduce": "the sum over ranks: MPI's, a ring, and recursive halving",
     "conv": "every rung of the convolution on the U-Net's layers",
 }
+RUNGS = ("naive", "im2col", "blocked", "direct", "minimal_filtering", "winograd", "fused")
 # The net halves the volume four times, and not every peer can do that to an odd size.
 _MULTIPLE = 16
 
@@ -72,6 +73,8 @@ def _add_options(parser: Any, table: str) -> None:
         )
         text = f"of {', '.join(peers)} (default: {usual})"
         add("--against", text, default, "PEER", nargs="*", choices=peers)
+    if table == "conv":
+        _add_rung(parser)
     if table not in ("allreduce", "conv"):
         add("--batch", "volumes", 1, **whole)
         add("--filters", "channels of the first level", 16, **whole)
@@ -88,6 +91,36 @@ def _add_options(parser: Any, table: str) -> None:
     text = f"draw a picture: {', '.join(FORMATS)} (of ranks: NAME-ranks)"
     add("--plot", text, metavar="FILE", type=_new_picture)
     add("--json", "write the machine and all figures", metavar="FILE", type=_new_file)
+
+
+def _add_rung(parser: Any) -> None:
+    """Add the options that choose a layer and a rung."""
+    group = parser.add_argument_group(
+        "one layer, one rung", "with both: a report on one core, with its roofline"
+    )
+    text = "measure this layer only: channels in and out, voxels along each axis, and of the kernel if not 3"
+    group.add_argument("--layer", type=_layer, metavar="IC,OC,SIZE[,K]", help=text)
+    text = f"measure this rung only: {', '.join(RUNGS)}"
+    group.add_argument("--rung", choices=RUNGS, metavar="RUNG", help=text)
+    ways, usual = ("forward", "backward_data", "backward_weights"), "forward"
+    text = f"the report's pass: {', '.join(ways)} (default: {usual})"
+    group.add_argument("--direction", choices=ways, default=usual, metavar="PASS", help=text)
+    text = "list the hot loop in assembly, with multiply-adds, loads, stores and spills marked"
+    group.add_argument("--asm", action="store_true", help=text)
+
+
+def _layer(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(map(int, text.split(",")))
+    except ValueError:
+        sizes = ()
+    if len(sizes) == 3:
+        sizes = (*sizes, 3)
+    if len(sizes) != 4 or min(sizes) < 1 or sizes[3] > 5:
+        raise ArgumentTypeError(
+            f"{text!r}; expected IC,OC,SIZE or IC,OC,SIZE,K as 16,16,32, a kernel of at most 5"
+        )
+    return sizes
 
 
 def _size(text: str) -> int:
@@ -128,6 +161,10 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     options = make_parser().parse_args(arguments)
     if communicator.size > 1:
         raise AgreedError("every system gets processes of its own here: run without mpirun")
+    if getattr(options, "asm", False) and not (options.layer and options.rung):
+        raise AgreedError(
+            "--asm: lists one loop; expected --layer and --rung, as --layer 16,16,32 --rung direct"
+        )
     machine = load_machine()
     options.threads = getattr(options, "threads", None) or machine.most_threads()
     check_threads(options.threads, machine.most_threads())
@@ -205,13 +242,36 @@ def _allreduce(options: Namespace) -> Found:
 def _convolutions(options: Namespace) -> Found:
     from tinyunet.benchmarks import conv
 
-    peers, skipped = choose("conv", options.against)
+    if options.layer and options.rung:
+        return _one_rung(options)
+    peers, skipped = choose("conv", [] if options.rung else options.against)
     print(*skipped, "", sep="\n", flush=True)
-    results, failures = conv.measure(conv.unet_layers(options.size), options.threads, peers)
+    layers = [conv.Layer(*options.layer)] if options.layer else conv.unet_layers(options.size)
+    rungs = [rung for rung in conv.RUNGS if options.rung in (None, rung.name)]
+    results, failures = conv.measure(layers, options.threads, [*rungs, *peers])
     _show(results, failures, lambda: conv.table(results, options.threads))
     figures = {"rows": conv.rows(results, options.threads), "peaks": conv.peaks(results)}
     chosen = {m.name: m.settings for m in results if m.settings}
     return Found(figures, partial(conv.draw, results), {"settings": chosen})
+
+
+def _one_rung(options: Namespace) -> Found:
+    from tinyunet.benchmarks import assembly, conv, one_rung
+    from tinyunet.benchmarks.process import WorkerError
+
+    layer, rung = conv.Layer(*options.layer), options.rung
+    try:
+        report = one_rung.measure(layer, rung, options.direction)
+    except WorkerError as failure:
+        raise AgreedError(f"--rung {rung}: {failure}") from None
+    print(f"\n{one_rung.text(report)}", flush=True)
+    if options.asm:
+        sizes = layer.sizes(layer.size)
+        loop = assembly.hot_loop(
+            assembly.assembly_of(rung, sizes.src_shape, sizes.weights_shape, options.direction)
+        )
+        print(f"\n{assembly.report(rung, loop)}")
+    return Found({"rows": one_rung.rows(report)}, partial(one_rung.draw, report), {})
 
 
 if __name__ == "__main__":

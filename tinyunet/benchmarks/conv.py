@@ -32,12 +32,14 @@ RUNGS = tuple(
     for name in (*ladder.RUNGS, ladder.FUSED)
 )
 DIRECTIONS = ("forward", "backward_data", "backward_weights")
+#: Rungs of minimal filtering, which have no kernel but 3^3.
+ONLY_3 = ("minimal_filtering", "winograd")
 
 _SECONDS = 0.6
 _TOLERANCE = 1e-4
 # The definition runs at about a GFLOP/s, and on one core whatever it is given: it is timed on as few planes
 # as make this many FLOPs, and its time for the whole layer is marked as scaled up.
-_SLOW = "naive"
+SLOW = "naive"
 _SLOW_FLOPS = 2e8
 _CHECKED_FLOPS = 2e8
 
@@ -103,21 +105,17 @@ def unet_layers(size: int) -> list[Layer]:
 
 
 def measure(
-    layers: list[Layer], threads: int, peers: Sequence[System]
+    layers: list[Layer], threads: int, systems: Sequence[System]
 ) -> tuple[list[Measurement], list[str]]:
-    """Check and time every rung and peer in every direction, with a progress bar.
+    """Check and time rungs and peers in every direction, with a progress bar.
 
     Returns measurements by layer, then rung or peer, then direction; and a line for each rung or peer that
     could not go on.
     """
     measurements: list[Measurement] = []
     failures: dict[str, str] = {}
-    # There is no Winograd of a kernel of 1.
     jobs = [
-        (layer, system)
-        for layer in layers
-        for system in (*RUNGS, *peers)
-        if system.key not in ("minimal_filtering", "winograd") or layer.K == 3
+        (layer, system) for layer in layers for system in systems if system.key not in ONLY_3 or layer.K == 3
     ]
     with contextlib.ExitStack() as stack:
 
@@ -149,7 +147,7 @@ def _measure(
     for name, right in _exact(layer).items():
         most = np.abs(right).max()
         errors[name] = difference(found[name] / most, right / most, _TOLERANCE, f"{name} is wrong")
-    slow = system.key == _SLOW
+    slow = system.key == SLOW
     planes = layer.planes(_SLOW_FLOPS) if slow else layer.size
     sizes, up = layer.sizes(planes), layer.size / planes
     before = roofline.peak_gflops()

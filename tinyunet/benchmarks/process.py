@@ -182,10 +182,12 @@ class Worker:
         call, _ = self.calls["step"]
         return [first, *(call() for _ in range(1, _CHECKED_STEPS))]
 
-    def time(self, seconds: float) -> dict[str, list[float]]:
-        """Time runs."""
+    def time(self, seconds: float, only: str = "") -> dict[str, list[float]]:
+        """Time runs of each call, or of the one that is named."""
         times = {}
         for name, (call, _) in self.calls.items():
+            if only not in ("", name):
+                continue
             times[name], last = timed(call, seconds)
             if isinstance(last, float) and not math.isfinite(last):
                 raise ArithmeticError(f"the loss has become {last}")

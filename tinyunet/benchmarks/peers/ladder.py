@@ -46,8 +46,8 @@ def convolution(src: Array, weights: Array, diff_dst: Array, rung: str) -> Convo
         # The algorithm is that of the whole layer, a cube, also for a few of its planes.
         cube = (1, *src.shape[2:3] * 3, src.shape[-1])
         return {
-            name: make(src, weights, diff_dst, _fastest(name, cube, weights.shape))
-            for name, make in _FUSED.items()
+            name: make(src, weights, diff_dst, fastest(name, cube, weights.shape))
+            for name, make in PASSES.items()
         }
     return whole_calls(RUNGS[rung], src, weights, diff_dst)
 
@@ -63,12 +63,12 @@ def whole_calls(rung: ModuleType, src: Array, weights: Array, diff_dst: Array) -
 
 
 @functools.cache
-def _fastest(direction: str, src_shape: tuple[int, ...], weights_shape: tuple[int, ...]) -> Triple | None:
+def fastest(direction: str, src_shape: tuple[int, ...], weights_shape: tuple[int, ...]) -> Triple | None:
     """Return the tile of the fastest algorithm; None is direct."""
     arrays, times = convolution_arrays(src_shape, weights_shape), {}
     for tile in _TILES:
         try:
-            run, _ = _FUSED[direction](*arrays, tile)
+            run, _ = PASSES[direction](*arrays, tile)
         except ValueError:  # this convolution has no such form
             continue
         times[tile] = min(timed(run, _SECONDS)[0])
@@ -111,7 +111,8 @@ def _backward_weights(src: Array, weights: Array, diff_dst: Array, tile: Triple 
     )
 
 
-_FUSED = {"forward": _forward, "backward_data": _backward_data, "backward_weights": _backward_weights}
+#: The passes of the last rung: each takes src, weights, diff_dst and a tile (None is direct).
+PASSES = {"forward": _forward, "backward_data": _backward_data, "backward_weights": _backward_weights}
 
 
 def _plan(src: Array, weights: Array, tile: Triple | None, *, keeps_both: bool) -> conv3d.Plan:
