@@ -16,8 +16,9 @@ from launcher import needs_mpi
 from PIL import Image
 
 from kernels.base import machine
+from kernels.workbench import roofline
 from tinyunet import bench
-from tinyunet.benchmarks import conv, mpi, nets, race, roofline, systems
+from tinyunet.benchmarks import conv, mpi, nets, race, systems
 from tinyunet.benchmarks.peers import ours
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, make
 from tinyunet.benchmarks.process import Process, WorkerError, difference

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from kernels.workbench.assembly import hot_loop
+from kernels.workbench.lessons import LESSONS, bytes_moved
 from tinyunet import bench
 from tinyunet.benchmarks import one_rung
-from tinyunet.benchmarks.assembly import hot_loop
 from tinyunet.benchmarks.conv import DIRECTIONS, RUNGS, Layer
-from tinyunet.benchmarks.one_rung import Report, Timed, bytes_moved
+from tinyunet.benchmarks.one_rung import Report, Timed
 from tinyunet.parallel.communicator import Communicator
 
 # A loop of 2 multiply-adds, one of which reads memory, inside a loop that stores a sum on the stack.
@@ -71,7 +72,7 @@ def test_without_a_multiply_add_there_is_no_hot_loop():
 
 
 def test_bytes_are_those_of_whole_arrays():
-    layer = Layer(20, 16, 4, 3)
+    layer = Layer(20, 16, 4, 3).sizes(4)
     src, dst, weights = 4 * 64 * 20, 4 * 64 * 16, 4 * 27 * 20 * 16
     assert sum(bytes_moved("naive", layer, "forward").values()) == src + dst + weights
     assert sum(bytes_moved("im2col", layer, "forward").values()) == src + dst + weights + 2 * 27 * src
@@ -80,13 +81,13 @@ def test_bytes_are_those_of_whole_arrays():
     assert sum(bytes_moved("direct", layer, "forward").values()) == blocked
     back = bytes_moved("naive", layer, "backward_data")
     assert back == {"diff_dst, read": dst, "weights, read": weights, "diff_src, written": src}
-    for rung in one_rung.LESSONS:
+    for rung in LESSONS:
         assert min(bytes_moved(rung, layer, DIRECTIONS[2]).values()) > 0
 
 
 def test_the_list_of_rungs_is_that_of_the_table():
     names = [system.name for system in RUNGS]
-    assert list(one_rung.LESSONS) == names
+    assert list(LESSONS) == names
     assert [*bench.RUNGS] == names
 
 

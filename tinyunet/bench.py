@@ -168,7 +168,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     machine = load_machine()
     options.threads = getattr(options, "threads", None) or machine.most_threads()
     check_threads(options.threads, machine.most_threads())
-    from tinyunet.benchmarks import roofline
+    from kernels.workbench import roofline
 
     here = roofline.describe()
     print(f"{here.processor}, {here.cores} cores, {here.instruction_set}, {here.threading_layer}")
@@ -256,7 +256,7 @@ def _convolutions(options: Namespace) -> Found:
 
 
 def _one_rung(options: Namespace) -> Found:
-    from tinyunet.benchmarks import assembly, conv, one_rung
+    from tinyunet.benchmarks import conv, one_rung
     from tinyunet.benchmarks.process import WorkerError
 
     layer, rung = conv.Layer(*options.layer), options.rung
@@ -266,11 +266,10 @@ def _one_rung(options: Namespace) -> Found:
         raise AgreedError(f"--rung {rung}: {failure}") from None
     print(f"\n{one_rung.text(report)}", flush=True)
     if options.asm:
-        sizes = layer.sizes(layer.size)
-        loop = assembly.hot_loop(
-            assembly.assembly_of(rung, sizes.src_shape, sizes.weights_shape, options.direction)
-        )
-        print(f"\n{assembly.report(rung, loop)}")
+        try:
+            print(f"\n{one_rung.hot_loop(layer, rung, options.direction)}")
+        except RuntimeError as error:
+            raise AgreedError(f"--asm: {error}") from None
     return Found({"rows": one_rung.rows(report)}, partial(one_rung.draw, report), {})
 
 

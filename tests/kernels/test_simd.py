@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 from kernels.base import buffers as memory
 from kernels.base import machine, simd, tiles
 from kernels.base.jit import kernel
-from tinyunet.benchmarks import roofline
+from kernels.workbench import roofline
 
 
 def test_vector_arithmetic():

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from kernels.base.arguments import Array
 from kernels.ladder import im2col
 from kernels.ladder.shapes import Geometry, geometry
-from tinyunet.benchmarks import roofline
+from kernels.workbench import roofline
+from kernels.workbench.lessons import ONLY_3
 from tinyunet.benchmarks.nets import USUAL_FILTERS, figures
 from tinyunet.benchmarks.peers import ladder
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, DEPTH, convolution_arrays
@@ -32,8 +33,6 @@ RUNGS = tuple(
     for name in (*ladder.RUNGS, ladder.FUSED)
 )
 DIRECTIONS = ("forward", "backward_data", "backward_weights")
-#: Rungs of minimal filtering, which have no kernel but 3^3.
-ONLY_3 = ("minimal_filtering", "winograd")
 
 _SECONDS = 0.6
 _TOLERANCE = 1e-4

@@ -1,21 +1,14 @@
 """One rung of the ladder on one layer: its time, the roofline that limits it, and what the rung does new.
 
-The roofline says how fast a loop can be at most, given how many operations it does for each byte that goes
-through memory (its intensity)::
-
-    GFLOP/s = min(peak of the multiply-adds, intensity * bandwidth of memory)
-
-The bytes are counted, not measured: those of every array that a rung reads or writes as a whole. Numbers that
-stay in a cache between two uses count once. So a rung can be slower than its roof in two ways: its loop does
-more than multiply-adds (loads and stores of sums, transforms), or its arrays do not stay in the caches.
-Minimal filtering can be faster than the roof, because it skips multiplications of the definition.
-
-Source: Williams, Waterman and Patterson, "Roofline" (2009).
+``python -m tinyunet.benchmarks.one_rung`` runs the rung once: the process that `kernels.workbench.assembly`
+gets the assembly from.
 """
 
 import contextlib
-import math
+import json
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, NamedTuple
@@ -23,68 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.base import machine
-from kernels.base.layout import blocks
-from kernels.ladder.direct import FEW_CHANNELS
-from tinyunet.benchmarks import roofline
-from tinyunet.benchmarks.conv import ONLY_3, SLOW, Layer
+from kernels.workbench import assembly, roofline
+from kernels.workbench.lessons import LESSONS, ONLY_3, bytes_moved, previous
+from tinyunet.benchmarks.conv import SLOW, Layer
 from tinyunet.benchmarks.peers import ladder
+from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.process import Process
 
 _SECONDS = 1.5  # that each of the two rungs is timed, in turns
 _TURNS = 5
 _SLOW_FLOPS = 2e8  # the definition runs at about a GFLOP/s: so many operations are enough to time
 _COLUMNS = 100  # of text
-_WIDTH, _HEIGHT = 60, 12  # of the roofline in a terminal, in characters
-
-
-class Lesson(NamedTuple):
-    """What a rung teaches."""
-
-    new: str  # what it does that the rung before it does not
-    limit: str  # what keeps it from its roof
-
-
-LESSONS = {
-    "naive": Lesson(
-        "runs the definition: a loop over every output, tap and channel.",
-        "one multiply-add at a time, and each waits for the sum of the one before",
-    ),
-    "im2col": Lesson(
-        "copies each voxel's neighbourhood into a row, so that one matrix product of NumPy's BLAS does all "
-        "multiply-adds, with registers and caches used well.",
-        "writing and reading the columns, beside a matrix with few columns",
-    ),
-    "blocked": Lesson(
-        "copies src once instead of 27 times, in blocks of 16 channels: one vector multiply-add updates 16 "
-        "output channels.",
-        "loads and stores: each multiply-add loads a sum and stores it again",
-    ),
-    "direct": Lesson(
-        "keeps a tile of sums in registers until they are complete, where blocked loads and stores each sum "
-        "for every tap and input channel.",
-        "packing src and reordering dst, which cost as much as a few taps where channels are few",
-    ),
-    "minimal_filtering": Lesson(
-        "transforms tiles of 4^3 voxels, so that 64 multiplications do the work of 216.",
-        "the transformed tensors, which go through memory",
-    ),
-    "winograd": Lesson(
-        "transforms a brick of tiles that stays in cache, and larger tiles: up to 8 times fewer "
-        "multiplications.",
-        "transforms, and reordering src and dst",
-    ),
-    "fused": Lesson(
-        "is the kernel of the compiled net: tensors are blocked and weights packed before, and the kernel "
-        "normalises what it reads and sums what it writes.",
-        "transforms of small tensors",
-    ),
-}
-_NAMES = tuple(LESSONS)
-_WAYS = {
-    "forward": ("src, read", "weights, read", "dst, written"),
-    "backward_data": ("diff_dst, read", "weights, read", "diff_src, written"),
-    "backward_weights": ("src, read", "diff_weights, written", "diff_dst, read"),
-}
 
 
 class Timed(NamedTuple):
@@ -123,43 +65,6 @@ class Report(NamedTuple):
         return self.flops / ms / 1e6
 
 
-def previous(rung: str) -> str | None:
-    """Return the rung before one, or None for the first."""
-    return _NAMES[_NAMES.index(rung) - 1] if rung != _NAMES[0] else None
-
-
-def bytes_moved(rung: str, layer: Layer, direction: str) -> dict[str, int]:
-    """Return the bytes of each array that a rung reads or writes as a whole.
-
-    Channels of a blocked array are rounded up to 16; few channels of a first layer are not blocked.
-    """
-    swapped = layer._replace(IC=layer.OC, OC=layer.IC)
-    g = (swapped if direction == "backward_data" else layer).sizes(layer.size)
-    sizes = (4 * math.prod(shape) for shape in (g.src_shape, g.weights_shape, g.dst_shape))
-    source, weights, result = _WAYS[direction]
-    ends = dict(zip((source, weights, result), sizes, strict=True))
-    voxels = 4 * layer.size**3
-    ic, oc = (16 * blocks(c) for c in g.channels)
-    ic = g.channels[0] if g.channels[0] <= FEW_CHANNELS else ic
-    packed, name, other = voxels * ic, source.split(",")[0], result.split(",")[0]
-
-    def twice(what: str, nbytes: int) -> dict[str, int]:
-        return {f"{what}, written and read": 2 * nbytes}
-
-    panel = twice(f"panel of {name}", 4 * math.prod(g.panel_size) * ic)
-    blocked = twice(f"{other} in blocks", voxels * oc)
-    eight = twice(f"V, 8 times {name}", 8 * packed) | twice(f"M, 8 times {other}", 8 * voxels * oc)
-    return {
-        "naive": ends,
-        "im2col": ends | twice(f"columns, {g.taps} times {name}", g.taps * voxels * g.channels[0]),
-        "blocked": ends | panel | blocked,
-        "direct": ends | panel | blocked,
-        "minimal_filtering": ends | panel | eight | blocked,
-        "winograd": ends | twice(f"{name} in blocks", packed) | blocked,
-        "fused": ends | {source: packed, result: voxels * oc},
-    }[rung]
-
-
 def measure(layer: Layer, rung: str, direction: str = "forward") -> Report:
     """Time a rung and the one before it in turn, on one core.
 
@@ -182,13 +87,14 @@ def measure(layer: Layer, rung: str, direction: str = "forward") -> Report:
                 runs[name] += worker.ask("time", _SECONDS / _TURNS, direction)[direction]
     times = [_timed(name, ms, layer.size / planes[name]) for name, ms in runs.items()]
     machine.set_threads(1)
+    whole = layer.sizes(layer.size)
     return Report(
         layer,
         direction,
         times[0],
         times[1] if before else None,
-        bytes_moved(rung, layer, direction),
-        layer.sizes(layer.size).flops,
+        bytes_moved(rung, whole, direction),
+        whole.flops,
         max(peak, roofline.peak_gflops()),
         roofline.copy_bandwidth(),
     )
@@ -221,7 +127,7 @@ def text(report: Report) -> str:
         *(f"        {nbytes / 1e6:9.3g} MB       {name}" for name, nbytes in report.moved.items()),
         f"roof    {report.roof:9.3g} GFLOP/s  {report.intensity:.1f} operations a byte: {_roof(report)}",
         "",
-        *_picture(report),
+        roofline.picture(rung.name, report.intensity, speed, report.peak, report.bandwidth),
         "",
         *wrap(f"{rung.name} {LESSONS[rung.name].new}", _COLUMNS),
         *wrap(f"What limits it: {LESSONS[rung.name].limit}.", _COLUMNS),
@@ -249,36 +155,6 @@ def _gain(report: Report) -> str:
     return f"It is {words} {before.name}, which took {before.ms:.3g} ms in turn with it{known}."
 
 
-def _picture(report: Report) -> list[str]:
-    """Draw the roofline: intensity to the right, GFLOP/s upwards, both logarithmic."""
-    speed = report.gflops(report.rung.ms)
-    ridge = report.peak / report.bandwidth
-    left, right = np.log(min(report.intensity, ridge) / 4), np.log(max(report.intensity, ridge) * 4)
-    top = np.log(max(report.peak, speed) * 1.5)
-    low = np.log(min(speed, report.roof, np.exp(left) * report.bandwidth) / 1.5)
-    grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]
-
-    def row_of(gflops: float) -> int:
-        place = (np.log(gflops) - low) / (top - low)
-        return int(np.clip(round((1 - place) * (_HEIGHT - 1)), 0, _HEIGHT - 1))
-
-    for column in range(_WIDTH):
-        at = float(np.exp(left + (right - left) * column / (_WIDTH - 1)))
-        flat = at * report.bandwidth >= report.peak
-        grid[row_of(min(report.peak, at * report.bandwidth))][column] = "-" if flat else "/"
-    column = round((np.log(report.intensity) - left) / (right - left) * (_WIDTH - 1))
-    row = row_of(speed)
-    grid[row][column] = "*"
-    name = report.rung.name
-    start = column + 2 if column + 2 + len(name) < _WIDTH else column - 1 - len(name)
-    grid[row][start : start + len(name)] = name
-    labels = {row_of(report.peak): f"{report.peak:5.0f}", row: f"{speed:5.3g}"}
-    lines = [f"{labels.get(y, ''):>8s} |{''.join(cells).rstrip()}" for y, cells in enumerate(grid)]
-    ends = f"{np.exp(left):.2g}", f"{np.exp(right):.3g} operations a byte"
-    axis = f"{'GFLOP/s':>8s} +{'-' * _WIDTH}"
-    return [*lines, axis, f"{'':10s}{ends[0]}{ends[1]:>{_WIDTH - len(ends[0])}s}"]
-
-
 def draw(report: Report, path: Path) -> None:
     """Draw the roofline with both rungs as dots."""
     from tinyunet.viz.figure import BOUND, line_colour, panels, write
@@ -287,8 +163,9 @@ def draw(report: Report, path: Path) -> None:
     ridge = report.peak / report.bandwidth
     xs = np.geomspace(min(report.intensity, ridge) / 8, max(report.intensity, ridge) * 8, 200)
     axes.plot(xs, np.minimum(report.peak, xs * report.bandwidth), **BOUND)
+    whole = report.layer.sizes(report.layer.size)
     for index, each in enumerate(t for t in (report.rung, report.before) if t):
-        x = report.flops / sum(bytes_moved(each.name, report.layer, report.direction).values())
+        x = report.flops / sum(bytes_moved(each.name, whole, report.direction).values())
         y = report.gflops(each.ms)
         axes.plot([x], [y], "o", color=line_colour(index))
         axes.annotate(each.name, (x, y), xytext=(6, -3), textcoords="offset points")
@@ -299,11 +176,36 @@ def draw(report: Report, path: Path) -> None:
 
 def rows(report: Report) -> list[dict[str, Any]]:
     """Return the figures for a file: one row a rung."""
+    whole = report.layer.sizes(report.layer.size)
     about = {"case": report.direction, "layer": list(report.layer), "peak_gflops": report.peak}
     return [
         {"system": f"tinyunet {each.name}", "min_ms": each.ms, "gflops": report.gflops(each.ms)}
         | about
-        | {"bytes": sum(bytes_moved(each.name, report.layer, report.direction).values())}
+        | {"bytes": sum(bytes_moved(each.name, whole, report.direction).values())}
         for each in (report.rung, report.before)
         if each
     ]
+
+
+def hot_loop(layer: Layer, rung: str, direction: str) -> str:
+    """Return the listing of a rung's hot loop; RuntimeError, of one line, if it cannot be compiled."""
+    sizes = layer.sizes(layer.size)
+    shapes = sizes.src_shape, sizes.weights_shape
+    tile = ladder.fastest(direction, *shapes) if rung == ladder.FUSED else None
+    return assembly.report(rung, assembly.assembly_of(__name__, (rung, *shapes, direction, tile)))
+
+
+def run_once(
+    rung: str, src_shape: Sequence[int], weights_shape: Sequence[int], direction: str, tile: Any
+) -> None:
+    """Run a rung once; ``tile`` is that of the last rung."""
+    arrays = convolution_arrays(src_shape, weights_shape)
+    if rung == ladder.FUSED:
+        call, _ = ladder.PASSES[direction](*arrays, tile and tuple(tile))
+    else:
+        call, _ = ladder.convolution(*arrays, rung)[direction]
+    call()
+
+
+if __name__ == "__main__":
+    run_once(*json.loads(sys.argv[1]))

@@ -1,5 +1,14 @@
 """The roofline that every speed is compared with: one core's multiply-adds, and the bandwidth of a copy.
 
+The roofline says how fast a loop can be at most, given how many operations it does for each byte that goes
+through memory (its intensity)::
+
+    GFLOP/s = min(peak of the multiply-adds, intensity * bandwidth of memory)
+
+So a kernel can be slower than its roof in two ways: its loop does more than multiply-adds (loads and stores
+of sums, transforms), or its arrays do not stay in the caches. Minimal filtering can be faster than the roof,
+because it skips multiplications of the definition.
+
 Source: Williams, Waterman and Patterson, "Roofline" (2009).
 """
 
@@ -20,6 +29,7 @@ from kernels.base.tiles import tile_rank1, tile_store, tile_zero
 
 # Times that each figure is measured.
 _RUNS = 7
+_WIDTH, _HEIGHT = 60, 12  # of the picture, in characters
 
 
 class Machine(NamedTuple):
@@ -82,3 +92,33 @@ def _make_peak(rows: int) -> Callable[..., None]:
         tile_store(sums, dst, 0, 0, LANES, 0)
 
     return peak
+
+
+def picture(name: str, intensity: float, gflops: float, peak: float, bandwidth: float) -> str:
+    """Draw the roofline and one kernel as text, both axes logarithmic.
+
+    ``intensity`` (to the right) is in operations a byte, ``gflops`` (upwards) and ``peak`` in GFLOP/s,
+    ``bandwidth`` in GB/s.
+    """
+    ridge = peak / bandwidth
+    left, right = np.log(min(intensity, ridge) / 4), np.log(max(intensity, ridge) * 4)
+    top = np.log(max(peak, gflops) * 1.5)
+    low = np.log(min(gflops, peak, np.exp(left) * bandwidth) / 1.5)
+    grid = [[" "] * _WIDTH for _ in range(_HEIGHT)]
+
+    def row_of(speed: float) -> int:
+        place = (np.log(speed) - low) / (top - low)
+        return int(np.clip(round((1 - place) * (_HEIGHT - 1)), 0, _HEIGHT - 1))
+
+    for column, x in enumerate(np.exp(np.linspace(left, right, _WIDTH))):
+        flat = x * bandwidth >= peak
+        grid[row_of(min(peak, x * bandwidth))][column] = "-" if flat else "/"
+    column, row = round((np.log(intensity) - left) / (right - left) * (_WIDTH - 1)), row_of(gflops)
+    grid[row][column] = "*"
+    start = column + 2 if column + 2 + len(name) < _WIDTH else column - 1 - len(name)
+    grid[row][start : start + len(name)] = name
+    labels = {row_of(peak): f"{peak:5.0f}", row: f"{gflops:5.3g}"}
+    lines = [f"{labels.get(y, ''):>8s} |{''.join(cells)}".rstrip() for y, cells in enumerate(grid)]
+    first, last = f"{np.exp(left):.2g}", f"{np.exp(right):.3g} operations a byte"
+    axis = f"{'GFLOP/s':>8s} +{'-' * _WIDTH}"
+    return "\n".join([*lines, axis, f"{'':10s}{first}{last:>{_WIDTH - len(first)}s}"])

@@ -15,11 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-from tinyunet.benchmarks.peers import ladder
-from tinyunet.benchmarks.problem import convolution_arrays
-from tinyunet.common.errors import AgreedError, one_line
+from typing import Any, NamedTuple
 
 _LABEL = re.compile(r"^(\.?L\w+):")
 _END = re.compile(r"^\.?Lfunc_end")
@@ -29,7 +25,7 @@ _X86, _ARM = r"vfn?m(?:add|sub)\w*[ps]s\b", r"fml[as]\b|fn?m(?:add|sub)\b"
 _FMA = re.compile(rf"^\s+(?:{_X86}|{_ARM})")
 _VECTOR = re.compile(r"%[xyz]mm\d|\b[vqs]\d+\b")
 _STACK = re.compile(r"\(%rsp\b|\[sp\b")
-_BLAS = ("im2col", "minimal_filtering")
+_BLAS = ("minimal_filtering",)
 _WIDTHS = (("%zmm", 16), ("%ymm", 8), ("ps\t", 4), (".4s", 4))
 
 
@@ -79,31 +75,27 @@ def _heat(loop: Loop) -> tuple[int, bool, int, int]:
     return loop.lanes, not loop.count("store"), loop.depth, loop.count("FMA")
 
 
-def assembly_of(rung: str, src_shape: Sequence[int], weights_shape: Sequence[int], direction: str) -> str:
-    """Return the assembly of all that a rung compiles for a convolution; AgreedError if that fails."""
-    shapes = tuple(src_shape), tuple(weights_shape)
-    tile = ladder.fastest(direction, *shapes) if rung == ladder.FUSED else None
+def assembly_of(module: str, arguments: Sequence[Any]) -> str:
+    """Return the assembly of all that ``python -m MODULE ARGUMENTS`` compiles; the arguments go as JSON.
+
+    RuntimeError, of one line, if the program fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"NUMBA_CACHE_DIR": folder, "NUMBA_DUMP_ASSEMBLY": "1"}
-        command = [sys.executable, "-m", __name__, json.dumps((rung, *shapes, direction, tile))]
+        command = [sys.executable, "-m", module, json.dumps(arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise AgreedError(f"--asm: the kernel could not be compiled: {one_line(last)[:200]}")
+        raise RuntimeError(f"the kernel could not be compiled: {last[:200]}")
     return done.stdout
 
 
-def report(rung: str, loop: Loop | None) -> str:
-    """Return the summary of a rung's hot loop, and its listing."""
+def report(name: str, assembly: str) -> str:
+    """Return the summary of the hot loop in assembly as Numba prints it, and its listing."""
+    loop = hot_loop(assembly)
     if loop is None:
-        return (
-            f"{rung}: no loop of its own has multiply-adds; NumPy's BLAS does them, in a library of its own"
-        )
-    own = (
-        ""
-        if rung not in _BLAS
-        else "The products are NumPy's BLAS'; of its own loops, this is the hottest.\n"
-    )
+        return f"{name}: none of its loops has multiply-adds; a library such as NumPy's BLAS may have them"
+    own = "The products are NumPy's BLAS'; of its own loops, this is the hottest.\n" if name in _BLAS else ""
     return f"{own}{loop.summary()}\n\n{loop.listing()}"
 
 
@@ -166,18 +158,3 @@ def _touched(mnemonic: str, operands: str) -> str:
         return ""
     last = re.sub(r"\([^)]*\)", "()", operands).split(",")[-1]
     return "store" if "(" in last else "load"
-
-
-def main() -> None:
-    """Run a rung once: the process of `assembly_of`."""
-    rung, src_shape, weights_shape, direction, tile = json.loads(sys.argv[1])
-    arrays = convolution_arrays(src_shape, weights_shape)
-    if rung == ladder.FUSED:
-        call, _ = ladder.PASSES[direction](*arrays, tile and tuple(tile))
-    else:
-        call, _ = ladder.convolution(*arrays, rung)[direction]
-    call()
-
-
-if __name__ == "__main__":
-    main()

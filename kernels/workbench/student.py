@@ -1,0 +1,75 @@
+"""The student's file: how it is loaded, and the guard that it calls no convolution of the library.
+
+The guard replaces the passes of every rung, and of the product's convolution, before the file is loaded: a
+name that the file imports is then the guard's. `kernels.base` (vectors, tiles, layouts) may be used.
+"""
+
+import contextlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+from kernels import conv3d
+from kernels.conv3d import operator, winograd
+from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
+from kernels.workbench.cases import PASSES
+from kernels.workbench.checks import Failure
+
+_GUARDED = (naive, im2col, blocked, direct, minimal_filtering, winograd, conv3d, operator)
+_LIBRARIES = ("torch", "tensorflow", "jax", "scipy", "onnxruntime", "openvino", "tinyunet")
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Let each pass of the library raise Failure inside the block."""
+    with contextlib.ExitStack() as stack:
+        for module in _GUARDED:
+            for name in PASSES:
+                if hasattr(module, name):
+                    stack.enter_context(patch.object(module, name, _refuse(f"{module.__name__}.{name}")))
+        yield
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise Failure(f"your file calls {name}; write the loops yourself (kernels.base may be used)")
+
+    return refused
+
+
+def load(path: Path | str) -> ModuleType:
+    """Run a file as a module; Failure, of one line, if it cannot be."""
+    path = Path(path)
+    if not path.is_file():
+        raise Failure(f"{path}: no such file; expected a Python file that defines {', '.join(PASSES)}")
+    spec = importlib.util.spec_from_file_location("student_" + path.stem, path)
+    if spec is None or spec.loader is None:
+        raise Failure(f"{path}: is no Python file; expected a name that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Numba's cache asks for it
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise Failure(f"{path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise Failure(f"{path}, line {place.lineno}: {type(error).__name__}: {error}") from None
+    for value in vars(module).values():
+        origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+        library = str(origin).partition(".")[0]
+        if library in _LIBRARIES:
+            raise Failure(f"{path}: uses {library}; expected loops of your own, NumPy or Numba")
+    return module
+
+
+def passes(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Return the passes that a file defines; Failure if there is none."""
+    found = {name: getattr(module, name) for name in PASSES if callable(getattr(module, name, None))}
+    if not found:
+        raise Failure(f"{module.__file__}: defines none of {', '.join(PASSES)}")
+    return found
