@@ -27,7 +27,7 @@ TINYUNET = """
     common
     local_ranks schedules tape
     autograd
-    functional
+    functional testing
     module
     nn
     unet

@@ -8,12 +8,12 @@ import weakref
 
 import numpy as np
 import pytest
-from finite_differences import check_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import mutually_broadcastable_shapes
 
 from tinyunet import Function, Tensor, functional, no_grad
+from tinyunet.testing import check_gradients
 
 SEEDS = st.integers(0, 2**31)
 PAIRS = mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=4)

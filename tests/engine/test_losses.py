@@ -4,11 +4,11 @@ import inspect
 
 import numpy as np
 import pytest
-from finite_differences import check_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet import Tensor, functional, losses
+from tinyunet.testing import check_gradients
 
 SEEDS = st.integers(0, 2**31)
 SHAPES = st.tuples(st.integers(1, 3), *[st.integers(1, 6)] * 3)

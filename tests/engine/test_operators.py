@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from finite_differences import check_gradients, distinct
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyunet import Tensor, functional
+from tinyunet.testing import check_gradients, distinct
 
 SEEDS = st.integers(0, 2**31)
 SIDES = st.integers(1, 5)

@@ -5,7 +5,6 @@ import weakref
 
 import numpy as np
 import pytest
-from finite_differences import check_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from kernels.base import machine
 from tinyunet import Adam, Tensor, UNet, functional, losses, nn, no_grad
 from tinyunet.functional import Convolution
 from tinyunet.segmentation.scores import dice_per_class
+from tinyunet.testing import check_gradients
 
 
 def count(model: UNet) -> int:
