@@ -9,3 +9,6 @@ nothing but arrays.
 """
 
 from kernels.base import environment as environment
+from kernels.base import notice
+
+notice.listen()

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NoReturn
@@ -99,8 +100,10 @@ def load_machine() -> ModuleType:
 
     OSError if the environment has a variable that kernels cannot run with.
     """
-    from kernels.base import environment, machine
+    from kernels.base import environment, machine, notice
 
+    notice.silence()  # commands show bars of their own
+    warnings.filterwarnings("ignore", "compile: ")  # so they do with what a model does not fuse
     if machine.is_interpreted():
         raise environment.refusal("NUMBA_DISABLE_JIT", "0: most kernels run only compiled")
     return machine

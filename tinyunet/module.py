@@ -84,6 +84,29 @@ class Module:
             self.check_types()  # this may be why, and says what to do
             raise
 
+    def __repr__(self) -> str:
+        """Return a table of the layers with parameters: output where it is known, and numbers to learn."""
+        from tinyunet.common.terminal import aligned  # here: a training step needs no tables
+
+        name = type(self).__name__
+        if not any(module is not self for _, module in self.named_modules()):
+            arrays = ", ".join(f"{part} {p.shape}" for part, p in self.named_parameters())
+            return f"{name}({arrays})"
+        rows: list[tuple[str, ...]] = []
+        for layer, module in self.named_modules():
+            learnt = sum(value.data.size for value in vars(module).values() if isinstance(value, Parameter))
+            if learnt:
+                rows.append((layer, type(module).__name__, self.output_of(layer), f"{learnt:,}"))
+        total = f"{sum(parameter.data.size for parameter in self.parameters()):,}"
+        rows = [(name, "kind", "output", "parameters"), *rows, ("all", "", "", total)]
+        if not any(row[2] for row in rows[1:]):
+            rows = [(*row[:2], row[3]) for row in rows]
+        return aligned(rows[0], rows[1:], left=len(rows[0]) - 1)
+
+    def output_of(self, layer: str) -> str:
+        """Return the shape of a layer's output in words, for the table; "" if it is not known."""
+        return ""
+
     # ---- parts ----
 
     def __setattr__(self, name: str, value: Any) -> None:

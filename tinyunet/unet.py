@@ -237,6 +237,18 @@ class UNet(Module):
         """Run the net on a tensor or an array; see :meth:`forward`."""
         return self.forward(src)  # logits() makes the tensor, in the precision of the weights
 
+    def output_of(self, layer: str) -> str:
+        """Return the shape of a layer's output in words: ``MB, D/2, H/2, W/2, 32`` on the second level."""
+        part, _, rest = layer.partition(".")
+        if part == "head":
+            level, channels = 0, self.config["classes"]
+        else:
+            number = int(rest.partition(".")[0])
+            level = number if part == "encoder" else self.config["depth"] - 2 - number
+            channels = self.config["filters"] << level
+        letters = "DHW"[-self.config["dim"] :]
+        return ", ".join(["MB", *(f"{x}/{2**level}" if level else x for x in letters), str(channels)])
+
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         axes = "(MB, D, H, W, C)" if self.config["dim"] == 3 else "(MB, H, W, C)"
         channels, shortest = self.config["in_channels"], 2 ** (self.config["depth"] - 1)

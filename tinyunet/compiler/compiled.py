@@ -8,6 +8,7 @@ Python threads take turns (:mod:`tinyunet.common.turns`): each call is run whole
 
 import functools
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from kernels.base.buffers import empty
 from tinyunet.autograd import Tensor, real_numbers
 from tinyunet.common.turns import one_at_a_time
 from tinyunet.compiler.differentiate import differentiate, gradient_name
+from tinyunet.compiler.explain import UnfusedWarning, explain, warning
 from tinyunet.compiler.glance import Glance
 from tinyunet.compiler.ir import Graph, Options
 from tinyunet.compiler.passes import Stage, stages
@@ -60,7 +62,7 @@ class Compiled:
         # Buffers whose memory no operator reads: the graph may hold a copy, or a number from them.
         self._copied: list[Array] = []
         self._copied_sums: tuple[int, ...] = ()
-        self._runs = False
+        self._runs = self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments of :meth:`__init__`; programs are bound to the arrays of this model."""
@@ -92,6 +94,14 @@ class Compiled:
             graph = self._trace(tuple(input_shape))
         return stages(graph, self._options)
 
+    def explain(self, input_shape: Shape | None = None) -> str:
+        """Return what is not fused, why, and what would be: for a shape, or the one that was used last."""
+        with one_at_a_time:
+            shape = tuple(input_shape) if input_shape else next(reversed(self._programs), None)
+        if shape is None:
+            raise ValueError("explain: nothing has been compiled yet; expected input_shape")
+        return explain(self.program(shape).graph)
+
     def program(self, input_shape: Shape) -> Program:
         """Return the program for a shape, compiled now if it is new."""
         shape = tuple(input_shape)
@@ -115,6 +125,9 @@ class Compiled:
             graph = pack_first(graph, local)
         while len(self._programs) >= _KEPT:  # before the new arena is made
             self._programs.popitem(last=False)
+        if not self._warned and (line := warning(graph)):
+            self._warned = True
+            warnings.warn(f"compile: {line}", UnfusedWarning, stacklevel=4)
         self._programs[shape] = Program(graph, self._learnt(), reuse, self._debug, local)
         read = graph.data.values()
         self._copied = [b for b in self.model.buffers() if not any(np.may_share_memory(a, b) for a in read)]

@@ -99,6 +99,7 @@ class Kernel:
     has_eager: bool = True  # whether it can also run as an eager operator; what only passes make cannot
     # Whether there is a kernel for a node's settings.
     fits: Callable[[Node, Graph], bool] = lambda node, graph: True
+    takes: str = ""  # the settings that there is a kernel for, in words
     # Shape of the partial sums of a role (moments, sums) that it writes.
     sums: Callable[[Node, str, Graph], Shape] = lambda node, role, graph: gradient_sums(node, role, graph)
     # Multiplications and additions of the definition, from a node and the shapes of its roles.

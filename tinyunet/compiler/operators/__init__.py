@@ -57,12 +57,16 @@ def can_block(node: Node, graph: Graph) -> bool:
     volumes = [value for value in values if value.layout != PLAIN and value.dtype != np.uint8]
     if kernel is None or not volumes or any(value.dtype != np.float32 for value in volumes):
         return False
+    return weights_are_given(node, graph) and kernel.fits(node, graph)
+
+
+def weights_are_given(node: Node, graph: Graph) -> bool:
+    """Whether weights are parameters, and no parameter is taken as a volume; else layouts are mixed up."""
     for role, name in node.values.items():
         value, is_weights = graph.values[name], role in ("weights", "diff_weights")
-        # Weights that are computed, and parameters that are taken as volumes, have the other's layout.
         if len(value.shape) == 5 and node.op != "head" and is_weights != (value.layout == PLAIN):
             return False
-    return kernel.fits(node, graph)
+    return True
 
 
 def split(graph: Graph) -> Graph:

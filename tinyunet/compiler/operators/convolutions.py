@@ -294,8 +294,17 @@ def _transposed_backward_weights(b: Binder) -> Call:
 
 # ---- records ---------------------------------------------------------------------------------
 
-_convolution = functools.partial(Kernel, sizes=_sizes, fits=_has_kernel, sums=_sums, flops=_flops)
-_transposed = functools.partial(Kernel, sizes=_transposed_sizes, fits=_has_transposed_kernel, flops=_flops)
+_TAKES = "kernel sizes of 1, 3 or 5, stride 1, padding same"
+_convolution = functools.partial(
+    Kernel, sizes=_sizes, fits=_has_kernel, takes=_TAKES, sums=_sums, flops=_flops
+)
+_transposed = functools.partial(
+    Kernel,
+    sizes=_transposed_sizes,
+    fits=_has_transposed_kernel,
+    takes="a kernel as large as its stride",
+    flops=_flops,
+)
 _BOTH_SOURCES, _BOTH_GRADIENTS = ("src", "src_b"), ("diff_src", "diff_src_b")
 
 OPERATORS = (
