@@ -27,6 +27,7 @@ from tinyunet.benchmarks.systems import EAGER, PEERS, TENSORFLOW, Job, System
 from tinyunet.commandline import run
 from tinyunet.common.errors import AgreedError
 from tinyunet.parallel.algorithms import ALGORITHMS
+from tinyunet.parallel.communicator import Communicator
 
 FAKE = System("fake", "Fake", "numpy", "fake_peer", ("step", "infer", "conv"))
 ROW = ["system", "case", "size", "threads", "median_ms", "min_ms", "max_ms", "peak_gb"]
@@ -234,6 +235,21 @@ def _is_dead(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def test_ctrl_c_keeps_what_was_measured(problem, monkeypatch):
+    turns, take_turn = [], Result.take_turn
+
+    def third_is_interrupted(self, *arguments):
+        turns.append(self.job)
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+        take_turn(self, *arguments)
+
+    monkeypatch.setattr(Result, "take_turn", third_is_interrupted)
+    outcome = race.race(fakes("", "is another"), problem, rounds=3, seconds=0)
+    assert isinstance(outcome.stopped, KeyboardInterrupt)
+    assert [len(result.rounds) for result in outcome.results] == [1, 1]
+
+
 # ---- tables, from made-up times --------------------------------------------------------------------
 
 
@@ -304,6 +320,30 @@ LINES = {
         r"1 Gbit/s ring +1\.00 +.* 0\.33",
     ],
 }
+
+
+def test_a_figure_within_the_noise_is_marked():
+    base = Result(fakes("")[0], "1.0", [[10.0], [10.0], [10.0]])
+    faster, unsure = (Result(base.job, "1.0", [[a], [8.0], [8.0]]) for a in (9.0, 11.0))
+    assert not faster.is_noise(base)
+    assert unsure.is_noise(base)
+    assert not base.is_noise(base)
+    cells = [nets._COLUMNS["faster"](result, base) for result in (faster, unsure, base)]
+    assert cells == ["1.25 x", "~1.25 x", "1.00 x"]
+    assert nets._COLUMNS["costs"](unsure, base) == "~-20%"
+    once = [Result(base.job, "1.0", [[ms]]) for ms in (10.0, 5.0)]
+    assert once[1].is_noise(once[0]), "one round says nothing of noise"
+
+
+def test_a_table_that_was_stopped_is_printed(made_up_race, capsys, monkeypatch):
+    entered = nets.race
+    stopped = KeyboardInterrupt()
+    monkeypatch.setattr(nets, "race", lambda *a, **n: entered(*a, **n)._replace(stopped=stopped))
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(Communicator(), list(map(str, ("step", *SMALL_NET))))
+    out = capsys.readouterr().out
+    assert "TensorFlow" in out
+    assert "stopped: this is what was measured before" in out
 
 
 @pytest.mark.parametrize("table", LINES)
@@ -379,7 +419,7 @@ def test_default_peers(made_up_race, command, monkeypatch):
 def test_without_tensorflow_eager_is_the_measure(made_up_race, command):
     _, out, _ = command("step", "--size", 16, "--against")
     assert re.search(r"^tinyunet compiled .* 2\.00 x ", out, re.MULTILINE), out
-    assert "faster: than tinyunet eager" in out
+    assert "faster: how many times faster than tinyunet eager, median" in out
 
 
 def test_nothing_measured_is_an_error(monkeypatch, command, tmp_path):
@@ -515,7 +555,7 @@ def test_conv_with_peers(command, tmp_path, monkeypatch):
 
 def test_conv_names_a_wrong_peer():
     layers = [conv.Layer(4, 16, 6, 3), conv.Layer(16, 4, 6, 1)]
-    measurements, failures = conv.measure(layers, 1, [*conv.RUNGS, FAKE])
+    measurements, failures, _ = conv.measure(layers, 1, [*conv.RUNGS, FAKE])
     names = [{m.name for m in measurements if m.layer == layer} for layer in layers]
     # There is no Winograd of a kernel of 1.
     assert names == [{*RUNGS}, {*RUNGS} - {"minimal_filtering", "winograd"}]
@@ -570,8 +610,6 @@ def test_the_file_of_someone_else_is_not_replaced(command, tmp_path, option, nam
 
 
 def test_ranks_are_refused(command, monkeypatch):
-    from tinyunet.parallel.communicator import Communicator
-
     ranks = Communicator()
     ranks.size = 2
     with pytest.raises(ValueError, match="run without mpirun"):

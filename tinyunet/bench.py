@@ -31,12 +31,13 @@ class Found(NamedTuple):
     """Results of a table, for files: figures by group, a function that draws them, and notes on the systems.
 
     ``figures`` holds "rows" of systems, and by table "ranks" and "peaks" of a core; ``about`` holds the
-    systems' "versions" and "settings".
+    systems' "versions" and "settings". ``stopped`` is the Ctrl-C after which these are all there is.
     """
 
     figures: dict[str, list[dict[str, Any]]]
     draw: Callable[[Path], None]
     about: dict[str, dict[str, str]]
+    stopped: KeyboardInterrupt | None = None
 
 
 # ---- options ---------------------------------------------------------------------------------------
@@ -182,14 +183,22 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     if options.plot:
         with attempt(options.plot):
             found.draw(options.plot)
+    if found.stopped:
+        raise found.stopped
 
 
-def _show(results: Sequence[Any], failures: list[str], table: Callable[..., str]) -> None:
+def _show(
+    results: Sequence[Any], failures: list[str], stopped: KeyboardInterrupt | None, table: Callable[..., str]
+) -> None:
     if results:
         print(table())
     if failures:
         print("", *failures, sep="\n")
-    if not results:
+    if stopped and results:
+        print("\nstopped: this is what was measured before", flush=True)
+    elif stopped:
+        raise stopped
+    elif not results:
         raise AgreedError("nothing could be measured")
 
 
@@ -200,18 +209,20 @@ def _nets(options: Namespace) -> Found:
     settings = nets.Settings._make(getattr(options, name, 1) for name in nets.Settings._fields)
     jobs, skipped = nets.entrants(settings)
     print(*skipped, "", sep="\n", flush=True)
-    results, failures = nets.measure(settings, jobs)
-    _show(results, failures, lambda: f"{settings.title()}\n\n{nets.table(settings, results)}")
+    results, failures, stopped = nets.measure(settings, jobs)
+    _show(results, failures, stopped, lambda: f"{settings.title()}\n\n{nets.table(settings, results)}")
     versions = {r.job.system.name: r.version for r in results}
     chosen = {r.job.system.name: r.settings for r in results if r.settings}
     rows, draw = nets.rows(settings, results), partial(nets.draw, settings, results)
-    return Found({"rows": rows}, draw, {"versions": versions, "settings": chosen})
+    return Found({"rows": rows}, draw, {"versions": versions, "settings": chosen}, stopped)
 
 
 def _scaling(options: Namespace) -> Found:
     from tinyunet.benchmarks import mpi, scaling
 
     found = _nets(options)
+    if found.stopped:
+        return found
     if options.ranks is None and mpi.mpirun() is None:
         print("\nranks: there is no mpirun, skipped")
         return found
@@ -248,11 +259,11 @@ def _convolutions(options: Namespace) -> Found:
     print(*skipped, "", sep="\n", flush=True)
     layers = [conv.Layer(*options.layer)] if options.layer else conv.unet_layers(options.size)
     rungs = [rung for rung in conv.RUNGS if options.rung in (None, rung.name)]
-    results, failures = conv.measure(layers, options.threads, [*rungs, *peers])
-    _show(results, failures, lambda: conv.table(results, options.threads))
+    results, failures, stopped = conv.measure(layers, options.threads, [*rungs, *peers])
+    _show(results, failures, stopped, lambda: conv.table(results, options.threads))
     figures = {"rows": conv.rows(results, options.threads), "peaks": conv.peaks(results)}
     chosen = {m.name: m.settings for m in results if m.settings}
-    return Found(figures, partial(conv.draw, results), {"settings": chosen})
+    return Found(figures, partial(conv.draw, results), {"settings": chosen}, stopped)
 
 
 def _one_rung(options: Namespace) -> Found:

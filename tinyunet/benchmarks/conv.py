@@ -105,17 +105,18 @@ def unet_layers(size: int) -> list[Layer]:
 
 def measure(
     layers: list[Layer], threads: int, systems: Sequence[System]
-) -> tuple[list[Measurement], list[str]]:
+) -> tuple[list[Measurement], list[str], KeyboardInterrupt | None]:
     """Check and time rungs and peers in every direction, with a progress bar.
 
-    Returns measurements by layer, then rung or peer, then direction; and a line for each rung or peer that
-    could not go on.
+    Returns measurements by layer, then rung or peer, then direction; a line for each rung or peer that could
+    not go on; and the Ctrl-C that stopped it early, if one did.
     """
     measurements: list[Measurement] = []
     failures: dict[str, str] = {}
     jobs = [
         (layer, system) for layer in layers for system in systems if system.key not in ONLY_3 or layer.K == 3
     ]
+    stopped = None
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -128,10 +129,13 @@ def measure(
             bar.set_description(f"{layer} {system.name}")
             if system.name not in failures:
                 try:
-                    measurements += _measure(layer, system, threads, process_of)
+                    measurements += list(_measure(layer, system, threads, process_of))
                 except WorkerError as failure:
                     failures[system.name] = f"{system.name}: {layer}: {failure}"
-    return measurements, list(failures.values())
+                except KeyboardInterrupt as interrupt:
+                    stopped = interrupt
+                    break
+    return measurements, list(failures.values()), stopped
 
 
 def _measure(
@@ -187,11 +191,15 @@ def table(measurements: list[Measurement], threads: int) -> str:
             lines.append(f"{title:18s} {name:{width}s}" + "".join(_cells(m, threads) for m in row))
             title = ""
     lines.append(
-        "ms, GF/s: one core, fastest run; peak: share of its multiply-adds' speed, measured beside it; "
-        "error: of the largest value, against float64; fused: tensors blocked and weights packed before"
+        "ms: milliseconds on one core, fastest run; ~: timed on a few planes and scaled up\n"
+        "GF/s: GFLOP/s of the definition\n"
+        "peak: share of this core's multiply-adds, measured beside it;\n"
+        "    Winograd exceeds 100 %, because it skips multiplications of the definition\n"
+        "error: largest error against float64, of the largest value\n"
+        "fused: the compiled net's kernel; tensors are blocked and weights packed before"
     )
     if threads > 1:
-        lines.append(f"x: times faster on {threads} cores; ~: timed on a few planes and scaled up")
+        lines.append(f"x: times faster on {threads} cores")
     chosen = {m.name: m.settings for m in measurements if m.settings}
     return "\n".join(lines + [f"{name}: {settings}" for name, settings in chosen.items()])
 

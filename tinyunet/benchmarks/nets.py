@@ -104,6 +104,10 @@ def _share(result: Result, base: Result) -> str:
     return f"{result.peak_gb / base.peak_gb:.0%}" if result.peak_gb and base.peak_gb else "-"
 
 
+def _noise(result: Result, base: Result) -> str:
+    return "~" if result.is_noise(base) else ""
+
+
 #: Cells of a result by the head of their column; the second argument is the result to compare with.
 _COLUMNS: dict[str, Callable[[Result, Result], str]] = {
     "version": lambda r, _: r.version,
@@ -111,8 +115,8 @@ _COLUMNS: dict[str, Callable[[Result, Result], str]] = {
     "step ms": lambda r, _: milliseconds(r.median),
     "min": lambda r, _: milliseconds(min(r.ms)),
     "max": lambda r, _: milliseconds(max(r.ms)),
-    "faster": lambda r, base: f"{r.speedup(base):.2f} x",
-    "costs": lambda r, base: f"{1 / r.speedup(base) - 1:+.0%}",
+    "faster": lambda r, base: f"{_noise(r, base)}{r.speedup(base):.2f} x",
+    "costs": lambda r, base: f"{_noise(r, base)}{1 / r.speedup(base) - 1:+.0%}",
     "GB": lambda r, _: gigabytes(r.peak_gb),
     "peak GB": lambda r, _: gigabytes(r.peak_gb),
     "of them before": lambda r, _: gigabytes(r.built_gb),
@@ -134,21 +138,33 @@ class Table(NamedTuple):
 
 
 _TIMES = ("version", "median ms", "min", "max", "faster", "GB", "difference", "settings")
-_TIMES_NOTES = """\
-faster: than {base}, median over the rounds; GB: peak of the process;
-difference: of losses or probabilities from those of {first}, at most"""
+_TIME_NOTES = """\
+median ms, min, max: milliseconds of a run, over all rounds"""
+_NOISE = "~: within the noise: faster in some rounds, slower in others"
+_TIMES_NOTES = f"""\
+{_TIME_NOTES}
+faster: how many times faster than {{base}}, median over the rounds
+{_NOISE}
+GB: peak memory of the process
+difference: of losses or probabilities from those of {{first}}, at most"""
 TABLES = {
     "step": Table("training step", _TIMES, _TIMES_NOTES),
     "infer": Table("inference", _TIMES, _TIMES_NOTES),
     "memory": Table(
         "memory of training",
         ("version", "peak GB", "of them before", "share", "step ms", "settings"),
-        "before: once all is loaded and built, before the first step; share: of {base}'s",
+        "peak GB: peak memory of the process\n"
+        "of them before: once all is loaded and built, before the first step\n"
+        "share: of {base}'s peak\n"
+        "step ms: milliseconds of a step, median",
     ),
     "passes": Table(
         "training step without each pass of the graph in turn",
         ("median ms", "min", "max", "costs", "GB", "difference"),
-        "costs: more time than {base}, with all passes, median over the rounds;\n"
+        f"{_TIME_NOTES}\n"
+        "costs: more time than {base}, with all passes, median over the rounds\n"
+        f"{_NOISE}\n"
+        "GB: peak memory of the process\n"
         "difference: of losses from those of {first}, at most",
     ),
     "scaling": Table("training step on more and more threads"),
@@ -175,9 +191,9 @@ def _thread_table(results: list[Result]) -> str:
         for threads in others:
             many = line.get(threads)
             cells.append(milliseconds(many.median) if many else "-")
-            cells.append(f"{many.speedup(one):.2f}" if many and one else "-")
+            cells.append(f"{_noise(many, one)}{many.speedup(one):.2f}" if many and one else "-")
         body.append(cells)
-    lines = [aligned(head, body), "x: times faster than on one thread, median over the rounds"]
+    lines = [aligned(head, body), f"x: times faster than on one thread, median over the rounds\n{_NOISE}"]
     chosen = {result.job.name: result.settings for result in results if result.settings}
     return "\n".join(lines + [f"{name}: {what}" for name, what in chosen.items()])
 

@@ -54,8 +54,16 @@ class Result:
 
         It is the median of the rounds' ratios, which a drift of the machine's speed does not touch.
         """
-        pairs = zip(other.rounds, self.rounds, strict=True)
-        return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
+        return statistics.median(self._ratios(other))
+
+    def is_noise(self, other: "Result") -> bool:
+        """Whether this is faster than ``other`` in some rounds only, or there is one round."""
+        ratios = self._ratios(other)
+        return self is not other and (len(ratios) < 2 or min(ratios) <= 1 <= max(ratios))
+
+    def _ratios(self, other: "Result") -> list[float]:
+        pairs = zip(other.rounds, self.rounds, strict=False)  # one may have a turn more when it is stopped
+        return [statistics.median(a) / statistics.median(b) for a, b in pairs]
 
     def take_turn(self, seconds: float, problem: Problem, references: dict[str, NDArray[Any]]) -> None:
         """Start if need be, and time runs; an error puts the job out of the race."""
@@ -90,10 +98,11 @@ class Result:
 
 
 class Outcome(NamedTuple):
-    """Results in the order of the jobs, and a line for each job that failed."""
+    """Results in the order of the jobs, a line for each job that failed, and what stopped the race early."""
 
     results: list[Result]
     failures: list[str]
+    stopped: KeyboardInterrupt | None = None
 
 
 def race(
@@ -102,9 +111,9 @@ def race(
     """Time jobs in turn, with a progress bar; the first that runs is the reference of the others.
 
     A turn takes about ``seconds``, two runs at least. If not ``together``, no process stays in memory until
-    its next turn.
+    its next turn. Ctrl-C stops the race, and the results so far are returned.
     """
-    everybody = [Result(job) for job in jobs]
+    everybody, stopped = [Result(job) for job in jobs], None
     references: dict[str, NDArray[Any]] = {}
     try:
         with tqdm(everybody * rounds, unit="turn", leave=False) as bar:
@@ -116,10 +125,13 @@ def race(
                 largest = max(other.peak_gb or 0.0 for other in everybody)
                 if not together or machine_memory()[1] <= 1.5 * largest:
                     result.end()
+    except KeyboardInterrupt as interrupt:
+        stopped = interrupt
     finally:
         for result in everybody:
             result.end()
     return Outcome(
-        [result for result in everybody if not result.failure],
+        [result for result in everybody if result.rounds and not result.failure],
         [f"{r.job.name}, {count(r.job.threads, 'thread')}: {r.failure}" for r in everybody if r.failure],
+        stopped,
     )

@@ -67,6 +67,7 @@ def sums_table(sums: Sums) -> str:
         body.append([f"{size:,}", *(f"{1e6 * seconds:.1f}" for seconds in (*times, bound)), *speeds])
     return (
         f"allreduce among {sums.ranks} ranks\n\n{aligned(head, body)}\n"
+        "us: microseconds of a sum, median\n"
         f"bound: {share_sent(sums.ranks):.2f} times a plain exchange of the array, each way at once;\n"
         "GB/s: bytes of the array a second"
     )
@@ -160,8 +161,10 @@ def measured_table(measured: Measured) -> str:
         strong = [_cells(run, x / speeds[0]) for run, x in zip(measured.strong, speeds, strict=True)]
         lines += ["", "strong scaling", "", aligned(head, strong)]
     lines += [
-        "waited: after backward, for gradients",
-        "alone: what one rank takes for a step, in turn with them; efficiency is its share of theirs",
+        "step ms: milliseconds of a step of all ranks together, median",
+        "waited ms: after backward, for gradients",
+        "efficiency: throughput of a rank, as a share of that of one rank alone",
+        "alone ms: a step of one rank alone, in turn with them",
         "beside: efficiency of ranks that train beside each other, and send and share nothing",
     ]
     if measured.network:
