@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from tinyunet.commandline import Parser, add_threads, run, use_threads
+from tinyunet.data.spacing import from_words
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.settings import add_option
 
@@ -22,6 +23,14 @@ def make_parser() -> Parser:
     output = "folder for the labels, named as the images are; files of these names are replaced if "
     output += "this program has written them"
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help=output)
+    learnt = (
+        "resample images to voxels of this size in mm, one number or three (right, front, up); keep leaves "
+    )
+    learnt += (
+        "them as they are (default: the size that the model was trained at); labels come in the image's grid"
+    )
+    add_option(parser, "spacing", help=learnt)
+    add_option(parser, "allow_missing", help="segment images in which a sequence is constant; it becomes 0")
     for name in ("eager", "accuracy", "deterministic"):
         add_option(parser, name)
     add_threads(parser)
@@ -32,12 +41,14 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     """Read the options, segment, and print the volumes of the classes."""
     with communicator.together():  # cores may be others on other nodes
         options = make_parser().parse_args(arguments)
+        spacing = from_words(options.spacing)
         use_threads(options.threads, communicator)
     # Imported here, so that a wrong option is reported at once.
     from tinyunet.common.terminal import printable
     from tinyunet.segmentation.prediction import predict
 
-    execution = {name: getattr(options, name) for name in ("eager", "accuracy", "deterministic")}
+    names = ("allow_missing", "eager", "accuracy", "deterministic")
+    execution = {name: getattr(options, name) for name in names} | {"spacing": spacing}
     everything = predict(options.checkpoint, options.images, options.output, communicator, **execution)
     notes = [f"warning: {note}" for found in everything for note in found.notes]
     for line in [*dict.fromkeys(found.written_as for found in everything), *notes]:

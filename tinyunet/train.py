@@ -7,6 +7,7 @@ from typing import Any
 
 from tinyunet.commandline import Parser, add_threads, run, use_threads
 from tinyunet.common.errors import AgreedError
+from tinyunet.data.spacing import from_words
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.settings import Settings, add_option
 
@@ -45,6 +46,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
             if len(sizes) not in (1, 3):
                 raise AgreedError(f"--patch-size: {len(sizes)} numbers; expected 1 or 3 (see --help)")
             given["patch_size"] = tuple(sizes * (3 // len(sizes)))
+        if words := given.get("spacing"):
+            given["spacing"] = from_words(words)
         if resume is None:
             Settings(**given, ranks=communicator.size).check()
         use_threads(threads, communicator)

@@ -245,7 +245,7 @@ def test_a_model_that_gives_no_numbers_gives_no_labels(command, model, tmp_path,
     np.savez(tmp_path / "other.npz", **members)
     with (tmp_path / "other.npz").open("r+b") as file:
         seal(file)
-    done = command("predict", tmp_path / "other.npz", image, "-o", tmp_path / "found")
+    done = command("predict", tmp_path / "other.npz", image, "-o", tmp_path / "found", "--spacing", "keep")
     assert done.code == 2
     assert told in done.error
     assert "NaN or infinite" in done.error
@@ -389,46 +389,128 @@ def test_predictions_say_what_their_numbers_mean(command, model, dataset, tmp_pa
     assert "3 enhancing tumour (as the predictions say)" in done.err
 
 
-def odd_background(image):
-    return np.where(image.any(-1, keepdims=True), image, -1)
-
-
-def absent_sequence(image):
-    return image * np.array([1, 0, 1, 1], image.dtype)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (odd_background, "sequence 1, 2, 3, 4: background is -1, not 0"),
-        (absent_sequence, "sequence 2: is 0 everywhere"),
-    ],
-)
-def test_what_is_odd_about_an_image_is_told(command, model, copy, tmp_path, change, told):
+def test_what_is_odd_about_an_image_is_told(command, model, copy, tmp_path):
     image = image_of(copy)
     as_it_was = command("predict", model, image, "-o", tmp_path / "before")
     assert "warning" not in as_it_was.err
-    rewrite(image, change)
+    rewrite(image, lambda image: np.where(image.any(-1, keepdims=True), image, -1))
     done = command("predict", model, image, "-o", tmp_path / "after")
     assert done.code == 0, done.err
-    assert f"warning: {image}: {told}" in done.err
-    if change is odd_background:  # nothing else is other than it was
-        before, after = (
-            np.asarray(nibabel.load(tmp_path / each / image.name).dataobj) for each in ("before", "after")
-        )
-        np.testing.assert_array_equal(before, after)
+    assert f"warning: {image}: sequence 1, 2, 3, 4: background is -1, not 0" in done.err
+    before, after = (
+        np.asarray(nibabel.load(tmp_path / each / image.name).dataobj) for each in ("before", "after")
+    )
+    np.testing.assert_array_equal(before, after)  # nothing else is other than it was
 
 
-@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (1.1, False), (0.5, True), (2, True)])
-def test_another_spacing_than_that_of_the_training_is_told(command, model, copy, tmp_path, scale, warned):
+def test_a_sequence_without_content_is_refused_unless_allowed(command, model, copy, tmp_path):
+    image = rewrite(image_of(copy), lambda image: image * np.array([1, 0, 1, 1], image.dtype))
+    done = command("predict", model, image, "-o", tmp_path / "found")
+    assert (done.code, (tmp_path / "found").exists()) == (2, False)
+    told = f"{image}: sequence 2: is 0 everywhere, as if it was absent"
+    assert done.error.startswith(f"tinyunet.predict: {told}; --allow-missing lets")
+    done = command("predict", model, image, "-o", tmp_path / "found", "--allow-missing")
+    assert done.code == 0, done.err
+    assert f"warning: {told}" in done.err
+    rewrite(image, lambda image: image * 0)
+    done = command("predict", model, image, "-o", tmp_path / "none", "--allow-missing")
+    assert done.code == 2
+    assert "sequence 1, 2, 3, 4: is 0 everywhere" in done.error
+
+
+def on_finer_voxels(image, times=2):
+    """Write an image again on voxels of a fraction of the size, which repeat its own."""
+    old = nibabel.load(image)
+    voxels = np.asarray(old.dataobj)
+    for axis in range(3):
+        voxels = voxels.repeat(times, axis)
+    affine = old.affine @ np.diag([1 / times] * 3 + [1])
+    affine[:3, 3] -= affine[:3, :3] @ np.full(3, (times - 1) / 2)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), image)
+
+
+def test_an_image_of_other_voxels_is_resampled_for_the_model(command, model, dataset, copy, tmp_path):
+    image = image_of(copy)
+    command("predict", model, image_of(dataset), "-o", tmp_path / "before")
+    on_finer_voxels(image)
+    done = command("predict", model, image, "-o", tmp_path / "after")
+    assert done.code == 0, done.err
+    size = "4.53 x 4.53 x 4.53 mm, resampled to 9.06 x 9.06 x 9.06 mm"
+    assert f"warning: {image}: voxels of {size}" in done.err
+    before, after = (np.asarray(nibabel.load(tmp_path / f / image.name).dataobj) for f in ("before", "after"))
+    np.testing.assert_allclose(
+        nibabel.load(tmp_path / "after" / image.name).affine, nibabel.load(image).affine
+    )
+    assert after.shape == tuple(2 * n for n in before.shape)
+    whole = before.repeat(2, 0).repeat(2, 1).repeat(2, 2) > 0
+    dice = 2 * (whole & (after > 0)).sum() / (whole.sum() + (after > 0).sum())
+    assert dice > 0.85
+    command("predict", model, image, "-o", tmp_path / "kept", "--spacing", "keep")
+    kept = np.asarray(nibabel.load(tmp_path / "kept" / image.name).dataobj)
+    assert 2 * (whole & (kept > 0)).sum() / (whole.sum() + (kept > 0).sum()) < dice
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "told"),
+    [
+        (1.0, (), ""),
+        (1.04, (), ""),
+        (0.5, ("--spacing", "keep"), "but the model has learnt from 9.06 x 9.06 x 9.06 mm"),
+        (1.0, ("--spacing", "5", "5", "5"), ""),
+        (2.0, ("--spacing", "5"), "but the model has learnt from"),
+        (1.0, ("--spacing", "5", "5"), "--spacing: 5 5; expected one size or three"),
+        (1.0, ("--spacing", "0"), "--spacing: 0; expected one size or three"),
+        (1.0, ("--spacing", "nan"), "--spacing: nan; expected one size or three"),
+        (1.0, ("--spacing", "keep", "1", "1"), "--spacing: keep 1 1; expected"),
+        (10.0, ("--spacing", "0.01"), "voxels when resampled from 90.6 x 90.6"),
+    ],
+)
+def test_spacings_are_chosen(command, model, copy, tmp_path, scale, options, told):
     image = image_of(copy)
     old = nibabel.load(image)
     affine = old.affine @ np.diag([scale, scale, 1, 1])
     nibabel.save(nibabel.Nifti1Image(np.asarray(old.dataobj), affine), image)
-    done = command("predict", model, image, "-o", tmp_path / "found")
-    assert done.code == 0, done.err
-    assert (f"warning: {image}: voxels of " in done.err) == warned
-    assert ("nothing is resampled" in done.err) == warned
+    done = command("predict", model, image, "-o", tmp_path / "found", *options)
+    assert told in done.err
+    if "expected" in told or "when" in told:
+        assert (done.code, (tmp_path / "found").exists()) == (2, False)
+        assert told in done.error
+    else:
+        assert done.code == 0, done.err
+        assert ("warning" in done.err) == bool(told)
+        assert nibabel.load(tmp_path / "found" / image.name).shape == old.shape[:3]
+
+
+def odd_header(voxels, sform, qform, version):
+    """A header with any codes, and two positions that differ a little."""
+    kind = nibabel.Nifti2Image if version == 2 else nibabel.Nifti1Image
+    image = kind(voxels, None)
+    image.header["pixdim"][1:4] = 9, 9.1, 8.9
+    turned = OBLIQUE @ np.diag([4.5, 4.5, 5.5, 1])
+    image.header.set_sform(turned + 0.01, sform)
+    image.header.set_qform(turned, qform, strip_shears=True)
+    return image
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 1), (2, 1), (4, 3)])
+def test_the_position_of_the_image_comes_back(command, model, tmp_path, codes, version):
+    image, generator = tmp_path / "odd.nii.gz", np.random.default_rng(0)
+    voxels = np.pad(generator.integers(1, 99, (10, 8, 9, 4)).astype(np.int16), [(3, 3)] * 3 + [(0, 0)])
+    nibabel.save(odd_header(voxels, *codes, version), image)
+    for options in ((), ("--spacing", "keep")):
+        done = command("predict", model, image, "-o", tmp_path / "found", *options)
+        assert done.code == 0, done.err
+        found, old = nibabel.load(tmp_path / "found" / "odd.nii.gz"), nibabel.load(image)
+        assert type(found) is type(old)
+        assert found.shape == old.shape[:3]
+        np.testing.assert_array_equal(found.affine, old.affine)
+        for field in ("sform_code", "qform_code", "xyzt_units"):
+            assert found.header[field] == old.header[field]
+        np.testing.assert_array_equal(found.header["pixdim"][:4], old.header["pixdim"][:4])
+        for read in ("get_sform", "get_qform"):
+            for one, other in zip(getattr(found, read)(True), getattr(old, read)(True), strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("spacing", [None, "1 mm", [1, 1], [0, 1, 1], [1, 1, "1"]])

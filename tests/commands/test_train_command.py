@@ -435,6 +435,7 @@ LABELS_OF_PHANTOMS = "1 edema, 2 non-enhancing tumor, 3 enhancing tumour (datase
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=needs_mpi)])
 def test_what_is_odd_about_the_data_is_told_once(copy, tmp_path, ranks):
+    """The fifth case has voxels of another size; the second lacks a sequence, and is refused at first."""
     around = rewrite(image_of(copy, 0), lambda image: np.where(image.any(-1, keepdims=True), image, -1))
     absent = rewrite(image_of(copy, 1), lambda image: image * np.array([1, 1, 0, 1], image.dtype))
     for of in (image_of, labels_of):
@@ -442,15 +443,16 @@ def test_what_is_odd_about_the_data_is_told_once(copy, tmp_path, ranks):
         affine = old.affine @ np.diag([1, 1, 2, 1])
         nibabel.save(nibabel.Nifti1Image(np.asarray(old.dataobj), affine), of(copy, 4))
     done = launch(arguments(copy, tmp_path / "runs"), ranks)
+    assert done.returncode == 2
+    assert f"{absent}: sequence 3: is 0 everywhere, as if it was absent; --allow-missing lets" in done.stderr
+    done = launch([*arguments(copy, tmp_path / "runs"), "--allow-missing"], ranks)
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
-    size = " x ".join(["9.06"] * 2)
     assert sorted(warnings) == [
         f"warning: {around}: sequence 1, 2, 3, 4: background is -1, not 0; it is left out",
         f"warning: {absent}: sequence 3: is 0 everywhere, as if it was absent",
-        f"warning: {image_of(copy, 4)}: voxels of {size} x 18.1 mm; usual are {size} x 9.06 mm, "
-        "and nothing is resampled",
     ]
+    assert "voxels of 9.06 x 9.06 x 9.06 mm; 1 case is resampled to it" in done.stdout
     assert done.stdout.count(f"labels read as: {LABELS_OF_PHANTOMS}") == 1
     (folder,) = (tmp_path / "runs").iterdir()
     state = checkpoint.load(folder / "best.npz").state

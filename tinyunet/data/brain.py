@@ -65,21 +65,32 @@ def _background(volume: NDArray[Any]) -> tuple[float, float] | None:
     return (float(value), 0.0) if share >= (_MOST if value else _HALF) else None
 
 
-def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
-    """Return a note for each sequence that is constant, nearly so, or a copy of another sequence."""
-    odd: dict[int, str] = {}
+def empty_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
+    """Return a note for each sequence that has one value in the whole brain: there is nothing in it."""
+    empty: dict[int, str] = {}
     for channel in range(image.shape[-1]):
         inside = image[..., channel][brain]
-        if not inside.size or inside.min() == inside.max():
+        # One voxel alone has one value.
+        if brain.size > 1 and (not inside.size or inside.min() == inside.max()):
             value = image[..., channel].flat[0] if not inside.size else inside[0]
-            odd[channel] = f"is {value:.4g} everywhere, as if it was absent"
+            empty[channel] = f"is {value:.4g} everywhere, as if it was absent"
+    return empty
+
+
+def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
+    """Return a note for each sequence that is nearly constant, or a copy of another sequence."""
+    odd: dict[int, str] = {}
+    empty = empty_sequences(image, brain)
+    for channel in range(image.shape[-1]):
+        inside = image[..., channel][brain]
+        if channel in empty or not inside.size:
             continue
         values, counts = np.unique(inside[:: max(1, inside.size // 100_000)], return_counts=True)
         share = counts.max() / counts.sum()
         if counts.sum() > 1000 and share > _FLAT:
             odd[channel] = f"is {values[counts.argmax()]:.4g} in {share:.0%} of the brain"
             continue
-        earlier = (other for other in range(channel) if other not in odd)
+        earlier = (other for other in range(channel) if other not in {**odd, **empty})
         twin = next((o for o in earlier if np.array_equal(image[..., o], image[..., channel])), None)
         if twin is not None:
             odd[channel] = f"is the same as sequence {twin + 1}"

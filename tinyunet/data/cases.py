@@ -1,21 +1,27 @@
 """One case as arrays: reading image and labels, and the split of cases into three parts."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.common.errors import DataError
-from tinyunet.data.brain import find_brain, normalise, odd_sequences
+from tinyunet.data.brain import empty_sequences, find_brain, normalise, odd_sequences
 from tinyunet.data.conventions import Meaning
 from tinyunet.data.geometry import Geometry
 from tinyunet.data.labels import read_labels
-from tinyunet.data.nifti import read_volume
+from tinyunet.data.nifti import read_header, read_volume
+from tinyunet.data.resample import resample_image, resample_labels
+from tinyunet.data.spacing import Spacing, in_mm, shape_for
 from tinyunet.data.stream import memory_for
+
+# Voxels of a resampled volume: four sequences of so many take 2 GB.
+_MOST_VOXELS = 512**3
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -49,27 +55,44 @@ class Dataset:
 
 
 def load_case(
-    case: Case, notes: list[str] | None = None
+    case: Case, notes: list[str] | None = None, spacing: Spacing | None = None, allow_missing: bool = True
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
     """Return the image of a case, its labels, shape=(D, H, W) uint8 C-contiguous, and the image's geometry.
 
-    ``notes`` and errors are as for :func:`load_image` and :func:`tinyunet.data.labels.read_labels`.
+    Parameters and errors are as for :func:`load_image` and :func:`tinyunet.data.labels.read_labels`. The
+    labels lie on the voxels of the image that is returned.
     """
-    image, geometry = load_image(case.image_paths, case.channels, notes)
+    image, geometry = load_image(case.image_paths, case.channels, notes, spacing, allow_missing)
+    labels = load_labels(case, geometry)
+    return image, resample_labels(labels, image.shape[:3]), geometry
+
+
+def load_labels(case: Case, geometry: Geometry | None = None) -> NDArray[np.uint8]:
+    """Return the class of each voxel of a case's image, never resampled: shape=(D, H, W), C-contiguous.
+
+    ``geometry`` is the image's; without it, it is read. DataError as :func:`on_same_voxels` and
+    :func:`tinyunet.data.labels.read_labels`.
+    """
+    geometry = geometry or read_header(case.image_paths[0])[1]
     labels, label_geometry = read_labels(case.label_path, case.label_values)
-    labels = on_same_voxels(labels, case.label_path, label_geometry, case.image_paths[0], geometry)
-    return image, labels, geometry
+    return on_same_voxels(labels, case.label_path, label_geometry, case.image_paths[0], geometry)
 
 
 def load_image(
-    paths: Sequence[str | Path], channels: int | None = None, notes: list[str] | None = None
+    paths: Sequence[str | Path],
+    channels: int | None = None,
+    notes: list[str] | None = None,
+    spacing: Spacing | None = None,
+    allow_missing: bool = True,
 ) -> tuple[NDArray[np.float32], Geometry]:
     """Read an image as the network sees it: shape=(D, H, W, C), float32, C-contiguous, normalised.
 
     ``paths`` are one file with all sequences, or one file for each in the order of the channels; the geometry
     comes from the first. ``channels`` is the expected number of sequences, if there is one. ``notes`` gets a
-    line for each file in which something is odd. DataError if a file is missing or damaged, or the number,
-    size or position of the sequences is wrong.
+    line for each file in which something is odd. If voxels differ from ``spacing``, in millimetres along the
+    axes of the common frame, the image is resampled to it. DataError if a file is missing or damaged; the
+    number, size or position of the sequences is wrong; there is nothing in the image; or, unless
+    ``allow_missing``, nothing in one of the sequences: it would become 0.
     """
     if not paths:
         raise ValueError("paths: no files; expected one for all sequences or one for each")
@@ -88,10 +111,46 @@ def load_image(
     if channels is not None and image.shape[-1] != channels:
         raise DataError(f"{paths[0]}: {image.shape[-1]} sequences; expected {channels}")
     brain, odd = find_brain(image)
+    empty = empty_sequences(image, brain)
+    if empty and (len(empty) == image.shape[-1] or not allow_missing):
+        shown = "; ".join(_notes(paths, empty))
+        expected = "--allow-missing lets a model do without, as one trained with --sequence-dropout can"
+        expected = expected if len(empty) < image.shape[-1] else "expected an image of a head"
+        raise DataError(f"{shown}; {expected}")
     if notes is not None:
-        notes += _notes(paths, odd | odd_sequences(image, brain))
+        notes += _notes(paths, odd | odd_sequences(image, brain) | empty)
     with memory_for(paths[0]):
-        return normalise(image, brain), geometry
+        return _for_network(image, brain, geometry, spacing, paths[0]), geometry
+
+
+def network_shape(
+    path: str | Path, shape: Sequence[int], geometry: Geometry, spacing: Spacing | None
+) -> tuple[int, int, int]:
+    """Return the shape (D, H, W) that :func:`load_image` gives to a volume of another shape (D, H, W).
+
+    DataError, which names the file, if it would become too large.
+    """
+    resampled = shape_for(shape, geometry.spacing, spacing)
+    if spacing is not None and math.prod(resampled) > max(_MOST_VOXELS, math.prod(shape)):
+        size = f"{_size(resampled)} voxels when resampled from {in_mm(geometry.spacing)} to {in_mm(spacing)}"
+        raise DataError(f"{path}: {size}; expected at most {_MOST_VOXELS} (another --spacing, or keep)")
+    return resampled
+
+
+def _for_network(
+    image: NDArray[Any],
+    brain: NDArray[np.bool_],
+    geometry: Geometry,
+    spacing: Spacing | None,
+    path: Path | str,
+) -> NDArray[np.float32]:
+    """Normalise an image, and resample it if need be; outside the brain it is exactly 0 on both grids."""
+    shape, normalised = image.shape[:3], normalise(image, brain)
+    if spacing is None or network_shape(path, shape, geometry, spacing) == shape:
+        return normalised
+    resampled = resample_image(normalised, geometry.spacing, spacing)
+    part = resample_image(brain[..., None], geometry.spacing, spacing, linear=True)
+    return normalise(resampled, part[..., 0] >= 0.5)
 
 
 def _notes(paths: Sequence[str | Path], odd: Mapping[int, str]) -> list[str]:

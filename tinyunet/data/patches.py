@@ -106,6 +106,21 @@ def augment(
     return image, labels
 
 
+def drop_sequences(image: NDArray[np.float32], share: float, generator: np.random.Generator) -> None:
+    """Set each sequence of a patch, shape=(D, H, W, C), to 0 with probability ``share``, in place.
+
+    A missing sequence is 0 in a normalised image: a network trained so can do without. One sequence stays at
+    least. Without a share nothing is drawn from the generator. ValueError unless 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share: {share}; expected at least 0 and below 1")
+    if share:
+        dropped = np.less(generator.random(image.shape[-1]), share)
+        if dropped.all():
+            dropped[generator.integers(len(dropped))] = False
+        image[..., dropped] = 0
+
+
 def _change_intensity(image: NDArray[np.float32], generator: np.random.Generator) -> None:
     """Scale and shift each sequence and add noise, in place, where the image is not background."""
     width, channels = image.shape[-2:]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _THICK = 3.0  # a slice is thick from this multiple of the voxel's shortest side on
+_BLOCK = 2**17  # products in a block of a product of matrices: OpenBLAS starts threads for twice as many
 _FWHM = np.sqrt(8 * np.log(2))  # full width at half maximum of a Gaussian of deviation 1
 
 
@@ -52,30 +53,30 @@ def resample_image(
     if image.ndim != 4 or 0 in image.shape:
         raise ValueError(f"image: shape {image.shape}; expected (D, H, W, C), none of them 0")
     shape = resampled_shape(image.shape[:3], spacing, new_spacing)
-    cubic = [not linear and size < _THICK * min(spacing) for size in spacing]
-    return _resample(image, shape, cubic)
+    thick = [size >= _THICK * min(spacing) for size in spacing]
+    return _resample(image, shape, ["linear" if linear or each else "cubic" for each in thick])
 
 
 def resample_probabilities(probabilities: NDArray[Any], shape: Sequence[int]) -> NDArray[np.float32]:
     """Return probabilities on the grid of ``shape`` (D, H, W) voxels: shape=(D, H, W, classes), float32.
 
-    This is the way back from the network's grid to the image's own. Interpolation is linear, low-pass where
-    voxels get larger: results stay between 0 and 1, and those of a voxel add up to what they did.
+    This is the way back from the network's grid to the image's own. Interpolation is linear; a voxel that
+    gets larger has the mean over its volume. So results stay between 0 and 1, and add up to 1 if they did.
     ``probabilities`` are of shape=(D', H', W', classes). ValueError if not, or if ``shape`` is no size.
     """
     if probabilities.ndim != 4 or 0 in probabilities.shape:
         found = f"shape {probabilities.shape}"
         raise ValueError(f"probabilities: {found}; expected (D, H, W, classes), none of them 0")
     d, h, w = shape = resampled_shape(shape, (1, 1, 1), (1, 1, 1))
-    return _resample(probabilities, (d, h, w), (False, False, False))
+    return _resample(probabilities, (d, h, w), ["share"] * 3)
 
 
 def resample_labels(labels: NDArray[np.integer[Any]], shape: Sequence[int]) -> NDArray[np.uint8]:
     """Return the class of each voxel on the grid of ``shape`` (D, H, W) voxels, uint8, C-contiguous.
 
-    A voxel gets the class that fills the largest part of it: each class is interpolated linearly as a volume
-    of zeros and ones, as probabilities are. Of two equal parts the lower class wins. ``labels`` are 0 to 255,
-    shape=(D', H', W'); ValueError if not, or if ``shape`` is no size of a volume.
+    A voxel that gets larger has the class that fills the largest part of it. For smaller ones each class is
+    interpolated as a volume of zeros and ones, as probabilities are. Of two equal classes the lower one wins.
+    ``labels`` are 0 to 255, shape=(D', H', W'); ValueError if not, or if ``shape`` is no size of a volume.
     """
     if labels.ndim != 3 or 0 in labels.shape or labels.min() < 0 or labels.max() > 255:
         raise ValueError(f"labels: shape {labels.shape}; expected (D, H, W), none of them 0, and 0 to 255")
@@ -89,37 +90,63 @@ def resample_labels(labels: NDArray[np.integer[Any]], shape: Sequence[int]) -> N
     return found
 
 
-def _resample(
-    volume: NDArray[Any], shape: tuple[int, int, int], cubic: Sequence[bool]
-) -> NDArray[np.float32]:
+def _resample(volume: NDArray[Any], shape: tuple[int, int, int], kinds: Sequence[str]) -> NDArray[np.float32]:
     """Interpolate along each axis, channel by channel; axes that get shorter come first."""
-    weights = [_weights(*sizes) for sizes in zip(volume.shape, shape, cubic, strict=False)]
+    weights = [_weights(*of_axis) for of_axis in zip(volume.shape, shape, kinds, strict=False)]
     order = sorted(range(3), key=lambda axis: shape[axis] / volume.shape[axis])
     resampled = np.empty((*shape, volume.shape[3]), np.float32)
     for channel in range(volume.shape[3]):
         voxels = np.ascontiguousarray(volume[..., channel], np.float32)
         for axis in order:
-            if shape[axis] == volume.shape[axis]:
-                continue
-            if axis == 0:
-                flat = weights[0] @ voxels.reshape(len(voxels), -1)
-                voxels = flat.reshape(-1, *voxels.shape[1:])
-            else:
-                voxels = np.matmul(weights[1], voxels) if axis == 1 else np.matmul(voxels, weights[2].T)
+            if shape[axis] != volume.shape[axis]:
+                voxels = _along(voxels, axis, weights[axis])
         resampled[..., channel] = voxels
     return resampled
 
 
-def _weights(size: int, new_size: int, cubic: bool) -> NDArray[np.float32]:
-    """Weight of each voxel along an axis for each new one, shape=(new_size, size); rows add up to 1."""
+def _along(voxels: NDArray[np.float32], axis: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply by a matrix along an axis: by its rows in blocks, without the zeros beside its diagonal.
+
+    BLAS would start threads for larger blocks, and training keeps the cores busy that these would wait for:
+    on two busy cores, a volume of 240 x 240 x 155 with four sequences took 10 s, and takes 0.2 s in blocks.
+    """
+    result = np.empty((*voxels.shape[:axis], len(weights), *voxels.shape[axis + 1 :]), np.float32)
+    views = [array.transpose(((1, 0, 2), (0, 1, 2), (0, 2, 1))[axis]) for array in (voxels, result)]
+    used = weights != 0
+    first, last = used.argmax(1), weights.shape[1] - used[:, ::-1].argmax(1)
+    begin = 0
+    while begin < len(weights):
+        end = begin + 1
+        while (
+            end < len(weights)
+            and (end + 1 - begin) * (last[end] - first[begin]) * views[0].shape[2] <= _BLOCK
+        ):
+            end += 1
+        near = slice(first[begin], last[begin:end].max())
+        np.matmul(weights[begin:end, near], views[0][:, near], out=views[1][:, begin:end])
+        begin = end
+    return result
+
+
+def _weights(size: int, new_size: int, kind: str) -> NDArray[np.float32]:
+    """Weight of each voxel along an axis for each new one, shape=(new_size, size); rows add up to 1.
+
+    Voxels that get smaller are interpolated. Larger ones are the "share" of each old voxel in them, or
+    interpolated behind a Gaussian.
+    """
     step = size / new_size
-    weights = _kernel((np.arange(new_size) + 0.5) * step - 0.5, size, 2, _keys if cubic else _triangle)
+    if kind == "share" and step > 1:
+        begins, voxels = np.arange(new_size)[:, None] * step, np.arange(size)
+        common = np.minimum(begins + step, voxels + 1) - np.maximum(begins, voxels)
+        return (common.clip(0) / step).astype(np.float32)
+    function = _keys if kind == "cubic" else _triangle
+    weights = _kernel((np.arange(new_size) + 0.5) * step - 0.5, size, 2, function)
     if step > 1:
-        deviation = np.sqrt((step**2 - 1) / _FWHM**2)
-        reach = int(4 * deviation) + 1
-        weights = weights @ _kernel(
-            np.arange(size), size, reach, lambda x: np.exp(-0.5 * (x / deviation) ** 2)
+        deviation = np.sqrt(step**2 - 1) / _FWHM
+        smooth = _kernel(
+            np.arange(size), size, int(4 * deviation) + 1, lambda x: np.exp(-0.5 * (x / deviation) ** 2)
         )
+        weights = weights @ smooth
     return weights.astype(np.float32)
 
 

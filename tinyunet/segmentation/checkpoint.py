@@ -26,7 +26,7 @@ from tinyunet.common import archive, schema
 from tinyunet.common.archive import Arrays
 from tinyunet.common.errors import UserError, one_line, said
 from tinyunet.common.files import atomic, parse_json
-from tinyunet.common.schema import each, number, record, text, whole
+from tinyunet.common.schema import each, number, optional, record, text, whole
 from tinyunet.data.labels import check_label_values
 from tinyunet.nn import Module
 from tinyunet.optim import Optimizer
@@ -60,7 +60,8 @@ _GENERATOR = record(
 # The state of a training has more entries: see :mod:`tinyunet.training.resume`.
 _NAMES, _SPACING = each(text), each(number(1e-3, 1e3), 3, 3)
 _STATE = record(
-    {}, {"labels": _NAMES, "modalities": _NAMES, "label_values": _label_values, "spacing": _SPACING}
+    {},
+    {"labels": _NAMES, "modalities": _NAMES, "label_values": _label_values} | {"spacing": optional(_SPACING)},
 )
 _HEADER = record({"config": _CONFIG, "order": _NAMES, "random": schema.by_name(_GENERATOR), "state": _STATE})
 

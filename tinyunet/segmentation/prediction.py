@@ -12,11 +12,11 @@ from tinyunet.common.errors import DataError, UserError
 from tinyunet.common.files import can_be_written
 from tinyunet.common.terminal import printable
 from tinyunet.data import brats
-from tinyunet.data.cases import load_image
+from tinyunet.data.cases import load_image, network_shape
 from tinyunet.data.conventions import read_as
 from tinyunet.data.labels import is_untouched, save_labels
 from tinyunet.data.nifti import read_header, stem
-from tinyunet.data.spacing import in_mm, is_far
+from tinyunet.data.spacing import Spacing, differs, in_mm
 from tinyunet.data.stream import memory_for
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.checkpoint import Checkpoint, CheckpointError, load
@@ -24,6 +24,13 @@ from tinyunet.segmentation.sliding_window import Predict, count_patches, predict
 from tinyunet.unet import UNet
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+
+
+class Reading(NamedTuple):
+    """How images are read for the model: as :func:`tinyunet.data.cases.load_image` says."""
+
+    spacing: Spacing | None = None
+    allow_missing: bool = False
 
 
 class Job(NamedTuple):
@@ -34,6 +41,7 @@ class Job(NamedTuple):
     label_values: tuple[int, ...]  # [i] is written for class i
     output: Path
     patches: int  # how many, for the progress bar
+    reading: Reading = Reading()
 
 
 class Segmented(NamedTuple):
@@ -45,16 +53,27 @@ class Segmented(NamedTuple):
     notes: list[str]  # lines that name a file and what is odd about it
 
 
-def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoint) -> list[Job]:
+def plan(
+    images: Sequence[str | Path],
+    output: Path | str,
+    checkpoint: Checkpoint,
+    spacing: str | Spacing | None = None,
+    allow_missing: bool = False,
+) -> list[Job]:
     """Find the files of each image and the file for its labels, before anything is computed.
 
     ``images`` are NIfTI files with all sequences, or BraTS case folders, of which the model's sequences are
     taken by their names. Labels are numbered as in the data that the model was trained on; for BraTS cases as
     BraTS does, if the classes have such names. Each file in the folder ``output`` is named as its image is.
+    ``spacing`` is the size of voxels to which images are resampled: three sides in millimetres, "keep" for
+    the images' own; without it, the size that the model was trained at. ``allow_missing`` is that of
+    :func:`tinyunet.data.cases.load_image`.
     UserError if an image, or a file that this program did not write, would be overwritten; an image is
     missing, or two have one name; or the model takes other sequences than a BraTS case has.
     """
     own_values = _label_values(checkpoint)
+    wanted = spacing or checkpoint.state.get("spacing")  # the oldest checkpoints have none
+    reading = Reading(None if isinstance(wanted, str) else wanted, allow_missing)
     jobs: dict[str, Job] = {}
     for image in map(Path, images):
         # The name of a link, not of the file behind it; for "." the folder's name.
@@ -80,8 +99,10 @@ def plan(images: Sequence[str | Path], output: Path | str, checkpoint: Checkpoin
         if target.is_file() and not is_untouched(target):
             reason = "is there already, and this program did not write it, or it was changed since"
             raise UserError(f"{target}: {reason}; expected another folder with -o")
-        patches = count_patches(checkpoint.config["depth"], read_header(paths[0])[0][:3])
-        jobs[name] = Job(name, paths, values, target, patches)
+        stored, geometry = read_header(paths[0])
+        shape = network_shape(paths[0], stored[:3], geometry, reading.spacing)
+        patches = count_patches(checkpoint.config["depth"], shape)
+        jobs[name] = Job(name, paths, values, target, patches, reading)
     return list(jobs.values())
 
 
@@ -90,26 +111,28 @@ def predict(
     images: Sequence[str | Path],
     output: Path | str,
     communicator: Communicator,
+    spacing: str | Spacing | None = None,
+    allow_missing: bool = False,
     **execution: Any,
 ) -> list[Segmented]:
     """Segment images, shared among the ranks, behind a progress bar; rank 0 gets all results in their order.
 
     Every image is read once before the first is segmented: a bad image ends the program at once, not after
-    an hour. ``images`` and ``output`` are those of :func:`plan`, ``execution`` are the options of
-    :func:`tinyunet.segmentation.sliding_window.predictor`. AgreedError on every rank, if on any the
-    checkpoint or an image cannot be used, or labels cannot be written.
+    an hour. ``images``, ``output``, ``spacing`` and ``allow_missing`` are those of :func:`plan`,
+    ``execution`` are the options of :func:`tinyunet.segmentation.sliding_window.predictor`. AgreedError on
+    every rank, if on any the checkpoint or an image cannot be used, or labels cannot be written.
     """
     done = []
     with communicator.together():
         checkpoint = load(checkpoint_path)
         model = checkpoint.make_model()
         run_model = predictor(model, **execution)
-        jobs = plan(images, output, checkpoint)
+        jobs = plan(images, output, checkpoint, spacing, allow_missing)
         _check_output(output, jobs)
         mine = jobs[communicator.rank :: communicator.size]
         # A single rank reads its first image next.
         for job in mine[communicator.size == 1 :]:
-            load_image(job.image_paths, model.config["in_channels"])
+            load_image(job.image_paths, model.config["in_channels"], None, *job.reading)
     with (
         communicator.together(),
         tqdm(total=sum(job.patches for job in mine), bar_format=_BAR, disable=communicator.rank > 0) as bar,
@@ -139,14 +162,15 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     """Read an image, segment it, and write labels that lie exactly over it."""
     notes: list[str] = []
     first = job.image_paths[0]
-    image, geometry = load_image(job.image_paths, model.config["in_channels"], notes)
-    usual = checkpoint.state.get("spacing")  # older checkpoints have none
-    if usual and is_far(geometry.spacing, usual):
-        learnt = f"voxels of {in_mm(geometry.spacing)}, but the model has learnt from {in_mm(usual)}"
-        notes.append(f"{first}: {learnt}, and nothing is resampled: it will find less")
+    image, geometry = load_image(job.image_paths, model.config["in_channels"], notes, *job.reading)
+    learnt = checkpoint.state.get("spacing")  # older checkpoints have none
+    if learnt and differs(geometry.spacing, learnt):
+        what = "resampled to" if job.reading.spacing == learnt else "but the model has learnt from"
+        notes.append(f"{first}: voxels of {in_mm(geometry.spacing)}, {what} {in_mm(learnt)}")
     try:
         with memory_for(first):
-            labels = segment(model, image, progress=lambda *_: bar.update(), predict=run_model)
+            own, tick = geometry.canonical_shape, lambda *_: bar.update()
+            labels = segment(model, image, progress=tick, predict=run_model, shape=own)
     except DataError:
         raise
     except UserError as error:

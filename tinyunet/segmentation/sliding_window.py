@@ -19,6 +19,7 @@ from tinyunet.common.turns import one_at_a_time
 from tinyunet.compiler import Inference
 from tinyunet.compiler.ir import Options
 from tinyunet.compiler.passes import NAMES
+from tinyunet.data.resample import resample_probabilities
 from tinyunet.unet import UNet
 
 #: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).
@@ -123,9 +124,11 @@ def segment(
     overlap: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
     predict: Predict | None = None,
+    shape: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Return the most probable class of each voxel, shape=(D, H, W), uint8; parameters as `predict_volume`.
 
+    If the image was resampled, ``shape`` is that of its own grid, on which classes are wanted.
     For a model of one class, a voxel is 1 where its probability is above a half. A model of more than 256
     classes raises ValueError; NaN or infinite probabilities raise UserError, because no class is the largest.
     """
@@ -137,6 +140,8 @@ def segment(
     if bad:
         expected = "expected a model and an image of usual size"
         raise UserError(f"{bad} probabilities are NaN or infinite; {expected}")
+    if shape is not None and tuple(shape) != image.shape[:3]:
+        probabilities = resample_probabilities(probabilities, shape)
     if probabilities.shape[3] == 1:
         return (probabilities[..., 0] > 0.5).astype(np.uint8)
     return probabilities.argmax(axis=3).astype(np.uint8)

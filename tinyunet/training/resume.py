@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tinyunet.common.errors import UserError, said
 from tinyunet.common.schema import by_name, each, number, optional, record, text, whole
+from tinyunet.data.spacing import KEEP
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint
@@ -142,8 +143,9 @@ def _saved_settings(found: Checkpoint) -> Settings:
     """Return the settings of the run that wrote a checkpoint."""
     try:
         _STATE["settings"](found.state.get("settings"), "settings")
-        saved = dict(found.state["settings"])
-        saved["patch_size"] = tuple(saved["patch_size"])
+        # What older programs did.
+        saved: dict[str, Any] = {"spacing": KEEP, "allow_missing": True, **dict(found.state["settings"])}
+        saved |= {name: tuple(value) for name, value in saved.items() if isinstance(value, list)}
         return Settings(**saved)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{found.path}: not a checkpoint of a training ({said(error)})") from error

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.base.limits import memory_limit
-from tinyunet.data.cases import Case, check_patch_fits, load_case
-from tinyunet.data.patches import augment, generator, sample_patch
+from tinyunet.data.cases import Case, check_patch_fits, load_case, load_labels
+from tinyunet.data.nifti import read_header
+from tinyunet.data.patches import augment, drop_sequences, generator, sample_patch
+from tinyunet.data.spacing import Spacing
 from tinyunet.training.settings import Settings
 
 # Half of the patches are cut around a tumour voxel, which otherwise is one voxel in a hundred.
@@ -46,13 +48,22 @@ class Batch(NamedTuple):
 
 
 class Volumes:
-    """Keeps the cases that were read last, up to ``most_bytes``, and one at least. Any thread may ask."""
+    """Keeps the cases that were read last, up to ``most_bytes``, and one at least. Any thread may ask.
 
-    def __init__(self, most_bytes: int) -> None:
+    ``spacing`` and ``allow_missing`` are those of :func:`tinyunet.data.cases.load_image`.
+    """
+
+    def __init__(self, most_bytes: int, spacing: Spacing | None = None, allow_missing: bool = False) -> None:
         self._most_bytes = most_bytes
+        self._reading = spacing, allow_missing
         self.notes: dict[str, list[str]] = {}  # what is odd about the images read so far, by the case's name
         self._kept: OrderedDict[str, Volume] = OrderedDict()
         self._lock = threading.Lock()
+
+    def truth(self, case: Case) -> NDArray[np.uint8]:
+        """Return the labels on the image's own voxels, shape=(D, H, W), to be read only; or DataError."""
+        labels, (shape, geometry) = self[case][1], read_header(case.image_paths[0])
+        return labels if labels.shape == shape[:3] else load_labels(case, geometry)
 
     def __getitem__(self, case: Case) -> Volume:
         """Return image and labels, shape=(D, H, W, C) and (D, H, W), to be read only; or raise DataError."""
@@ -61,7 +72,7 @@ class Volumes:
                 self._kept.move_to_end(case.name)
                 return self._kept[case.name]
         notes: list[str] = []
-        image, labels, _ = load_case(case, notes)
+        image, labels, _ = load_case(case, notes, *self._reading)
         with self._lock:
             self.notes[case.name] = notes
             self._kept[case.name] = image, labels
@@ -207,4 +218,6 @@ class Loader:
         image, labels = self._volumes[case]
         check_patch_fits(case.image_paths[0], image.shape, size)
         random = generator(self._settings.random_seed, epoch, sample)
-        return augment(*sample_patch(image, labels, size, FOREGROUND_SHARE, random), random)
+        image, labels = augment(*sample_patch(image, labels, size, FOREGROUND_SHARE, random), random)
+        drop_sequences(image, self._settings.sequence_dropout, random)
+        return image, labels

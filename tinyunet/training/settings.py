@@ -12,6 +12,7 @@ from tinyunet.common.errors import UserError
 from tinyunet.common.files import can_be_written, check_replaceable
 from tinyunet.common.schema import Rule, boolean, each, one_of, optional, text
 from tinyunet.data.conventions import CONVENTIONS
+from tinyunet.data.spacing import rule
 from tinyunet.parallel.algorithms import ALGORITHMS, COMPRESSIONS, FEW_PATCHES, Exchange
 from tinyunet.parallel.timeline import file_of_rank
 
@@ -45,6 +46,8 @@ def _text(metavar: str) -> Kind:
 
 _COUNT, _SHARE, _FLAG = _whole(1), _real("SHARE", 1), Kind(boolean, {"action": "store_true"})
 _MAYBE = Kind(boolean, {"action": BooleanOptionalAction})
+_PART = Kind(schema.number(0, 1 - 1e-12), {"type": number(-1e-300, 1), "metavar": "SHARE"})
+_SPACING = Kind(rule, {"nargs": "+", "metavar": "MM"})
 _SIZE = Kind(each(_COUNT.rule, 3, 3), {**_COUNT.option, "nargs": "+"})
 
 
@@ -78,6 +81,11 @@ class Settings:
         "share of the cases to train on; the others are for validation and test")
     validate_test_split: float = _setting(0.5, _SHARE, "data",
         "share of those others to validate on after each epoch; what is left is the test at the end")
+    spacing: str | tuple[float, float, float] | None = _setting(None, _SPACING, "data",
+        "resample volumes to voxels of this size in mm, one number or three (right, front, up); keep",
+        "leaves them as they are (default: the median of the data, if they differ by more than a twentieth)")
+    allow_missing: bool = _setting(False, _FLAG, "data",
+        "take cases in which a sequence is constant; it becomes 0")
     filters: int = _setting(16, _COUNT, "model",
         "channels of the first level; each level below has twice as many")
     depth: int = _setting(5, _whole(1, 20), "model", "number of levels")
@@ -101,6 +109,9 @@ class Settings:
         "add up the gradients of K batches for one step of the optimizer")
     warmup_epochs: float | None = _setting(None, _real("E", 1e9), "training",
         "epochs in which the learning rate rises (default: a twentieth of all steps)")
+    sequence_dropout: float = _setting(0.0, _PART, "training",
+        "set each sequence of a patch to 0 with this probability, but never all: the model learns to do",
+        "without one")
     eager: bool = _setting(False, _FLAG, _RUN,
         "run the model's operators one after the other, not the compiled graph: slower, for comparison")
     accuracy: str = _setting("fast", _choice("fast", "strict"), _RUN,

@@ -1,6 +1,5 @@
 """The data of a training, in three parts, and the plan that it prints."""
 
-from collections import ChainMap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import NamedTuple
 
 from kernels.base import machine
 from tinyunet.common.terminal import count, printable
-from tinyunet.data import phantom, spacing
-from tinyunet.data.cases import Case, Dataset, check_patch_fits, split
+from tinyunet.data import phantom
+from tinyunet.data.cases import Case, Dataset, check_patch_fits, network_shape, split
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
-from tinyunet.data.spacing import Spacing
+from tinyunet.data.spacing import Spacing, differs, in_mm, of_network
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
 from tinyunet.unet import UNet
@@ -34,12 +33,20 @@ class Data(NamedTuple):
     test: list[Case]
     volumes: Volumes  # keeps what this rank has read
     inspector: Inspector  # reads this rank's share of all cases in the background
-    spacing: Spacing  # usual size of a voxel, in millimetres
+    spacing: Spacing | None  # of the voxels that the network sees, in millimetres; None if they differ
+    resampled: int  # how many cases are
 
     def case_names(self) -> dict[str, list[str]]:
         """Return the names of the cases of each part, in their order, which the order of patches follows."""
         parts = {"training": self.train, "validation": self.validation, "test": self.test}
         return {part: [case.name for case in cases] for part, cases in parts.items()}
+
+    def grid(self) -> str:
+        """Return the size of the network's voxels, and how many cases are resampled to it, in words."""
+        if self.spacing is None:
+            return "voxels of different sizes, and nothing is resampled"
+        cases = count(self.resampled, "case is resampled", "cases are resampled")
+        return f"voxels of {in_mm(self.spacing)}" + (f"; {cases} to it" if self.resampled else "")
 
     def warn(self, job: Job) -> None:
         """Print the oddities that any rank found in images since the last call; every rank calls this."""
@@ -56,6 +63,7 @@ class Data(NamedTuple):
                 f"         {printable(', '.join(self.dataset.modalities))}; {len(self.train)} cases to train "
                 f"on, {len(self.validation)} to validate on, {len(self.test)} to test on",
                 printable(f"         {read_as(*self.dataset.meaning)}"),
+                f"         {self.grid()}",
                 f"model    U-Net of {count(settings.depth, 'level')} from "
                 f"{count(settings.filters, 'filter')} on, {parameters:,} parameters",
                 f"steps    {count(settings.epochs, 'epoch')}, "
@@ -82,21 +90,25 @@ def find_data(job: Job) -> Data:
         train, validation, test = split(
             dataset.cases, settings.train_test_split, settings.validate_test_split, settings.random_seed
         )
-        volumes = Volumes(half_the_memory(communicator.local_size))
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
-        spacings = {}
+        headers = {}
         # All headers at once, for they are short; the voxels in the background.
         for number, case in [*enumerate([*train, *whole])][share]:
             shape, geometry = read_header(path := case.image_paths[0])
-            spacings[str(path)] = geometry.spacing
-            if number < len(train):
-                check_patch_fits(path, shape, settings.patch_size)
+            headers[path] = shape[:3], geometry, number < len(train)
+    gathered = communicator.broadcast_object(communicator.gather(headers))
+    spacings = [geometry.spacing for of_rank in gathered for _, geometry, _ in of_rank.values()]
+    target = of_network(settings.spacing, spacings)
+    with communicator.together():
+        for path, (shape, geometry, is_cut) in headers.items():
+            resampled = network_shape(path, shape, geometry, target)
+            if is_cut:
+                check_patch_fits(path, resampled, settings.patch_size)
+        volumes = Volumes(half_the_memory(communicator.local_size), target, settings.allow_missing)
         inspector = Inspector([*whole, *train][share], volumes)
         inspector.check(wait=_PATIENCE)
-    everyones = dict(ChainMap(*communicator.broadcast_object(communicator.gather(spacings))))
-    _warn(spacing.notes(everyones), progress)
-    usual = spacing.usual(list(everyones.values()))
-    return Data(dataset, train, validation, test, volumes, inspector, usual)
+    others = sum(target is not None and differs(each, target) for each in spacings)
+    return Data(dataset, train, validation, test, volumes, inspector, target, others)
 
 
 def _warn(notes: Sequence[str], progress: Progress) -> None:

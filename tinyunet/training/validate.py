@@ -40,17 +40,19 @@ def score_cases(
 
     The model is the same on every rank; ``predict`` runs it, as in
     :func:`tinyunet.segmentation.sliding_window.segment`. ``volumes`` are where this rank gets its cases from,
-    ``names`` are the names of the classes. The first ``keep`` cases come with their segmentation. When
-    ``asked_to_end`` returns True, the other cases are left out. UserError on one rank alone, if its case
-    cannot be used: that ends the others, which may have many cases left.
+    ``names`` are the names of the classes. Scores count on the image's own voxels, whatever the network sees.
+    The first ``keep`` cases come with their segmentation. When ``asked_to_end`` returns True, the other cases
+    are left out. UserError on one rank alone, if its case cannot be used: that ends the others, which may
+    have many cases left.
     """
     mine = []
     for index in range(communicator.rank, len(cases), communicator.size):
         if asked_to_end():
             break
-        image, labels = volumes[cases[index]]
-        prediction = segment(model, image, OVERLAP, predict=predict)
-        scores = score(prediction, labels, names)
+        image, _ = volumes[cases[index]]
+        truth = volumes.truth(cases[index])
+        prediction = segment(model, image, OVERLAP, predict=predict, shape=truth.shape)
+        scores = score(prediction, truth, names)
         mine.append(CaseResult(cases[index].name, scores, prediction if index < keep else None))
     return communicator.broadcast_object(communicator.gather_in_turns(mine))
 
