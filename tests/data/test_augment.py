@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tinyunet.data import patches as module
-from tinyunet.data.patches import augment, generator
+from tinyunet.data.patches import augment, drop_sequences, generator
 
 
 def patch(shape: tuple[int, int, int], channels: int = 3) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -140,3 +140,26 @@ def test_image_and_labels_of_different_size() -> None:
     image, labels = patch((4, 4, 4))
     with pytest.raises(ValueError, match=r"^image: shape \(4, 4, 4, 3\); expected \(4, 4, 3, 'C'\)"):
         augment(image, labels[..., 1:], generator(0, 0, 0))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_sequences_are_dropped_but_never_all(share):
+    kept = np.zeros(4)
+    for seed in range(200):
+        image = np.ones((2, 2, 2, 4), np.float32)
+        drop_sequences(image, share, np.random.default_rng(seed))
+        here = image.any((0, 1, 2))
+        assert np.array_equal(image, np.broadcast_to(here, image.shape))  # as a whole
+        assert here.any()
+        kept += here
+    expected = 1 - share + share**4 / 4
+    np.testing.assert_allclose(kept / 200, expected, atol=0.12)
+
+
+def test_no_share_draws_nothing():
+    generator, other = (np.random.default_rng(0) for _ in range(2))
+    drop_sequences(np.ones((1, 1, 1, 2), np.float32), 0.0, generator)
+    assert generator.random() == other.random()
+    for share in (-0.1, 1.0, np.nan):
+        with pytest.raises(ValueError, match="share: .*; expected at least 0 and below 1"):
+            drop_sequences(np.ones((1, 1, 1, 2), np.float32), share, generator)

@@ -62,11 +62,13 @@ def test_each_epoch_and_each_seed_has_its_own_order():
     assert len(set(orders)) == 4
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_together_get_what_one_rank_gets(cases, ranks):
-    volumes = Volumes(10**9)
-    alone = list(make_loader(cases, volumes, 3, 4, 7).epoch(2))
-    of_ranks = [make_loader(cases, volumes, 3, 4, 7, rank, ranks).epoch(2) for rank in range(ranks)]
+@pytest.mark.parametrize(("ranks", "dropout"), [(2, 0.0), (3, 0.5), (4, 0.0)])
+def test_ranks_together_get_what_one_rank_gets(cases, ranks, dropout):
+    volumes, how = Volumes(10**9), {"sequence_dropout": dropout}
+    alone = list(make_loader(cases, volumes, 3, 4, 7, **how).epoch(2))
+    of_ranks = [make_loader(cases, volumes, 3, 4, 7, rank, ranks, **how).epoch(2) for rank in range(ranks)]
+    without = {(~image.any((0, 1, 2))).sum() for batch in alone for image in batch.images}
+    assert without == {0} if not dropout else len(without) > 1
     for number, (whole, *shares) in enumerate(zip(alone, *of_ranks, strict=True)):
         assert sum(share.weight for share in shares) == pytest.approx(1.0)
         shares = [share for share in shares if share.patches]
