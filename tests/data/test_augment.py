@@ -161,5 +161,5 @@ def test_no_share_draws_nothing():
     drop_sequences(np.ones((1, 1, 1, 2), np.float32), 0.0, generator)
     assert generator.random() == other.random()
     for share in (-0.1, 1.0, np.nan):
-        with pytest.raises(ValueError, match="share: .*; expected at least 0 and below 1"):
+        with pytest.raises(ValueError, match=r"share: .*; expected at least 0 and below 1"):
             drop_sequences(np.ones((1, 1, 1, 2), np.float32), share, generator)
