@@ -1,5 +1,6 @@
 """``python -m tinyunet.evaluate``: the right Dice of the right pairs."""
 
+import csv
 import json
 import re
 import shutil
@@ -58,19 +59,44 @@ def test_folders_are_paired_by_name_and_averaged(command, tmp_path):
     assert row(done.out, "two") == [0.667, 1, 0, 0.667, 0.667, 0]
     assert row(done.out, "mean") == [0.833, 1, 0.5, 0.833, 0.833, 0.5]
     assert "three" not in done.out
+    assert "1 labelled case has no prediction and is not scored: three" in done.err
+    assert done.out.index("\ntwo") < done.out.index("\none"), "the worst comes first"
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["regions"]["enhancing"] == 0.5
     assert scores["classes"]["non-enhancing tumor"] == 1
     assert list(scores["cases"]) == ["one", "two"]
     assert scores["cases"]["two"]["regions"]["whole tumour"] == pytest.approx(2 / 3)
+    assert scores["metrics"]["regions"]["enhancing"]["sensitivity"]["mean"] == 0.5
+    low, high = scores["metrics"]["regions"]["enhancing"]["dice"]["interval"]
+    assert 0 <= low <= 0.5 <= high <= 1
+
+
+def test_all_values_go_to_a_csv_file(command, tmp_path):
+    label, missed = write(tmp_path / "a.nii", [1, 2, 3, 0]), write(tmp_path / "b.nii", [0, 0, 0, 0])
+    file = tmp_path / "scores.csv"
+    options = ("--labels", "decathlon", "--csv", file, "--lesion-wise", "--metrics", "hd95")
+    done = command("evaluate", missed, label, *options)
+    assert done.code == 0, done.err
+    assert re.search(r"^whole tumour +4\.2 ", done.out, re.MULTILINE), "the diagonal of 4 x 1 x 1 mm"
+    head, *lines = csv.reader(file.open())
+    assert head[:4] == ["case", "group", "name", "dice"]
+    values = dict(zip(head, lines[-1], strict=True))
+    assert (values["case"], values["name"], values["dice"]) == ("b", "enhancing", "0.0")
+    assert command("evaluate", missed, label, *options).code == 0, "a file of ours is replaced"
+    file.write_text("case,dice\n")
+    done = command("evaluate", missed, label, *options)
+    assert "--csv: " in done.error
+    assert "is there already, and this program did not write it" in done.error
+    assert "--metrics" in command("evaluate", label, label, "--metrics", "iou").error
 
 
 def test_the_table_is_aligned(command, tmp_path):
     for name in ("a", "a_long_name"):
         write(tmp_path / "p" / f"{name}.nii", [1, 2, 3, 0])
     out = command("evaluate", tmp_path / "p", tmp_path / "p", "--labels", "decathlon").out
-    lines = out.splitlines()
+    lines, averages = (part.splitlines() for part in out.split("\n\n"))
     assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in averages}) == 1
     ends = [[match.end() for match in re.finditer(r"\d\.\d{3}", line)] for line in lines if "." in line]
     assert len(ends) == 3
     assert ends[0] == ends[1] == ends[2]

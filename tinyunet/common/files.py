@@ -12,12 +12,14 @@ They raise ``OSError`` with ``path`` as its ``filename``, never a temporary name
 """
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ LONGEST_JSON = 2**26
 SIGNATURE = "written by tinyunet"
 #: Message for a file of someone else's.
 NOT_OURS = "is there already, and this program did not write it; expected another name"
+#: How a CSV file of scores begins, which has no place for a signature.
+TABLE_HEAD = "case,group,name,dice,"
 _BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")  # how JSON and pictures begin
 
 
@@ -154,13 +158,21 @@ def write_json(path: Path | str, content: Any, follow_links: bool = False) -> No
         file.write((text + "\n").encode("utf-8", errors="backslashreplace"))
 
 
+def write_csv(path: Path | str, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows of a table, the head first, atomically."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with atomic(path, follow_links=True) as file:
+        file.write(text.getvalue().encode("utf-8", errors="backslashreplace"))
+
+
 def signed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content for a JSON file with our signature."""
     return {"program": SIGNATURE, **content}
 
 
 def is_replaceable(path: Path | str) -> bool:
-    """Whether there is no such file, or it is JSON or a picture with our signature."""
+    """Whether there is no such file, or it is a table of ours, or JSON or a picture with our signature."""
     path = Path(path)
     if not path.is_file():
         return True
@@ -169,6 +181,8 @@ def is_replaceable(path: Path | str) -> bool:
             content = file.read(LONGEST_JSON)
     except OSError:
         return False
+    if content.startswith(TABLE_HEAD.encode()):
+        return True
     return content.startswith(_BEGINNINGS) and SIGNATURE.encode() in content
 
 

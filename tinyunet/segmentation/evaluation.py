@@ -10,19 +10,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.data import conventions
 from tinyunet.data.brats import LABEL_ENDINGS
 from tinyunet.data.cases import Dataset, on_same_voxels
-from tinyunet.data.conventions import CONVENTIONS, Meaning, ask, kind_of_class, listed, numbers_of, read_as
+from tinyunet.data.conventions import (
+    CONVENTIONS,
+    Meaning,
+    ask,
+    kind_of_class,
+    listed,
+    numbers_of,
+    read_as,
+    tumour_parts,
+)
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.labels import label_numbers, marked_meaning, read_labels
 from tinyunet.data.nifti import stem
-from tinyunet.segmentation.scores import Scores, score
+from tinyunet.segmentation.metrics import measure, measure_lesions
+from tinyunet.segmentation.scores import REGIONS
 
 _ENDINGS = (".nii", ".nii.gz")
+_NAMED = 5  # cases without a prediction
+
+#: ``{"classes": {name: {metric: value}}, "regions": {name: {metric: value}}}``
+Measures = dict[str, dict[str, dict[str, float]]]
 
 
 class Pair(NamedTuple):
@@ -35,16 +51,23 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Files to compare, and the meaning of the true labels."""
+    """Files to compare, the meaning of the true labels, and names of the truths that have no prediction."""
 
     pairs: list[Pair]
     truth: Meaning
+    missing: Sequence[str] = ()
 
     def notes(self) -> list[str]:
         """Return the lines that say how labels are read."""
         others = {pair.values for pair in self.pairs if pair.values != self.truth.values}
         lines = [read_as(self.truth.names, values, "as they say") for values in sorted(others)]
-        return [read_as(*self.truth), *(f"predictions{line[6:]}" for line in lines)]
+        lines = [read_as(*self.truth), *(f"predictions{line[6:]}" for line in lines)]
+        if self.missing:
+            one = len(self.missing) == 1
+            have, are = ("case has", "is") if one else ("cases have", "are")
+            which = ", ".join(self.missing[:_NAMED]) + ", ..." * (len(self.missing) > _NAMED)
+            lines.append(f"{len(self.missing)} labelled {have} no prediction and {are} not scored: {which}")
+        return lines
 
 
 def find_pairs(
@@ -82,21 +105,48 @@ def find_pairs(
     given = _given(label_values, convention, dataset)
     truth = given or (dataset.meaning if dataset else _meaning_of_truths(pairs, str(labels)))
     values = [given.values if given else _prediction_values(pair.prediction, truth) for pair in pairs]
-    return Pairs([pair._replace(values=its) for pair, its in zip(pairs, values, strict=True)], truth)
+    compared = {pair.truth for pair in pairs}
+    missing = [name for name, path in truths.items() if path not in compared] if labels.is_dir() else []
+    return Pairs([pair._replace(values=its) for pair, its in zip(pairs, values, strict=True)], truth, missing)
 
 
-def score_pairs(found: Pairs) -> list[tuple[str, Scores]]:
-    """Compare one pair after the other, behind a progress bar; return names and scores.
+def measure_pairs(
+    found: Pairs, part: slice, tolerance: float, lesion_wise: bool, shown: bool = True
+) -> list[tuple[str, Measures]]:
+    """Compare a part of the pairs, one after the other, behind a progress bar; return names and measures.
 
-    UserError if a file is damaged, holds other labels, or the two of a pair do not lie on the same voxels.
+    ``tolerance`` is in millimetres, as of :func:`tinyunet.segmentation.metrics.measure`. UserError if a file
+    is damaged, holds other labels, or the two of a pair do not lie on the same voxels.
     """
     rows = []
-    for pair in tqdm(found.pairs, unit="case", leave=False):
+    for pair in tqdm(found.pairs[part], unit="case", leave=False, disable=not shown):
         prediction, geometry = read_labels(pair.prediction, pair.values)
         truth, true_geometry = read_labels(pair.truth, found.truth.values)
         prediction = on_same_voxels(prediction, pair.prediction, geometry, pair.truth, true_geometry)
-        rows.append((pair.name, score(prediction, truth, found.truth.names)))
+        spacing = true_geometry.spacing
+        measures: Measures = {"classes": {}, "regions": {}}
+        for group, name, members in _masks(found.truth.names):
+            masks = _among(prediction, members), _among(truth, members)
+            values = measure(*masks, spacing, tolerance)
+            measures[group][name] = values | (measure_lesions(*masks, spacing) if lesion_wise else {})
+        rows.append((pair.name, measures))
     return rows
+
+
+def _masks(names: Sequence[str]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return group, name and labels of each class but the background, and of each tumour region."""
+    masks: list[tuple[str, str, tuple[int, ...]]] = []
+    masks += [("classes", name, (label,)) for label, name in enumerate(names) if label]
+    parts = tumour_parts(names) or ()
+    for name, kinds in REGIONS.items() if parts else ():
+        masks.append(("regions", name, tuple(label for label, part in enumerate(parts) if part in kinds)))
+    return masks
+
+
+def _among(labels: NDArray[np.uint8], members: Sequence[int]) -> NDArray[np.bool_]:
+    table = np.zeros(256, np.bool_)
+    table[list(members)] = True
+    return table[labels]
 
 
 # --- Which files -----------------------------------------------------------------------------------------
