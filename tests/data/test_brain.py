@@ -80,6 +80,66 @@ def test_no_background_is_told() -> None:
     assert "no background" in odd[0]
 
 
+def bordered(image: Any, value: float, planes: int = 2) -> Any:
+    """Padding on all sides."""
+    return np.pad(image, [(planes, planes)] * 3 + [(0, 0)], constant_values=value)
+
+
+@pytest.mark.parametrize("size", [0.8, 1.05])
+@pytest.mark.parametrize(
+    ("kind", "border"),
+    [(kind, 0) for kind in ("minus one", "noise around 0", "scaled", "scaled noise")] + [("plain", -1000)],
+)
+def test_a_border_does_not_hide_the_background(kind: str, border: int, size: float) -> None:
+    image, brain = head(size)
+    changed = ODD[kind](image, brain) if kind in ODD else image
+    for widths in ([(2, 2)] * 3, [(0, 4), (3, 0), (0, 0)]):
+        found, _ = find_brain(np.pad(changed, [*widths, (0, 0)], constant_values=border))
+        assert np.count_nonzero(found != np.pad(brain, widths)) <= 6
+
+
+@pytest.mark.parametrize("share", [0.03, 0.06, 0.1])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_much_noise_hardly_hides_the_brain(share: float, channels: int) -> None:
+    image, brain = head()
+    image = image[..., :channels]
+    image = image + np.random.default_rng(2).normal(0, share * 500, image.shape)
+    for changed in (image, scaled(image), np.abs(image), image.astype(np.int16)):
+        found, odd = find_brain(changed)
+        assert np.count_nonzero(found != brain) < 0.015 * np.count_nonzero(brain)
+        assert all("background is noise around" in note for note in odd.values())
+
+
+@pytest.mark.parametrize("border", [1, 4])
+@pytest.mark.parametrize("noise", [0.0, 20.0])
+@pytest.mark.parametrize("lesion", [200.0, 900.0])
+def test_even_tissue_is_no_background(lesion: float, noise: float, border: int) -> None:
+    """A cube without corners of air: only the border of zeros is background."""
+    image = np.full((20, 20, 20, 2), 300.0)
+    image[6:14, 6:14, 6:14] = lesion
+    image += np.random.default_rng(0).normal(0, noise, image.shape)
+    found, _ = find_brain(bordered(image, 0, border))
+    assert np.array_equal(found, bordered(np.ones((20, 20, 20, 1), bool), False, border)[..., 0])
+
+
+def test_a_crop_through_the_brain_has_a_background() -> None:
+    image, brain = head(1.2)
+    for changed in (image, scaled(image), outside(image, brain, -1)):
+        part = tuple(slice(size // 3, None) for size in SHAPE)
+        found, _ = find_brain(changed[part])
+        assert np.count_nonzero(found != brain[part]) <= 1
+
+
+def test_a_sequence_of_noise_is_named() -> None:
+    image, brain = head()
+    image[..., 2] = np.abs(np.random.default_rng(0).normal(0, 100, SHAPE))
+    found, odd = find_brain(image)
+    assert np.array_equal(found, brain)
+    assert odd | odd_sequences(image, found) == {
+        2: "looks the same in the brain and around it, as if it was noise"
+    }
+
+
 @pytest.mark.parametrize("files", [1, 4])
 @pytest.mark.parametrize(
     ("spoil", "told"),
