@@ -30,7 +30,11 @@ def make_parser() -> Parser:
         "them as they are (default: the size that the model was trained at); labels come in the image's grid"
     )
     add_option(parser, "spacing", help=learnt)
-    add_option(parser, "allow_missing", help="segment images in which a sequence is constant; it becomes 0")
+    add_option(
+        parser,
+        "allow_missing",
+        help="segment images in which a sequence is missing or constant; it becomes 0",
+    )
     for name in ("eager", "accuracy", "deterministic"):
         add_option(parser, name)
     add_threads(parser)

@@ -103,6 +103,17 @@ def test_brats_numbers_follow_the_names_of_the_classes(model, dataset, tmp_path)
     assert job.label_values == (0, 1, 2, 4)
 
 
+def test_a_brats_folder_may_lack_a_sequence_if_that_is_allowed(command, model, dataset, tmp_path):
+    case = brats_case(dataset, 2, tmp_path / "BraTS_001")
+    (case / "BraTS_001_t1.nii.gz").unlink()
+    done = command("predict", model, case, "-o", tmp_path / "found")
+    assert done.code == 2
+    assert f"{case}: 3 sequences, no t1; expected 4" in done.error
+    done = command("predict", model, case, "-o", tmp_path / "found", "--allow-missing")
+    assert done.code == 0, done.err
+    assert f"warning: {case}/BraTS_001_t1.nii.gz: no such file; the model does without" in done.err
+
+
 def test_brats_files_follow_the_names_of_the_sequences(model, dataset, tmp_path):
     case = brats_case(dataset, 2, tmp_path / "BraTS_001")
     found = checkpoint.load(model)

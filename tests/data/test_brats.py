@@ -11,7 +11,7 @@ from volumes import head, tumour, write
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.data.brain import normalise
-from tinyunet.data.brats import case_files, choose_files, numbers_for
+from tinyunet.data.brats import case_files, choose_files, numbers_for, read_brats
 from tinyunet.data.cases import load_case
 from tinyunet.data.decathlon import read_dataset
 
@@ -259,3 +259,28 @@ def test_hints_of_a_folder_with_other_files(tmp_path: Path) -> None:
         write(tmp_path / "d" / f"{name}_t1.nii.gz", tumour())
     with pytest.raises(DataError, match=r"both A_t1.* and B_t1.*; expected one t1 file, a folder for"):
         case_files(tmp_path / "d")
+
+
+@pytest.mark.parametrize("style", ["_flair _t1 _t1ce _t2", "-t2f -t1n -t1c -t2w"])
+def test_a_case_may_lack_sequences_if_that_is_allowed(tmp_path, style):
+    endings = style.split()
+    folder = tmp_path / "BraTS-GLI-00000-000"
+    for number in (0, 3):
+        write(folder / f"{folder.name}{endings[number]}.nii.gz", head()[..., number])
+    write(folder / f"{folder.name}{endings[0][0]}seg.nii.gz", np.zeros((6, 7, 5), np.uint8))
+    with pytest.raises(DataError, match="2 sequences, no t1, t1ce"):
+        read_brats(tmp_path)
+    (case,) = read_brats(tmp_path, "brats2023", allow_missing=True).cases
+    assert [path.name for path in case.image_paths] == [f"{folder.name}{e}.nii.gz" for e in endings]
+    notes: list[str] = []
+    image, _, _ = load_case(case, notes)
+    assert image.any((0, 1, 2)).tolist() == [True, False, False, True]
+    assert notes == [
+        f"{path}: no such file; the model does without this sequence" for path in case.image_paths[1:3]
+    ]
+    with pytest.raises(DataError, match=r"_t1.nii.gz|-t1n.nii.gz: no such file"):
+        load_case(case, allow_missing=False)
+    case.image_paths[0].unlink()
+    image, _, geometry = load_case(case)  # the position comes from the first that is there
+    assert image.any((0, 1, 2)).tolist() == [False, False, False, True]
+    assert geometry.canonical_shape == (6, 7, 5)

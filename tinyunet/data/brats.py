@@ -50,20 +50,20 @@ def choose_files(image_paths: Sequence[Path], modalities: Sequence[str]) -> tupl
     return tuple(by_kind[kind] for kind in kinds if kind)
 
 
-def read_brats(path: str | Path, labels: str | None = None) -> Dataset:
+def read_brats(path: str | Path, labels: str | None = None, allow_missing: bool = False) -> Dataset:
     """Find the labelled cases under a folder, however deep (``HGG/``, ``LGG/``, ...).
 
     Each case has a folder. Its files are known by their endings, in upper or lower case, with ``.nii`` or
     ``.nii.gz``; others are ignored. Cases without labels (BraTS' own validation data) are left out.
     ``labels`` is the key of a convention; without it, names of files and numbers tell the convention, or
-    UserError says that they do not. DataError if there is no such case, a case with a sequence missing or
-    twice, or two cases of one name.
+    UserError says that they do not. DataError if there is no such case, a case with a sequence twice, or
+    missing unless ``allow_missing``, or two cases of one name.
     """
     path = Path(path)
     found: dict[str, tuple[tuple[Path, ...], Path]] = {}
     unlabelled = 0
     for folder in _case_folders(path):
-        image_paths, label_path = case_files(folder)
+        image_paths, label_path = case_files(folder, allow_missing)
         if label_path is None:
             unlabelled += 1
             continue
@@ -101,10 +101,11 @@ def _case_folders(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
+def case_files(folder: str | Path, allow_missing: bool = False) -> tuple[tuple[Path, ...], Path | None]:
     """Return the files of one case: FLAIR, T1w, t1gd and T2w; and the labels, or None.
 
-    DataError if the folder cannot be listed, or a sequence is missing or there twice.
+    With ``allow_missing`` a missing file has the name that it would have, if one sequence is there. DataError
+    if the folder cannot be listed, or a sequence is missing or there twice.
     """
     folder = Path(folder)
     files: dict[str, Path] = {}
@@ -123,7 +124,14 @@ def case_files(folder: str | Path) -> tuple[tuple[Path, ...], Path | None]:
             raise DataError(f"{folder}: both {other} and {name}; expected one {kind} file{each}")
         files[kind] = folder / name
     missing = [kind for kind in _SEQUENCES if kind not in files]
-    if missing:
+    if allow_missing and len(missing) < len(_SEQUENCES):
+        there = next(path for kind, path in files.items() if kind != "seg")
+        match = _FILE.fullmatch(there.name)
+        assert match
+        for kind in missing:
+            endings = [ending for ending in _SEQUENCES[kind][1] if ending[0] == match[2][0]]
+            files[kind] = there.with_name(f"{match[1]}{endings[0]}{there.name[match.end(2) :]}")
+    elif missing:
         found = f"{len(_SEQUENCES) - len(missing)} sequences, no {', '.join(missing)}"
         expected = f"expected {len(_SEQUENCES)}: {_NAMES} as .nii or .nii.gz{_others(folder)}"
         raise DataError(f"{folder}: {found}; {expected}")
@@ -161,7 +169,7 @@ def numbers_for(folder: Path, label_names: Sequence[str]) -> tuple[int, ...] | N
     None if the names of the classes do not tell parts of a tumour, or the case may be of several releases
     that number them differently. The case needs no labels.
     """
-    match = _FILE.fullmatch(case_files(folder)[0][0].name)
+    match = _FILE.fullmatch(case_files(folder, allow_missing=True)[0][0].name)
     assert match
     labels = f"{match[1]}{match[2][0]}seg.nii"  # the name that its labels would have
     keys = allowed_by_name(Path(os.path.abspath(folder)) / labels) or ()

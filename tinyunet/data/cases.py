@@ -73,7 +73,7 @@ def load_labels(case: Case, geometry: Geometry | None = None) -> NDArray[np.uint
     ``geometry`` is the image's; without it, it is read. DataError as :func:`on_same_voxels` and
     :func:`tinyunet.data.labels.read_labels`.
     """
-    geometry = geometry or read_header(case.image_paths[0])[1]
+    geometry = geometry or read_header(first_present(case.image_paths))[1]
     labels, label_geometry = read_labels(case.label_path, case.label_values)
     return on_same_voxels(labels, case.label_path, label_geometry, case.image_paths[0], geometry)
 
@@ -90,18 +90,25 @@ def load_image(
     ``paths`` are one file with all sequences, or one file for each in the order of the channels; the geometry
     comes from the first. ``channels`` is the expected number of sequences, if there is one. ``notes`` gets a
     line for each file in which something is odd. If voxels differ from ``spacing``, in millimetres along the
-    axes of the common frame, the image is resampled to it. DataError if a file is missing or damaged; the
-    number, size or position of the sequences is wrong; there is nothing in the image; or, unless
-    ``allow_missing``, nothing in one of the sequences: it would become 0.
+    axes of the common frame, the image is resampled to it. With ``allow_missing`` a sequence that has no
+    file, or nothing in it, becomes 0. DataError without; or if a file is damaged, the number, size or
+    position of the sequences is wrong, or there is nothing in any of them.
     """
     if not paths:
         raise ValueError("paths: no files; expected one for all sequences or one for each")
-    image, geometry = read_volume(paths[0])
+    first = first_present(paths) if allow_missing else paths[0]
+    image, geometry = read_volume(first)
+    absent: dict[int, str] = {}
     if len(paths) > 1 or image.ndim == 3:
-        volumes = [image]
-        for path in paths[1:]:
-            volume, other = read_volume(path)
-            volumes.append(on_same_voxels(volume, path, other, paths[0], geometry))
+        volumes = []
+        for channel, path in enumerate(paths):
+            volume, other = image, geometry
+            if allow_missing and not Path(path).exists():
+                absent[channel] = "no such file; the model does without this sequence"
+                volume = np.zeros(image.shape[:3], image.dtype)
+            elif path != first:
+                volume, other = read_volume(path)
+            volumes.append(on_same_voxels(volume, path, other, first, geometry))
         for path, volume in zip(paths, volumes, strict=True):
             if volume.ndim != 3:
                 found = f"{volume.shape[3]} sequences in one of {len(volumes)} files"
@@ -111,7 +118,7 @@ def load_image(
     if channels is not None and image.shape[-1] != channels:
         raise DataError(f"{paths[0]}: {image.shape[-1]} sequences; expected {channels}")
     brain, odd = find_brain(image)
-    empty = empty_sequences(image, brain)
+    empty = empty_sequences(image, brain) | absent
     if empty and (len(empty) == image.shape[-1] or not allow_missing):
         shown = "; ".join(_notes(paths, empty))
         expected = "--allow-missing lets a model do without, as one trained with --sequence-dropout can"
@@ -121,6 +128,11 @@ def load_image(
         notes += _notes(paths, odd | odd_sequences(image, brain) | empty)
     with memory_for(paths[0]):
         return _for_network(image, brain, geometry, spacing, paths[0]), geometry
+
+
+def first_present(paths: Sequence[str | Path]) -> Path:
+    """Return the first of the files of an image that is there; the first of all if none is."""
+    return Path(next((path for path in paths if Path(path).exists()), paths[0]))
 
 
 def network_shape(

@@ -13,7 +13,9 @@ from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.data.nifti import stem
 
 
-def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | None = None) -> Dataset:
+def read_dataset(
+    path: str | Path, files_are_there: bool = True, labels: str | None = None, allow_missing: bool = False
+) -> Dataset:
     """Find the labelled cases of a folder; no volume is read.
 
     Parameters
@@ -27,13 +29,15 @@ def read_dataset(path: str | Path, files_are_there: bool = True, labels: str | N
     labels
         Key of :data:`tinyunet.data.conventions.CONVENTIONS` for the numbers in the label files; without
         it, ``dataset.json`` or the names of BraTS' files tell the convention.
+    allow_missing
+        Whether BraTS cases may lack sequences: see :func:`tinyunet.data.brats.case_files`.
     """
     path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; expected a Decathlon task or a BraTS folder")
     file = path / "dataset.json"
     if not file.exists():
-        return read_brats(path, labels)
+        return read_brats(path, labels, allow_missing or not files_are_there)
     try:
         dataset = _read_decathlon(file, files_are_there)
     except RecursionError as error:

@@ -173,7 +173,7 @@ def _dataset(
     if labels.is_file() or not set(map(_case, files)).isdisjoint(map(_case, predictions)):
         return None
     try:
-        return read_dataset(labels, labels=known)
+        return read_dataset(labels, labels=known, allow_missing=True)
     except DataError:
         if files:
             return None

@@ -12,7 +12,7 @@ from tinyunet.common.errors import DataError, UserError
 from tinyunet.common.files import can_be_written
 from tinyunet.common.terminal import printable
 from tinyunet.data import brats
-from tinyunet.data.cases import load_image, network_shape
+from tinyunet.data.cases import first_present, load_image, network_shape
 from tinyunet.data.conventions import read_as
 from tinyunet.data.labels import is_untouched, save_labels
 from tinyunet.data.nifti import read_header, stem
@@ -82,7 +82,10 @@ def plan(
         values = own_values
         if image.is_dir():
             modalities = checkpoint.state.get("modalities", brats.MODALITIES)
-            paths = brats.choose_files(brats.case_files(image)[0], modalities) or ()
+            # A sequence that the model does not take may be missing in any case.
+            paths = brats.choose_files(brats.case_files(image, allow_missing=True)[0], modalities) or ()
+            if not allow_missing and not all(path.exists() for path in paths):
+                brats.case_files(image)  # says which are missing
             if not paths:
                 reason = f"a BraTS case, but the model's sequences are {', '.join(modalities)}"
                 raise UserError(f"{image}: {reason}; expected a NIfTI file with these")
@@ -99,7 +102,7 @@ def plan(
         if target.is_file() and not is_untouched(target):
             reason = "is there already, and this program did not write it, or it was changed since"
             raise UserError(f"{target}: {reason}; expected another folder with -o")
-        stored, geometry = read_header(paths[0])
+        stored, geometry = read_header(first_present(paths))
         shape = network_shape(paths[0], stored[:3], geometry, reading.spacing)
         patches = count_patches(checkpoint.config["depth"], shape)
         jobs[name] = Job(name, paths, values, target, patches, reading)

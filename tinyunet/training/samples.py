@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.base.limits import memory_limit
-from tinyunet.data.cases import Case, check_patch_fits, load_case, load_labels
+from tinyunet.data.cases import Case, check_patch_fits, first_present, load_case, load_labels
 from tinyunet.data.nifti import read_header
 from tinyunet.data.patches import augment, drop_sequences, generator, sample_patch
 from tinyunet.data.spacing import Spacing
@@ -62,7 +62,7 @@ class Volumes:
 
     def truth(self, case: Case) -> NDArray[np.uint8]:
         """Return the labels on the image's own voxels, shape=(D, H, W), to be read only; or DataError."""
-        labels, (shape, geometry) = self[case][1], read_header(case.image_paths[0])
+        labels, (shape, geometry) = self[case][1], read_header(first_present(case.image_paths))
         return labels if labels.shape == shape[:3] else load_labels(case, geometry)
 
     def __getitem__(self, case: Case) -> Volume:

@@ -85,7 +85,7 @@ class Settings:
         "resample volumes to voxels of this size in mm, one number or three (right, front, up); keep",
         "leaves them as they are (default: the median of the data, if they differ by more than a twentieth)")
     allow_missing: bool = _setting(False, _FLAG, "data",
-        "take cases in which a sequence is constant; it becomes 0")
+        "take cases in which a sequence is missing or constant; it becomes 0")
     filters: int = _setting(16, _COUNT, "model",
         "channels of the first level; each level below has twice as many")
     depth: int = _setting(5, _whole(1, 20), "model", "number of levels")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kernels.base import machine
 from tinyunet.common.terminal import count, printable
 from tinyunet.data import phantom
-from tinyunet.data.cases import Case, Dataset, check_patch_fits, network_shape, split
+from tinyunet.data.cases import Case, Dataset, check_patch_fits, first_present, network_shape, split
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
@@ -86,7 +86,7 @@ def find_data(job: Job) -> Data:
             with nullcontext() if path.exists() else progress.task(f"making {PHANTOM_CASES} phantoms"):
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
-        dataset = read_dataset(path, labels=settings.labels)
+        dataset = read_dataset(path, labels=settings.labels, allow_missing=settings.allow_missing)
         train, validation, test = split(
             dataset.cases, settings.train_test_split, settings.validate_test_split, settings.random_seed
         )
@@ -94,7 +94,7 @@ def find_data(job: Job) -> Data:
         headers = {}
         # All headers at once, for they are short; the voxels in the background.
         for number, case in [*enumerate([*train, *whole])][share]:
-            shape, geometry = read_header(path := case.image_paths[0])
+            shape, geometry = read_header(path := first_present(case.image_paths))
             headers[path] = shape[:3], geometry, number < len(train)
     gathered = communicator.broadcast_object(communicator.gather(headers))
     spacings = [geometry.spacing for of_rank in gathered for _, geometry, _ in of_rank.values()]
