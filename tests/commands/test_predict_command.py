@@ -466,9 +466,14 @@ def test_an_image_of_other_voxels_is_resampled_for_the_model(command, model, dat
     [
         (1.0, (), ""),
         (1.04, (), ""),
-        (0.5, ("--spacing", "keep"), "but the model has learnt from 9.06 x 9.06 x 9.06 mm"),
-        (1.0, ("--spacing", "5", "5", "5"), ""),
-        (2.0, ("--spacing", "5"), "but the model has learnt from"),
+        (
+            0.5,
+            ("--spacing", "keep"),
+            "x 9.06 mm, as they are, but the model has learnt from 9.06 x 9.06 x 9.06 mm",
+        ),
+        (1.2, (), ""),
+        (1.0, ("--spacing", "5", "5", "5"), "resampled to 5 x 5 x 5 mm, but the model has learnt from"),
+        (1.0, ("--spacing", "9"), ""),
         (1.0, ("--spacing", "5", "5"), "--spacing: 5 5; expected one size or three"),
         (1.0, ("--spacing", "0"), "--spacing: 0; expected one size or three"),
         (1.0, ("--spacing", "nan"), "--spacing: nan; expected one size or three"),

@@ -22,6 +22,7 @@ from tinyunet.data.stream import memory_for
 
 # Voxels of a resampled volume: four sequences of so many take 2 GB.
 _MOST_VOXELS = 512**3
+_DARK = 0.1  # per cent of the brain that is darker than its darkest tissue: outliers
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -156,10 +157,17 @@ def _for_network(
     spacing: Spacing | None,
     path: Path | str,
 ) -> NDArray[np.float32]:
-    """Normalise an image, and resample it if need be; outside the brain it is exactly 0 on both grids."""
+    """Normalise an image, and resample it if need be; outside the brain it is exactly 0 on both grids.
+
+    Voxels at the surface of the brain are partly outside, where a scanner of larger voxels would have seen no
+    signal, too: for resampling, what is outside is as dark as the darkest tissue. (The 0 of normalised images
+    is the mean. A net trained at 2.75 mm lost 0.02 to 0.07 of Dice with it on a scan of 1 mm.)
+    """
     shape, normalised = image.shape[:3], normalise(image, brain)
     if spacing is None or network_shape(path, shape, geometry, spacing) == shape:
         return normalised
+    if brain.any():
+        normalised[~brain] = np.percentile(normalised[brain], _DARK, axis=0)
     resampled = resample_image(normalised, geometry.spacing, spacing)
     part = resample_image(brain[..., None], geometry.spacing, spacing, linear=True)
     return normalise(resampled, part[..., 0] >= 0.5)

@@ -11,6 +11,9 @@ from tinyunet.data.resample import resampled_shape
 
 _ALIKE = 1.05  # a network does not mind this ratio, and interpolation would cost sharpness: heads differ more
 
+#: From this ratio on, resampling loses details, or cannot show those that a network has learnt.
+FAR = 1.5
+
 Spacing = tuple[float, float, float]
 #: The value of an option that leaves the grids of volumes as they are.
 KEEP = "keep"
@@ -22,10 +25,10 @@ def usual(spacings: Sequence[Spacing]) -> Spacing:
     return d, h, w
 
 
-def differs(spacing: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether voxels are larger or smaller than others by more than a twentieth along any axis."""
+def differs(spacing: Sequence[float], other: Sequence[float], ratio: float = _ALIKE) -> bool:
+    """Whether voxels are larger or smaller than others by more than a ratio (a twentieth) along any axis."""
     ratios = np.asarray(spacing) / np.asarray(other)
-    return bool((np.maximum(ratios, 1 / ratios) > _ALIKE).any())
+    return bool((np.maximum(ratios, 1 / ratios) > ratio).any())
 
 
 def of_network(choice: str | Spacing | None, spacings: Sequence[Spacing]) -> Spacing | None:

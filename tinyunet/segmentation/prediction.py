@@ -16,7 +16,7 @@ from tinyunet.data.cases import first_present, load_image, network_shape
 from tinyunet.data.conventions import read_as
 from tinyunet.data.labels import is_untouched, save_labels
 from tinyunet.data.nifti import read_header, stem
-from tinyunet.data.spacing import Spacing, differs, in_mm
+from tinyunet.data.spacing import FAR, Spacing, differs, in_mm
 from tinyunet.data.stream import memory_for
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.checkpoint import Checkpoint, CheckpointError, load
@@ -166,10 +166,15 @@ def _run(job: Job, model: UNet, run_model: Predict, checkpoint: Checkpoint, bar:
     notes: list[str] = []
     first = job.image_paths[0]
     image, geometry = load_image(job.image_paths, model.config["in_channels"], notes, *job.reading)
-    learnt = checkpoint.state.get("spacing")  # older checkpoints have none
-    if learnt and differs(geometry.spacing, learnt):
-        what = "resampled to" if job.reading.spacing == learnt else "but the model has learnt from"
-        notes.append(f"{first}: voxels of {in_mm(geometry.spacing)}, {what} {in_mm(learnt)}")
+    learnt, wanted = checkpoint.state.get("spacing"), job.reading.spacing  # older checkpoints have none
+    if learnt and differs(wanted or geometry.spacing, learnt):
+        seen = "resampled to " + in_mm(wanted) if wanted else "as they are"
+        seen += f", but the model has learnt from {in_mm(learnt)}"
+        notes.append(f"{first}: voxels of {in_mm(geometry.spacing)}, {seen}")
+    elif wanted and differs(geometry.spacing, wanted, FAR):
+        notes.append(
+            f"{first}: voxels of {in_mm(geometry.spacing)}, resampled to {in_mm(wanted)} for the model"
+        )
     try:
         with memory_for(first):
             own, tick = geometry.canonical_shape, lambda *_: bar.update()
