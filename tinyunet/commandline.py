@@ -62,17 +62,17 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
     return read
 
 
-def number(above: float, below: float = float("inf")) -> Callable[[str], float]:
-    """Return a reader of numbers strictly between two bounds, for ``type=`` of an option."""
-    expected = f"a number above {above:g}"
+def number(above: float, below: float = float("inf"), or_equal: bool = False) -> Callable[[str], float]:
+    """Return a reader of numbers between two bounds for ``type=`` of an option; the lower may be included."""
+    expected = f"a number of at least {above:g}" if or_equal else f"a number above {above:g}"
     expected += f" and below {below:g}" if below < float("inf") else ", and not infinite"
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = above
-        if not above < value < below:
+            value = float("nan")
+        if not (above < value < below or (or_equal and value == above)):
             raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
         return value
 

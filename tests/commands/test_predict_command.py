@@ -456,6 +456,17 @@ def test_an_image_of_other_voxels_is_resampled_for_the_model(command, model, dat
     whole = before.repeat(2, 0).repeat(2, 1).repeat(2, 2) > 0
     dice = 2 * (whole & (after > 0)).sum() / (whole.sum() + (after > 0).sum())
     assert dice > 0.85
+    turned = nibabel.as_closest_canonical(nibabel.load(image)).as_reoriented(
+        np.array([[2, -1], [0, 1], [1, -1]])
+    )
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    command("predict", model, tmp_path / "turned.nii.gz", "-o", tmp_path / "after")
+    found = nibabel.load(tmp_path / "after" / "turned.nii.gz")
+    assert found.shape == turned.shape[:3] != after.shape
+    one, other = (
+        nibabel.as_closest_canonical(f) for f in (found, nibabel.load(tmp_path / "after" / image.name))
+    )
+    assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
     command("predict", model, image, "-o", tmp_path / "kept", "--spacing", "keep")
     kept = np.asarray(nibabel.load(tmp_path / "kept" / image.name).dataobj)
     assert 2 * (whole & (kept > 0)).sum() / (whole.sum() + (kept > 0).sum()) < dice

@@ -440,7 +440,7 @@ def test_what_is_odd_about_the_data_is_told_once(copy, tmp_path, ranks):
     absent = rewrite(image_of(copy, 1), lambda image: image * np.array([1, 1, 0, 1], image.dtype))
     for of in (image_of, labels_of):
         old = nibabel.load(of(copy, 4))
-        affine = old.affine @ np.diag([1, 1, 2, 1])
+        affine = old.affine @ np.diag([1, 1, 1.5, 1])
         nibabel.save(nibabel.Nifti1Image(np.asarray(old.dataobj), affine), of(copy, 4))
     done = launch(arguments(copy, tmp_path / "runs"), ranks)
     assert done.returncode == 2

@@ -166,6 +166,15 @@ def test_a_sequence_without_content_is_named(spoil: Any, told: str, files: int, 
     assert str(tmp_path / "1.nii.gz") in note if files > 1 else "a.nii.gz: sequence 2: " in note
 
 
+def test_a_whole_head_is_named(tmp_path: Path) -> None:
+    image, brain = head()
+    for side, warned in ((7.0, False), (10.0, True)):
+        notes: list[str] = []
+        load_image([write(tmp_path / "a.nii", image, np.diag([side, side, side, 1]))], notes=notes)
+        told = f"{np.count_nonzero(brain) * side**3 / 1000:,.0f} ml, more than a brain; is it the head?"
+        assert notes == [f"{tmp_path}/a.nii: what is not background has {told}"] * warned
+
+
 def test_an_image_of_nothing() -> None:
     for value in (0, 3):
         image = np.full((*SHAPE, 2), value, np.int16)

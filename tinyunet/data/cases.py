@@ -22,6 +22,7 @@ from tinyunet.data.stream import memory_for
 
 # Voxels of a resampled volume: four sequences of so many take 2 GB.
 _MOST_VOXELS = 512**3
+_LARGEST = 2300.0  # millilitres of a brain
 _DARK = 0.1  # per cent of the brain that is darker than its darkest tissue: outliers
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -127,6 +128,11 @@ def load_image(
         raise DataError(f"{shown}; {expected}")
     if notes is not None:
         notes += _notes(paths, odd | odd_sequences(image, brain) | empty)
+        content = float(np.count_nonzero(brain) * geometry.millilitres)
+        if content > _LARGEST and not brain.all():
+            notes.append(
+                f"{first}: what is not background has {content:,.0f} ml, more than a brain; is it the head?"
+            )
     with memory_for(paths[0]):
         return _for_network(image, brain, geometry, spacing, paths[0]), geometry
 

@@ -46,7 +46,7 @@ def _text(metavar: str) -> Kind:
 
 _COUNT, _SHARE, _FLAG = _whole(1), _real("SHARE", 1), Kind(boolean, {"action": "store_true"})
 _MAYBE = Kind(boolean, {"action": BooleanOptionalAction})
-_PART = Kind(schema.number(0, 1 - 1e-12), {"type": number(-1e-300, 1), "metavar": "SHARE"})
+_PART = Kind(schema.number(0, 1 - 1e-12), {"type": number(0, 1, or_equal=True), "metavar": "SHARE"})
 _SPACING = Kind(rule, {"nargs": "+", "metavar": "MM"})
 _SIZE = Kind(each(_COUNT.rule, 3, 3), {**_COUNT.option, "nargs": "+"})
 
