@@ -386,7 +386,10 @@ def predicts(found: checkpoint.Checkpoint) -> None:
     if not image.exists():
         voxels = np.random.default_rng(0).integers(1, 100, (3, 2, 2, 2)).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), image)
-    (one,) = prediction.predict(found.path, [image], image.parent / "out", Communicator(), eager=True)
+    outcome = prediction.predict([found.path], [image], image.parent / "out", Communicator(), eager=True)
+    if outcome.failures:
+        raise UserError(outcome.failures[0])
+    (one,) = outcome.segmented
     labels, _ = read_labels(one.output, found.state["label_values"])
     assert labels.max() < found.config["classes"]
     assert np.isclose(sum(one.millilitres.values()), np.count_nonzero(labels) / 1000)

@@ -27,8 +27,9 @@ from tinyunet.common.errors import UserError
 from tinyunet.data.cases import load_image
 from tinyunet.optim import Adam
 from tinyunet.segmentation import checkpoint
+from tinyunet.segmentation.components import clean
 from tinyunet.segmentation.prediction import plan
-from tinyunet.segmentation.sliding_window import count_patches, segment
+from tinyunet.segmentation.sliding_window import average, count_patches, predict_image, predictor, segment
 from tinyunet.unet import UNet
 
 
@@ -138,13 +139,17 @@ def test_brats_files_follow_the_names_of_the_sequences(model, dataset, tmp_path)
         (nan, "1 voxels are NaN or infinite"),
     ],
 )
-def test_a_bad_image_ends_all_before_anything_is_written(command, model, copy, tmp_path, spoil, told):
+def test_a_bad_image_is_named_at_the_end_and_the_others_are_done(command, model, copy, tmp_path, spoil, told):
     good, bad = image_of(copy, 0), spoil(copy)
-    done = command("predict", model, good, bad, "-o", tmp_path / "found")
+    done = command("predict", model, bad, good, "-o", tmp_path / "found")
     assert done.code == 2
-    assert done.out == ""
+    assert done.out.startswith(f"{tmp_path / 'found' / good.name}  ")
+    assert re.search(rf"^failed: {re.escape(str(bad))}: .*{told}", done.err, re.MULTILINE)
+    assert done.error == "tinyunet.predict: 1 of 2 images could not be segmented; the others are done"
+    assert [path.name for path in (tmp_path / "found").iterdir()] == [good.name]
+    done = command("predict", model, bad, "-o", tmp_path / "alone")
     assert re.fullmatch(rf"tinyunet\.predict: {re.escape(str(bad))}: .*{told}.*", done.error)
-    assert not (tmp_path / "found").exists()
+    assert not (tmp_path / "alone").exists()
 
 
 def test_what_cannot_be_is_told(command, model, dataset, tmp_path):
@@ -282,7 +287,7 @@ def test_memory_that_runs_out_is_told_with_the_image(command, model, tmp_path, m
     def too_large(*_, **__):
         raise MemoryError("Unable to allocate 7 GiB")
 
-    monkeypatch.setattr("tinyunet.segmentation.prediction.segment", too_large)
+    monkeypatch.setattr("tinyunet.segmentation.prediction.predict_image", too_large)
     image = write_image(tmp_path / "scan.nii", (8, 8, 8))
     done = command("predict", model, image, "-o", tmp_path / "found")
     assert done.code == 2
@@ -317,16 +322,99 @@ def test_ranks_share_the_images(model, dataset, tmp_path):
 
 
 @needs_mpi
-def test_a_bad_image_of_one_rank_ends_all(model, dataset, tmp_path):
+def test_a_bad_image_of_one_rank_is_named_once(model, dataset, tmp_path):
     good = [image_of(dataset, number) for number in range(2)]
     bad = rewrite(shutil.copy(image_of(dataset, 2), tmp_path / "bad.nii.gz"), lambda image: image[..., :2])
     done = launch(["-m", "tinyunet.predict", model, *good, good[0].parent / "x", "-o", tmp_path], 2)
     assert (done.returncode, done.stderr.count("tinyunet.predict: ")) == (2, 1)
-    for images in ([good[0], bad], [good[0], bad, good[1]]):
-        done = launch(["-m", "tinyunet.predict", model, *images, "-o", tmp_path / "found"], 2)
-        assert done.returncode == 2
-        assert done.stderr.count(f"tinyunet.predict: {bad}: 2 sequences; expected 4") == 1
-        assert not (tmp_path / "found").exists()
+    done = launch(["-m", "tinyunet.predict", model, good[0], bad, good[1], "-o", tmp_path / "found"], 2)
+    assert done.returncode == 2
+    assert done.stderr.count(f"failed: {bad}: 2 sequences; expected 4") == 1
+    assert done.stderr.count("tinyunet.predict: 1 of 3 images") == 1
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [path.name for path in good]
+
+
+def test_folders_are_segmented_and_finished_images_skipped(command, model, dataset, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(2):
+        shutil.copy(image_of(dataset, number), folder)
+    shutil.copy(image_of(dataset, 0), folder / "._hidden.nii.gz")
+    stored = nibabel.load(image_of(dataset, 2))
+    for channel in range(4):  # as nnU-Net has them
+        one = nibabel.Nifti1Image(np.asarray(stored.dataobj)[..., channel], stored.affine)
+        nibabel.save(one, folder / f"CASE_{channel:04d}.nii.gz")
+    found = tmp_path / "found"
+    done = command("predict", model, folder, "-o", found)
+    assert done.code == 0, done.err
+    names = sorted(path.name for path in found.iterdir())
+    assert names == ["CASE.nii.gz", image_of(dataset, 0).name, image_of(dataset, 1).name]
+    command("predict", model, image_of(dataset, 2), "-o", tmp_path / "whole")
+    voxels = [
+        np.asarray(nibabel.load(path).dataobj)
+        for path in (found / "CASE.nii.gz", tmp_path / "whole" / image_of(dataset, 2).name)
+    ]
+    np.testing.assert_array_equal(*voxels)
+    (found / "CASE.nii.gz").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in found.iterdir()}
+    done = command("predict", model, folder, "-o", found, "--skip-existing")
+    assert (done.code, done.out.count("  edema ")) == (0, 1)
+    assert "2 images left out, whose labels are there already" in done.err
+    assert {name: (found / name).stat().st_mtime_ns for name in before} == before
+
+
+def test_an_empty_folder_is_told(command, model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = command("predict", model, tmp_path / "empty", "-o", tmp_path / "found")
+    assert (done.code, done.out) == (2, "")
+    assert str(tmp_path / "empty") in done.error
+
+
+def test_probabilities_lie_over_the_image_and_give_the_labels(command, model, tmp_path):
+    image = write_image(tmp_path / "head.nii.gz", (20, 24, 17), OBLIQUE)
+    options = ("-o", tmp_path / "found", "--probabilities")
+    assert command("predict", model, image, *options).code == 0
+    labels, shares = (nibabel.load(tmp_path / "found" / f"head{n}.nii.gz") for n in ("", "_probabilities"))
+    assert shares.shape == (20, 24, 17, 4)
+    np.testing.assert_allclose(shares.affine, nibabel.load(image).affine)
+    values = np.asarray(shares.dataobj)
+    np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_array_equal(values.argmax(axis=-1), np.asarray(labels.dataobj))
+    assert command("predict", model, image, *options).code == 0, "files of ours are replaced"
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "found" / "head_probabilities.nii.gz")
+    assert "this program did not write it" in command("predict", model, image, *options).error
+
+
+def test_an_average_of_models_and_reflections(command, model, dataset, tmp_path):
+    state = checkpoint.load(model)
+    net, (image, _) = state.make_model(), load_image([image_of(dataset)])
+    once = predict_image(net, image)
+    mirrored = predict_image(net, image, mirror=True)
+    turned = predict_image(net, np.ascontiguousarray(image[::-1]), mirror=True)[::-1]
+    assert np.abs(once - mirrored).max() > 1e-3
+    np.testing.assert_allclose(turned, mirrored, atol=2e-4)
+    twice = average([predictor(net, eager=True)] * 2)
+    np.testing.assert_allclose(
+        twice(image[None, :8, :8, :8]), net.eval()(image[None, :8, :8, :8]).data, atol=1e-6
+    )
+    options = ("--ensemble", model, model, "--overlap", "0.25")
+    done = command("predict", model, image_of(dataset), "-o", tmp_path / "found", *options)
+    assert done.code == 0, done.err
+
+
+def test_parts_are_cleaned():
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[0:3, 0:3, 0:3], labels[1, 1, 1] = 1, 2  # 27 voxels of two classes
+    labels[5:7, 5:7, 5:7] = 3
+    labels[8, 8, 0] = 1
+    assert clean(labels, 0.001) is labels
+    largest = clean(labels, 0.001, largest=True)
+    assert np.count_nonzero(largest) == 27
+    assert largest[1, 1, 1] == 2
+    assert np.count_nonzero(clean(labels, 0.001, smallest=0.008)) == 35
+    assert np.count_nonzero(clean(labels, 0.001, smallest=0.009)) == 27
+    assert not clean(labels, 0.001, largest=True, smallest=1.0).any()
+    assert not clean(np.zeros((2, 2, 2), np.uint8), 1.0, largest=True).any()
 
 
 def test_a_brats_folder_from_2023_on(command, model, dataset, tmp_path):

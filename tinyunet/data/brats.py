@@ -86,6 +86,11 @@ def read_brats(path: str | Path, labels: str | None = None, allow_missing: bool 
     return Dataset(path, cases, MODALITIES, *meaning)
 
 
+def case_folders(path: Path) -> list[Path]:
+    """Return the folders of cases under a folder, however deep, in their order."""
+    return sorted(_case_folders(path))
+
+
 def _case_folders(path: Path) -> Iterator[Path]:
     """Find the folders under a path that hold files of a case, each once."""
     walked: set[str] = set()

@@ -101,21 +101,40 @@ def save_labels(
         values = np.asarray(label_values)
     if labels.min() < 0 or labels.max() >= len(values):
         raise ValueError(f"labels: {labels.min()} to {labels.max()}; expected 0 to {len(values) - 1}")
-    stored = values.astype(np.uint8)[geometry.from_canonical(labels)]
+    meaning = None
+    if names is not None:
+        meaning = {str(number): name for number, name in zip(values.tolist(), names, strict=False) if number}
+    _save(path, values.astype(np.uint8)[geometry.from_canonical(labels)], geometry, meaning)
+
+
+def save_probabilities(
+    path: str | Path, probabilities: NDArray[np.float32], geometry: Geometry, names: Sequence[str]
+) -> None:
+    """Write the probability of each class as float32 NIfTI with four axes, over the image's own voxels.
+
+    ``probabilities`` are in the common frame, shape=(*geometry.canonical_shape, classes). Path, names (in the
+    file's mark) and errors are as for :func:`save_labels`.
+    """
+    meaning = {str(number): name for number, name in enumerate(names)}
+    _save(Path(path), geometry.from_canonical(probabilities), geometry, meaning)
+
+
+def _save(path: Path, stored: NDArray[Any], geometry: Geometry, meaning: dict[str, str] | None) -> None:
+    """Write an array as stored, in the position of the geometry's file, and marked if there is a meaning."""
     version_2 = geometry.header["sizeof_hdr"] == 540
     image_class: Any = nibabel.Nifti2Image if version_2 else nibabel.Nifti1Image
     image = image_class(stored, None)
     for field in _POSITION_FIELDS:
         image.header[field] = geometry.header[field]
     image.header["pixdim"][:4] = geometry.header["pixdim"][:4]
-    if names is not None:
-        meaning = {str(number): name for number, name in zip(values.tolist(), names, strict=False) if number}
+    if meaning is not None:
         mark = {"written by": _PROGRAM, "labels": meaning, "sha256": _digest(stored)}
         make: Any = nibabel.nifti1.Nifti1Extension  # nibabel has type hints in some places only
         image.header.extensions.append(make(_COMMENT, json.dumps(mark).encode()))
     content = image.to_bytes()
     # No time stamp: equal labels give equal files.
-    raw = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
+    level = 6 if stored.dtype == np.uint8 else 1  # probabilities are noise in most of their bits
+    raw = gzip.compress(content, level, mtime=0) if path.suffix == ".gz" else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
@@ -146,7 +165,7 @@ def is_untouched(path: str | Path) -> bool:
         mark = _read_mark(path)
     except DataError:
         return False
-    return mark is not None and voxels.ndim == 3 and mark[1] == _digest(geometry.from_canonical(voxels))
+    return mark is not None and mark[1] == _digest(geometry.from_canonical(voxels))
 
 
 def _read_mark(path: str | Path) -> tuple[dict[int, str], str] | None:

@@ -25,6 +25,7 @@ from tinyunet.unet import UNet
 #: From a batch of patches, (MB, D, H, W, C), to the probabilities of each class, (MB, D, H, W, classes).
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
+_MARGIN = 8  # voxels around the brain that the network sees, too
 LARGEST_PATCH = 128  # side of a patch at most: a tensor of 16 channels of such a patch takes 134 MB
 
 
@@ -71,6 +72,7 @@ def predict_volume(
     overlap: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
     predict: Predict | None = None,
+    mirror: bool = False,
 ) -> NDArray[np.float32]:
     """Return the probability of each class for each voxel, shape=(D, H, W, classes), float32.
 
@@ -87,6 +89,8 @@ def predict_volume(
         Called after each patch with how many are done and how many there are.
     predict : callable, optional
         Runs the model: from :func:`predictor`. Without it, the eager model runs in inference mode.
+    mirror : bool
+        Average over all eight reflections of each patch, which takes eight times as long.
     """
     channels = int(model.config["in_channels"])
     image = real_numbers("image", image)
@@ -106,16 +110,66 @@ def predict_volume(
     norm = np.zeros((*padded.shape[:3], 1), np.float32)
     corners = _corners(shape, patch_size, overlap)
     predict = predict or predictor(model, eager=True)
+    flips = [axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)]
     for done, corner in enumerate(corners, start=1):
         here = tuple(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True))
-        patch = np.ascontiguousarray(padded[here])
-        total[here] += predict(patch[None])[0] * weights
+        for axes in flips:
+            patch = np.ascontiguousarray(np.flip(padded[here][None], axes))
+            total[here] += np.flip(predict(patch), axes)[0] * (weights / np.float32(len(flips)))
         norm[here] += weights
         if progress is not None:
             progress(done, len(corners))
     total /= norm
     d, h, w = shape
     return np.ascontiguousarray(total[:d, :h, :w])
+
+
+def predict_image(
+    model: UNet,
+    image: NDArray[np.float32],
+    overlap: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+    predict: Predict | None = None,
+    shape: Sequence[int] | None = None,
+    mirror: bool = False,
+) -> NDArray[np.float32]:
+    """Return the probability of each class for each voxel of an image that was normalised.
+
+    The network sees the box that holds the brain: around it all channels are 0, and outside of the box the
+    class is background. If the image was resampled, ``shape`` is that of its own grid, on which probabilities
+    are wanted. Other parameters as :func:`predict_volume`; UserError for NaN or infinite probabilities.
+    """
+    depth = int(model.config["depth"])
+    box = _brain_box(image, 2 ** (depth - 1))
+    inside = image[box]
+    patch_size = patch_for(depth, inside.shape[:3])
+    found = predict_volume(model, inside, patch_size, overlap, progress, predict, mirror)
+    bad = found.size - np.count_nonzero(np.isfinite(found))
+    if bad:
+        expected = "expected a model and an image of usual size"
+        raise UserError(f"{bad} probabilities are NaN or infinite; {expected}")
+    if inside.shape != image.shape:
+        probabilities = np.zeros((*image.shape[:3], found.shape[3]), np.float32)
+        if found.shape[3] > 1:
+            probabilities[..., 0] = 1.0
+        probabilities[box] = found
+        found = probabilities
+    if shape is not None and tuple(shape) != image.shape[:3]:
+        found = resample_probabilities(found, shape)
+    return found
+
+
+def _brain_box(image: NDArray[np.float32], step: int) -> tuple[slice, ...]:
+    """Return a box that holds all voxels that are not 0 of an image, shape=(D, H, W, C), and a margin.
+
+    It begins at a multiple of ``step``, so that pooling sees the same voxels together as in the whole image.
+    """
+    corners = np.argwhere(image.any(axis=-1))
+    if not len(corners):
+        return (slice(None),) * 3
+    first = np.maximum(corners.min(axis=0) - _MARGIN, 0) // step * step
+    end = np.minimum(corners.max(axis=0) + 1 + _MARGIN, image.shape[:3])
+    return tuple(slice(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True))
 
 
 def segment(
@@ -126,25 +180,39 @@ def segment(
     predict: Predict | None = None,
     shape: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the most probable class of each voxel, shape=(D, H, W), uint8; parameters as `predict_volume`.
+    """Return the most probable class of each voxel, shape=(D, H, W), uint8; parameters as `predict_image`."""
+    return most_probable(predict_image(model, image, overlap, progress, predict, shape))
 
-    If the image was resampled, ``shape`` is that of its own grid, on which classes are wanted.
+
+def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the most probable class of each voxel, shape=(D, H, W), uint8.
+
     For a model of one class, a voxel is 1 where its probability is above a half. A model of more than 256
-    classes raises ValueError; NaN or infinite probabilities raise UserError, because no class is the largest.
+    classes raises ValueError.
     """
-    if int(model.config["classes"]) > 256:
-        raise ValueError(f"labels are uint8: of 256 classes at most, not {model.config['classes']}")
-    patch_size = patch_for(int(model.config["depth"]), image.shape[:3])
-    probabilities = predict_volume(model, image, patch_size, overlap, progress, predict)
-    bad = probabilities.size - np.count_nonzero(np.isfinite(probabilities))
-    if bad:
-        expected = "expected a model and an image of usual size"
-        raise UserError(f"{bad} probabilities are NaN or infinite; {expected}")
-    if shape is not None and tuple(shape) != image.shape[:3]:
-        probabilities = resample_probabilities(probabilities, shape)
-    if probabilities.shape[3] == 1:
+    classes = probabilities.shape[3]
+    if classes > 256:
+        raise ValueError(f"labels are uint8: of 256 classes at most, not {classes}")
+    if classes == 1:
         return (probabilities[..., 0] > 0.5).astype(np.uint8)
-    return probabilities.argmax(axis=3).astype(np.uint8)
+    labels = np.empty(probabilities.shape[:3], np.uint8)
+    for plane, of_plane in zip(probabilities, labels, strict=True):  # argmax makes integers of 8 bytes
+        of_plane[:] = plane.argmax(axis=-1)
+    return labels
+
+
+def average(predicts: Sequence[Predict]) -> Predict:
+    """Return a function that runs several models, and averages their probabilities."""
+    if len(predicts) == 1:
+        return predicts[0]
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        total = predicts[0](images)
+        for predict in predicts[1:]:
+            total = total + predict(images)
+        return total / np.float32(len(predicts))
+
+    return run
 
 
 def _corners(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> list[tuple[int, ...]]:
