@@ -71,13 +71,17 @@ def _by(sizes: Any) -> str:
 
 
 def arrays(case: Case, kind: str = "integers") -> Arrays:
-    """Return fresh float32 inputs: "integers" from -4 to 4, "normal" numbers, or all "equal" in an array."""
+    """Return fresh float32 inputs: "integers" from -4 to 4, "normal" numbers, or all "equal" in an array.
+
+    No integer is 0: a product with 0 would be right whatever the index.
+    """
     random = np.random.default_rng(case.seed)
 
     def one(*shape: int) -> Array:
         if kind == "normal":
             return random.standard_normal(shape, np.float32)
-        drawn = random.integers(-4, 5, () if kind == "equal" else shape)
+        size = () if kind == "equal" else shape
+        drawn = random.integers(1, 5, size) * random.choice((-1, 1), size)
         return np.broadcast_to(drawn, shape).astype(np.float32)
 
     bias = one(case.weights_shape[0]) if case.bias else None

@@ -41,6 +41,8 @@ def check(
     sizes = st.sampled_from([1, 2, 3]) if kernels is None else kernels
     for case in _named(sizes, fresh):
         _check_case(function, name, case)
+        if "bias" in takes(function):
+            _check_case(function, name, case._replace(bias=True))
 
     @settings(
         max_examples=examples,

@@ -32,12 +32,13 @@ def reads(name: str, case: Case, at: tuple[int, ...]) -> str:
 def likely(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
     """Return the likely mistake in words."""
     bad = wrong(found, expected)
-    tests = _not_finite, _unsure, _tail, _scaled, _other_convolution, _shifted, _no_bias, _some_images
+    tests = (
+        *(_not_finite, _unsure, _tail, _no_bias, _nothing),
+        *(_scaled, _other_convolution, _shifted, _some_images),
+    )
     for test in tests:
         if words := test(name, case, given, found, expected, run):
             return words
-    if not found.any():
-        return "all zero: is the loop entered, and the sum stored?"
     equal = arrays(case, "equal")
     if name == "forward" and (words := _border(case, bad)):
         return words
@@ -61,6 +62,10 @@ def _unsure(name: str, case: Case, given: Arrays, found: Array, expected: Array,
     if np.array_equal(run(case, given), found):
         return ""
     return "the same call gives another result: it depends on what was in dst (or in memory) before"
+
+
+def _nothing(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
+    return "" if found.any() else "all zero: is the loop entered, and the sum stored?"
 
 
 def _scaled(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
