@@ -22,7 +22,7 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from kernels.workbench.cases import convolutions as convolutions
+from kernels.workbench.trials import convolutions as convolutions
 from tinyunet.autograd import Tensor
 
 #: Settings for a test that may compile kernels.

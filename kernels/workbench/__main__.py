@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.workbench import assembly, student
-from kernels.workbench.cases import PASSES, Case, arrays, call
-from kernels.workbench.checks import Failure, check
 from kernels.workbench.timing import measure
+from kernels.workbench.trials import PASSES, Trial, arrays, call
+from kernels.workbench.verdict import Failure, check
 
 _SIZE = 32
 # Read when NumPy is loaded: its BLAS, too, is to run on one core.
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_once(path: str, name: str) -> None:
     """Call a pass once: the process that prints the assembly."""
-    case = Case((1, 8, _SIZE, _SIZE, 16), (16, 16, 3, 3, 3))
-    call(student.passes(student.load(path))[name], name, case, arrays(case))
+    trial = Trial((1, 8, _SIZE, _SIZE, 16), (16, 16, 3, 3, 3), name=name)
+    call(student.passes(student.load(path))[name], trial, arrays(trial))
 
 
 if __name__ == "__main__":

@@ -5,19 +5,28 @@ Each test asks whether a wrong result is what a known mistake gives, from sure s
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.base.arguments import Array
-from kernels.workbench.cases import Arrays, Case, arrays, right, wrong
-
-Run = Callable[[Case, Arrays], Array]
+from kernels.workbench.trials import Arrays, Trial, arrays, right, wrong
 
 
-def reads(name: str, case: Case, at: tuple[int, ...]) -> str:
+class Wrong(NamedTuple):
+    """A trial whose result is wrong."""
+
+    trial: Trial
+    given: Arrays
+    found: Array
+    expected: Array
+    run: Callable[[Trial, Arrays], Array]  # calls the student's function
+
+
+def reads(trial: Trial, at: tuple[int, ...]) -> str:
     """Say which voxels a voxel of the result reads, and how many taps lie outside."""
-    g = case.geometry
-    if name == "backward_data":
+    g = trial.geometry
+    if trial.name == "backward_data":
         size, before, stride, source = g.out, g.adjoint_before, (1, 1, 1), "diff_dst"
     else:
         size, before, stride, source = g.src_shape[1:4], g.before, g.stride, "src"
@@ -29,62 +38,64 @@ def reads(name: str, case: Case, at: tuple[int, ...]) -> str:
     return f"it reads {source}[{at[0]}, {ranges}, :]{halo}"
 
 
-def likely(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
+def likely(w: Wrong) -> str:
     """Return the likely mistake in words."""
-    bad = wrong(found, expected)
     tests = (
-        *(_not_finite, _unsure, _tail, _no_bias, _nothing),
-        *(_scaled, _other_convolution, _shifted, _some_images),
+        *(_not_finite, _unsure, _tail, _no_bias, _nothing, _scaled),
+        *(_other_convolution, _shifted, _some_images, _border, _equal_elements, _small),
     )
     for test in tests:
-        if words := test(name, case, given, found, expected, run):
+        if words := test(w):
             return words
-    equal = arrays(case, "equal")
-    if name == "forward" and (words := _border(case, bad)):
-        return words
-    if not wrong(run(case, equal), right(name, case, equal)).any():
-        return "right only where all elements of an array are equal: an index is wrong"
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    if error < 0.02:
-        return (
-            f"the largest error is {error:.1e} of the largest number, too much for rounding in float32 (1e-6)"
-        )
     return "no known mistake looks like this; try one voxel, one channel and a kernel of 1 first"
 
 
-def _not_finite(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
-    if np.isfinite(found).all():
+def _not_finite(w: Wrong) -> str:
+    if np.isfinite(w.found).all():
         return ""
     return "NaN or infinite: memory of np.empty that was never written, or a sum that began with it"
 
 
-def _unsure(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
-    if np.array_equal(run(case, given), found):
+def _unsure(w: Wrong) -> str:
+    if np.array_equal(w.run(w.trial, w.given), w.found):
         return ""
     return "the same call gives another result: it depends on what was in dst (or in memory) before"
 
 
-def _nothing(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
-    return "" if found.any() else "all zero: is the loop entered, and the sum stored?"
+def _nothing(w: Wrong) -> str:
+    return "" if w.found.any() else "all zero: is the loop entered, and the sum stored?"
 
 
-def _scaled(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
-    factor = float(np.vdot(found, expected) / (np.vdot(expected, expected) or 1.0))
-    if expected.size > 1 and factor and abs(factor - 1) > 1e-5 and not wrong(found, factor * expected).any():
+def _scaled(w: Wrong) -> str:
+    factor = float(np.vdot(w.found, w.expected) / (np.vdot(w.expected, w.expected) or 1.0))
+    if w.expected.size > 1 and factor and abs(factor - 1) > 1e-5 and _same(w.found, factor * w.expected):
         return f"every number is {factor:.6g} times what it should be: something is counted twice, or scaled"
     return ""
 
 
-def _other_convolution(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
+def _equal_elements(w: Wrong) -> str:
+    equal = arrays(w.trial, "equal")
+    if _same(w.run(w.trial, equal), right(w.trial, equal)):
+        return "right only where all elements of an array are equal: an index is wrong"
+    return ""
+
+
+def _small(w: Wrong) -> str:
+    error = np.abs(w.found - w.expected).max() / np.abs(w.expected).max()
+    words = f"the largest error is {error:.1e} of the largest number"
+    return f"{words}, too much for rounding in float32 (1e-6)" if error < 0.02 else ""
+
+
+def _other_convolution(w: Wrong) -> str:
     """Compare with the convolutions of changed weights."""
-    if name == "backward_weights":
-        made = {"kernel reversed": expected[:, :, ::-1, ::-1, ::-1]}
-        made |= {f"axes of the kernel in the order {order}": value for order, value in _orders(expected)}
-        return next((words for words, value in made.items() if _same(found, value)), "")
-    for words, weights in _changed(given.weights, name):
-        if weights.shape == given.weights.shape:
-            value = right(name, case, given._replace(weights=np.ascontiguousarray(weights)))
-            if _same(found, value):
+    if w.trial.name == "backward_weights":
+        made = {"kernel reversed": w.expected[:, :, ::-1, ::-1, ::-1]}
+        made |= {f"axes of the kernel in the order {order}": value for order, value in _orders(w.expected)}
+        return next((words for words, value in made.items() if _same(w.found, value)), "")
+    for words, weights in _changed(w.given.weights, w.trial.name):
+        if weights.shape == w.given.weights.shape:
+            value = right(w.trial, w.given._replace(weights=np.ascontiguousarray(weights)))
+            if _same(w.found, value):
                 return words
     return ""
 
@@ -119,62 +130,63 @@ def _same(found: Array, value: Array) -> bool:
     return value.shape == found.shape and not wrong(found, value).any()
 
 
-def _shifted(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
+def _shifted(w: Wrong) -> str:
     """Compare the inside with the result one voxel further along one axis or more."""
-    first = 2 if name == "backward_weights" else 1
+    first = 2 if w.trial.name == "backward_weights" else 1
     steps = sorted(itertools.product((0, 1, -1), repeat=3), key=np.count_nonzero)[1:]
     for step in steps:
-        moved = np.roll(expected, step, (first, first + 1, first + 2))
+        moved = np.roll(w.expected, step, (first, first + 1, first + 2))
         cut = [slice(1, -1) if by else slice(None) for by in step]
         inside = (*(slice(None),) * first, *cut)
-        if moved[inside].any() and _same(found[inside], moved[inside]):
-            letters = ", ".join(letter for letter, by in zip("DHW", step, strict=True) if by)
+        if moved[inside].any() and _same(w.found[inside], moved[inside]):
+            along = ", ".join(letter for letter, by in zip("DHW", step, strict=True) if by)
             return (
-                f"shifted by one voxel along {letters}: the halo (zeros before the first voxel) is off by one"
+                f"shifted by one voxel along {along}: the halo (zeros before the first voxel) is off by one"
             )
     return ""
 
 
-def _no_bias(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
-    if given.bias is None or name != "forward":
+def _no_bias(w: Wrong) -> str:
+    bias = w.given.bias
+    if bias is None or w.trial.name != "forward":
         return ""
-    if _same(found, expected - given.bias):
+    if _same(w.found, w.expected - bias):
         return "the bias is missing"
-    return "the bias is added more than once" if _same(found, expected + given.bias) else ""
+    return "the bias is added more than once" if _same(w.found, w.expected + bias) else ""
 
 
-def _some_images(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
-    if name == "backward_weights" or len(expected) == 1:
+def _some_images(w: Wrong) -> str:
+    if w.trial.name == "backward_weights" or len(w.expected) == 1:
         return ""
-    right_images = [n for n in range(len(expected)) if not wrong(found[n], expected[n]).any()]
+    right_images = [n for n, (a, b) in enumerate(zip(w.found, w.expected, strict=True)) if _same(a, b)]
     if right_images:
         return f"right for image {right_images[0]} only: the other images of the batch are not reached"
     return ""
 
 
-def _tail(name: str, case: Case, given: Arrays, found: Array, expected: Array, run: Run) -> str:
+def _tail(w: Wrong) -> str:
     """Ask whether whole blocks of channels are right."""
-    OC, IC, *kernel = case.weights_shape
-    if IC % 16 == OC % 16 == 0:
-        return ""
+    OC, IC, *kernel = w.trial.weights_shape
     for lanes in (16, 8, 4):
         ic, oc = (-(-c // lanes) * lanes for c in (IC, OC))
         if (ic, oc) == (IC, OC):
             continue
-        whole = case._replace(src_shape=(*case.src_shape[:4], ic), weights_shape=(oc, ic, *kernel))
+        whole = w.trial._replace(src_shape=(*w.trial.src_shape[:4], ic), weights_shape=(oc, ic, *kernel))
         inputs = arrays(whole)
         try:
-            if _same(run(whole, inputs), right(name, whole, inputs)):
+            if _same(w.run(whole, inputs), right(whole, inputs)):
                 return f"right where channels are a multiple of {lanes}, wrong here: the tail"
         except Exception:  # a Failure on other shapes says nothing of a tail
             continue
     return ""
 
 
-def _border(case: Case, bad: Array) -> str:
-    """Ask whether all wrong voxels have taps outside."""
-    g = case.geometry
-    inside = np.ones(bad.shape[1:4], bool)
+def _border(w: Wrong) -> str:
+    """Ask whether all wrong voxels of a forward pass have taps outside."""
+    if w.trial.name != "forward":
+        return ""
+    g, bad = w.trial.geometry, wrong(w.found, w.expected)
+    inside = np.ones(g.out, bool)
     for axis in range(3):
         first = np.arange(g.out[axis]) * g.stride[axis] - g.before[axis]
         fits = (first >= 0) & (first + g.kernel[axis] <= g.src_shape[1 + axis])

@@ -5,9 +5,14 @@ stay in a cache between two uses count once.
 """
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
+import numpy as np
+
 from kernels.base.layout import blocks
+from kernels.conv3d import winograd
+from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
 from kernels.ladder.direct import FEW_CHANNELS
 from kernels.ladder.shapes import Geometry, geometry
 
@@ -54,6 +59,15 @@ LESSONS = {
         "transforms of small tensors",
     ),
 }
+#: The modules that have the three passes, in the order of the ladder: `fused` has none.
+RUNGS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[-1]: module
+    for module in (naive, im2col, blocked, direct, minimal_filtering, winograd)
+}
+#: The definition runs at about a GFLOP/s, and on one core whatever it is given: it is timed on as few planes
+#: as make this many operations, and its time is scaled up.
+SLOW = "naive"
+SLOW_FLOPS = 2e8
 #: Rungs of minimal filtering, which have no kernel but 3^3.
 ONLY_3 = ("minimal_filtering", "winograd")
 _NAMES = tuple(LESSONS)
@@ -67,6 +81,11 @@ _WAYS = {
 def previous(rung: str) -> str | None:
     """Return the rung before one, or None for the first."""
     return _NAMES[_NAMES.index(rung) - 1] if rung != _NAMES[0] else None
+
+
+def planes(g: Geometry, flops: float) -> int:
+    """Return how many planes of a volume make about this many operations: 1 at least, all at most."""
+    return int(np.clip(flops / g.flops * g.out[0], 1, g.out[0]))
 
 
 def bytes_moved(rung: str, g: Geometry, direction: str) -> dict[str, int]:

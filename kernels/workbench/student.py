@@ -15,12 +15,12 @@ from typing import Any
 from unittest.mock import patch
 
 from kernels import conv3d
-from kernels.conv3d import operator, winograd
-from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
-from kernels.workbench.cases import PASSES
-from kernels.workbench.checks import Failure
+from kernels.conv3d import operator
+from kernels.workbench.lessons import RUNGS
+from kernels.workbench.trials import PASSES
+from kernels.workbench.verdict import Failure
 
-_GUARDED = (naive, im2col, blocked, direct, minimal_filtering, winograd, conv3d, operator)
+_GUARDED = (*RUNGS.values(), conv3d, operator)
 _LIBRARIES = ("torch", "tensorflow", "jax", "scipy", "onnxruntime", "openvino", "tinyunet")
 
 

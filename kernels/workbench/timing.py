@@ -7,33 +7,20 @@ earlier call helps. A time below what the machine can do at most is refused. All
 import time
 from collections.abc import Callable
 from textwrap import wrap
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.base import machine
-from kernels.base.arguments import Array
-from kernels.conv3d import winograd
-from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
 from kernels.ladder.shapes import Geometry
 from kernels.workbench import roofline
-from kernels.workbench.cases import PASSES, Arrays, Case, call, wrong
-from kernels.workbench.checks import Failure
-from kernels.workbench.lessons import LESSONS, bytes_moved
+from kernels.workbench.lessons import LESSONS, RUNGS, SLOW, SLOW_FLOPS, bytes_moved, planes
+from kernels.workbench.trials import PASSES, Arrays, Trial, call, first_array, right, wrong
+from kernels.workbench.verdict import Failure
 
-_MODULES: dict[str, ModuleType] = {
-    "naive": naive,
-    "im2col": im2col,
-    "blocked": blocked,
-    "direct": direct,
-    "minimal_filtering": minimal_filtering,
-    "winograd": winograd,
-}
 # Taken now: while the student's kernel runs, the guard replaces the functions of the modules.
-_RUNGS = {key: {name: getattr(module, name) for name in PASSES} for key, module in _MODULES.items()}
+_PASSES = {key: {name: getattr(module, name) for name in PASSES} for key, module in RUNGS.items()}
 _SECONDS, _LEAST_RUNS, _MOST_RUNS = 0.5, 3, 100
-_SLOW_FLOPS = 2e8
 # F(4, 4, 4) skips seven of eight multiplications; no known method skips more here.
 _SKIPPED = 8
 
@@ -58,7 +45,7 @@ class Measured(NamedTuple):
     def text(self) -> str:
         """Return the table, the roofline and what the next rung does, as lines of a terminal."""
         width = max(len(p.name) for p in self.places)
-        lines = [f"{self.name}, {Case(self.g.src_shape, self.g.weights_shape)}, one core", ""]
+        lines = [f"{self.name}, {Trial(self.g.src_shape, self.g.weights_shape)}, one core", ""]
         lines.append(f"{'':{width}s}         ms   GFLOP/s   of the peak")
         for p in self.places:
             gflops = self.g.flops / p.ms / 1e6
@@ -88,16 +75,16 @@ def measure(
 
     Failure if a timed result is wrong, or the time is shorter than possible.
     """
-    case = Case((1, size, size, size, 16), (16, 16, 3, 3, 3))
-    g, threads = case.geometry, machine.threads()
+    trial = Trial((1, size, size, size, 16), (16, 16, 3, 3, 3), name=name)
+    g, threads = trial.geometry, machine.threads()
     machine.set_threads(1)
     try:
         peak = roofline.peak_gflops()
-        places = [Place(label, _fastest(function, name, case), mine=True)]
-        for rung, passes in _RUNGS.items():
-            few = _planes(g) if rung == "naive" else size
-            part = case._replace(src_shape=(1, few, *case.src_shape[2:]))
-            places.append(Place(rung, _fastest(passes[name], name, part) * size / few))
+        places = [Place(label, _fastest(function, trial), mine=True)]
+        for rung, passes in _PASSES.items():
+            few = planes(g, SLOW_FLOPS) if rung == SLOW else size
+            part = trial._replace(src_shape=(1, few, *trial.src_shape[2:]))
+            places.append(Place(rung, _fastest(passes[name], part) * size / few))
         peak, bandwidth = max(peak, roofline.peak_gflops()), roofline.copy_bandwidth()
     finally:
         machine.set_threads(threads)
@@ -110,33 +97,21 @@ def measure(
     return Measured(name, g, sorted(places, key=lambda p: -p.ms), peak, bandwidth)
 
 
-def _planes(g: Geometry) -> int:
-    return int(np.clip(_SLOW_FLOPS / g.flops * g.out[0], 1, g.out[0]))
-
-
-def _fastest(function: Callable[..., Any], name: str, case: Case) -> float:
+def _fastest(function: Callable[..., Any], trial: Trial) -> float:
     """Return milliseconds of the fastest run, each on new numbers; Failure if the last result is wrong."""
-    random, g = np.random.default_rng(), case.geometry
+    random, g = np.random.default_rng(), trial.geometry
     src, weights, diff_dst = (np.empty(s, np.float32) for s in (g.src_shape, g.weights_shape, g.dst_shape))
+    given = Arrays(src, weights, None, diff_dst)
     times: list[float] = []
     result: Any = None
     while len(times) <= _LEAST_RUNS or (sum(times) < _SECONDS and len(times) < _MOST_RUNS):
         for array in (src, weights, diff_dst):
             random.standard_normal(out=array, dtype=np.float32)
-        given = Arrays(src, weights, None, diff_dst)
         start = time.perf_counter()
-        result = call(function, name, case, given)
+        result = call(function, trial, given)
         times.append(time.perf_counter() - start)
-    _check_last(name, case, given, result)
-    return 1e3 * min(times[1:])  # the first call compiles
-
-
-def _check_last(name: str, case: Case, given: Arrays, result: Any) -> None:
-    found: Array = result[0] if isinstance(result, tuple) else result
-    doubles = given.astype(np.float64)
-    value = call(_RUNGS["im2col"][name], name, case, doubles)
-    expected = value[0] if isinstance(value, tuple) else value
+    found, expected = first_array(result), right(trial, given)
     if found.shape != expected.shape or wrong(found, expected).any():
-        raise Failure(
-            f"{name}: the last result of the timed runs is wrong; every call must compute\n  on {case}"
-        )
+        text = "the last result of the timed runs is wrong; every call must compute"
+        raise Failure(f"{trial.name}: {text}\n  on {trial}")
+    return 1e3 * min(times[1:])  # the first call compiles

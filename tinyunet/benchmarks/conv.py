@@ -21,7 +21,7 @@ from kernels.base.arguments import Array
 from kernels.ladder import im2col
 from kernels.ladder.shapes import Geometry, geometry
 from kernels.workbench import roofline
-from kernels.workbench.lessons import ONLY_3
+from kernels.workbench.lessons import ONLY_3, SLOW, SLOW_FLOPS, planes
 from tinyunet.benchmarks.nets import USUAL_FILTERS, figures
 from tinyunet.benchmarks.peers import ladder
 from tinyunet.benchmarks.problem import CHANNELS, CLASSES, DEPTH, convolution_arrays
@@ -36,10 +36,6 @@ DIRECTIONS = ("forward", "backward_data", "backward_weights")
 
 _SECONDS = 0.6
 _TOLERANCE = 1e-4
-# The definition runs at about a GFLOP/s, and on one core whatever it is given: it is timed on as few planes
-# as make this many FLOPs, and its time for the whole layer is marked as scaled up.
-SLOW = "naive"
-_SLOW_FLOPS = 2e8
 _CHECKED_FLOPS = 2e8
 
 
@@ -61,7 +57,7 @@ class Layer(NamedTuple):
 
     def planes(self, flops: float) -> int:
         """Return how many planes make about this many FLOPs: 1 at least, all at most."""
-        return int(np.clip(flops / self.sizes(self.size).flops * self.size, 1, self.size))
+        return planes(self.sizes(self.size), flops)
 
 
 class Measurement(NamedTuple):
@@ -151,8 +147,8 @@ def _measure(
         most = np.abs(right).max()
         errors[name] = difference(found[name] / most, right / most, _TOLERANCE, f"{name} is wrong")
     slow = system.key == SLOW
-    planes = layer.planes(_SLOW_FLOPS) if slow else layer.size
-    sizes, up = layer.sizes(planes), layer.size / planes
+    few = layer.planes(SLOW_FLOPS) if slow else layer.size
+    sizes, up = layer.sizes(few), layer.size / few
     before = roofline.peak_gflops()
     process, settings = build(1, sizes)
     one = many = process.ask("time", _SECONDS)

@@ -21,16 +21,14 @@ from kernels.base.simd import LANES
 from kernels.conv3d import operator as conv3d
 from kernels.conv3d import winograd
 from kernels.deferred.tensors import NO_MASK, NO_SOURCE, Mask, Source, gradient, plain
-from kernels.ladder import blocked, direct, im2col, minimal_filtering, naive
 from kernels.ladder.direct import FEW_CHANNELS
+from kernels.workbench.lessons import RUNGS as RUNGS
 from tinyunet.benchmarks.peers import Convolution
 from tinyunet.benchmarks.peers.ours import VERSION as VERSION
 from tinyunet.benchmarks.peers.ours import use_threads as use_threads
 from tinyunet.benchmarks.problem import convolution_arrays
 from tinyunet.benchmarks.process import timed
 
-_MODULES = (naive, im2col, blocked, direct, minimal_filtering, winograd)
-RUNGS = {module.__name__.rpartition(".")[-1]: module for module in _MODULES}
 FUSED = "fused"
 # Direct, Winograd along all axes, and along d and h only, for a first layer.
 _TILES = (None, *winograd.TILES, (2, 2, 1), (4, 4, 1))
