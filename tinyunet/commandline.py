@@ -103,7 +103,8 @@ def load_machine() -> ModuleType:
     from kernels.base import environment, machine, notice
 
     notice.silence()  # commands show bars of their own
-    warnings.filterwarnings("ignore", "compile: ")  # so they do with what a model does not fuse
+    # What a model does not fuse: each rank would print it, in two lines that name a place in this program.
+    warnings.filterwarnings("ignore", "compile: ")
     if machine.is_interpreted():
         raise environment.refusal("NUMBA_DISABLE_JIT", "0: most kernels run only compiled")
     return machine

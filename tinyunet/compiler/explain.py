@@ -4,11 +4,9 @@ A node that no kernel on blocked tensors runs is a call of the eager operator. I
 tensors, and its neighbours need reorders: so each such node costs several passes over memory.
 """
 
-import numpy as np
-
 from tinyunet.common.terminal import aligned, count
 from tinyunet.compiler.ir import PLAIN, Graph, Node
-from tinyunet.compiler.operators import KERNELS, weights_are_given
+from tinyunet.compiler.operators import obstacle
 from tinyunet.compiler.show import is_unfused, main_value, nbytes
 
 
@@ -21,23 +19,6 @@ def unfused(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if is_unfused(n) and main_value(n, graph).layout != PLAIN]
 
 
-def reason(node: Node, graph: Graph) -> tuple[str, str]:
-    """Return why a node is not fused, and what would be."""
-    kernel = KERNELS.get(node.op)
-    dtypes = {graph.values[name].dtype for name in node.values.values()}
-    if np.dtype(np.float64) in dtypes:
-        return "float64 runs the reference", 'model.astype("float32")'
-    if kernel is None:
-        return f"{node.op.removesuffix('_backward')} has no kernel on blocked tensors", "another operator"
-    if not weights_are_given(node, graph):
-        return "its weights are computed, or a parameter is used as a volume", "weights that are parameters"
-    if not kernel.fits(node, graph):
-        settings = {n: node.attributes[n] for n in ("kernel", "stride", "padding") if n in node.attributes}
-        words = ", ".join(f"{name} {value}".replace("'", "") for name, value in settings.items())
-        return f"no kernel for {words}" if words else "no kernel for its settings", kernel.takes
-    return "the pass propagate_layout is off", "all passes enabled"
-
-
 def explain(graph: Graph) -> str:
     """Return a table of the nodes that are not fused, and how many tensors are reordered between layouts."""
     nodes, reorders = unfused(graph), [n for n in graph.nodes if n.op == "reorder"]
@@ -47,7 +28,7 @@ def explain(graph: Graph) -> str:
         return f"{count(len(graph.nodes), 'node')}, every one on volumes is fused; {between}"
     rows = []
     for node in nodes:
-        why, instead = reason(node, graph)
+        why, instead = obstacle(node, graph) or ("the pass propagate_layout is off", "all passes enabled")
         shape = "x".join(map(str, main_value(node, graph).shape))
         rows.append((node.name, shape, why, instead, f"{nbytes(node, graph) / 1e6:.2f}"))
     table = aligned(("node", "shape", "runs unfused because", "would be fused", "MB"), rows, left=4)

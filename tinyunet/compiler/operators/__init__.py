@@ -53,20 +53,30 @@ def needs_fused_kernel(node: Node) -> bool:
 
 def can_block(node: Node, graph: Graph) -> bool:
     """Whether there is a kernel for the node on blocked tensors."""
+    return obstacle(node, graph) is None
+
+
+def obstacle(node: Node, graph: Graph) -> tuple[str, str] | None:
+    """Return why no kernel runs a node on blocked tensors, and what a kernel would run; None if one does."""
     kernel, values = KERNELS.get(node.op), [graph.values[v] for v in node.values.values()]
     volumes = [value for value in values if value.layout != PLAIN and value.dtype != np.uint8]
-    if kernel is None or not volumes or any(value.dtype != np.float32 for value in volumes):
-        return False
-    return weights_are_given(node, graph) and kernel.fits(node, graph)
-
-
-def weights_are_given(node: Node, graph: Graph) -> bool:
-    """Whether weights are parameters, and no parameter is taken as a volume; else layouts are mixed up."""
+    if any(value.dtype != np.float32 for value in volumes):
+        return "float64 runs the reference", 'model.astype("float32")'
+    if kernel is None or not volumes:
+        return f"{node.op.removesuffix('_backward')} has no kernel on blocked tensors", "another operator"
     for role, name in node.values.items():
         value, is_weights = graph.values[name], role in ("weights", "diff_weights")
+        # Weights that are computed, and parameters that are taken as volumes, have the other's layout.
         if len(value.shape) == 5 and node.op != "head" and is_weights != (value.layout == PLAIN):
-            return False
-    return True
+            return (
+                "its weights are computed, or a parameter is used as a volume",
+                "weights that are parameters",
+            )
+    if not kernel.fits(node, graph):
+        settings = {n: node.attributes[n] for n in ("kernel", "stride", "padding") if n in node.attributes}
+        words = ", ".join(f"{name} {value}" for name, value in settings.items())
+        return f"no kernel for {words or 'its settings'}", kernel.takes
+    return None
 
 
 def split(graph: Graph) -> Graph:
