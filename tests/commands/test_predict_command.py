@@ -363,8 +363,13 @@ def test_folders_are_segmented_and_finished_images_skipped(command, model, datas
     assert {name: (found / name).stat().st_mtime_ns for name in before} == before
 
 
-def test_an_empty_folder_is_told(command, model, tmp_path):
+def test_an_empty_folder_and_two_files_of_one_name_are_told(command, model, tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "twice").mkdir()
+    for ending in (".nii", ".nii.gz"):
+        write_image(tmp_path / "twice" / f"a{ending}", (8, 8, 8))
+    done = command("predict", model, tmp_path / "twice", "-o", tmp_path / "found")
+    assert "both a.nii and a.nii.gz; expected one of them" in done.error
     done = command("predict", model, tmp_path / "empty", "-o", tmp_path / "found")
     assert (done.code, done.out) == (2, "")
     assert str(tmp_path / "empty") in done.error
@@ -380,6 +385,8 @@ def test_probabilities_lie_over_the_image_and_give_the_labels(command, model, tm
     values = np.asarray(shares.dataobj)
     np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-5)
     np.testing.assert_array_equal(values.argmax(axis=-1), np.asarray(labels.dataobj))
+    done = command("evaluate", tmp_path / "found", tmp_path / "found" / "head.nii.gz")
+    assert done.code == 0, "probabilities are no labels"
     assert command("predict", model, image, *options).code == 0, "files of ours are replaced"
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "found" / "head_probabilities.nii.gz")
     assert "this program did not write it" in command("predict", model, image, *options).error

@@ -69,7 +69,7 @@ def test_the_brain_is_found_whatever_surrounds_it(kind: str, size: float, tmp_pa
 def test_nothing_is_odd_about_zeros(size: float) -> None:
     image, _ = head(size)
     found, odd = find_brain(image)
-    assert odd | odd_sequences(image, found) == {}
+    assert odd | odd_sequences(image, found, empty_sequences(image, found)) == {}
     assert np.array_equal(found, image.any(axis=-1))
 
 
@@ -135,7 +135,7 @@ def test_a_sequence_of_noise_is_named() -> None:
     image[..., 2] = np.abs(np.random.default_rng(0).normal(0, 100, SHAPE))
     found, odd = find_brain(image)
     assert np.array_equal(found, brain)
-    assert odd | odd_sequences(image, found) == {
+    assert odd | odd_sequences(image, found, empty_sequences(image, found)) == {
         2: "looks the same in the brain and around it, as if it was noise"
     }
 

@@ -9,7 +9,7 @@ An image has shape=(D, H, W, C), the mask of its brain shape=(D, H, W). Notes ar
 on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ def find_brain(image: NDArray[Any]) -> tuple[NDArray[np.bool_], dict[int, str]]:
         brain = np.zeros(image.shape[:3], np.bool_)
         brain[box] = image[box].any(axis=-1)
     else:
-        box = _box_of(brain)
+        box = box_of(brain)
     within = _background_within(image[box], brain[box], found)
     if within is not None:
         inner, found = within
@@ -185,13 +185,19 @@ def _without_border(image: NDArray[Any]) -> Box:
     return tuple(box)
 
 
-def _box_of(mask: NDArray[np.bool_]) -> Box:
-    """Return the smallest box around the true voxels of a mask; an empty one without any."""
+def box_of(mask: NDArray[np.bool_]) -> Box:
+    """Return the smallest box around the true voxels of a mask, shape=(D, H, W); an empty one without any."""
     box = []
     for axis in range(3):
         places = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(places[0], places[-1] + 1) if places.size else slice(0, 0))
+        box.append(slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0))
     return tuple(box)
+
+
+def widened(box: Box, margin: int, shape: Sequence[int]) -> Box:
+    """Return a box with a margin of so many voxels on each side, inside a volume of a shape (D, H, W)."""
+    sides = zip(box, shape, strict=True)
+    return tuple(slice(max(0, side.start - margin), min(side.stop + margin, n)) for side, n in sides)
 
 
 def empty_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
@@ -206,10 +212,9 @@ def empty_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, 
     return empty
 
 
-def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_]) -> dict[int, str]:
-    """Return a note for each sequence that is nearly constant, or a copy of another sequence."""
+def odd_sequences(image: NDArray[Any], brain: NDArray[np.bool_], empty: Mapping[int, str]) -> dict[int, str]:
+    """Return a note for each sequence that is nearly constant, or a copy of another, and is not ``empty``."""
     odd: dict[int, str] = {}
-    empty = empty_sequences(image, brain)
     for channel in range(image.shape[-1]):
         inside = image[..., channel][brain]
         if channel in empty or not inside.size:

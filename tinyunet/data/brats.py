@@ -62,7 +62,7 @@ def read_brats(path: str | Path, labels: str | None = None, allow_missing: bool 
     path = Path(path)
     found: dict[str, tuple[tuple[Path, ...], Path]] = {}
     unlabelled = 0
-    for folder in _case_folders(path):
+    for folder in case_folders(path):
         image_paths, label_path = case_files(folder, allow_missing)
         if label_path is None:
             unlabelled += 1
@@ -86,12 +86,7 @@ def read_brats(path: str | Path, labels: str | None = None, allow_missing: bool 
     return Dataset(path, cases, MODALITIES, *meaning)
 
 
-def case_folders(path: Path) -> list[Path]:
-    """Return the folders of cases under a folder, however deep, in their order."""
-    return sorted(_case_folders(path))
-
-
-def _case_folders(path: Path) -> Iterator[Path]:
+def case_folders(path: Path) -> Iterator[Path]:
     """Find the folders under a path that hold files of a case, each once."""
     walked: set[str] = set()
     for folder, subfolders, names in os.walk(path, onerror=_not_listed, followlinks=True):

@@ -15,7 +15,7 @@ from tinyunet.data.brain import empty_sequences, find_brain, normalise, odd_sequ
 from tinyunet.data.conventions import Meaning
 from tinyunet.data.geometry import Geometry
 from tinyunet.data.labels import read_labels
-from tinyunet.data.nifti import read_header, read_volume
+from tinyunet.data.nifti import read_volume
 from tinyunet.data.resample import resample_image, resample_labels
 from tinyunet.data.spacing import Spacing, in_mm, shape_for
 from tinyunet.data.stream import memory_for
@@ -69,13 +69,12 @@ def load_case(
     return image, resample_labels(labels, image.shape[:3]), geometry
 
 
-def load_labels(case: Case, geometry: Geometry | None = None) -> NDArray[np.uint8]:
+def load_labels(case: Case, geometry: Geometry) -> NDArray[np.uint8]:
     """Return the class of each voxel of a case's image, never resampled: shape=(D, H, W), C-contiguous.
 
-    ``geometry`` is the image's; without it, it is read. DataError as :func:`on_same_voxels` and
+    ``geometry`` is the image's. DataError as :func:`on_same_voxels` and
     :func:`tinyunet.data.labels.read_labels`.
     """
-    geometry = geometry or read_header(first_present(case.image_paths))[1]
     labels, label_geometry = read_labels(case.label_path, case.label_values)
     return on_same_voxels(labels, case.label_path, label_geometry, case.image_paths[0], geometry)
 
@@ -127,7 +126,7 @@ def load_image(
         expected = expected if len(empty) < image.shape[-1] else "expected an image of a head"
         raise DataError(f"{shown}; {expected}")
     if notes is not None:
-        notes += _notes(paths, odd | odd_sequences(image, brain) | empty)
+        notes += _notes(paths, odd | odd_sequences(image, brain, empty) | empty)
         content = float(np.count_nonzero(brain) * geometry.millilitres)
         if content > _LARGEST and not brain.all():
             notes.append(

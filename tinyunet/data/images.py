@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.data import brats
-from tinyunet.data.nifti import stem
+from tinyunet.data.nifti import files_by_name, stem
 
-_NIFTI = (".nii", ".nii.gz")
 # nnU-Net has a file for each channel: CASE_0000.nii.gz, CASE_0001.nii.gz, ...
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -38,7 +37,7 @@ def find_images(given: str | Path, modalities: Sequence[str], allow_missing: boo
         if not path.exists():
             raise UserError(f"{path}: no such file; expected a NIfTI file, a BraTS case or a folder of these")
         return [Image(name, (path,))]
-    cases = brats.case_folders(path)
+    cases = list(brats.case_folders(path))
     if cases:
         named = [(name if case == path else Path(os.path.abspath(case)).name, case) for case in cases]
         return [
@@ -65,20 +64,13 @@ def _sequences(case: Path, modalities: Sequence[str], allow_missing: bool) -> tu
 
 def _of_files(folder: Path, channels: int) -> Iterator[Image]:
     """Yield the images in a folder: a file each, or a file for each channel."""
-    files = {
-        stem(file): file
-        for file in sorted(folder.iterdir())
-        if file.name.lower().endswith(_NIFTI) and not file.name.startswith(".") and file.is_file()
-    }
-    parts: dict[str, dict[int, Path]] = {}
+    files = files_by_name(folder)
+    parts: dict[str, dict[int, str]] = {}
+    for name in files:
+        if match := _CHANNEL.fullmatch(name):
+            parts.setdefault(match[1], {})[int(match[2])] = name
+    for name, by_channel in parts.items():
+        if sorted(by_channel) == list(range(channels)):
+            yield Image(name, tuple(files.pop(by_channel[channel]) for channel in range(channels)))
     for name, file in files.items():
-        match = _CHANNEL.fullmatch(name)
-        if match:
-            parts.setdefault(match[1], {})[int(match[2])] = file
-    whole = {name for name, numbers in parts.items() if sorted(numbers) == list(range(channels))}
-    for name in whole:
-        yield Image(name, tuple(parts[name][number] for number in range(channels)))
-    for name, file in files.items():
-        match = _CHANNEL.fullmatch(name)
-        if not (match and match[1] in whole):
-            yield Image(name, (file,))
+        yield Image(name, (file,))

@@ -28,6 +28,8 @@ _POSITION_FIELDS = (
     "sform_code", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 
+#: What the name of a file of probabilities has behind that of the labels.
+PROBABILITIES = "_probabilities"
 _PROGRAM = "tinyunet.predict"
 _COMMENT = 6  # NIfTI's code for a comment
 

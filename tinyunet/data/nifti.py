@@ -18,7 +18,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from tinyunet.common.errors import DataError, said
+from tinyunet.common.errors import DataError, UserError, said
 from tinyunet.data.geometry import Geometry, affine_of
 from tinyunet.data.stream import Stream, open_stream
 
@@ -33,6 +33,7 @@ _EXTENDED_BYTES = 65536  # the first bytes of a file hold any comment in its hea
 _LAST_BEGIN = 2**28  # no header is longer, in bytes
 _COUNTED = 2**20  # bytes behind the voxels are counted up to here
 _EXPECTED = "a .nii or .nii.gz file"
+_ENDINGS = (".nii", ".nii.gz")
 
 
 class _Header(NamedTuple):
@@ -85,6 +86,21 @@ def read_extensions(path: str | Path) -> list[Any]:
     with contextlib.suppress(DataError, MemoryError), _damage_named(path):
         return list(header_class.from_fileobj(io.BytesIO(raw)).extensions)
     return []
+
+
+def files_by_name(path: Path) -> dict[str, Path]:
+    """Return the NIfTI files of a folder, sorted, by their names without ending; a file is all of its own.
+
+    Hidden files do not count. UserError if two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if not file.name.lower().endswith(_ENDINGS) or file.name.startswith("."):
+            continue
+        other = found.setdefault(stem(file), file)
+        if other != file:
+            raise UserError(f"{path}: both {other.name} and {file.name}; expected one of them")
+    return found
 
 
 def stem(path: Path) -> str:

@@ -29,12 +29,11 @@ from tinyunet.data.conventions import (
     tumour_parts,
 )
 from tinyunet.data.decathlon import read_dataset
-from tinyunet.data.labels import label_numbers, marked_meaning, read_labels
-from tinyunet.data.nifti import stem
+from tinyunet.data.labels import PROBABILITIES, label_numbers, marked_meaning, read_labels
+from tinyunet.data.nifti import files_by_name, stem
 from tinyunet.segmentation.metrics import measure, measure_lesions
 from tinyunet.segmentation.scores import REGIONS
 
-_ENDINGS = (".nii", ".nii.gz")
 _NAMED = 5  # cases without a prediction
 
 #: ``{"classes": {name: {metric: value}}, "regions": {name: {metric: value}}}``
@@ -125,10 +124,13 @@ def measure_pairs(
         prediction = on_same_voxels(prediction, pair.prediction, geometry, pair.truth, true_geometry)
         spacing = true_geometry.spacing
         measures: Measures = {"classes": {}, "regions": {}}
+        known: dict[tuple[int, ...], dict[str, float]] = {}  # a class may be a region, too
         for group, name, members in _masks(found.truth.names):
-            masks = _among(prediction, members), _among(truth, members)
-            values = measure(*masks, spacing, tolerance)
-            measures[group][name] = values | (measure_lesions(*masks, spacing) if lesion_wise else {})
+            if members not in known:
+                masks = _among(prediction, members), _among(truth, members)
+                values = measure(*masks, spacing, tolerance)
+                known[members] = values | (measure_lesions(*masks, spacing) if lesion_wise else {})
+            measures[group][name] = known[members]
         rows.append((pair.name, measures))
     return rows
 
@@ -181,15 +183,10 @@ def _dataset(
 
 
 def _label_files(path: Path) -> dict[str, Path]:
-    """Return the files of a folder by their names without ending; a file is all of its own."""
-    found: dict[str, Path] = {}
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if not file.name.lower().endswith(_ENDINGS) or file.name.startswith("."):
-            continue
-        other = found.setdefault(stem(file), file)
-        if other != file:
-            raise UserError(f"{path}: both {other.name} and {file.name}; expected one of them")
-    return found
+    """Return the label files of a folder by their names; probabilities beside labels are none."""
+    found = files_by_name(path)
+    beside = {name + PROBABILITIES for name in found}
+    return {name: file for name, file in found.items() if name not in beside}
 
 
 def _pair(name: str, prediction: Path, truths: Mapping[str, Path], labels: Path) -> Pair:

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tinyunet.data.brain import box_of, widened
+
 Mask = NDArray[np.bool_]
 Spacing = Sequence[float]
 
@@ -93,7 +95,7 @@ def surface_scores(prediction: Mask, truth: Mask, spacing: Spacing, tolerance: f
         return 0.0, 1.0
     if not prediction.any() or not truth.any():
         return float(np.linalg.norm(np.multiply(truth.shape, spacing))), 0.0
-    box = _bounding_box(prediction | truth)
+    box = box_of(prediction | truth)
     surfaces = [_surface(mask[box]) for mask in (prediction, truth)]
     apart = []
     for surface, other in (surfaces, surfaces[::-1]):
@@ -102,11 +104,6 @@ def surface_scores(prediction: Mask, truth: Mask, spacing: Spacing, tolerance: f
     hd95 = max(float(np.percentile(distances, 95)) for distances in apart)
     near = sum(np.count_nonzero(distances <= tolerance) for distances in apart)
     return hd95, near / sum(map(len, apart))
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    found: tuple[slice, ...] = ndimage.find_objects(mask.view(np.uint8))[0]
-    return found
 
 
 def _surface(mask: Mask) -> Mask:
@@ -131,10 +128,7 @@ def lesions(prediction: Mask, truth: Mask, spacing: Spacing) -> list[Lesion]:
     if not (prediction.any() or truth.any()):
         return []
     # Nothing happens farther from the masks than the dilation reaches.
-    box = tuple(
-        slice(max(0, side.start - _DILATION - 1), side.stop + _DILATION + 1)
-        for side in _bounding_box(prediction | truth)
-    )
+    box = widened(box_of(prediction | truth), _DILATION + 1, truth.shape)
     prediction, truth = prediction[box], truth[box]
     found, count = ndimage.label(prediction, _ALL)
     dilated = ndimage.binary_dilation(truth, _EDGES, iterations=_DILATION) if truth.any() else truth

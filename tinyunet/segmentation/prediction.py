@@ -16,7 +16,7 @@ from tinyunet.data import brats
 from tinyunet.data.cases import first_present, load_image, network_shape
 from tinyunet.data.conventions import read_as
 from tinyunet.data.images import find_images
-from tinyunet.data.labels import is_untouched, save_labels, save_probabilities
+from tinyunet.data.labels import PROBABILITIES, is_untouched, save_labels, save_probabilities
 from tinyunet.data.nifti import read_header
 from tinyunet.data.spacing import FAR, Spacing, differs, in_mm
 from tinyunet.data.stream import memory_for
@@ -70,7 +70,7 @@ class Job(NamedTuple):
     @property
     def probabilities(self) -> Path:
         """The file for probabilities."""
-        return self.output.with_name(f"{self.name}_probabilities.nii.gz")
+        return self.output.with_name(f"{self.name}{PROBABILITIES}.nii.gz")
 
 
 class Segmented(NamedTuple):

@@ -19,6 +19,7 @@ from tinyunet.common.turns import one_at_a_time
 from tinyunet.compiler import Inference
 from tinyunet.compiler.ir import Options
 from tinyunet.compiler.passes import NAMES
+from tinyunet.data.brain import box_of, widened
 from tinyunet.data.resample import resample_probabilities
 from tinyunet.unet import UNet
 
@@ -106,16 +107,17 @@ def predict_volume(
     missing = np.maximum(np.subtract(patch_size, shape), 0)
     padded = np.pad(image, [*((0, m) for m in missing), (0, 0)]) if any(missing) else image
     weights = gaussian_weights(patch_size)[..., None]
+    flips = [axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)]
+    share = weights / np.float32(len(flips))
     total = np.zeros((*padded.shape[:3], int(model.config["classes"])), np.float32)
     norm = np.zeros((*padded.shape[:3], 1), np.float32)
     corners = _corners(shape, patch_size, overlap)
     predict = predict or predictor(model, eager=True)
-    flips = [axes for n in range(4 if mirror else 1) for axes in itertools.combinations((1, 2, 3), n)]
     for done, corner in enumerate(corners, start=1):
         here = tuple(slice(c, c + p) for c, p in zip(corner, patch_size, strict=True))
         for axes in flips:
             patch = np.ascontiguousarray(np.flip(padded[here][None], axes))
-            total[here] += np.flip(predict(patch), axes)[0] * (weights / np.float32(len(flips)))
+            total[here] += np.flip(predict(patch), axes)[0] * share
         norm[here] += weights
         if progress is not None:
             progress(done, len(corners))
@@ -164,12 +166,12 @@ def _brain_box(image: NDArray[np.float32], step: int) -> tuple[slice, ...]:
 
     It begins at a multiple of ``step``, so that pooling sees the same voxels together as in the whole image.
     """
-    corners = np.argwhere(image.any(axis=-1))
-    if not len(corners):
+    brain: NDArray[np.bool_] = np.asarray(image.any(axis=-1))
+    box = box_of(brain)
+    if box[0].stop == 0:
         return (slice(None),) * 3
-    first = np.maximum(corners.min(axis=0) - _MARGIN, 0) // step * step
-    end = np.minimum(corners.max(axis=0) + 1 + _MARGIN, image.shape[:3])
-    return tuple(slice(a, b) for a, b in zip(first.tolist(), end.tolist(), strict=True))
+    box = widened(box, _MARGIN, image.shape[:3])
+    return tuple(slice(side.start // step * step, side.stop) for side in box)
 
 
 def segment(
