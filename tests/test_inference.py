@@ -27,7 +27,7 @@ class Copy(Module):
     """A "model" that gives back what it is shown, and notes the sizes it was shown."""
 
     def __init__(self, channels: int = 2, depth: int = 1):
-        self.config = {"in_channels": channels, "classes": channels, "depth": depth}
+        self.config = {"dim": 3, "in_channels": channels, "classes": channels, "depth": depth}
         self.shapes = set()
         self.modes = set()
 

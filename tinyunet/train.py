@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from tinyunet.commandline import Parser, add_threads, run, use_threads
+from tinyunet.commandline import Parser, add_threads, run, use_threads, whole_number
 from tinyunet.common.errors import AgreedError
 from tinyunet.data.spacing import from_words
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.training.settings import Settings, add_option
+from tinyunet.training.settings import Settings, add_option, read_config
 
 
 def make_parser() -> Parser:
@@ -19,8 +19,8 @@ def make_parser() -> Parser:
         description="Train a 3-D U-Net to segment brain tumours in MRI. Without options it makes "
         "a data set of phantoms, trains on it for some minutes, and tests the result.",
         epilog="On several processes: mpirun -n 4 python -m tinyunet.train. Results come in a "
-        "folder of their own: best.npz and latest.npz (checkpoints), history.json, test.json, "
-        "learning_curves.png and predictions.png.",
+        "folder of their own: best.npz and latest.npz (checkpoints), config.json, history.json, "
+        "metrics.jsonl, test.json, learning_curves.png and predictions.png.",
         argument_default=SUPPRESS,  # only what is given goes into the settings
     )
     groups: dict[str, Any] = {}
@@ -34,7 +34,19 @@ def make_parser() -> Parser:
     text = "go on with a run, given by its folder or a checkpoint in it; without RUN with the latest "
     text += "in --output, or with a new one if there is none. The run keeps its settings"
     groups["the run"].add_argument("--resume", nargs="?", const="", metavar="RUN", help=text)
+    text = "with --resume: train so many epochs more; the learning rate rises once more, and falls to 0 again"
+    groups["the run"].add_argument("--extend", type=whole_number(1), metavar="EPOCHS", help=text)
+    text = "read settings from a JSON file, such as the config.json of a run; options given here come first"
+    groups["the run"].add_argument("--config", metavar="FILE", help=text)
     return parser
+
+
+def patch_size(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Return three sizes for one, or for as many as there are dimensions; AgreedError for another number."""
+    if len(sizes) not in (1, dim, 3):
+        expected = f"expected 1 or {dim}" if dim != 3 else "expected 1 or 3"
+        raise AgreedError(f"--patch-size: {len(sizes)} numbers; {expected} (see --help)")
+    return (*sizes, 1) if len(sizes) == 2 else tuple(sizes) * (3 // len(sizes))
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:
@@ -42,10 +54,13 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     with communicator.together():  # cores and folders may differ between nodes
         given = vars(make_parser().parse_args(arguments))
         threads, resume = given.pop("threads", None), given.pop("resume", None)
+        extend, config = given.pop("extend", None), given.pop("config", None)
+        if extend and resume is None:
+            raise AgreedError("--extend: no run to go on with; expected --resume, too")
+        if config:
+            given = read_config(config) | given
         if sizes := given.get("patch_size"):
-            if len(sizes) not in (1, 3):
-                raise AgreedError(f"--patch-size: {len(sizes)} numbers; expected 1 or 3 (see --help)")
-            given["patch_size"] = tuple(sizes * (3 // len(sizes)))
+            given["patch_size"] = patch_size(sizes, given.get("dim", 3))
         if words := given.get("spacing"):
             given["spacing"] = from_words(words)
         if resume is None:
@@ -54,7 +69,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
     # Imported here: a wrong option is reported at once.
     from tinyunet.training.run import train
 
-    train(given, communicator, resume)
+    train(given, communicator, resume, extend)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from small_runs import SMALL, SPOILT, brats_case, image_of, labels_of, nan, rewrite, strange_label
 
 from tinyunet import losses
-from tinyunet.data.cases import split
 from tinyunet.data.decathlon import read_dataset
+from tinyunet.data.patients import split
 from tinyunet.optim import Adam
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.scores import overall
@@ -31,9 +31,11 @@ from tinyunet.training import start
 
 FILES = [
     "best.npz",
+    "config.json",
     "history.json",
     "latest.npz",
     "learning_curves.png",
+    "metrics.jsonl",
     "predictions.png",
     "previous.npz",
     "test.json",
@@ -180,11 +182,11 @@ def test_a_patch_larger_than_a_volume_is_told(command, dataset, tmp_path):
 
 def test_too_few_cases_are_told(command, copy, tmp_path):
     description = json.loads((copy / "dataset.json").read_text())
-    description["training"] = description["training"][:2]
+    description["training"] = description["training"][:1]
     (copy / "dataset.json").write_text(json.dumps(description))
     done = command("train", "--data-path", copy, "--output", tmp_path / "runs", *SMALL)
     assert done.code == 2
-    assert "2 labelled cases; expected at least 3" in done.error
+    assert "1 labelled case of 1 patient; expected at least 2 patients" in done.error
 
 
 def test_a_loss_that_is_no_number_ends_the_run(command, dataset, tmp_path, monkeypatch):

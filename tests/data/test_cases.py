@@ -1,7 +1,5 @@
-"""One case as arrays: loading, normalising, and the split into three parts."""
+"""One case as arrays: loading and normalising."""
 
-import os
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,7 +11,7 @@ from volumes import head, oblique, orientations, tumour, write
 
 from tinyunet.common.errors import DataError
 from tinyunet.data.brain import normalise
-from tinyunet.data.cases import Case, check_patch_fits, load_case, load_image, split
+from tinyunet.data.cases import Case, check_patch_fits, load_case, load_image
 from tinyunet.data.labels import save_labels
 from tinyunet.data.nifti import read_header
 
@@ -28,10 +26,6 @@ def case(folder: Path, **changes: object) -> Case:
         "label_values": (0, 1, 2, 3),
     }
     return Case(**(fields | changes))  # type: ignore[arg-type]
-
-
-def named(count: int) -> list[Case]:
-    return [Case(f"T_{index:03}", (), Path(), 4, (0, 1)) for index in range(count)]
 
 
 class TestLoad:
@@ -212,53 +206,3 @@ class TestNormalise:
     def test_large_mean_small_deviation(self) -> None:
         image = 1e6 + np.random.default_rng(0).integers(0, 3, (8, 8, 8, 1)).astype(np.float32)
         assert normalise(image).std(dtype=np.float64) == pytest.approx(1, abs=1e-6)
-
-
-class TestSplit:
-    """Each case in one part, decided by seed and names alone."""
-
-    @given(
-        count=st.integers(3, 60),
-        train=st.floats(0.01, 0.99),
-        validate=st.floats(0.01, 0.99),
-        seed=st.integers(0, 2**40),
-    )
-    def test_each_case_once_and_no_part_empty(
-        self, count: int, train: float, validate: float, seed: int
-    ) -> None:
-        cases = named(count)
-        parts = split(cases, train, validate, seed)
-        assert sorted(case.name for part in parts for case in part) == [case.name for case in cases]
-        assert all(parts)
-
-    def test_a_name_need_not_be_utf8(self) -> None:
-        case = replace(named(1)[0], name=os.fsdecode(b"M\xfcller"))
-        assert len(split([*named(3), case])) == 3
-
-    def test_sizes(self) -> None:
-        assert [len(part) for part in split(named(484))] == [411, 36, 37]
-        assert [len(part) for part in split(named(40))] == [34, 3, 3]
-        assert [len(part) for part in split(named(10))] == [8, 1, 1]
-        assert [len(part) for part in split(named(3))] == [1, 1, 1]
-        assert [len(part) for part in split(named(100), 0.5, 0.2)] == [50, 10, 40]
-
-    def test_seed_decides_and_order_does_not(self) -> None:
-        cases = named(30)
-        assert split(cases, seed=1) == split(cases[::-1], seed=1)
-        assert split(cases, seed=1) != split(cases, seed=2)
-
-    def test_is_the_same_everywhere(self) -> None:
-        names = [[case.name for case in part] for part in split(named(6), 0.5, seed=7)]
-        assert names == [["T_005", "T_000", "T_004"], ["T_002", "T_001"], ["T_003"]]
-
-    @pytest.mark.parametrize("count", [0, 1, 2])
-    def test_too_few(self, count: int) -> None:
-        with pytest.raises(DataError, match=f"^{count} labelled cases; expected at least 3"):
-            split(named(count))
-
-    @pytest.mark.parametrize("share", [0, 1, -0.1, 85, float("nan")])
-    def test_shares(self, share: float) -> None:
-        with pytest.raises(ValueError, match=r"^train_test_split: "):
-            split(named(5), train_test_split=share)
-        with pytest.raises(ValueError, match=r"^validate_test_split: "):
-            split(named(5), validate_test_split=share)

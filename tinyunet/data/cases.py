@@ -1,6 +1,5 @@
 """One case as arrays: reading image and labels, and the split of cases into three parts."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -187,31 +186,6 @@ def _notes(paths: Sequence[str | Path], odd: Mapping[int, str]) -> list[str]:
         alike.setdefault(note, []).append(str(channel + 1))
     parts = [f"sequence {', '.join(channels)}: {note}" for note, channels in alike.items()]
     return [f"{paths[0]}: {'; '.join(parts)}"] if parts else []
-
-
-def split(
-    cases: Sequence[Case], train_test_split: float = 0.85, validate_test_split: float = 0.5, seed: int = 0
-) -> tuple[list[Case], list[Case], list[Case]]:
-    """Split cases into training, validation and test; each gets one case at least, and no case twice.
-
-    The order comes from a hash of the seed and each case's name. It depends on nothing else: not on the
-    number of ranks, the order of the files on disk, or the version of a random generator.
-    ``train_test_split`` is the share of the cases to train on, ``validate_test_split`` the share of the
-    others to validate on: ValueError unless both are between 0 and 1. DataError for fewer than three cases.
-    """
-    for name, share in (("train_test_split", train_test_split), ("validate_test_split", validate_test_split)):
-        if not 0 < share < 1:
-            raise ValueError(f"{name}: {share}; expected a share between 0 and 1")
-    if len(cases) < 3:
-        expected = "expected at least 3: one to train on, one to validate on and one to test on"
-        raise DataError(f"{len(cases)} labelled cases; {expected}")
-    names = [f"{seed}:{case.name}".encode(errors="surrogateescape") for case in cases]  # not always UTF-8
-    order = sorted(range(len(cases)), key=lambda index: hashlib.sha256(names[index]).digest())
-    shuffled = [cases[index] for index in order]
-    others = min(max(round(len(cases) * (1 - train_test_split)), 2), len(cases) - 1)
-    validation = min(max(round(others * validate_test_split), 1), others - 1)
-    train = len(cases) - others
-    return shuffled[:train], shuffled[train : train + validation], shuffled[train + validation :]
 
 
 def on_same_voxels(

@@ -258,12 +258,12 @@ def _run(
 
 
 def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """Return the numbers of the classes, after checking that the model segments volumes."""
+    """Return the numbers of the classes, after checking that the model has named ones."""
     values = checkpoint.state.get("label_values", ())
     names = checkpoint.state.get("labels", ())
     # A model of one class separates it from the background.
     classes = {max(checkpoint.config.get("classes", 0), 2), len(values), len(names)}
-    if checkpoint.config.get("dim", 3) != 3 or not values or len(classes) > 1:
+    if not values or len(classes) > 1:
         expected = "expected a checkpoint of python -m tinyunet.train"
-        raise CheckpointError(f"{checkpoint.path}: not a model of volumes with named labels; {expected}")
+        raise CheckpointError(f"{checkpoint.path}: not a model with named labels; {expected}")
     return tuple(values)

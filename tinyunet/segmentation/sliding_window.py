@@ -38,9 +38,16 @@ def predictor(
     The model may be trained meanwhile: predictions use its present parameters. ``accuracy`` and
     ``deterministic`` are those of :func:`tinyunet.compile`.
     """
-    if eager:
-        return partial(_eager, model)
-    return Inference(model, Options(NAMES, accuracy, deterministic))
+    options = Options(NAMES, accuracy, deterministic)
+    predict: Predict = partial(_eager, model) if eager else Inference(model, options)
+    return predict if model.config["dim"] == 3 else partial(_slice_by_slice, predict)
+
+
+def _slice_by_slice(predict: Predict, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a model of two dimensions on the axial slices of patches (MB, D, H, W, C): slices of constant W."""
+    MB, D, H, W, C = images.shape
+    slices = np.ascontiguousarray(np.moveaxis(images, 3, 1)).reshape(MB * W, D, H, C)
+    return np.moveaxis(predict(slices).reshape(MB, W, D, H, -1), 1, 3)
 
 
 def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -49,21 +56,22 @@ def _eager(model: UNet, images: NDArray[np.float32]) -> NDArray[np.float32]:
         return model(images).data
 
 
-def patch_for(depth: int, shape: Sequence[int]) -> tuple[int, int, int]:
+def patch_for(depth: int, shape: Sequence[int], dim: int = 3) -> tuple[int, int, int]:
     """Choose the patch for a volume, shape=(D, H, W), and a U-Net with ``depth`` levels.
 
     A network of convolutions takes any size, and a large patch has little border: the patch is the whole
-    volume, up to 128 voxels an axis, rounded up to a multiple of the factor that pooling divides by.
+    volume, up to 128 voxels an axis, rounded up to a multiple of the factor that pooling divides by. In two
+    dimensions it has all of the slices.
     """
     step = 2 ** (depth - 1)
     most = max(step, LARGEST_PATCH // step * step)
     d, h, w = (min(-(-size // step) * step, most) for size in shape)
-    return d, h, w
+    return d, h, w if dim == 3 else shape[2]
 
 
-def count_patches(depth: int, shape: Sequence[int], overlap: float = 0.5) -> int:
+def count_patches(depth: int, shape: Sequence[int], overlap: float = 0.5, dim: int = 3) -> int:
     """Return how many patches :func:`segment` takes for a volume, shape=(D, H, W)."""
-    return len(_corners(shape, patch_for(depth, shape), overlap))
+    return len(_corners(shape, patch_for(depth, shape, dim), overlap))
 
 
 def predict_volume(
@@ -144,7 +152,7 @@ def predict_image(
     depth = int(model.config["depth"])
     box = _brain_box(image, 2 ** (depth - 1))
     inside = image[box]
-    patch_size = patch_for(depth, inside.shape[:3])
+    patch_size = patch_for(depth, inside.shape[:3], model.config["dim"])
     found = predict_volume(model, inside, patch_size, overlap, progress, predict, mirror)
     bad = found.size - np.count_nonzero(np.isfinite(found))
     if bad:

@@ -44,14 +44,12 @@ class Task(NamedTuple):
 
     config: Mapping[str, Any]  # arguments of the model
     options: Mapping[str, Any]  # of tinyunet.compile
-    batch_shapes: Sequence[Sequence[int]]  # [MB, D, H, W] of the training
+    batch_shapes: Sequence[Sequence[int]]  # [MB, D, H, W] of the training, or [MB, D, H]
     patch_size: Sequence[int]  # [D, H, W] of a volume to predict
     threads: int
 
 
-def compile_kernels(
-    job: Job, config: Mapping[str, Any], batch_shapes: Sequence[tuple[int, int, int, int]]
-) -> None:
+def compile_kernels(job: Job, config: Mapping[str, Any], batch_shapes: Sequence[tuple[int, ...]]) -> None:
     """Run a training step and an inference on one rank of each node, with a model thrown away.
 
     The first start on a machine compiles the kernels and measures which algorithms are fastest, and
@@ -65,7 +63,7 @@ def compile_kernels(
     with progress.kernels(what) as compiled, communicator.together():
         if communicator.local_rank == 0:
             options = settings.compile_options
-            task = Task(config, options, batch_shapes, settings.patch_size, machine.threads())
+            task = Task(config, options, batch_shapes, settings.patch, machine.threads())
             model, is_helped = UNet(**config), not settings.eager and _has_room_for_two(task)
             try:
                 with on_compilation(_refuse_to_compile) if is_helped else nullcontext():
@@ -74,14 +72,14 @@ def compile_kernels(
                 _compile_from_both_ends(task)
                 _steps(model, settings, batch_shapes)
             if compiled:  # else inference finds its kernels on disk, too, when it comes
-                image = np.zeros((*settings.patch_size, config["in_channels"]), np.float32)
+                image = np.zeros((*settings.patch, config["in_channels"]), np.float32)
                 segment(model, image, predict=predictor(model, settings.eager, **options))
     # By a message: the folder of the cache may be read-only, or another one on each node.
     measured = measure.remembered()
     measured.update(communicator.broadcast_object(measured))
 
 
-def _steps(model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, int, int, int]]) -> None:
+def _steps(model: UNet, settings: Settings, batch_shapes: Sequence[tuple[int, ...]]) -> None:
     optimizer = Adam(model.parameters())
     for shape in batch_shapes:
         images = np.zeros((*shape, model.config["in_channels"]), np.float32)
@@ -135,7 +133,8 @@ def compile_task(task: Task, direction: Direction) -> None:
             step = compile(model, dice_cross_entropy, optimizer, shape, **task.options)
             step.program(shape).compile(direction)
         # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
-        shape = (1, *patch_for(model.config["depth"], task.patch_size), channels)
+        dim = model.config["dim"]
+        shape = (1, *patch_for(model.config["depth"], task.patch_size, dim)[:dim], channels)
         compile(UNet(**task.config), shape, **task.options).program(shape).compile(direction)
         optimizer.step()
 

@@ -5,6 +5,8 @@ things may differ: batch norm's running statistics, if they are not synchronised
 compressed gradients have still to send. A checkpoint holds a row of these for each rank.
 """
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,11 +44,46 @@ class EpochResult(NamedTuple):
     dice: float
 
 
+class StepResult(NamedTuple):
+    """What a step of all ranks found: loss, Dice as in :class:`EpochResult`, and how the step was made."""
+
+    loss: float
+    dice: float
+    lr: float
+    wait: float  # seconds that this rank waited for its patches
+    gradient_norm: float | None  # before it was clipped; None without a limit
+
+
+def clip(gradients: Array, most: float) -> float:
+    """Scale gradients, in place, down to a Euclidean norm of ``most`` if it is larger; return the norm.
+
+    Source: Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks" (2013).
+    """
+    norm = math.sqrt(float(np.dot(gradients, gradients)))
+    if norm > most:
+        gradients *= np.float32(most / norm)
+    return norm
+
+
 def schedule_of(settings: Settings, steps_per_epoch: int) -> Schedule:
-    """Return the learning rate of each step: it rises to its highest, then falls to 0."""
-    steps, warm = settings.epochs * steps_per_epoch, settings.warmup_epochs
-    rising = steps // 20 if warm is None else round(warm * steps_per_epoch)
-    return warm_up(polynomial(settings.highest_lr, steps), max(1, rising))
+    """Return the learning rate of each step: it rises to its highest, then falls to 0.
+
+    A run that was extended does so once more: its second part is a training that begins from good weights.
+    """
+    ends, warm = [0, *settings.extended_at, settings.epochs], settings.warmup_epochs
+    parts = []
+    for first, end in itertools.pairwise(ends):
+        steps = (end - first) * steps_per_epoch
+        rising = steps // 20 if warm is None else round(warm * steps_per_epoch)
+        parts.append(
+            (first * steps_per_epoch, warm_up(polynomial(settings.highest_lr, steps), max(1, rising)))
+        )
+
+    def lr(step: int) -> float:
+        first, schedule = next(part for part in reversed(parts) if part[0] <= step)
+        return schedule(step - first)
+
+    return lr
 
 
 class Trainer:
@@ -67,6 +104,7 @@ class Trainer:
         schedule: Schedule | None = None,
     ) -> None:
         settings, self._communicator, self._progress = job
+        self._clip_norm = settings.clip_norm
         self.model, self.optimizer, self.loader = model, optimizer, loader
         self.pauses = pauses or Pauses(self._communicator, None)
         self._schedule = schedule or schedule_of(settings, loader.steps)
@@ -86,12 +124,17 @@ class Trainer:
         else:
             self._gradients = compiled_gradients(model, optimizer, shape, **settings.compile_options)
 
-    def epoch(self, number: int, on_pause: Callable[[Pause], None] = lambda pause: None) -> EpochResult:
+    def epoch(
+        self,
+        number: int,
+        on_pause: Callable[[Pause], None] = lambda pause: None,
+        on_step: Callable[[StepResult], None] = lambda result: None,
+    ) -> EpochResult:
         """Train on every patch of an epoch, or on those that are left of the present one.
 
-        ``number`` is that of the present epoch, or the next. ``on_pause`` is called between two steps when
-        there is something to pause for. AgreedError on every rank, if a file of any rank cannot be used, or
-        the loss is no number any more.
+        ``number`` is that of the present epoch, or the next. ``on_step`` is called after each step, and
+        ``on_pause`` between two steps when there is something to pause for. AgreedError on every rank, if a
+        file of any rank cannot be used, or the loss is no number any more.
         """
         if number != self.number:
             self.number, self.step, self.total = number, 0, np.zeros(4)
@@ -102,12 +145,14 @@ class Trainer:
             if not np.isfinite(sums[0]):
                 raise self._diverged(f"the loss is {sums[0]}", self.step + 1)
             self.optimizer.lr = self._schedule(self.optimizer.steps)
+            norm = clip(self.optimizer.flat_gradients, self._clip_norm) if self._clip_norm else None
             start, timeline = time.perf_counter(), self._communicator.timeline
             self.optimizer.step()
             if timeline:
                 timeline.span(KERNELS, type(self.optimizer).__name__, start, time.perf_counter())
             self.step += 1
             self.total += sums[:4]
+            on_step(StepResult(sums[0] / sums[3], sums[1] * 2 / sums[2], self.optimizer.lr, self._wait, norm))
             loss, dice = self._result()
             self._progress.step(int(sums[3]), loss=loss, Dice=dice)
             if self.step == self.loader.steps:
@@ -177,10 +222,12 @@ class Trainer:
         The sums over all patches of the step are those of :attr:`total`; sums over all ranks follow, of
         reasons to pause.
         """
-        sums, ends_step = np.zeros(4 + Pauses.KINDS), False
+        sums, ends_step, self._wait = np.zeros(4 + Pauses.KINDS), False, 0.0
         while not ends_step:
+            start = time.perf_counter()
             with self._communicator.together():
                 batch = next(batches)
+            self._wait += time.perf_counter() - start
             ends_step, self._sums.counts = batch.ends_step, batch.patches > 0
             self.optimizer.local.alike = batch.alike
             if self._synchronized:

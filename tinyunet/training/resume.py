@@ -55,13 +55,18 @@ class Resumed(NamedTuple):
 
 
 def begin(
-    given: Mapping[str, Any], resume: str | None, folder: RunFolder, communicator: Communicator
+    given: Mapping[str, Any],
+    resume: str | None,
+    folder: RunFolder,
+    communicator: Communicator,
+    extend: int | None = None,
 ) -> tuple[Settings, Resumed | None]:
     """Return on every rank the settings of a new run, or of one that goes on, as rank 0 finds them.
 
     ``given`` are the settings that were given. ``resume`` is as for :func:`find`; None begins a new run.
-    ``folder`` becomes the folder of the run that goes on, and rank 0 locks it. AgreedError if settings do not
-    go together, or there is no usable run to resume.
+    ``folder`` becomes the folder of the run that goes on, and rank 0 locks it; the run trains for ``extend``
+    epochs more than it has planned. AgreedError if settings do not go together, or there is no usable run to
+    resume.
     """
     resumed, settings = None, Settings(**given, ranks=communicator.size)
     with communicator.together():
@@ -77,8 +82,23 @@ def begin(
             if before is not None and settings.timeline is None:
                 note = f"{resumed.latest.path}: names a timeline, {before!a}; give --timeline for one"
                 resumed.notes.append(note)
+            if extend:
+                settings = extended(settings, extend)
+                after, until = settings.extended_at[-1], settings.epochs
+                rises = f"the learning rate rises to {settings.highest_lr:g} again after epoch {after}"
+                resumed.notes.append(f"--extend: {rises}, and falls to 0 until epoch {until}")
+        elif extend:
+            raise UserError(
+                f"--extend: no run to go on with in {settings.output}; expected one that has ended"
+            )
         settings.check()
     return communicator.broadcast_object(settings), resumed
+
+
+def extended(settings: Settings, epochs: int) -> Settings:
+    """Return settings with a further part of so many epochs, in which the learning rate rises and falls."""
+    ends = (*settings.extended_at, settings.epochs)
+    return dataclasses.replace(settings, epochs=settings.epochs + epochs, extended_at=ends)
 
 
 def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
@@ -161,7 +181,7 @@ def _check(found: Checkpoint) -> None:
     try:
         record(_STATE)(found.state, "state")
         model = found.make_model()
-        found.load_optimizer(model, Adam(model.parameters()))
+        found.load_optimizer(model, Adam(model.parameters(), ema=settings.ema))
         _check_statistics(found.arrays["statistics"], model)
         _check_consistency(found, settings)
     except CheckpointError:
@@ -176,9 +196,9 @@ def _check_consistency(found: Checkpoint, settings: Settings) -> None:
     history, labels = state["history"], state["labels"]
     scores = [each for each in [*(e["validation"] for e in history), state["validation"]] if each is not None]
     regions = [[*s["regions"]] for s in scores]
+    ends = [*settings.extended_at, settings.epochs]
     in_an_epoch = state["epoch"] > len(history)
     expected = [
-        ("dim", config["dim"], 3),
         # Older checkpoints have no norm.
         *((name, config.get(name, "batch"), value) for name, value in settings.model_options.items()),
         ("modalities", len(state["modalities"]), config["in_channels"]),
@@ -187,6 +207,7 @@ def _check_consistency(found: Checkpoint, settings: Settings) -> None:
         ("epochs of history", [e["epoch"] for e in history], [*range(1, len(history) + 1)]),
         ("epoch and history", len(history) <= state["epoch"] <= len(history) + 1, True),
         ("epoch and epochs in all", state["epoch"] <= settings.epochs, True),
+        ("extensions", ends, sorted({*ends})),
         ("labels and scores", [[*s["classes"]] for s in scores], [[*labels[1:]]] * len(scores)),
         ("regions of scores", regions, regions[:1] * len(scores)),
         ("validation and history", state["validation"] is None, not history),

@@ -20,12 +20,13 @@ from tinyunet.segmentation.scores import mean, overall, summary, table
 from tinyunet.segmentation.sliding_window import predictor
 from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
-from tinyunet.training.loop import Trainer
+from tinyunet.training.loop import StepResult, Trainer
+from tinyunet.training.metrics import Metrics
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.resume import Resumed, begin, check_same_data
 from tinyunet.training.samples import Loader
-from tinyunet.training.settings import Settings
+from tinyunet.training.settings import Settings, configuration
 from tinyunet.training.start import Data, find_data
 from tinyunet.training.validate import CaseResult, epoch_heads, epoch_row, score_cases
 from tinyunet.unet import UNet
@@ -34,18 +35,21 @@ from tinyunet.viz import attempt
 PICTURED = 3  # test cases
 
 
-def train(given: Mapping[str, Any], communicator: Communicator, resume: str | None = None) -> None:
+def train(
+    given: Mapping[str, Any], communicator: Communicator, resume: str | None = None, extend: int | None = None
+) -> None:
     """Train on all ranks of a job, each of which calls this, and leave all results in a folder of the run.
 
     ``given`` are the settings that differ from the defaults, by their names in :class:`Settings`; ``resume``
-    is the run to go on with, as for :func:`tinyunet.training.resume.find`. AgreedError on every rank, with
+    is the run to go on with, as for :func:`tinyunet.training.resume.find`, for ``extend`` epochs more than it
+    planned. AgreedError on every rank, with
     one line, if data, options or disk are not as they must be. StoppedError on every rank after a signal: its
     text says what is left of the run. KeyboardInterrupt after a second signal, or before the training has
     begun.
     """
     folder = RunFolder(Settings(**given).output)
     with Progress(shown=communicator.rank == 0) as progress, folder:
-        settings, resumed = begin(given, resume, folder, communicator)
+        settings, resumed = begin(given, resume, folder, communicator, extend)
         job = Job(settings, communicator, progress)
         communicator.warn_of_stalls(settings.stall_warning)
         for note in resumed.notes if resumed else ():
@@ -59,13 +63,13 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
             loader = Loader(data.train, data.volumes, settings, *ranks, data.inspector)
         shapes = loader.batch_shapes()
         parameters = backward_order(model, (*shapes[0], len(data.dataset.modalities)))
-        optimizer = Adam(parameters, settings.lr, local=communicator.local)
+        optimizer = Adam(parameters, settings.lr, local=communicator.local, ema=settings.ema)
         with communicator.together():
             if resumed:
                 resumed.latest.load_optimizer(model, optimizer)
             if communicator.rank == 0:
-                # Three checkpoints of parameters and two averages, and one while it is written.
-                folder.check(4 * 3 * optimizer.flat_parameters.nbytes)
+                # Three checkpoints of parameters and their averages, and one while it is written.
+                folder.check(4 * (1 + len(optimizer.averages)) * optimizer.flat_parameters.nbytes)
                 folder.tidy()
         data.warn(job)
         progress.line(data.plan(job, model))
@@ -83,6 +87,7 @@ def train(given: Mapping[str, Any], communicator: Communicator, resume: str | No
                 interrupt.args = (run.left(),)
                 raise
             finally:
+                run.metrics.close()
                 if communicator.rank == 0:
                     folder.tidy()
 
@@ -94,7 +99,8 @@ def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
     if resumed:
         return resumed.latest.make_model()
     channels, classes = len(data.dataset.modalities), len(data.dataset.labels)
-    return UNet(3, channels, classes, seed=settings.random_seed, **settings.model_options)
+    options = settings.model_options
+    return UNet(in_channels=channels, classes=classes, seed=settings.random_seed, **options)
 
 
 class Run:
@@ -109,6 +115,7 @@ class Run:
         self._saved, self._where, self._seconds = "", str(folder), 0.0
         self._best_epoch, self._best_score = 0, -1.0
         self._best_state = self._model.state_dict()
+        self.metrics = Metrics(self._settings.tensorboard)
 
     def resume(self, resumed: Resumed) -> None:
         """Go on from where a checkpoint was written."""
@@ -117,6 +124,8 @@ class Run:
         trainer.number, trainer.step = state["epoch"], state["step"]
         trainer.total = np.array(state["sums"])
         trainer.take_own_arrays(resumed.latest.arrays)
+        if state.get("averaged"):  # the parameters of the best checkpoint are their average
+            trainer.optimizer.exchange_average()
         self._history, self._seconds = list(state["history"]), state["seconds"]
         self._best_state = best.model
         self._saved = _place(state)
@@ -136,22 +145,28 @@ class Run:
         self._progress.start(epochs * loader.volumes, max(done, 0))
         first = len(self._history) + 1
         for epoch in range(first, epochs + 1):
+            if self._waited_in_vain(epoch):
+                break
             self._start = time.perf_counter() - self._seconds
             self._progress.epoch(epoch, epochs)
-            result = trainer.epoch(epoch, self._pause)
+            result = trainer.epoch(epoch, self._pause, self._note)
+            trainer.optimizer.exchange_average()
             try:
                 validation = mean([case.scores for case in self._score(self._data.validation)])
+                best = overall(validation) > self._best_score
+                if best:
+                    self._best_epoch, self._best_score = epoch, overall(validation)
+                    self._best_state = self._model.state_dict()
             except StoppedError as stopped:
+                trainer.optimizer.exchange_average()
                 self._seconds = time.perf_counter() - self._start
                 self._keep()
                 raise self._stopped(stopped.signal_number) from None
-            best = overall(validation) > self._best_score
-            if best:
-                self._best_epoch, self._best_score = epoch, overall(validation)
-                self._best_state = self._model.state_dict()
+            trainer.optimizer.exchange_average()
             entry = {"epoch": epoch, **result._asdict(), "validation": validation}
             seconds = time.perf_counter() - self._start
             self._history.append(entry | {"lr": trainer.optimizer.lr, "seconds": seconds})
+            self.metrics.add(trainer.optimizer.steps, self._history[-1])
             self._seconds = 0.0
             self._keep(best)
             self._data.warn(self._job)
@@ -159,6 +174,18 @@ class Run:
                 self._progress.line(epoch_heads(validation))
             self._progress.line(epoch_row(epoch, result, validation, best))
         self._progress.finish()
+
+    def _waited_in_vain(self, epoch: int) -> bool:
+        """Whether the last epochs before this one, as many as --patience says, brought nothing better."""
+        patience, waited = self._settings.patience, epoch - 1 - self._best_epoch
+        in_vain = patience is not None and waited >= patience
+        if in_vain:
+            self._progress.line(f"stopped early: no better validation for {count(waited, 'epoch')}")
+        return in_vain
+
+    def _note(self, result: StepResult) -> None:
+        figures = {"epoch": self._trainer.number, **result._asdict()}
+        self.metrics.add(self._trainer.optimizer.steps, figures)
 
     def test(self) -> None:
         """Score the best model on cases that it was never trained on, and draw pictures."""
@@ -209,12 +236,19 @@ class Run:
         """Write the latest checkpoint and the history, and the best checkpoint if this one is."""
         trainer, folder, state = self._trainer, self._folder, self._state()
         saved = self._model, trainer.optimizer, state, trainer.own_arrays()
+        if best:
+            trainer.optimizer.exchange_average()
+            with self._communicator.together():
+                if self._communicator.rank == 0:
+                    averaged = {"averaged": True} if self._settings.ema else {}
+                    checkpoint.save(folder / BEST, self._model, trainer.optimizer, state | averaged, saved[3])
+            trainer.optimizer.exchange_average()
         with self._communicator.together():
             if self._communicator.rank == 0:
-                if best:
-                    checkpoint.save(folder / BEST, *saved)
                 checkpoint.save(folder / LATEST, *saved, previous=folder / PREVIOUS)
                 write_json(folder / "history.json", self._history)
+                write_json(folder / "config.json", configuration(self._settings))
+                self.metrics.write((folder / LATEST).parent)
         if not self._saved:
             self._where = self._communicator.broadcast_object(str(folder))  # rank 0 has made it
         self._saved = _place(state)

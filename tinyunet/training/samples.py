@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.base.limits import memory_limit
+from tinyunet.data.augmentation import augment, augment_fully, drop_sequences
 from tinyunet.data.cases import Case, check_patch_fits, first_present, load_case, load_labels
 from tinyunet.data.nifti import read_header
-from tinyunet.data.patches import augment, drop_sequences, generator, sample_patch
+from tinyunet.data.patches import choose_corner, generator, sample_patch
 from tinyunet.data.spacing import Spacing
 from tinyunet.training.settings import Settings
-
-# Half of the patches are cut around a tumour voxel, which otherwise is one voxel in a hundred.
-FOREGROUND_SHARE = 0.5
 
 T = TypeVar("T")
 Volume = tuple[NDArray[np.float32], NDArray[np.uint8]]
@@ -35,8 +33,8 @@ class Batch(NamedTuple):
     if they are here only because a rank must compute something.
     """
 
-    images: NDArray[np.float32]  # shape=(MB, D, H, W, C)
-    labels: NDArray[np.uint8]  # shape=(MB, D, H, W)
+    images: NDArray[np.float32]  # shape=(MB, D, H, W, C), in two dimensions (MB, D, H, C)
+    labels: NDArray[np.uint8]  # shape=(MB, D, H, W), or (MB, D, H)
     weight: float = 1.0
     ends_step: bool = True  # whether the optimizer's step follows
     alike: bool = True  # whether each rank has as many
@@ -167,13 +165,13 @@ class Loader:
         self.volumes = len(cases) * settings.patches_per_case  # patches in an epoch, over all ranks
         self.steps = -(-self.volumes // (self.batch_size * settings.accumulate))  # of the optimizer
 
-    def batch_shapes(self) -> list[tuple[int, int, int, int]]:
-        """Return the shapes (MB, D, H, W) that batches of any rank have, the usual one first."""
+    def batch_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of any rank's batches, (MB, D, H, W) or (MB, D, H), the usual one first."""
         whole, last = divmod(self.volumes, self.batch_size)
         batches = [self.batch_size] * (whole > 0) + [last] * (last > 0)
         parts = [np.array_split(np.arange(batch), self._ranks) for batch in batches]
         sizes = dict.fromkeys(max(1, len(part)) for batch in parts for part in batch)
-        return [(size, *self._settings.patch_size) for size in sizes]
+        return [(size, *self._settings.patch[: self._settings.dim]) for size in sizes]
 
     def epoch(self, epoch: int, steps_done: int = 0) -> Iterator[Batch]:
         """Give this rank's batches of an epoch, without the batches of the first ``steps_done`` steps.
@@ -210,14 +208,23 @@ class Loader:
         self, epoch: int, samples: NDArray[np.int64], weight: float, ends_step: bool, alike: bool
     ) -> Batch:
         """Cut and augment the patches of the numbers given."""
-        images, labels = zip(*(self._patch(epoch, int(s)) for s in samples), strict=True)
-        return Batch(np.stack(images), np.stack(labels), weight, ends_step, alike)
+        patches = [self._patch(epoch, int(sample)) for sample in samples]
+        images, labels = map(np.stack, zip(*patches, strict=True))
+        if self._settings.dim == 2:
+            images, labels = images[:, :, :, 0], labels[:, :, :, 0]
+        return Batch(images, labels, weight, ends_step, alike)
 
     def _patch(self, epoch: int, sample: int) -> Volume:
-        case, size = self._cases[sample % len(self._cases)], self._settings.patch_size
+        case, settings = self._cases[sample % len(self._cases)], self._settings
         image, labels = self._volumes[case]
-        check_patch_fits(case.image_paths[0], image.shape, size)
-        random = generator(self._settings.random_seed, epoch, sample)
-        image, labels = augment(*sample_patch(image, labels, size, FOREGROUND_SHARE, random), random)
-        drop_sequences(image, self._settings.sequence_dropout, random)
+        check_patch_fits(case.image_paths[0], image.shape, settings.patch)
+        random = generator(settings.random_seed, epoch, sample)
+        if settings.augmentation == "full":
+            corner = choose_corner(labels, settings.patch, settings.foreground, random).tolist()
+            image, labels = augment_fully(image, labels, corner, settings.patch, random)
+        else:
+            image, labels = sample_patch(image, labels, settings.patch, settings.foreground, random)
+            if settings.augmentation == "light":
+                image, labels = augment(image, labels, random)
+        drop_sequences(image, settings.sequence_dropout, random)
         return image, labels

@@ -4,13 +4,14 @@ import math
 from argparse import BooleanOptionalAction
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from tinyunet.commandline import number, whole_number
 from tinyunet.common import schema
-from tinyunet.common.errors import UserError
-from tinyunet.common.files import can_be_written, check_replaceable
-from tinyunet.common.schema import Rule, boolean, each, one_of, optional, text
+from tinyunet.common.errors import UserError, said
+from tinyunet.common.files import can_be_written, check_replaceable, read_json
+from tinyunet.common.schema import Rule, boolean, each, one_of, optional, shown, text
 from tinyunet.data.conventions import CONVENTIONS
 from tinyunet.data.spacing import rule
 from tinyunet.parallel.algorithms import ALGORITHMS, COMPRESSIONS, FEW_PATCHES, Exchange
@@ -86,6 +87,15 @@ class Settings:
         "leaves them as they are (default: the median of the data, if they differ by more than a twentieth)")
     allow_missing: bool = _setting(False, _FLAG, "data",
         "take cases in which a sequence is missing or constant; it becomes 0")
+    folds: int | None = _setting(None, _whole(2), "data",
+        "divide the patients into N equal parts: part --fold is the test, and of the others a share, as",
+        "--train-test-split says, is for validation; run it once for each fold")
+    fold: int = _setting(0, _whole(0), "data", "which of the --folds is the test, from 0 on")
+    patients: str | None = _setting(None, _text("FILE"), "data",
+        "CSV file with the columns case and patient: cases of one patient stay together in one part",
+        "(default: by their names, BraTS-GLI-00000-000 and -001 are of one patient)")
+    dim: int = _setting(3, Kind(one_of(2, 3), {"type": int, "choices": (2, 3)}), "model",
+        "3 for volumes, 2 for a net that sees one axial slice at a time")
     filters: int = _setting(16, _COUNT, "model",
         "channels of the first level; each level below has twice as many")
     depth: int = _setting(5, _whole(1, 20), "model", "number of levels")
@@ -96,7 +106,13 @@ class Settings:
     epochs: int = _setting(8, _COUNT, "training", "how often every training case is visited")
     patches_per_case: int = _setting(6, _COUNT, "training", "patches cut from a case at each visit")
     patch_size: tuple[int, int, int] = _setting((32, 32, 32), _SIZE, "training",
-        "voxels of a patch along its axes: one number for all, or three")
+        "voxels of a patch along its axes: one number for all, or three (two with --dim 2)")
+    foreground: float = _setting(0.5, Kind(schema.number(0, 1), {"type": number(0, 1 + 1e-12, True),
+        "metavar": "SHARE"}), "training",
+        "share of the patches that are cut around a voxel of a class other than the background")
+    augmentation: str = _setting("light", _choice("none", "light", "full"), "training",
+        "random changes of patches: light flips, turns and changes intensities a little; full is nnU-Net's",
+        "list, with rotation, scaling, bending, blur, contrast, gamma, low resolution and a coil's field")
     batch_size: int | None = _setting(None, _COUNT, "training",
         "patches in a step, shared equally by all ranks (default: 4, or the next multiple of the ranks)")
     lr: float = _setting(2e-3, _real("RATE", 1e9), "training",
@@ -109,6 +125,13 @@ class Settings:
         "add up the gradients of K batches for one step of the optimizer")
     warmup_epochs: float | None = _setting(None, _real("E", 1e9), "training",
         "epochs in which the learning rate rises (default: a twentieth of all steps)")
+    clip_norm: float | None = _setting(None, _real("NORM", 1e9), "training",
+        "scale the gradient of a step down to this norm where it is larger (nnU-Net: 12)")
+    ema: float = _setting(0.0, _PART, "training",
+        "validate, and keep as the best, an exponential moving average of the weights, of which each step",
+        "keeps this share (0.999, say)")
+    patience: int | None = _setting(None, _whole(1, metavar="EPOCHS"), "training",
+        "stop early after so many epochs without a better validation")
     sequence_dropout: float = _setting(0.0, _PART, "training",
         "set each sequence of a patch to 0 with this probability, but never all: the model learns to do",
         "without one")
@@ -123,6 +146,8 @@ class Settings:
         "threads")
     checkpoint_every: int | None = _setting(None, _whole(1, metavar="STEPS"), _RUN,
         "write a checkpoint each time after so many steps (default: every ten minutes), and after each epoch")
+    tensorboard: bool = _setting(False, _FLAG, _RUN,
+        "write curves for TensorBoard, too, into the run's folder (needs the extra tensorboard)")
     output: str = _setting("runs", _text("DIR"), _RUN,
         "where each run gets a folder named by its time")
     scale_lr: bool = _setting(False, _FLAG, _RANKS,
@@ -145,6 +170,8 @@ class Settings:
         "writes one if this is given again")
     #: Ranks that the run began on: settings that depend on their number stay when it goes on with others.
     ranks: int = _setting(1, _COUNT)
+    #: Epochs after which the learning rate had fallen to 0, and the run was extended.
+    extended_at: tuple[int, ...] = _setting((), Kind(each(_COUNT.rule)))
     # fmt: on
 
     def check(self) -> None:
@@ -160,13 +187,23 @@ class Settings:
                 raise UserError(f"--timeline: {self.timeline}; {expected}")
             for rank in range(self.ranks):
                 check_replaceable("--timeline", file_of_rank(self.timeline, rank, self.ranks))
-        halvings, smallest = self.depth - 1, min(self.patch_size)
+        if self.fold >= (self.folds or 1):
+            expected = f"below {self.folds}, the number of --folds" if self.folds else "--folds, too"
+            raise UserError(f"--fold: {self.fold}; expected {expected}")
+        if self.tensorboard and find_spec("tensorboardX") is None:
+            raise UserError("--tensorboard: needs tensorboardX; pip install 'tinyunet[tensorboard]'")
+        halvings, smallest = self.depth - 1, min(self.patch[: self.dim])
         if smallest < 2**halvings:
             expected = f"expected at least {2**halvings}, or a smaller --depth"
             raise UserError(f"--patch-size: {smallest} voxels are halved {halvings} times; {expected}")
         if self.batch % self.ranks:
             shared = f"{self.batch} patches cannot be shared by {self.ranks} ranks"
             raise UserError(f"--batch-size: {shared}; expected a multiple of {self.ranks}")
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Voxels of a patch along the axes of a volume: in two dimensions it is one axial slice deep."""
+        return self.patch_size if self.dim == 3 else (*self.patch_size[:2], 1)
 
     @property
     def batch(self) -> int:
@@ -177,7 +214,7 @@ class Settings:
     def model_options(self) -> Mapping[str, Any]:
         """Arguments of the model, by their names in :class:`tinyunet.UNet`."""
         norm = None if self.norm == "none" else self.norm
-        named = {name: getattr(self, name) for name in ("filters", "depth", "use_upsampling")}
+        named = {name: getattr(self, name) for name in ("dim", "filters", "depth", "use_upsampling")}
         return {**named, "norm": norm}
 
     @property
@@ -202,6 +239,31 @@ class Settings:
 
 #: What each setting may be that comes from a file: what the options of the command allow.
 RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(Settings)}
+
+
+#: Settings that are the run's own, and not of its configuration.
+_OF_A_RUN = ("ranks", "extended_at")
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Return what :func:`read_config` reads: the settings by their names, in types that JSON has."""
+    return {name: value for name, value in vars(settings).items() if name not in _OF_A_RUN}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the settings in a JSON file; UserError, which names file and entry, if it cannot be used."""
+    try:
+        content = read_json(path)
+        schema.record({}, RULES)(content, "settings")
+        if unknown := sorted(set(content) - set(RULES)):
+            expected = "expected those of config.json beside a checkpoint"
+            raise ValueError(f"{shown(unknown[0])} is no setting; {expected}")
+    except OSError as error:
+        raise UserError(f"--config: {path}: cannot be read ({said(error)})") from error
+    except ValueError as error:
+        raise UserError(f"--config: {path}: {said(error)}") from error
+    content = {name: value for name, value in content.items() if name not in _OF_A_RUN}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 def add_option(group: Any, name: str, **changes: Any) -> None:

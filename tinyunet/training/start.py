@@ -8,13 +8,15 @@ from typing import NamedTuple
 from kernels.base import machine
 from tinyunet.common.terminal import count, printable
 from tinyunet.data import phantom
-from tinyunet.data.cases import Case, Dataset, check_patch_fits, first_present, network_shape, split
+from tinyunet.data.cases import Case, Dataset, check_patch_fits, first_present, network_shape
 from tinyunet.data.conventions import read_as
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
+from tinyunet.data.patients import Parts, patient_of, read_patients, split
 from tinyunet.data.spacing import Spacing, differs, in_mm, of_network
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
+from tinyunet.training.settings import Settings
 from tinyunet.unet import UNet
 
 # The built-in data set: 27 heads to train on, 2 to validate on, 3 to test on.
@@ -48,6 +50,11 @@ class Data(NamedTuple):
         cases = count(self.resampled, "case is resampled", "cases are resampled")
         return f"voxels of {in_mm(self.spacing)}" + (f"; {cases} to it" if self.resampled else "")
 
+    def _doubt(self) -> str:
+        """Return, in words, why the scores of the test are too good, if they are."""
+        chosen = {case.name for case in self.validation} & {case.name for case in self.test}
+        return " (the same: too few for a test of its own, whose scores are too good)" if chosen else ""
+
     def warn(self, job: Job) -> None:
         """Print the oddities that any rank found in images since the last call; every rank calls this."""
         everyones = job.communicator.gather(self.inspector.take_notes())
@@ -56,12 +63,12 @@ class Data(NamedTuple):
     def plan(self, job: Job, model: UNet) -> str:
         """Return a few lines about the task, the data and the model."""
         settings, parameters = job.settings, sum(each.data.size for each in model.parameters())
-        patch = " x ".join(map(str, settings.patch_size))
+        patch = " x ".join(map(str, settings.patch[: settings.dim]))
         return "\n".join(
             [
                 printable(f"data     {self.dataset.path}"),
                 f"         {printable(', '.join(self.dataset.modalities))}; {len(self.train)} cases to train "
-                f"on, {len(self.validation)} to validate on, {len(self.test)} to test on",
+                f"on, {len(self.validation)} to validate on, {len(self.test)} to test on{self._doubt()}",
                 printable(f"         {read_as(*self.dataset.meaning)}"),
                 f"         {self.grid()}",
                 f"model    U-Net of {count(settings.depth, 'level')} from "
@@ -87,9 +94,7 @@ def find_data(job: Job) -> Data:
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
         dataset = read_dataset(path, labels=settings.labels, allow_missing=settings.allow_missing)
-        train, validation, test = split(
-            dataset.cases, settings.train_test_split, settings.validate_test_split, settings.random_seed
-        )
+        train, validation, test = parts = _split(dataset.cases, settings)
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
         headers = {}
         # All headers at once, for they are short; the voxels in the background.
@@ -103,12 +108,20 @@ def find_data(job: Job) -> Data:
         for path, (shape, geometry, is_cut) in headers.items():
             resampled = network_shape(path, shape, geometry, target)
             if is_cut:
-                check_patch_fits(path, resampled, settings.patch_size)
+                check_patch_fits(path, resampled, settings.patch)
         volumes = Volumes(half_the_memory(communicator.local_size), target, settings.allow_missing)
         inspector = Inspector([*whole, *train][share], volumes)
         inspector.check(wait=_PATIENCE)
     others = sum(target is not None and differs(each, target) for each in spacings)
-    return Data(dataset, train, validation, test, volumes, inspector, target, others)
+    return Data(dataset, *parts, volumes, inspector, target, others)
+
+
+def _split(cases: Sequence[Case], settings: Settings) -> Parts:
+    """Split the cases as the settings say; UserError, which names the option, if they are too few."""
+    patients = read_patients(settings.patients) if settings.patients else patient_of
+    folds = (settings.folds, settings.fold) if settings.folds else None
+    shares = settings.train_test_split, settings.validate_test_split
+    return split(cases, *shares, settings.random_seed, patients, folds)
 
 
 def _warn(notes: Sequence[str], progress: Progress) -> None:
