@@ -61,6 +61,8 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
             given = read_config(config) | given
         if sizes := given.get("patch_size"):
             given["patch_size"] = patch_size(sizes, given.get("dim", 3))
+        if names := given.get("modalities"):
+            given["modalities"] = tuple(names)
         if words := given.get("spacing"):
             given["spacing"] = from_words(words)
         if resume is None:

@@ -259,9 +259,11 @@ def test_one_rank_speaks(tmp_path):
 def test_another_programs_description_is_passed_over_where_numbers_are_given(command, tmp_path):
     write(tmp_path / "labelsTr" / "one.nii", [0, 1, 1])
     write(tmp_path / "found" / "one.nii", [0, 1, 0])
+    paths = tmp_path / "found", tmp_path / "labelsTr"
     description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    paths = tmp_path / "found", tmp_path / "labelsTr"
+    assert "labels read as: 1 liver (dataset.json)" in command("evaluate", *paths).out
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["background", "liver"]}))
     assert 'no "modality"' in command("evaluate", *paths).err
     done = command("evaluate", *paths, "--label-values", "0", "1")
     assert done.code == 0, done.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from small_runs import SMALL
+from small_runs import SMALL, brats_case, image_of
 from test_resume_command import run_of, same, train, undisturbed
 
 from tinyunet import Adam, UNet, no_grad
@@ -278,3 +278,50 @@ def test_trainer_reports_each_step(train, tmp_path, monkeypatch):
     assert train(*SMALL, "--output", tmp_path, "--clip-norm", 1e-3).code == 0
     assert found
     assert all(result.gradient_norm > 1e-3 for result in found)
+
+
+def test_one_sequence_by_name(train, command, dataset, tmp_path):
+    assert train(*SMALL, "--modalities", "t1c", "--output", tmp_path / "runs").code == 0
+    best = checkpoint.load(run_of(tmp_path / "runs") / "best.npz")
+    assert (best.config["in_channels"], best.state["modalities"]) == (1, ["t1gd"])
+    image = image_of(dataset, 0)
+    whole = nibabel.load(image)
+    alone, case = tmp_path / "alone" / image.name, brats_case(dataset, 0, tmp_path / "BraTS2021_00000")
+    channels = tmp_path / "channels"
+    for path in (alone, channels / "x"):
+        path.parent.mkdir()
+    for channel in range(4):
+        volume = nibabel.Nifti1Image(np.asarray(whole.dataobj)[..., channel], whole.affine)
+        nibabel.save(volume, channels / f"C_{channel:04}.nii.gz")
+        if channel == 2:
+            nibabel.save(volume, alone)
+    found = []
+    for number, given in enumerate((image, alone, case, channels)):
+        done = command("predict", best.path, given, "-o", tmp_path / str(number))
+        assert done.code == 0, done.err
+        (file,) = (tmp_path / str(number)).iterdir()
+        found.append(np.asarray(nibabel.load(file).dataobj) > 0)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    two = tmp_path / "two.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.asarray(whole.dataobj)[..., :2], whole.affine), two)
+    assert (
+        "two.nii.gz: 2 sequences; expected 1" in command("predict", best.path, two, "-o", tmp_path / "x").err
+    )
+    # A resumed run keeps its sequences.
+    assert train("--resume", best.path.parent, "--extend", 1).code == 0
+    assert "--modalities: CT is not there" in train(*SMALL, "--modalities", "CT").error
+
+
+def test_regions_of_the_data_set_are_scored(train, dataset, tmp_path):
+    description = json.loads((dataset / "dataset.json").read_text())
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (data / name).symlink_to(dataset / name)
+    description["labels"] = {"background": 0, "lesion": [1, 2, 3], "bright": [3]}
+    (data / "dataset.json").write_text(json.dumps(description))
+    done = train(*SMALL, "--data-path", data, "--output", tmp_path / "runs")
+    assert done.code == 0
+    scores = json.loads((run_of(tmp_path / "runs") / "test.json").read_text())
+    assert list(scores["classes"]) == ["label 1", "label 2", "bright"]
+    assert list(scores["regions"]) == ["lesion", "bright"]

@@ -11,9 +11,11 @@ from volumes import head, tumour, write
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.data.brain import normalise
-from tinyunet.data.brats import case_files, choose_files, numbers_for, read_brats
+from tinyunet.data.brats import case_files, find_cases, numbers_for, read_brats
 from tinyunet.data.cases import load_case
 from tinyunet.data.decathlon import read_dataset
+from tinyunet.data.images import find_images
+from tinyunet.data.sequences import kind_of
 
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 NEW = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
@@ -143,18 +145,63 @@ def test_no_such_case_folder(tmp_path: Path) -> None:
     ("modalities", "kinds"),
     [
         (("FLAIR", "T1w", "t1gd", "T2w"), SEQUENCES),
-        (("T1w", "t1gd", "T2w", "FLAIR"), ("t1", "t1ce", "t2", "flair")),
         (("t1n", "t1c", "t2w", "t2f"), ("t1", "t1ce", "t2", "flair")),
         (("T2-FLAIR", "T1_contrast"), ("flair", "t1ce")),
         (("T1 pre-contrast", "contrast-enhanced T1"), ("t1", "t1ce")),
         (("non-contrast T1", "T1 post"), ("t1", "t1ce")),
-        (("CT",), None),
-        (("T1w", "T1"), None),
+        (("CT", "ADC"), (None, None)),
     ],
 )
-def test_files_by_the_names_of_sequences(modalities: Sequence[str], kinds: Sequence[str] | None) -> None:
-    found = choose_files([Path(kind) for kind in SEQUENCES], modalities)
-    assert found == (kinds and tuple(map(Path, kinds)))
+def test_names_of_sequences(modalities: Sequence[str], kinds: Sequence[str | None]) -> None:
+    assert [kind_of(name) for name in modalities] == list(kinds)
+
+
+@pytest.mark.parametrize("modalities", [("CT",), ("T1w", "T1")])
+def test_a_model_of_other_sequences(modalities: Sequence[str], tmp_path: Path) -> None:
+    write_case(tmp_path / "A")
+    with pytest.raises(UserError, match="A: a BraTS case, but the model's sequences are "):
+        find_images(tmp_path, modalities)
+
+
+def test_cases_in_one_folder(tmp_path: Path) -> None:
+    for name in ("B", "A"):
+        for kind in (*SEQUENCES, "seg"):
+            write_case(tmp_path / name, kinds=(kind,))
+            file = tmp_path / name / f"{name}_{kind}.nii.gz"
+            file.rename(tmp_path / file.name)
+    dataset = read_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["A", "B"]
+    assert dataset.cases[1].image_paths == tuple(tmp_path / f"B_{kind}.nii.gz" for kind in SEQUENCES)
+    images = find_images(tmp_path, ("T2w", "FLAIR"))
+    assert [(i.name, i.paths) for i in images] == [
+        (name, (tmp_path / f"{name}_t2.nii.gz", tmp_path / f"{name}_flair.nii.gz")) for name in "AB"
+    ]
+    (tmp_path / "B_t2.nii.gz").unlink()
+    with pytest.raises(DataError, match="B: 3 sequences, no t2; expected 4"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("asked", [("FLAIR",), ("t2f",), ("flair",)])
+def test_one_sequence_alone(asked: Sequence[str], tmp_path: Path) -> None:
+    write_case(tmp_path / "A", kinds=("flair", "t2", "seg"))  # the others need not be there
+    dataset = read_dataset(tmp_path, modalities=asked)
+    assert dataset.modalities == ("FLAIR",)
+    assert dataset.cases[0].image_paths == (tmp_path / "A" / "A_flair.nii.gz",)
+    assert load_case(dataset.cases[0])[0].shape == (6, 7, 5, 1)
+    with pytest.raises(UserError, match=r"--modalities: CT is not there among the sequences of .*FLAIR, T1w"):
+        read_dataset(tmp_path, modalities=("CT",))
+    with pytest.raises(UserError, match="--modalities: T2 is there already"):
+        read_dataset(tmp_path, modalities=("t2w", "T2"))
+
+
+def test_radiotherapy_has_t1_with_contrast_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "BraTS-MEN-RT-0001-1"
+    write(folder / f"{folder.name}_t1c.nii.gz", head()[..., 2])
+    write(folder / f"{folder.name}_gtv.nii.gz", (tumour() > 0).astype(np.uint8))
+    dataset = read_dataset(tmp_path)
+    assert dataset.modalities == ("t1gd",)
+    assert (dataset.labels, dataset.label_values) == (("background", "target volume"), (0, 1))
+    assert load_case(dataset.cases[0])[0].shape == (6, 7, 5, 1)
 
 
 def test_the_case_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +285,8 @@ def test_old_and_new_names_together_are_asked_about(tmp_path: Path) -> None:
 )
 def test_numbers_for_a_case_folder(folder: str, values: Sequence[int] | None, tmp_path: Path) -> None:
     is_old = "2021" in folder or "HEAD" in folder
-    case = (write_case if is_old else write_new_case)(tmp_path / folder)
+    (write_case if is_old else write_new_case)(tmp_path / folder)
+    case = find_cases(tmp_path)[folder]
     assert numbers_for(case, TUMOUR) == values
     assert numbers_for(case, ("background", "a", "b", "c")) is None
 

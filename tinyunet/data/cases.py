@@ -16,6 +16,7 @@ from tinyunet.data.geometry import Geometry
 from tinyunet.data.labels import read_labels
 from tinyunet.data.nifti import read_volume
 from tinyunet.data.resample import resample_image, resample_labels
+from tinyunet.data.sequences import Choice
 from tinyunet.data.spacing import Spacing, in_mm, shape_for
 from tinyunet.data.stream import memory_for
 
@@ -36,6 +37,7 @@ class Case:
     label_path: Path
     channels: int  # number of sequences
     label_values: tuple[int, ...]  # [i] is the number that stands for class i in the label file
+    choice: Choice | None = None  # the sequences of one file, if not all of them
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Dataset:
     labels: tuple[str, ...]  # name of each class, the background first
     label_values: tuple[int, ...]  # as in each Case
     source: str = ""  # where names and numbers come from
+    file_modalities: tuple[str, ...] = ()  # of all sequences that a file has, or its case
+    regions: Mapping[str, tuple[int, ...]] | None = None  # the classes of each region, if the data name some
 
     @property
     def meaning(self) -> Meaning:
@@ -63,7 +67,8 @@ def load_case(
     Parameters and errors are as for :func:`load_image` and :func:`tinyunet.data.labels.read_labels`. The
     labels lie on the voxels of the image that is returned.
     """
-    image, geometry = load_image(case.image_paths, case.channels, notes, spacing, allow_missing)
+    how = notes, spacing, allow_missing, case.choice
+    image, geometry = load_image(case.image_paths, case.channels, *how)
     labels = load_labels(case, geometry)
     return image, resample_labels(labels, image.shape[:3]), geometry
 
@@ -84,11 +89,13 @@ def load_image(
     notes: list[str] | None = None,
     spacing: Spacing | None = None,
     allow_missing: bool = True,
+    choice: Choice | None = None,
 ) -> tuple[NDArray[np.float32], Geometry]:
     """Read an image as the network sees it: shape=(D, H, W, C), float32, C-contiguous, normalised.
 
     ``paths`` are one file with all sequences, or one file for each in the order of the channels; the geometry
-    comes from the first. ``channels`` is the expected number of sequences, if there is one. ``notes`` gets a
+    comes from the first. ``channels`` is the expected number of sequences, if there is one; if a file has as
+    many as a ``choice`` is made of, only the chosen ones are taken. ``notes`` gets a
     line for each file in which something is odd. If voxels differ from ``spacing``, in millimetres along the
     axes of the common frame, the image is resampled to it. With ``allow_missing`` a sequence that has no
     file, or nothing in it, becomes 0. DataError without; or if a file is damaged, the number, size or
@@ -115,6 +122,8 @@ def load_image(
                 raise DataError(f"{path}: {found}; expected one sequence a file")
         with memory_for(paths[0]):
             image = np.stack(volumes, axis=-1)
+    if choice and image.shape[-1] == choice.of:
+        image = image[..., list(choice.numbers)]
     if channels is not None and image.shape[-1] != channels:
         raise DataError(f"{paths[0]}: {image.shape[-1]} sequences; expected {channels}")
     brain, odd = find_brain(image)

@@ -24,6 +24,8 @@ _KINDS = {
     "cyst": (r"cyst|\bcc\b", 2),
     "cavity": (r"cavity|resection|\brc\b", 0),
 }
+#: The parts of each region that BraTS scores.
+REGIONS: Mapping[str, tuple[int, ...]] = {"whole tumour": (1, 2, 3), "tumour core": (2, 3), "enhancing": (3,)}
 _NON_ENHANCING = r"\b(non|un|not|no)[- ]*(contrast[- ]*|gd[- ]*|gadolinium[- ]*)?enhanc\w*"
 _NEGATION = r"\b(non|no|not|without|outside|except)\b"
 # Conventions that agree differ in a cavity only: so many files are read to see whether there is one.
@@ -44,6 +46,8 @@ class Convention(NamedTuple):
     key: str
     title: str
     meaning: Mapping[int, str]
+    also: str = ""  # other values of ``--labels`` for it
+    sequences: tuple[str, ...] | None = None  # if a case has not the usual four
 
     def classes(self, source: str = "") -> Meaning:
         """Return the classes in the order of the Decathlon's brain-tumour task: edema first."""
@@ -60,16 +64,34 @@ _2012 = {1: "necrosis", 2: _EDEMA, 3: "non-enhancing tumour", 4: _ENHANCING}
 _2017 = {1: "necrotic and non-enhancing core", 2: _EDEMA, 4: _ENHANCING}
 _TASK = {1: _EDEMA, 2: "non-enhancing tumor", 3: _ENHANCING}
 _TABLE = (
-    Convention("decathlon", "Medical Segmentation Decathlon", _TASK),
-    Convention("brats2015", "BraTS 2012 to 2016", _2012),
-    Convention("brats2018", "BraTS 2017 to 2021", _2017),
-    Convention("brats2023", "BraTS 2023", _NOW),
-    Convention("brats2024", "BraTS 2024 post-treatment glioma", _NOW | {4: _CAVITY}),
-    Convention("brats-met", "BraTS metastases", _NOW | {4: _CAVITY}),
-    Convention("brats-ped", "BraTS paediatric from 2024 on", _CHILDREN),
-    Convention("brats-men-rt", "BraTS meningioma radiotherapy", {1: "target volume"}),
+    Convention("decathlon", "Medical Segmentation Decathlon", _TASK, "msd"),
+    Convention("brats2015", "BraTS 2012 to 2016", _2012, "brats2012 brats2013 brats2014 brats2016"),
+    Convention("brats2018", "BraTS 2017 to 2021", _2017, "brats2017 brats2019 brats2020 brats2021"),
+    Convention(
+        "brats2023", "BraTS 2023", _NOW, "brats2023-gli brats2023-men brats2023-ssa brats-ssa brats-men"
+    ),
+    Convention(
+        "brats2024",
+        "BraTS 2024 post-treatment glioma",
+        _NOW | {4: _CAVITY},
+        "brats2024-gli brats2025 brats2025-gli",
+    ),
+    Convention(
+        "brats-met", "BraTS metastases", _NOW | {4: _CAVITY}, "brats2023-met brats2024-met brats2025-met"
+    ),
+    Convention(
+        "brats-ped", "BraTS paediatric from 2024 on", _CHILDREN, "brats2023-ped brats2024-ped brats2025-ped"
+    ),
+    Convention(
+        "brats-men-rt",
+        "BraTS meningioma radiotherapy",
+        {1: "target volume"},
+        "brats2024-men-rt brats2025-men-rt",
+        ("t1gd",),
+    ),
 )
 CONVENTIONS: Mapping[str, Convention] = {convention.key: convention for convention in _TABLE}
+_ALIASES = {alias: convention.key for convention in _TABLE for alias in convention.also.split()}
 
 # Names of cases as released, and the conventions that such a case may follow; the first row that fits counts.
 _SINCE_2023 = ("brats2023", "brats2024", "brats-met", "brats-ped")
@@ -89,6 +111,11 @@ _ENDINGS = (
     (r"-segm?$", _SINCE_2023, ("brats2023",)),
     (r"[-_]gtv$", ("brats-men-rt",), ("brats-men-rt",)),
 )
+
+
+def key_of(text: str) -> str:
+    """Return the key of a convention for one of its names, such as "brats2023-ped"; other text as it is."""
+    return _ALIASES.get(text.lower(), text.lower())
 
 
 def kind_of_class(name: str) -> str | None:
@@ -115,6 +142,13 @@ def tumour_parts(names: Sequence[str]) -> tuple[int, ...] | None:
     if None in counts or counts["edema"] != 1 or counts["enhancing"] != 1 or not counts["core"]:
         return None
     return (0, *(_KINDS[kind][1] for kind in kinds if kind))
+
+
+def regions_of(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the classes of BraTS' three regions, by name; none if the names are not those of a tumour."""
+    parts = tumour_parts(names) or ()
+    regions = REGIONS.items() if parts else ()
+    return {name: tuple(c for c, part in enumerate(parts) if part in members) for name, members in regions}
 
 
 def numbers_of(

@@ -61,7 +61,9 @@ _GENERATOR = record(
 _NAMES, _SPACING = each(text), each(number(1e-3, 1e3), 3, 3)
 _STATE = record(
     {},
-    {"labels": _NAMES, "modalities": _NAMES, "label_values": _label_values} | {"spacing": optional(_SPACING)},
+    {"labels": _NAMES, "modalities": _NAMES, "label_values": _label_values}
+    | {"spacing": optional(_SPACING)}
+    | {"file_modalities": _NAMES},
 )
 _HEADER = record({"config": _CONFIG, "order": _NAMES, "random": schema.by_name(_GENERATOR), "state": _STATE})
 

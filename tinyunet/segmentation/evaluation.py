@@ -26,13 +26,12 @@ from tinyunet.data.conventions import (
     listed,
     numbers_of,
     read_as,
-    tumour_parts,
+    regions_of,
 )
 from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.labels import PROBABILITIES, label_numbers, marked_meaning, read_labels
 from tinyunet.data.nifti import files_by_name, stem
 from tinyunet.segmentation.metrics import measure, measure_lesions
-from tinyunet.segmentation.scores import REGIONS
 
 _NAMED = 5  # cases without a prediction
 
@@ -50,11 +49,15 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Files to compare, the meaning of the true labels, and names of the truths that have no prediction."""
+    """Files to compare, the meaning of the true labels, and names of the truths that have no prediction.
+
+    ``regions`` are those that the data set names; None for BraTS' own.
+    """
 
     pairs: list[Pair]
     truth: Meaning
     missing: Sequence[str] = ()
+    regions: Mapping[str, Sequence[int]] | None = None
 
     def notes(self) -> list[str]:
         """Return the lines that say how labels are read."""
@@ -106,7 +109,9 @@ def find_pairs(
     values = [given.values if given else _prediction_values(pair.prediction, truth) for pair in pairs]
     compared = {pair.truth for pair in pairs}
     missing = [name for name, path in truths.items() if path not in compared] if labels.is_dir() else []
-    return Pairs([pair._replace(values=its) for pair, its in zip(pairs, values, strict=True)], truth, missing)
+    regions = dataset.regions if dataset and not given else None
+    numbered = [pair._replace(values=its) for pair, its in zip(pairs, values, strict=True)]
+    return Pairs(numbered, truth, missing, regions)
 
 
 def measure_pairs(
@@ -125,7 +130,7 @@ def measure_pairs(
         spacing = true_geometry.spacing
         measures: Measures = {"classes": {}, "regions": {}}
         known: dict[tuple[int, ...], dict[str, float]] = {}  # a class may be a region, too
-        for group, name, members in _masks(found.truth.names):
+        for group, name, members in _masks(found.truth.names, found.regions):
             if members not in known:
                 masks = _among(prediction, members), _among(truth, members)
                 values = measure(*masks, spacing, tolerance)
@@ -135,14 +140,14 @@ def measure_pairs(
     return rows
 
 
-def _masks(names: Sequence[str]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return group, name and labels of each class but the background, and of each tumour region."""
+def _masks(
+    names: Sequence[str], regions: Mapping[str, Sequence[int]] | None
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Return group, name and labels of each class but the background, and of each region."""
     masks: list[tuple[str, str, tuple[int, ...]]] = []
     masks += [("classes", name, (label,)) for label, name in enumerate(names) if label]
-    parts = tumour_parts(names) or ()
-    for name, kinds in REGIONS.items() if parts else ():
-        masks.append(("regions", name, tuple(label for label, part in enumerate(parts) if part in kinds)))
-    return masks
+    regions = regions_of(names) if regions is None else regions
+    return masks + [("regions", name, tuple(members)) for name, members in regions.items()]
 
 
 def _among(labels: NDArray[np.uint8], members: Sequence[int]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from tinyunet.data.conventions import read_as
 from tinyunet.data.images import find_images
 from tinyunet.data.labels import PROBABILITIES, is_untouched, save_labels, save_probabilities
 from tinyunet.data.nifti import read_header
+from tinyunet.data.sequences import Choice, choice_of
 from tinyunet.data.spacing import FAR, Spacing, differs, in_mm
 from tinyunet.data.stream import memory_for
 from tinyunet.parallel.communicator import Communicator
@@ -41,6 +42,7 @@ class Reading(NamedTuple):
 
     spacing: Spacing | None = None
     allow_missing: bool = False
+    choice: Choice | None = None
 
 
 class Options(NamedTuple):
@@ -111,12 +113,14 @@ def plan(
     """
     own_values = _label_values(checkpoint)
     wanted = spacing or checkpoint.state.get("spacing")  # the oldest checkpoints have none
-    reading = Reading(None if isinstance(wanted, str) else wanted, allow_missing)
     modalities = checkpoint.state.get("modalities", brats.MODALITIES)
+    choice = choice_of(modalities, checkpoint.state.get("file_modalities", modalities))
+    reading = Reading(None if isinstance(wanted, str) else wanted, allow_missing, choice)
     jobs: dict[str, Job] = {}
     for given in images:
-        for name, paths, folder in find_images(given, modalities, allow_missing):
-            values = (folder and brats.numbers_for(folder, checkpoint.state["labels"])) or own_values
+        for name, paths, case in find_images(given, modalities, allow_missing, choice):
+            values = (case and brats.numbers_for(case, checkpoint.state["labels"])) or own_values
+            folder = case.where if case else None
             job = Job(name, paths, values, Path(output) / f"{name}.nii.gz", 1, reading)
             if name in jobs:
                 raise UserError(

@@ -13,11 +13,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from tinyunet.common.terminal import printable
-from tinyunet.data.conventions import tumour_parts
-
-#: Classes of each region, as in the Medical Segmentation Decathlon: 1 edema, 2 non-enhancing, 3 enhancing
-# tumour.
-REGIONS: Mapping[str, tuple[int, ...]] = {"whole tumour": (1, 2, 3), "tumour core": (2, 3), "enhancing": (3,)}
+from tinyunet.data.conventions import REGIONS, regions_of
 
 #: ``{"classes": {name: Dice}, "regions": {name: Dice}}``; without regions where labels are no brain tumours.
 Scores = dict[str, dict[str, float]]
@@ -69,18 +65,22 @@ def _dice(counts: NDArray[np.int64], members: Sequence[int]) -> float:
     return float(2 * both / total) if total else 1.0
 
 
-def score(prediction: NDArray[np.uint8], labels: NDArray[np.uint8], names: Sequence[str]) -> Scores:
+def score(
+    prediction: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    names: Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None = None,
+) -> Scores:
     """Compare the class of each voxel, shape=(D, H, W), with the truth.
 
-    Class 0 is the background and is not scored. Regions are scored where the names say unmistakably which
-    class is which part of a tumour.
+    Class 0 is the background and is not scored. ``regions`` are the classes of each region; without them
+    BraTS' regions are scored where the names say unmistakably which class is which part of a tumour.
     """
-    classes = dice_per_class(prediction, labels, len(names))
-    parts = tumour_parts(names)
-    as_parts = np.array(parts or (), np.uint8)
+    counts = _confusion(prediction, labels, len(names))
+    regions = regions_of(names) if regions is None else regions
     return {
-        "classes": {name: float(dice) for name, dice in zip(names[1:], classes[1:], strict=True)},
-        "regions": region_dice(as_parts[prediction], as_parts[labels]) if parts else {},
+        "classes": {name: _dice(counts, (label,)) for label, name in enumerate(names) if label},
+        "regions": {name: _dice(counts, members) for name, members in regions.items()},
     }
 
 

@@ -214,9 +214,9 @@ class Run:
 
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
         """Score cases, unless a signal asks any rank to end meanwhile."""
-        names, volumes, pauses = self._data.dataset.labels, self._data.volumes, self._trainer.pauses
+        dataset, volumes, pauses = self._data.dataset, self._data.volumes, self._trainer.pauses
         how = keep, self._predict, lambda: pauses.asked
-        found = score_cases(self._model, cases, volumes, names, self._communicator, *how)
+        found = score_cases(self._model, cases, volumes, dataset, self._communicator, *how)
         pause = pauses.agree()
         if pause.signal:
             raise self._stopped(pause.signal)
@@ -265,6 +265,7 @@ class Run:
             "history": self._history,
             "validation": self._history[-1]["validation"] if self._history else None,
             "modalities": dataset.modalities,
+            "file_modalities": dataset.file_modalities,
             "labels": dataset.labels,
             "label_values": dataset.label_values,
             "labels_source": dataset.source,

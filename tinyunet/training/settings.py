@@ -12,7 +12,7 @@ from tinyunet.common import schema
 from tinyunet.common.errors import UserError, said
 from tinyunet.common.files import can_be_written, check_replaceable, read_json
 from tinyunet.common.schema import Rule, boolean, each, one_of, optional, shown, text
-from tinyunet.data.conventions import CONVENTIONS
+from tinyunet.data.conventions import CONVENTIONS, key_of
 from tinyunet.data.spacing import rule
 from tinyunet.parallel.algorithms import ALGORITHMS, COMPRESSIONS, FEW_PATCHES, Exchange
 from tinyunet.parallel.timeline import file_of_rank
@@ -48,6 +48,8 @@ def _text(metavar: str) -> Kind:
 _COUNT, _SHARE, _FLAG = _whole(1), _real("SHARE", 1), Kind(boolean, {"action": "store_true"})
 _MAYBE = Kind(boolean, {"action": BooleanOptionalAction})
 _PART = Kind(schema.number(0, 1 - 1e-12), {"type": number(0, 1, or_equal=True), "metavar": "SHARE"})
+_LABELS = Kind(one_of(*CONVENTIONS), {"choices": CONVENTIONS, "type": key_of})
+_NAMES = Kind(each(text, 1), {"nargs": "+", "metavar": "NAME"})
 _SPACING = Kind(rule, {"nargs": "+", "metavar": "MM"})
 _SIZE = Kind(each(_COUNT.rule, 3, 3), {**_COUNT.option, "nargs": "+"})
 
@@ -73,11 +75,15 @@ class Settings:
 
     # fmt: off
     data_path: str | None = _setting(None, _text("DIR"), "data",
-        "folder of a Medical Segmentation Decathlon task (with dataset.json) or of BraTS",
-        "cases; left out, phantoms are made in data/, or found there")
-    labels: str | None = _setting(None, _choice(*CONVENTIONS), "data",
+        "folder of a Medical Segmentation Decathlon task or of nnU-Net (with dataset.json), or of",
+        "BraTS cases; left out, phantoms are made in data/, or found there")
+    labels: str | None = _setting(None, _LABELS, "data",
         "what the numbers in label files mean (default: what dataset.json says, or names of",
-        "files and numbers, where they leave no doubt)")
+        "files and numbers, where they leave no doubt); other names of the releases, such as",
+        "brats2021 or brats2023-ped, are understood, too")
+    modalities: tuple[str, ...] | None = _setting(None, _NAMES, "data",
+        "train on these sequences alone, such as FLAIR, or t1c t2f; T1ce, T1gd and t1c are the same, and so",
+        "are t2f and FLAIR, t1n and T1w, t2w and T2 (default: all that the data have)")
     train_test_split: float = _setting(0.85, _SHARE, "data",
         "share of the cases to train on; the others are for validation and test")
     validate_test_split: float = _setting(0.5, _SHARE, "data",

@@ -93,7 +93,7 @@ def find_data(job: Job) -> Data:
             with nullcontext() if path.exists() else progress.task(f"making {PHANTOM_CASES} phantoms"):
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
-        dataset = read_dataset(path, labels=settings.labels, allow_missing=settings.allow_missing)
+        dataset = read_dataset(path, True, settings.labels, settings.allow_missing, settings.modalities)
         train, validation, test = parts = _split(dataset.cases, settings)
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
         headers = {}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyunet.common.terminal import printable
-from tinyunet.data.cases import Case
+from tinyunet.data.cases import Case, Dataset
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.scores import Scores, score
 from tinyunet.segmentation.sliding_window import Predict, segment
@@ -30,7 +30,7 @@ def score_cases(
     model: UNet,
     cases: Sequence[Case],
     volumes: Volumes,
-    names: Sequence[str],
+    dataset: Dataset,
     communicator: Communicator,
     keep: int = 0,
     predict: Predict | None = None,
@@ -40,7 +40,7 @@ def score_cases(
 
     The model is the same on every rank; ``predict`` runs it, as in
     :func:`tinyunet.segmentation.sliding_window.segment`. ``volumes`` are where this rank gets its cases from,
-    ``names`` are the names of the classes. Scores count on the image's own voxels, whatever the network sees.
+    ``dataset`` names classes and regions. Scores count on the image's own voxels, whatever the network sees.
     The first ``keep`` cases come with their segmentation. When ``asked_to_end`` returns True, the other cases
     are left out. UserError on one rank alone, if its case cannot be used: that ends the others, which may
     have many cases left.
@@ -52,7 +52,7 @@ def score_cases(
         image, _ = volumes[cases[index]]
         truth = volumes.truth(cases[index])
         prediction = segment(model, image, OVERLAP, predict=predict, shape=truth.shape)
-        scores = score(prediction, truth, names)
+        scores = score(prediction, truth, dataset.labels, dataset.regions)
         mine.append(CaseResult(cases[index].name, scores, prediction if index < keep else None))
     return communicator.broadcast_object(communicator.gather_in_turns(mine))
 
