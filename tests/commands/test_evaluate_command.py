@@ -262,7 +262,7 @@ def test_another_programs_description_is_passed_over_where_numbers_are_given(com
     paths = tmp_path / "found", tmp_path / "labelsTr"
     description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
-    assert "labels read as: 1 liver (dataset.json)" in command("evaluate", *paths).out
+    assert "labels read as: 1 liver (dataset.json)" in command("evaluate", *paths).err
     (tmp_path / "dataset.json").write_text(json.dumps({"classes": ["background", "liver"]}))
     assert 'no "modality"' in command("evaluate", *paths).err
     done = command("evaluate", *paths, "--label-values", "0", "1")
