@@ -32,7 +32,7 @@ setup: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "tinyunet needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,tensorflow,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mpi,tensorflow,viz,dev]'
 	@touch $@
 
 clean-cache:

@@ -43,7 +43,7 @@ TINYUNET = """
     commandline
     training
     benchmarks
-    bench evaluate graph predict train
+    bench evaluate graph plan predict train view
 """
 LAYERS = {"kernels": KERNELS, "tinyunet": TINYUNET}
 

@@ -9,7 +9,7 @@ from tinyunet.commandline import Parser, add_threads, run, use_threads, whole_nu
 from tinyunet.common.errors import AgreedError
 from tinyunet.data.spacing import from_words
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.training.settings import Settings, add_option, read_config
+from tinyunet.training.settings import Settings, add_option, patch_size, read_config
 
 
 def make_parser() -> Parser:
@@ -20,7 +20,7 @@ def make_parser() -> Parser:
         "a data set of phantoms, trains on it for some minutes, and tests the result.",
         epilog="On several processes: mpirun -n 4 python -m tinyunet.train. Results come in a "
         "folder of their own: best.npz and latest.npz (checkpoints), config.json, history.json, "
-        "metrics.jsonl, test.json, learning_curves.png and predictions.png.",
+        "metrics.jsonl, test.json, report.html, learning_curves.png and predictions.png.",
         argument_default=SUPPRESS,  # only what is given goes into the settings
     )
     groups: dict[str, Any] = {}
@@ -39,14 +39,6 @@ def make_parser() -> Parser:
     text = "read settings from a JSON file, such as the config.json of a run; options given here come first"
     groups["the run"].add_argument("--config", metavar="FILE", help=text)
     return parser
-
-
-def patch_size(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
-    """Return three sizes for one, or for as many as there are dimensions; AgreedError for another number."""
-    if len(sizes) not in (1, dim, 3):
-        expected = f"expected 1 or {dim}" if dim != 3 else "expected 1 or 3"
-        raise AgreedError(f"--patch-size: {len(sizes)} numbers; {expected} (see --help)")
-    return (*sizes, 1) if len(sizes) == 2 else tuple(sizes) * (3 // len(sizes))
 
 
 def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,8 @@ _SEQUENCES = {
     "t1ce": ("t1gd", ("_t1ce", "-t1c", "_t1c", "_t1gd", "-t1ce", "-t1gd")),
     "t2": ("T2w", ("_t2", "-t2w", "-t2")),
 }
-MODALITIES = tuple(name for name, _ in _SEQUENCES.values())
+KINDS = tuple(_SEQUENCES)
+MODALITIES = tuple(name for name, _ in _SEQUENCES.values())  # of the kinds, in their order
 
 _ENDINGS = {ending: kind for kind, (_, endings) in _SEQUENCES.items() for ending in endings}
 LABEL_ENDINGS = ("_seg", "-seg", "_gtv", "_segm")  # _segm: Training_355 of BraTS 2020

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.scores import mean, overall, summary, table
-from tinyunet.segmentation.sliding_window import predictor
+from tinyunet.segmentation.sliding_window import predictor, segment
+from tinyunet.training import estimate
 from tinyunet.training.compilation import compile_kernels
+from tinyunet.training.estimate import Workload
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import StepResult, Trainer
 from tinyunet.training.metrics import Metrics
@@ -28,11 +31,12 @@ from tinyunet.training.resume import Resumed, begin, check_same_data
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings, configuration
 from tinyunet.training.start import Data, find_data
-from tinyunet.training.validate import CaseResult, epoch_heads, epoch_row, score_cases
+from tinyunet.training.validate import OVERLAP, CaseResult, epoch_heads, epoch_row, score_cases
 from tinyunet.unet import UNet
 from tinyunet.viz import attempt
 
 PICTURED = 3  # test cases
+_TIMED = 4  # steps, after which the time of an epoch is foretold
 
 
 def train(
@@ -61,7 +65,10 @@ def train(
             model = make_model(settings, data, resumed)
             ranks = communicator.rank, communicator.size
             loader = Loader(data.train, data.volumes, settings, *ranks, data.inspector)
-        shapes = loader.batch_shapes()
+            shapes = loader.batch_shapes()
+            work = data.workload(job, model, shapes[0])
+            needed = estimate.memory(work)
+            estimate.check_memory(needed, work.ranks_here)
         parameters = backward_order(model, (*shapes[0], len(data.dataset.modalities)))
         optimizer = Adam(parameters, settings.lr, local=communicator.local, ema=settings.ema)
         with communicator.together():
@@ -72,11 +79,11 @@ def train(
                 folder.check(4 * (1 + len(optimizer.averages)) * optimizer.flat_parameters.nbytes)
                 folder.tidy()
         data.warn(job)
-        progress.line(data.plan(job, model))
+        progress.line(data.plan(job, model, sum(needed.values())))
         with communicator.patient():
             compile_kernels(job, model.config, shapes)
         with Pauses(communicator, settings.checkpoint_every) as pauses:
-            run = Run(job, data, folder, Trainer(job, model, optimizer, loader, pauses))
+            run = Run(job, data, folder, Trainer(job, model, optimizer, loader, pauses), work)
             try:
                 if resumed:
                     run.resume(resumed)
@@ -106,8 +113,9 @@ def make_model(settings: Settings, data: Data, resumed: Resumed | None) -> UNet:
 class Run:
     """One training, its folder, and its results so far."""
 
-    def __init__(self, job: Job, data: Data, folder: RunFolder, trainer: Trainer) -> None:
+    def __init__(self, job: Job, data: Data, folder: RunFolder, trainer: Trainer, work: Workload) -> None:
         self._job, self._data, self._folder, self._trainer = job, data, folder, trainer
+        self._work, self._ends = work, list[float]()  # of the first steps of this process
         self._settings, self._communicator, self._progress = job
         self._model = trainer.model
         self._predict = predictor(self._model, job.settings.eager, **job.settings.compile_options)
@@ -186,6 +194,18 @@ class Run:
     def _note(self, result: StepResult) -> None:
         figures = {"epoch": self._trainer.number, **result._asdict()}
         self.metrics.add(self._trainer.optimizer.steps, figures)
+        if len(self._ends) <= _TIMED:
+            self._ends.append(time.perf_counter())
+            if len(self._ends) == _TIMED + 1:
+                self._foretell(float(np.median(np.diff(self._ends))))
+
+    def _foretell(self, step: float) -> None:
+        """Print how long an epoch will last, and the whole training."""
+        seconds, steps = estimate.from_steps(self._work, step), self._trainer.loader.steps
+        epoch = seconds.of_epoch(self._work, steps, self._communicator.size)
+        whole = epoch * (self._settings.epochs - len(self._history))
+        an_epoch, all_of_it = estimate.duration(epoch), estimate.duration(whole)
+        self._progress.line(f"time     about {an_epoch} an epoch, {all_of_it} in all ({step:.2g} s a step)")
 
     def test(self) -> None:
         """Score the best model on cases that it was never trained on, and draw pictures."""
@@ -291,6 +311,34 @@ class Run:
                     pictured.append(PicturedCase(name, image, labels, prediction, note, geometry.spacing))
             dataset = self._data.dataset
             draw_predictions(predictions, pictured, dataset.modalities, dataset.labels)
+        with attempt(report := self._folder / "report.html"):
+            self._report(report, cases)
+
+    def _report(self, path: Path, cases: list[CaseResult]) -> None:
+        """Write a page with the best and the worst of the test cases, curves and configuration."""
+        from tinyunet.viz.page import Head, make_page
+
+        dataset, heads = self._data.dataset, []
+        order = sorted(range(len(cases)), key=lambda index: overall(cases[index].scores))
+        for index in dict.fromkeys([order[-1], order[0]]):
+            name, scores, prediction = cases[index]
+            if prediction is None:
+                volume, _ = self._data.volumes[self._data.test[index]]
+                shape = self._data.volumes.truth(self._data.test[index]).shape
+                prediction = segment(self._model, volume, OVERLAP, predict=self._predict, shape=shape)
+            image, truth, geometry = load_case(self._data.test[index])
+            which = "best" if index == order[-1] else "worst"
+            note = f"the {which} of {count(len(cases), 'test case')}: mean Dice {overall(scores):.3f}"
+            rows = [
+                ["", "Dice"],
+                *([n, f"{dice:.3f}"] for group in scores.values() for n, dice in group.items()),
+            ]
+            labels = {"prediction": prediction, "truth": truth}
+            heads.append(Head(name, image, labels, geometry.spacing, note, rows))
+        settings = configuration(self._settings)
+        title = f"Training of {path.parent.name}"
+        page = make_page(title, heads, dataset.labels, dataset.modalities, self._history, settings)
+        page.write(path)
 
 
 def _place(state: Mapping[str, Any]) -> str:

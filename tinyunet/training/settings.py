@@ -2,7 +2,7 @@
 
 import math
 from argparse import BooleanOptionalAction
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -270,6 +270,14 @@ def read_config(path: str) -> dict[str, Any]:
         raise UserError(f"--config: {path}: {said(error)}") from error
     content = {name: value for name, value in content.items() if name not in _OF_A_RUN}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+
+
+def patch_size(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Return three sizes for one, or for as many as there are dimensions; UserError for another number."""
+    if len(sizes) not in (1, dim, 3):
+        expected = f"expected 1 or {dim}" if dim != 3 else "expected 1 or 3"
+        raise UserError(f"--patch-size: {len(sizes)} numbers; {expected}")
+    return (*sizes, 1) if len(sizes) == 2 else tuple(sizes) * (3 // len(sizes))
 
 
 def add_option(group: Any, name: str, **changes: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kernels.base import machine
-from tinyunet.common.terminal import count, printable
+from tinyunet.common.terminal import count, in_bytes, printable
 from tinyunet.data import phantom
 from tinyunet.data.cases import Case, Dataset, check_patch_fits, first_present, network_shape
 from tinyunet.data.conventions import read_as
@@ -14,6 +14,7 @@ from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
 from tinyunet.data.patients import Parts, patient_of, read_patients, split
 from tinyunet.data.spacing import Spacing, differs, in_mm, of_network
+from tinyunet.training.estimate import Workload, memory_at_hand
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
@@ -37,6 +38,7 @@ class Data(NamedTuple):
     inspector: Inspector  # reads this rank's share of all cases in the background
     spacing: Spacing | None  # of the voxels that the network sees, in millimetres; None if they differ
     resampled: int  # how many cases are
+    shapes: dict[str, tuple[int, int, int]]  # of all cases as the network sees them, by name
 
     def case_names(self) -> dict[str, list[str]]:
         """Return the names of the cases of each part, in their order, which the order of patches follows."""
@@ -60,8 +62,14 @@ class Data(NamedTuple):
         everyones = job.communicator.gather(self.inspector.take_notes())
         _warn([note for notes in everyones for note in notes], job.progress)
 
-    def plan(self, job: Job, model: UNet) -> str:
-        """Return a few lines about the task, the data and the model."""
+    def workload(self, job: Job, model: UNet, batch_shape: tuple[int, ...]) -> Workload:
+        """Return what decides memory and time."""
+        validation = [self.shapes[case.name] for case in self.validation]
+        ranks = job.communicator.local_size
+        return Workload(job.settings, model.config, batch_shape, [*self.shapes.values()], validation, ranks)
+
+    def plan(self, job: Job, model: UNet, needed: int) -> str:
+        """Return a few lines about the task, the data, the model and the bytes that a rank will need."""
         settings, parameters = job.settings, sum(each.data.size for each in model.parameters())
         patch = " x ".join(map(str, settings.patch[: settings.dim]))
         return "\n".join(
@@ -76,6 +84,7 @@ class Data(NamedTuple):
                 f"steps    {count(settings.epochs, 'epoch')}, "
                 f"{count(settings.batch, 'patch', 'patches')} of {patch} voxels a step",
                 f"ranks    {count(job.communicator.size, 'rank')} of {count(machine.threads(), 'thread')}",
+                f"memory   about {in_bytes(needed)[0]} a rank, of {in_bytes(memory_at_hand())[0]} here",
             ]
         )
 
@@ -94,30 +103,33 @@ def find_data(job: Job) -> Data:
                 phantom.make_dataset(path, *made_of)
     with communicator.together():
         dataset = read_dataset(path, True, settings.labels, settings.allow_missing, settings.modalities)
-        train, validation, test = parts = _split(dataset.cases, settings)
+        train, validation, test = parts = split_cases(dataset.cases, settings)
         whole, share = [*test, *validation], slice(communicator.rank, None, communicator.size)
         headers = {}
         # All headers at once, for they are short; the voxels in the background.
         for number, case in [*enumerate([*train, *whole])][share]:
             shape, geometry = read_header(path := first_present(case.image_paths))
-            headers[path] = shape[:3], geometry, number < len(train)
+            headers[path] = case.name, shape[:3], geometry, number < len(train)
     gathered = communicator.broadcast_object(communicator.gather(headers))
-    spacings = [geometry.spacing for of_rank in gathered for _, geometry, _ in of_rank.values()]
+    spacings = [geometry.spacing for of_rank in gathered for _, _, geometry, _ in of_rank.values()]
     target = of_network(settings.spacing, spacings)
     with communicator.together():
-        for path, (shape, geometry, is_cut) in headers.items():
-            resampled = network_shape(path, shape, geometry, target)
+        shapes = {}
+        for path, (name, shape, geometry, is_cut) in headers.items():
+            shapes[name] = network_shape(path, shape, geometry, target)
             if is_cut:
-                check_patch_fits(path, resampled, settings.patch)
+                check_patch_fits(path, shapes[name], settings.patch)
         volumes = Volumes(half_the_memory(communicator.local_size), target, settings.allow_missing)
         inspector = Inspector([*whole, *train][share], volumes)
         inspector.check(wait=_PATIENCE)
+    everyones = communicator.broadcast_object(communicator.gather(shapes))
+    all_shapes = {name: shape for of_rank in everyones for name, shape in of_rank.items()}
     others = sum(target is not None and differs(each, target) for each in spacings)
-    return Data(dataset, *parts, volumes, inspector, target, others)
+    return Data(dataset, *parts, volumes, inspector, target, others, all_shapes)
 
 
-def _split(cases: Sequence[Case], settings: Settings) -> Parts:
-    """Split the cases as the settings say; UserError, which names the option, if they are too few."""
+def split_cases(cases: Sequence[Case], settings: Settings) -> Parts:
+    """Split the cases as the settings say; DataError if they are too few."""
     patients = read_patients(settings.patients) if settings.patients else patient_of
     folds = (settings.folds, settings.fold) if settings.folds else None
     shares = settings.train_test_split, settings.validate_test_split

@@ -1,0 +1,165 @@
+"""How much memory a training takes, and how long an epoch lasts, before it begins.
+
+Memory is a sum. Most of it is exact: the compiler plans each temporary array of a step before anything runs
+(:mod:`tinyunet.compiler.memory`), and a cache of volumes has a limit. Two numbers were measured: what Python,
+Numba, compiled kernels and pictures take, and how many copies of the parameters there are.
+
+Time is that of a step and of a patch of validation, run a few times, times their numbers.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kernels.base.limits import memory_limit
+from tinyunet.common.errors import UserError
+from tinyunet.common.terminal import in_bytes
+from tinyunet.compiler.compiled import Compiled, Inference, TrainingStep
+from tinyunet.compiler.ir import Options
+from tinyunet.compiler.memory import plan
+from tinyunet.compiler.passes import NAMES
+from tinyunet.losses import dice_cross_entropy
+from tinyunet.optim import Adam
+from tinyunet.segmentation.sliding_window import count_patches, patch_for, predictor
+from tinyunet.training.samples import Batch
+from tinyunet.training.settings import Settings
+from tinyunet.training.step import compiled_gradients
+from tinyunet.training.validate import OVERLAP
+from tinyunet.unet import UNet
+
+#: Bytes of Python, its packages, Numba's compiled kernels and the pictures at the end, on a machine whose
+#: kernels are on disk. (Compiling them takes about 300 MB more for a minute, twice.)
+PROGRAMS = 450e6
+#: Parameters, gradients, Adam's two averages; the best weights so far; checkpoints on their way to disk.
+_COPIES = 7
+_KEEPING = 0.4  # seconds of an epoch for scores and checkpoints
+_FORWARD = 0.3  # of a step's time is its share of a voxel in a prediction, about
+_BATCHES = 4  # one is trained on, one waits, one is being made from single patches
+_PICTURED = 3  # test cases, read again for the pictures at the end
+_STEPS = 3  # timed
+
+Shape3 = tuple[int, int, int]
+
+
+class Workload(NamedTuple):
+    """What a training does: its model, its batches, and its volumes as the network sees them."""
+
+    settings: Settings
+    config: Mapping[str, Any]  # arguments of the model
+    batch_shape: tuple[int, ...]  # of a rank: (MB, D, H, W) or (MB, D, H)
+    volumes: Sequence[Shape3]  # of all cases
+    validation: Sequence[Shape3]  # of the cases to validate on
+    ranks_here: int = 1
+
+
+def memory_at_hand() -> int:
+    """Return the bytes of the machine, or of the container that this process is in."""
+    return int(min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit()))
+
+
+def memory(work: Workload) -> dict[str, int]:
+    """Return the bytes that a rank takes at its peak, by what takes them."""
+    model = UNet(**work.config)
+    optimizer = Adam(model.parameters(), ema=work.settings.ema)
+    channels, classes = model.config["in_channels"], model.config["classes"]
+    options = Options(NAMES, "fast", deterministic=True)  # chooses algorithms without running them
+    step = TrainingStep(model, dice_cross_entropy, optimizer, options)
+    voxels = [int(np.prod(shape)) for shape in work.volumes]
+    largest = work.volumes[int(np.argmax(voxels))]
+    dim, depth = model.config["dim"], model.config["depth"]
+    patch = patch_for(depth, largest, dim)
+    slices = (patch[2], *patch[:2]) if dim == 2 else (1, *patch)
+    a_volume = 4 * channels + 1
+    kept = min(sum(voxels) * a_volume, memory_at_hand() // 2 // work.ranks_here)
+    return {
+        "programs": int(PROGRAMS),
+        "weights": _COPIES * optimizer.flat_parameters.nbytes,
+        "a step": _arena(step, (*work.batch_shape, channels)),
+        "batches": _BATCHES * int(np.prod(work.batch_shape)) * a_volume,
+        "volumes": max(kept, max(voxels) * a_volume),
+        "validation": _arena(Inference(model, options), (*slices, channels)),
+        "probabilities": max(voxels) * 4 * (classes + 1 + 2 * channels),
+        "pictures": _PICTURED * max(voxels) * a_volume,
+    }
+
+
+def _arena(compiled: Compiled, shape: tuple[int, ...]) -> int:
+    """Return the bytes of the temporary arrays of a program, without making it."""
+    stage = compiled.stages(shape)[-1]
+    return plan(stage.graph, stage.reuse).nbytes
+
+
+def check_memory(parts: Mapping[str, int], ranks_here: int) -> None:
+    """Raise UserError if a training cannot fit into the memory of the machine or of the container."""
+    needed, there = sum(parts.values()) * ranks_here, memory_at_hand()
+    if needed > there:
+        has, takes = in_bytes(there, needed)
+        largest = max(parts, key=lambda part: parts[part] if part != "programs" else 0)
+        reason = f"the training takes about {takes}, and there are {has}; most of it is for {largest}"
+        expected = "expected a smaller --patch-size, --batch-size or --filters, or fewer ranks"
+        raise UserError(f"memory: {reason}; {expected}")
+
+
+class Seconds(NamedTuple):
+    """Measured times on this machine."""
+
+    step: float  # of a batch
+    patch: float  # of validation
+
+    def of_epoch(self, work: Workload, steps: int, ranks: int = 1) -> float:
+        """Return the seconds of an epoch of so many batches, with its validation."""
+        shapes, dim, depth = work.validation, work.config["dim"], work.config["depth"]
+        largest = int(np.prod(patch_for(depth, max(shapes, key=np.prod), dim)))
+        seconds = 0.0
+        for shape in shapes:
+            part = np.prod(patch_for(depth, shape, dim)) / largest
+            seconds += count_patches(depth, shape, OVERLAP, dim) * self.patch * float(part)
+        return steps * self.step + seconds / min(ranks, len(shapes)) + _KEEPING
+
+
+def from_steps(work: Workload, step: float) -> Seconds:
+    """Return the times of a training whose steps last so long."""
+    patch = patch_for(work.config["depth"], max(work.validation, key=np.prod), work.config["dim"])
+    return Seconds(step, _FORWARD * step * float(np.prod(patch)) / float(np.prod(work.batch_shape)))
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def measure_seconds(work: Workload) -> Seconds:
+    """Run some steps and a patch of validation of a model of this kind, which is thrown away."""
+    model = UNet(**work.config)
+    optimizer, random = Adam(model.parameters(), ema=work.settings.ema), np.random.default_rng(0)
+    shape = (*work.batch_shape, work.config["in_channels"])
+    images = random.standard_normal(shape, np.float32)
+    labels = random.integers(0, work.config["classes"], shape[:-1]).astype(np.uint8)
+    gradients = compiled_gradients(model, optimizer, shape, **work.settings.compile_options)
+
+    def step() -> None:
+        gradients(Batch(images, labels), None)
+        optimizer.step()
+
+    largest = max(work.validation, key=np.prod)
+    patch = patch_for(work.config["depth"], largest, work.config["dim"])
+    predict = predictor(model, **work.settings.compile_options)
+    image = np.zeros((1, *patch, work.config["in_channels"]), np.float32)
+    return Seconds(_seconds(step), _seconds(lambda: predict(image)))
+
+
+def _seconds(run: Any) -> float:
+    """Return the median of some runs, after one that loads kernels."""
+    run()
+    times = []
+    for _ in range(_STEPS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

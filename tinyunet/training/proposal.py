@@ -1,0 +1,146 @@
+"""A plan for a training: settings that fit the data and the memory, with what they cost."""
+
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyunet.common.errors import DataError
+from tinyunet.common.terminal import aligned, count, in_bytes
+from tinyunet.data.cases import Dataset
+from tinyunet.data.conventions import read_as
+from tinyunet.data.spacing import in_mm, of_network, shape_for
+from tinyunet.data.survey import Survey
+from tinyunet.training.estimate import Seconds, Workload, duration, measure_seconds, memory, memory_at_hand
+from tinyunet.training.settings import Settings, configuration
+from tinyunet.training.start import split_cases
+
+_SHARE = 0.7  # of the memory at hand: other programs run, too
+_FILTERS = (32, 16, 8)  # nnU-Net begins with 32
+_LARGEST = 128  # side of a patch
+_BATCH = 2  # patches in a step, as nnU-Net has them: memory is better spent on larger patches
+_LINES = 10  # of suspicious files
+
+
+class Proposal(NamedTuple):
+    """Settings, and what they cost on this machine."""
+
+    settings: Settings
+    work: Workload
+    bytes: dict[str, int]  # at the peak, by what takes them
+    seconds: Seconds | None
+    steps: int  # of an epoch
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch, with its validation."""
+        return self.seconds.of_epoch(self.work, self.steps) if self.seconds else float("nan")
+
+    def describe(self) -> str:
+        """Return lines for people, with the command that trains so."""
+        settings, total = self.settings, sum(self.bytes.values())
+        needed, there = in_bytes(total, memory_at_hand())
+        patch = settings.patch[: settings.dim]
+        parts = ", ".join(
+            f"{name} {in_bytes(part)[0]}" for name, part in self.bytes.items() if part > 0.02 * total
+        )
+        lines = [
+            f"plan     patches of {' x '.join(map(str, patch))} voxels, {settings.batch} in a step, "
+            f"{settings.filters} filters, {count(settings.depth, 'level')}",
+            f"memory   about {needed} of {there} ({parts})",
+        ]
+        if self.seconds:
+            whole = self.epoch * settings.epochs
+            steps = f"{count(self.steps, 'step')} of {self.seconds.step:.2g} s, and validation"
+            epochs = f"{duration(whole)} for {count(settings.epochs, 'epoch')}"
+            lines.append(f"time     about {duration(self.epoch)} an epoch ({steps}), {epochs}")
+        sizes = " ".join(map(str, patch if len({*patch}) > 1 else patch[:1]))
+        command = f"python -m tinyunet.train --data-path {settings.data_path} --patch-size {sizes}"
+        command += f" --batch-size {settings.batch} --filters {settings.filters} --depth {settings.depth}"
+        return "\n".join([*lines, f"command  {command}"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return content for JSON."""
+        timed = {"step_seconds": self.seconds.step, "epoch_seconds": self.epoch} if self.seconds else {}
+        return {"settings": configuration(self.settings), "bytes": self.bytes, "steps": self.steps, **timed}
+
+
+def describe(dataset: Dataset, found: Survey) -> str:
+    """Return what is there, in lines for people."""
+    lines = [
+        f"data     {dataset.path}",
+        f"         {count(len(found.cases), 'case')} of {count(found.patients, 'patient')}; "
+        f"{', '.join(dataset.modalities)}",
+        f"         {read_as(*dataset.meaning)}",
+    ]
+    if found.cases:
+        lines.append(f"shapes   {_range(found.shapes, _voxels)}")
+        lines.append(f"voxels   {_range(found.spacings, in_mm)}")
+    rows = [
+        [name, *(f"{f(values):.1f}" for f in (np.min, np.median, np.max)), f"{np.count_nonzero(values)}"]
+        for name, values in found.millilitres.items()
+        if values
+    ]
+    if rows:
+        lines += ["", aligned(["volume in ml", "least", "median", "most", "cases"], rows)]
+    if found.suspicious:
+        lines += ["", f"suspicious: {count(len(found.suspicious), 'file')}"]
+        lines += [f"  {line}" for line in found.suspicious[:_LINES]]
+        if len(found.suspicious) > _LINES:
+            lines.append(f"  and {len(found.suspicious) - _LINES} more (--json has all)")
+    return "\n".join(lines)
+
+
+def _voxels(shape: Sequence[float]) -> str:
+    return " x ".join(f"{size:.0f}" for size in shape)
+
+
+def _range(rows: Sequence[Sequence[float]], text: Callable[[Sequence[float]], str]) -> str:
+    """Return the usual row, and the least and the largest of each axis if rows differ."""
+    array = np.asarray(rows)
+    least, most = array.min(axis=0), array.max(axis=0)
+    if np.array_equal(least, most):
+        return f"{text(least.tolist())}, all alike"
+    usual = np.percentile(array, 50, axis=0, method="lower")
+    return f"usually {text(usual.tolist())}; from {text(least.tolist())} to {text(most.tolist())}"
+
+
+def propose(
+    dataset: Dataset, found: Survey, settings: Settings, given: AbstractSet[str], with_time: bool
+) -> Proposal:
+    """Choose the settings that were not given: the widest net, then the largest patch that fit.
+
+    DataError if no case can be read. If nothing fits, the proposal is the smallest, and says what it takes.
+    """
+    if not found.cases:
+        raise DataError(f"{dataset.path}: no case can be read; expected one at least")
+    target = of_network(settings.spacing, found.spacings)
+    pairs = zip(found.cases, found.shapes, found.spacings, strict=True)
+    shapes = {case.name: shape_for(shape, voxels, target) for case, shape, voxels in pairs}
+    parts = split_cases(found.cases, settings)
+    least = np.min([*shapes.values()], axis=0)
+    for candidate in _candidates(settings, given, least):
+        channels, classes = len(dataset.modalities), len(dataset.labels)
+        config = {"in_channels": channels, "classes": classes, **candidate.model_options}
+        batch_shape = (candidate.batch, *candidate.patch[: candidate.dim])
+        validation = [shapes[case.name] for case in parts.validation]
+        work = Workload(candidate, config, batch_shape, [*shapes.values()], validation)
+        needed = memory(work)
+        if sum(needed.values()) <= _SHARE * memory_at_hand():
+            break
+    steps = -(-len(parts.train) * candidate.patches_per_case // candidate.batch)
+    return Proposal(candidate, work, needed, measure_seconds(work) if with_time else None, steps)
+
+
+def _candidates(settings: Settings, given: AbstractSet[str], least: NDArray[np.int64]) -> Iterator[Settings]:
+    """Yield settings from the largest patch that fits into the smallest volume down, and the widest net."""
+    multiple = 2 ** (settings.depth - 1)
+    largest = np.maximum(least // multiple, 1) * multiple
+    batch = settings.batch_size or _BATCH
+    for side in range(_LARGEST, 0, -multiple):
+        d, h, w = np.minimum(side, largest).tolist() if "patch_size" not in given else settings.patch_size
+        for filters in [settings.filters] if "filters" in given else _FILTERS:
+            yield replace(settings, filters=filters, patch_size=(d, h, w), batch_size=batch)
