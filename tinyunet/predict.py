@@ -83,7 +83,7 @@ def main(communicator: Communicator, arguments: Sequence[str] | None = None) -> 
         checkpoints, options.images, options.output, communicator, options=how, **execution
     )
     alone = len(failures) + len(done) + len(skipped) == 1
-    notes = [*dict.fromkeys(found.written_as for found in done)]
+    notes = [*dict.fromkeys(line for found in done for line in found.said if line)]
     notes += [f"warning: {note}" for found in done for note in found.notes]
     if skipped:
         notes.append(f"{count(len(skipped), 'image')} left out, whose labels are there already")

@@ -656,7 +656,7 @@ def test_the_bar_counts_patches_and_ends_with_the_last(command, model, tmp_path)
     assert done.code == 0, done.err
     assert "Warning" not in done.err
     assert "<-" not in done.err
-    last = done.err.replace("\r", "\n").split("labels written as")[0].strip().splitlines()[-1]
+    last = done.err.replace("\r", "\n").split("sequences read as")[0].strip().splitlines()[-1]
     assert re.fullmatch(r"2 100%\|.*\| [\d:]+<00:00", last)
 
 

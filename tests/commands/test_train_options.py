@@ -302,6 +302,17 @@ def test_one_sequence_by_name(train, command, dataset, tmp_path):
         (file,) = (tmp_path / str(number)).iterdir()
         found.append(np.asarray(nibabel.load(file).dataobj) > 0)
     assert all(np.array_equal(found[0], other) for other in found[1:])
+    # Another order of the files, which dataset.json tells.
+    turned = {"channel_names": {"0": "T1ce", "1": "T1", "2": "FLAIR", "3": "T2"}}
+    for channel, place in ((0, 2), (2, 0)):
+        (channels / f"C_{channel:04}.nii.gz").rename(channels / f"new_{place:04}.nii.gz")
+    for file in channels.glob("new_*"):
+        file.rename(channels / f"C{file.name[3:]}")
+    (tmp_path / "dataset.json").write_text(json.dumps(turned))
+    done = command("predict", best.path, channels, "-o", tmp_path / "turned")
+    assert f"sequences read as: 1 t1gd (of 4, {tmp_path / 'dataset.json'})" in done.err
+    assert np.array_equal(np.asarray(nibabel.load(tmp_path / "turned/C.nii.gz").dataobj) > 0, found[0])
+    (tmp_path / "dataset.json").unlink()
     two = tmp_path / "two.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.asarray(whole.dataobj)[..., :2], whole.affine), two)
     assert (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyunet.data.conventions import CONVENTIONS, decide, numbers_of, read_as, tumour_parts
+from tinyunet.data.conventions import CONVENTIONS, decide, key_of, numbers_of, read_as, tumour_parts
 
 # As the releases say: whole tumour, tumour core and enhancing tumour as numbers in the files.
 REGIONS = {
@@ -80,13 +80,42 @@ def test_numbers_of_classes(names: Sequence[str], key: str, values: tuple[int | 
 
 
 def test_no_more_files_are_read_than_needed() -> None:
-    def files() -> object:
-        yield {0, 1, 2}
-        yield {0, 4}
-        raise AssertionError
-
+    files = iter([{0, 1, 2}, {0, 4}])
     paths = [Path("BraTS-PED-00001-000-seg.nii.gz")] * 3  # of 2023 or later
-    assert decide("here", paths, files()).key == "brats-ped"  # type: ignore[arg-type]
+    assert decide("here", paths, lambda _: next(files)).key == "brats-ped"
+
+
+def test_a_cavity_is_looked_for_from_the_first_file_to_the_last() -> None:
+    paths = [Path(f"BraTS-MET-{number:05}-000-seg.nii.gz") for number in range(1000)]
+    read: list[Path] = []
+
+    def numbers(path: Path) -> set[int]:
+        read.append(path)
+        return {0, 1, 4} if path in paths[900:] else {0, 1, 2, 3}
+
+    assert decide("here", paths, numbers).key == "brats-met"
+    assert len(read) < 60
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("brats2023-ped", "brats-ped"),
+        ("BraTS2026-PED", "brats-ped"),
+        ("brats2021", "brats2018"),
+        ("brats2023-gli", "brats2023"),
+        ("brats2025-gli", "brats2024"),
+        ("brats2024-mets", "brats-met"),
+        ("brats2024-men-rt", "brats-men-rt"),
+        ("brats2024-ssa", "brats2023"),
+        ("msd", "decathlon"),
+        ("brats-ped", "brats-ped"),
+        ("brats2024-men", "brats2024-men"),  # no such release
+        ("brats1999", "brats1999"),
+    ],
+)
+def test_names_of_releases(text: str, key: str) -> None:
+    assert key_of(text) == key
 
 
 def test_the_line() -> None:

@@ -72,7 +72,7 @@ def read_brats(
     if labels:
         meaning = CONVENTIONS[labels].classes(f"--labels {labels}")
     else:
-        decided = decide(str(path), label_paths, map(label_numbers, label_paths))
+        decided = decide(str(path), label_paths, label_numbers)
         meaning = decided.classes(decided.title)
     cases = tuple(
         Case(name, images[name], label, len(names), meaning.values)
@@ -211,6 +211,11 @@ def _kind_of(name: str) -> str | None:
     match = _FILE.fullmatch(name)
     # Archives packed on a Mac hold a "._name" beside each file.
     return None if match is None or name.startswith("._") else _ENDINGS[match[2].lower()]
+
+
+def named_sequence(path: Path) -> str | None:
+    """Return "flair", "t1", "t1ce", "t2" or "seg" if a file is named as one of BraTS' is."""
+    return _kind_of(path.name)
 
 
 def numbers_for(case: CaseFiles, label_names: Sequence[str]) -> tuple[int, ...] | None:

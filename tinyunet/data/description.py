@@ -49,6 +49,37 @@ class Description(NamedTuple):
 
 def read_description(file: Path) -> Description:
     """Read a ``dataset.json``; DataError, which names the file, if there is something wrong in it."""
+    content = _content(file)
+    names, classes = _modalities(file, content), _classes(file, content)
+    if isinstance(content.get("dataset"), dict):
+        cases = _named_cases(file, content["dataset"], len(names))
+    elif "channel_names" in content and "training" not in content:
+        cases = _found_cases(file, content.get("file_ending"), len(names))
+    else:
+        cases = _training_cases(file, content, len(names))
+    return Description(names, classes, cases)
+
+
+def descriptions(folder: Path) -> list[Path]:
+    """Return the ``dataset.json`` that files in a folder may belong to: its own, and that above it."""
+    here = Path(os.path.abspath(folder))  # "." has no parent
+    files = (place / "dataset.json" for place in (here, here.parent))
+    return [file for file in files if file.is_file()]
+
+
+def sequences_near(folder: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Return the ``dataset.json`` that names the sequences of a folder's images, and these names.
+
+    None if there is none that does. DataError if it is damaged.
+    """
+    for file in descriptions(folder):
+        content = _content(file)
+        if not {"channel_names", "modality"}.isdisjoint(content):  # another program's has neither
+            return file, _modalities(file, content)
+    return None
+
+
+def _content(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except OSError as error:
@@ -59,18 +90,16 @@ def read_description(file: Path) -> Description:
         raise DataError(f"{file}: nested too deeply; expected a Decathlon description") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: holds no object; expected modality, labels and training")
+    return content
+
+
+def _modalities(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the sequences, in the order of their numbers."""
     key = "channel_names" if "channel_names" in content else "modality"
     modalities = _numbered(file, content, key)
     if list(modalities) != list(range(len(modalities))):
         raise DataError(f'{file}: "{key}" is not numbered 0, 1, 2, ... without a gap')
-    names, classes = tuple(modalities.values()), _classes(file, content)
-    if isinstance(content.get("dataset"), dict):
-        cases = _named_cases(file, content["dataset"], len(names))
-    elif "channel_names" in content and "training" not in content:
-        cases = _found_cases(file, content.get("file_ending"), len(names))
-    else:
-        cases = _training_cases(file, content, len(names))
-    return Description(names, classes, cases)
+    return tuple(modalities.values())
 
 
 def _numbered(file: Path, content: Mapping[str, Any], key: str) -> dict[int, str]:
@@ -104,7 +133,7 @@ def _classes(file: Path, content: Mapping[str, Any]) -> Classes:
                 if group[0] in numbers:
                     raise DataError(f'{file}: "labels" has one number twice; expected each once')
                 numbers[group[0]] = one_line(str(name))
-            if value != 0:
+            if group != [0]:
                 regions[one_line(str(name))] = tuple(group)
         for number in {number for group in regions.values() for number in group} - {*numbers}:
             numbers[number] = f"label {number}"

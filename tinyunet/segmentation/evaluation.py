@@ -4,7 +4,6 @@ The meaning comes from the user (``--labels``, ``--label-values``); or from a De
 or from names, numbers and marks of the files; otherwise each number is a class without a name.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from tinyunet.data.conventions import (
     regions_of,
 )
 from tinyunet.data.decathlon import read_dataset
+from tinyunet.data.description import descriptions
 from tinyunet.data.labels import PROBABILITIES, label_numbers, marked_meaning, read_labels
 from tinyunet.data.nifti import files_by_name, stem
 from tinyunet.segmentation.metrics import measure, measure_lesions
@@ -167,16 +167,13 @@ def _dataset(
     A folder in which nothing is named as a prediction may be one of BraTS cases. If the meaning of the
     numbers is ``known``, the ``dataset.json`` of another program is ignored.
     """
-    here = Path(os.path.abspath(labels))  # "." has no parent
-    folder = here if here.is_dir() else here.parent
-    for place in (folder, folder.parent):
-        if (place / "dataset.json").is_file():
-            # Images, and labels without a prediction, may be elsewhere.
-            try:
-                return read_dataset(place, files_are_there=False)
-            except DataError:
-                if known is None:
-                    raise
+    for file in descriptions(labels if labels.is_dir() else labels.parent):
+        # Images, and labels without a prediction, may be elsewhere.
+        try:
+            return read_dataset(file.parent, files_are_there=False)
+        except DataError:
+            if known is None:
+                raise
     if labels.is_file() or not set(map(_case, files)).isdisjoint(map(_case, predictions)):
         return None
     try:
@@ -241,7 +238,7 @@ def _meaning_of_truths(pairs: Sequence[Pair], where: str) -> Meaning:
     """
     truths, predictions = [pair.truth for pair in pairs], [pair.prediction for pair in pairs]
     if any(conventions.allowed_by_name(path) is not None for path in truths):
-        decided = conventions.decide(where, truths, map(label_numbers, truths))
+        decided = conventions.decide(where, truths, label_numbers)
         return decided.classes(decided.title)
     numbers = _numbers(truths, where)
     alone = conventions.by_numbers_alone(numbers)

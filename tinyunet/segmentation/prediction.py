@@ -68,6 +68,7 @@ class Job(NamedTuple):
     output: Path
     patches: int  # about how many, for the progress bar
     reading: Reading = Reading()
+    read_as: str = ""  # the line that says which sequences are taken
 
     @property
     def probabilities(self) -> Path:
@@ -80,7 +81,7 @@ class Segmented(NamedTuple):
 
     output: Path
     millilitres: dict[str, float]  # volume of each class but the background, by name
-    written_as: str  # the line that says what the numbers in the file mean
+    said: tuple[str, str]  # lines: which sequences were taken, and what the numbers in the file mean
     notes: list[str]  # lines that name a file and what is odd about it
 
 
@@ -115,13 +116,14 @@ def plan(
     wanted = spacing or checkpoint.state.get("spacing")  # the oldest checkpoints have none
     modalities = checkpoint.state.get("modalities", brats.MODALITIES)
     choice = choice_of(modalities, checkpoint.state.get("file_modalities", modalities))
-    reading = Reading(None if isinstance(wanted, str) else wanted, allow_missing, choice)
+    reading = Reading(None if isinstance(wanted, str) else wanted, allow_missing)
     jobs: dict[str, Job] = {}
     for given in images:
-        for name, paths, case in find_images(given, modalities, allow_missing, choice):
+        for name, paths, case, chosen, line in find_images(given, modalities, allow_missing, choice):
             values = (case and brats.numbers_for(case, checkpoint.state["labels"])) or own_values
             folder = case.where if case else None
-            job = Job(name, paths, values, Path(output) / f"{name}.nii.gz", 1, reading)
+            how = reading._replace(choice=chosen)
+            job = Job(name, paths, values, Path(output) / f"{name}.nii.gz", 1, how, line)
             if name in jobs:
                 raise UserError(
                     f"{folder or paths[0]}: there is another image named {name}; expected it once"
@@ -258,7 +260,7 @@ def _run(
     counts = np.bincount(labels.ravel(), minlength=len(names)).tolist()
     volumes = {n: c * geometry.millilitres for n, c in zip(names[1:], counts[1:], strict=True)}
     written_as = read_as(names, job.label_values, "").replace("read", "written", 1)
-    return Segmented(job.output, volumes, written_as, notes)
+    return Segmented(job.output, volumes, (job.read_as, written_as), notes)
 
 
 def _label_values(checkpoint: Checkpoint) -> tuple[int, ...]:
