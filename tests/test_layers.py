@@ -39,11 +39,11 @@ TINYUNET = """
     data
     parallel
     segmentation
-    viz
+    viz interop
     commandline
     training
     benchmarks
-    bench evaluate graph plan predict train view
+    bench evaluate graph export plan predict train view
 """
 LAYERS = {"kernels": KERNELS, "tinyunet": TINYUNET}
 

@@ -114,6 +114,19 @@ def atomic(
 
 
 @contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path for a library that writes files by name; it becomes ``path`` as in `atomic`."""
+    with _named(path, follow_links=True) as target:
+        temporary = _temporary(target)
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def _named(path: Path | str, follow_links: bool) -> Iterator[Path]:
     """Give the file to replace, unless it is special; name ``path`` in an OSError of the block."""
     target = Path(os.path.realpath(path) if follow_links else path)

@@ -123,27 +123,28 @@ class Checkpoint:
 def save(
     path: Path | str,
     model: UNet,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     state: dict[str, Any],
     arrays: Mapping[str, NDArray[Any]] | None = None,
     previous: Path | None = None,
 ) -> None:
     """Write a checkpoint, ``*.npz``; a reader finds the old file or the whole new one.
 
-    ``state`` (content for JSON) and ``arrays`` come back in :class:`Checkpoint`. ``previous`` is another
-    name in that folder, which the replaced checkpoint gets. OSError if the file cannot be written: the old
-    one stays. ValueError if :func:`load` would refuse the file: the optimizer holds another model's
-    parameter, or an array holds objects, NaN or infinity.
+    Without an optimizer no training can go on from it. ``state`` (content for JSON) and ``arrays`` come back
+    in :class:`Checkpoint`. ``previous`` is another name in that folder, which the replaced checkpoint gets.
+    OSError if the file cannot be written: the old one stays. ValueError if :func:`load` would refuse the
+    file: the optimizer holds another model's parameter, or an array holds objects, NaN or infinity.
     """
     header = {
         "format": FORMAT,
         "config": model.config,
         "random": model.random_state(),
-        "order": _order(model, optimizer),
+        "order": _order(model, optimizer) if optimizer else [],
         "state": state,
     }
     members: dict[str, Any] = {}
-    for group, named in zip(_GROUPS, (model.state_dict(), optimizer.state_dict(), arrays or {}), strict=True):
+    of_optimizer = optimizer.state_dict() if optimizer else {}
+    for group, named in zip(_GROUPS, (model.state_dict(), of_optimizer, arrays or {}), strict=True):
         members |= {f"{group}{name}": np.asarray(array) for name, array in named.items()}
     for name, array in members.items():
         if array.dtype.hasobject:
@@ -155,6 +156,12 @@ def save(
     with atomic(path, previous) as file:
         np.savez(file, header=np.array(json.dumps(header)), **members)
         archive.seal(file)
+
+
+def check_header(config: Any, state: Any) -> None:
+    """Raise ValueError unless a stranger's configuration of a model, and its state, are what they must be."""
+    _CONFIG(config, "config")
+    _STATE(state, "state")
 
 
 def _order(model: Module, optimizer: Optimizer) -> list[str]:

@@ -21,7 +21,16 @@ from tinyunet.training.start import Data
 from tinyunet.unet import UNet
 
 # Settings that may differ from those of the run: paths, and settings that change no result.
-_FREE = {"data_path", "output", "bucket_mb", "allreduce", "timeline", "checkpoint_every", "stall_warning"}
+_FREE = {
+    "data_path",
+    "output",
+    "export",
+    "bucket_mb",
+    "allreduce",
+    "timeline",
+    "checkpoint_every",
+    "stall_warning",
+}
 _DICE = by_name(number(0, 1))
 _SCORES = record({"classes": _DICE, "regions": _DICE})
 _EPOCH = record(
@@ -140,7 +149,7 @@ def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
             option = "--" + name.replace("_", "-")
             raise UserError(f"{option}: {value}; the run that is resumed has {its}, and keeps it")
     # A checkpoint may be a stranger's: only an option of now names a file outside its folder.
-    settings = dataclasses.replace(settings, timeline=None, output=str(resumed.folder.parent))
+    settings = dataclasses.replace(settings, timeline=None, export=None, output=str(resumed.folder.parent))
     return dataclasses.replace(settings, **{k: v for k, v in given.items() if k in free})
 
 

@@ -224,6 +224,11 @@ class Run:
             if self._communicator.rank == 0:
                 with attempt("pictures"):
                     self._draw(cases)
+        with self._communicator.together():
+            if self._communicator.rank == 0 and self._settings.export:
+                from tinyunet.interop.files import export
+
+                export(checkpoint.load(self._folder / BEST), self._settings.export)
         self._progress.line(f"everything is in {printable(str(self._folder))}")
 
     def left(self) -> str:

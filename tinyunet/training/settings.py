@@ -154,6 +154,9 @@ class Settings:
         "write a checkpoint each time after so many steps (default: every ten minutes), and after each epoch")
     tensorboard: bool = _setting(False, _FLAG, _RUN,
         "write curves for TensorBoard, too, into the run's folder (needs the extra tensorboard)")
+    export: str | None = _setting(None, _text("FILE"), _RUN,
+        "at the end write the best model into a file of its own: .npz (ours), .onnx, .pt, .safetensors,",
+        ".keras or .h5, as python -m tinyunet.export does")
     output: str = _setting("runs", _text("DIR"), _RUN,
         "where each run gets a folder named by its time")
     scale_lr: bool = _setting(False, _FLAG, _RANKS,
@@ -198,6 +201,13 @@ class Settings:
             raise UserError(f"--fold: {self.fold}; expected {expected}")
         if self.tensorboard and find_spec("tensorboardX") is None:
             raise UserError("--tensorboard: needs tensorboardX; pip install 'tinyunet[tensorboard]'")
+        if self.export is not None:
+            from tinyunet.interop.files import check_ending  # late: it loads Numba
+
+            check_ending("--export", self.export)
+            if not can_be_written(self.export, True):
+                expected = "expected a file in a folder that can be written to"
+                raise UserError(f"--export: {self.export}; {expected}")
         halvings, smallest = self.depth - 1, min(self.patch[: self.dim])
         if smallest < 2**halvings:
             expected = f"expected at least {2**halvings}, or a smaller --depth"

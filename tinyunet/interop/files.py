@@ -1,0 +1,98 @@
+"""A model out of or into a file; its ending says which program's."""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tinyunet.common.errors import UserError, said
+from tinyunet.common.files import parse_json, replacing
+from tinyunet.interop import keras_files, onnx_files, torch_files
+from tinyunet.segmentation import checkpoint
+from tinyunet.segmentation.checkpoint import Checkpoint
+from tinyunet.unet import UNet
+
+#: By ending: the package that the format needs, and what writes a file.
+FORMATS: dict[str, tuple[str, Callable[[Path, UNet, str], None]]] = {
+    ".pt": ("torch", torch_files.write_torch),
+    ".pth": ("torch", torch_files.write_torch),
+    ".safetensors": ("safetensors", torch_files.write_safetensors),
+    ".keras": ("keras", keras_files.write),
+    ".h5": ("keras", keras_files.write),
+    ".onnx": ("onnx", onnx_files.write),
+}
+_OURS = ".npz"
+_KEPT = ("modalities", "file_modalities", "labels", "label_values", "labels_source", "spacing")
+
+
+def check_ending(option: str, path: Path | str) -> None:
+    """Raise UserError, which begins with the option, unless a format and its package are known here."""
+    ending = Path(path).suffix.lower()
+    if ending != _OURS and ending not in FORMATS:
+        raise UserError(f"{option}: {path}; expected a name that ends in {', '.join([_OURS, *FORMATS])}")
+    package = FORMATS[ending][0] if ending != _OURS else "numpy"
+    if find_spec(package) is None:
+        raise UserError(f"{option}: {path}: needs {package}; pip install 'tinyunet[interop]'")
+
+
+def export(found: Checkpoint, path: Path | str) -> None:
+    """Write the model of a checkpoint, without its optimizer, into a file of the format of its ending.
+
+    ``.npz`` is a checkpoint of ours. What the model was trained on goes along, but for Keras, which has no
+    place for it. UserError if the format cannot hold the model, or its package is missing; OSError if the
+    file cannot be written: then nothing of it is left.
+    """
+    path = Path(path)
+    check_ending("export", path)
+    model = found.make_model().eval()
+    state = {name: found.state[name] for name in _KEPT if name in found.state}
+    if path.suffix.lower() == _OURS:
+        checkpoint.save(path, model, None, state)
+        return
+    header = json.dumps({"config": model.config, "state": state})
+    try:
+        with replacing(path) as temporary:
+            FORMATS[path.suffix.lower()][1](temporary, model, header)
+    except ValueError as error:
+        raise UserError(f"{path}: not written ({said(error)})") from error
+
+
+def read(path: Path | str) -> tuple[UNet, dict[str, Any]]:
+    """Return the model in a file of another program, and what it says of its task: entries of a state.
+
+    UserError, which names the file, if it cannot be used. No code of the file is run.
+    """
+    path = Path(path)
+    check_ending("import", path)
+    ending = path.suffix.lower()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a model")
+    try:
+        if ending in (".pt", ".pth", ".safetensors"):
+            read_arrays = torch_files.read_safetensors if ending == ".safetensors" else torch_files.read_torch
+            arrays, text = read_arrays(path)
+            hints, state = _header(text)
+            return torch_files.model_of(arrays, hints), state
+        if ending == ".onnx":
+            model, text = onnx_files.read(path, lambda text: _header(text)[0])
+            return model, _header(text)[1]
+        return keras_files.read(path, {}), {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({said(error)})") from error
+    except MemoryError as error:
+        raise UserError(f"{path}: not enough memory ({said(error)})") from error
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{path}: {said(error)}") from error
+
+
+def _header(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arguments of the model and entries of its state; ValueError if they are not such."""
+    if text is None:
+        return {}, {}
+    content = parse_json(text)
+    if not isinstance(content, Mapping):
+        raise ValueError("its header is no object")
+    config, state = content.get("config", {}), content.get("state", {})
+    checkpoint.check_header(config, state)
+    return dict(config), {name: state[name] for name in _KEPT if name in state}
