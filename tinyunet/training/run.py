@@ -224,6 +224,8 @@ class Run:
             if self._communicator.rank == 0:
                 with attempt("pictures"):
                     self._draw(cases)
+                with attempt(report := self._folder / "report.html"):
+                    self._report(report, cases)
         with self._communicator.together():
             if self._communicator.rank == 0 and self._settings.export:
                 from tinyunet.interop.files import export
@@ -316,8 +318,6 @@ class Run:
                     pictured.append(PicturedCase(name, image, labels, prediction, note, geometry.spacing))
             dataset = self._data.dataset
             draw_predictions(predictions, pictured, dataset.modalities, dataset.labels)
-        with attempt(report := self._folder / "report.html"):
-            self._report(report, cases)
 
     def _report(self, path: Path, cases: list[CaseResult]) -> None:
         """Write a page with the best and the worst of the test cases, curves and configuration."""
