@@ -1,5 +1,6 @@
 # make train   set up, then train the U-Net on the built-in data on four MPI ranks
 # make test    set up, then run every test
+# make docs    set up, then build the book into build/docs; all its code runs, on this machine
 # make check   the tests, ruff and mypy
 # Needs Python 3.11 or newer and make. Everything is installed into .venv.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 RANKS ?= 4
 BIN := .venv/bin
 
-.PHONY: train test check lint setup clean clean-cache
+.PHONY: train test docs check lint setup clean clean-cache
 
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m tinyunet.train
@@ -18,6 +19,11 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore=tests/commands --ignore=tests/parallel
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/commands tests/parallel
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html: open it in a browser"
 
 check: lint test
 

@@ -135,7 +135,7 @@ def planted() -> Iterator[tuple[str, str, str, str]]:
         text = exercise.solution.read_text()
         yield name, "empty stub", stub(exercise.solution), "the stub is still empty"
         yield name, "syntax error", text + "\ndef broken(:\n", r"line \d+: "
-        yield name, "torch", "import torch\n" + text, "uses torch; expected loops of your own"
+        yield name, "a library", "import scipy\n" + text, "uses scipy; expected loops of your own"
         yield name, "no function", '"""Nothing."""\n', "defines no"
         if name in MAIN:
             for label, (line, words) in WRAPPERS.items():
