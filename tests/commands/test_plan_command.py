@@ -1,21 +1,24 @@
 """What a training takes: memory, as the compiler plans it, and a plan for a data set."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from small_runs import brats_case, image_of, labels_of, rewrite
 
-from tinyunet import Adam, UNet
+from tinyunet import Adam, UNet, train
 from tinyunet.common.errors import UserError
 from tinyunet.compiler.compiled import TrainingStep
 from tinyunet.compiler.ir import Options
 from tinyunet.compiler.passes import NAMES
 from tinyunet.data.decathlon import read_dataset
+from tinyunet.data.spacing import from_words
 from tinyunet.data.survey import survey
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.training import estimate
 from tinyunet.training.estimate import Seconds, Workload
+from tinyunet.training.proposal import propose
 from tinyunet.training.settings import Settings
 
 CONFIG = {"dim": 3, "in_channels": 2, "classes": 3, "filters": 4, "depth": 2}
@@ -80,8 +83,32 @@ class TestSurvey:
     def test_images_are_read_by_their_headers_alone(self, copy):
         path = image_of(copy, 0)
         content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])  # half of the voxels are gone
+        half = len(content) // 2
+        path.write_bytes(content[:half] + bytes(half - 8) + content[2 * half - 8 :])  # voxels are gone
         assert len(survey(read_dataset(copy)).cases) == 5
+
+    def test_a_file_that_was_cut_is_found_by_its_end(self, copy):
+        path = image_of(copy, 0)
+        path.write_bytes(path.read_bytes()[:-100])
+        found = survey(read_dataset(copy))
+        assert len(found.cases) == 4
+        assert found.suspicious[0].startswith(f"{path}: its end tells of ")
+
+    def test_copies_of_labels(self, copy):
+        labels_of(copy, 1).write_bytes(labels_of(copy, 0).read_bytes())
+        assert survey(read_dataset(copy)).suspicious == [
+            f"{labels_of(copy, 1)}: the same labels as {labels_of(copy, 0)}"
+        ]
+
+    def test_a_missing_sequence(self, dataset, tmp_path):
+        for number in range(2):
+            brats_case(dataset, number, tmp_path / f"BraTS-GLI-0000{number}-000")
+        gone = next((tmp_path / "BraTS-GLI-00000-000").glob("*t1c*"))
+        gone.unlink()
+        data = read_dataset(tmp_path, labels="brats2018", allow_missing=True)
+        assert survey(data).suspicious == [f"{gone}: no such file; expected it, or --allow-missing"]
+        found = survey(data, allow_missing=True)
+        assert (len(found.cases), found.suspicious) == (2, [])
 
     def test_two_examinations_of_one_patient(self, dataset, tmp_path):
         for number in range(2):
@@ -102,7 +129,8 @@ class TestCommand:
             "5 cases of 5 patients; FLAIR, T1w, t1gd, T2w",
             "labels read as: 1 edema, 2 non-enhancing tumor, 3 enhancing tumour",
             "20 x 24 x 17, all alike",
-            "plan     patches of 20 x 24 x 16 voxels, 2 in a step, 4 filters, 3 levels",
+            " mm; nothing is resampled",
+            "         patches of 20 x 24 x 16 voxels, 2 in a step, 4 filters, 3 levels",
             "an epoch (3 steps of ",
             f"command  python -m tinyunet.train --data-path {dataset} --patch-size 20 24 16 --batch-size 2",
         ):
@@ -120,11 +148,60 @@ class TestCommand:
         assert "time " not in done.out
         assert "16 filters" in done.out or "8 filters" in done.out
 
+    def test_the_command_has_all_that_was_given(self, dataset):
+        given = {
+            "data_path": "with a blank",
+            "modalities": ("FLAIR", "T2w"),
+            "spacing": (1.0, 1.0, 5.0),
+            "folds": 5,
+            "deterministic": True,
+            "depth": 2,
+            "filters": 4,
+        }
+        data = read_dataset(dataset)
+        settings = Settings(**given, ranks=2)
+        plan = propose(data, survey(data), settings, {*given}, ranks_here=2)
+        assert plan.work.batch_shape[0] == 1
+        words = shlex.split(plan.command())
+        assert words[:6] == ["mpirun", "-n", "2", "python", "-m", "tinyunet.train"]
+        read = {
+            name: value
+            for name, value in vars(train.make_parser().parse_args(words[6:])).items()
+            if name in given
+        }
+        read["spacing"] = from_words(read["spacing"])
+        read["modalities"] = tuple(read["modalities"])
+        assert read == given
+
+    def test_a_patch_larger_than_a_volume(self, command, dataset):
+        done = command("plan", "--data-path", dataset, "--patch-size", 32, "--no-time")
+        assert "--patch-size: 32 x 32 x 32; expected at most 20 x 24 x 17" in done.error
+
+    def test_what_does_not_fit_is_said(self, command, dataset, monkeypatch):
+        for module in ("estimate", "proposal"):
+            monkeypatch.setattr(f"tinyunet.training.{module}.memory_at_hand", lambda: 10**8)
+        done = command("plan", "--data-path", dataset, *self.SMALL)
+        assert "plan     voxels" in done.out
+        assert "memory: the training takes about " in done.error
+
     def test_a_folder_without_data(self, command, tmp_path):
         assert (
             "neither a dataset.json nor a labelled BraTS case"
             in command("plan", "--data-path", tmp_path).error
         )
+
+
+@pytest.mark.parametrize(
+    ("spacing", "modalities", "expected"),
+    [
+        ((1.0, 1.0, 1.0), ["FLAIR", "T1w"], (171, 191, 155)),
+        ((3.0, 3.0, 3.0), ["t1c"], (68, 74, 63)),
+        ((1.0, 1.0, 1.0), ["CT"], (240, 240, 155)),
+        (None, ["FLAIR"], (240, 240, 155)),
+    ],
+)
+def test_of_a_head_the_brain_is_predicted(spacing, modalities, expected):
+    assert estimate.predicted_shape((240, 240, 155), spacing, modalities) == expected
 
 
 def test_training_that_cannot_fit_is_refused(command, dataset, tmp_path, monkeypatch):

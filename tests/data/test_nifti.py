@@ -6,7 +6,7 @@ import os
 import resource
 import struct
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tinyunet.common.errors import DataError
 from tinyunet.data import nifti
 from tinyunet.data.geometry import Geometry
 from tinyunet.data.labels import read_labels, save_labels
-from tinyunet.data.nifti import read_header, read_volume
+from tinyunet.data.nifti import check_length, read_header, read_volume
 
 VALUES = (0, 1, 2, 3)
 
@@ -183,8 +183,22 @@ class TestRead:
         content = file_bytes(head())
         parts = gzip.compress(b"") + gzip.compress(content[:100]) + gzip.compress(content[100:])
         (tmp_path / "a.nii.gz").write_bytes(parts)
+        check_length(tmp_path / "a.nii.gz")
         assert np.array_equal(read_volume(tmp_path / "a.nii.gz")[0], head())
         assert read_header(tmp_path / "a.nii.gz")[0] == head().shape
+
+    @pytest.mark.parametrize("kept", [slice(-100), slice(-1), slice(0, 400)])
+    @pytest.mark.parametrize("pack", [gzip.compress, bytes])
+    def test_a_cut_shows_in_the_length(
+        self, kept: slice, pack: Callable[[bytes], bytes], tmp_path: Path
+    ) -> None:
+        content = pack(file_bytes(np.random.default_rng(0).random((6, 7, 5))))
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(content)
+        check_length(path)
+        path.write_bytes(content[kept])
+        with pytest.raises(DataError, match=r"bytes; expected 2032, as its header says \(was it cut\?\)"):
+            check_length(path)
 
     def test_name_does_not_decide_on_compression(self, tmp_path: Path) -> None:
         content = file_bytes(head())

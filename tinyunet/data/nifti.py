@@ -77,6 +77,25 @@ def read_header(path: str | Path) -> tuple[tuple[int, ...], Geometry]:
     return (*header.geometry.canonical_shape, *header.shape[3:]), header.geometry
 
 
+def check_length(path: str | Path) -> None:
+    """Raise DataError if a file's length shows that it was cut, or holds more than its header says.
+
+    Voxels are not read: a compressed file ends in the length of its content, modulo 2^32 (RFC 1952, section
+    2.3.1). A smaller number there says nothing: it may be that of the last of several parts.
+    """
+    path = Path(path)
+    with open_stream(path, _EXPECTED) as stream:
+        header, compressed, held = _read_header(path, stream), stream.compressed, stream.most
+    wanted = header.offset + math.prod(header.shape) * header.dtype.itemsize
+    if compressed:
+        with open(path, "rb") as file:
+            file.seek(-4, io.SEEK_END)
+            held = max(int.from_bytes(file.read(), "little"), wanted)
+    if held != wanted:
+        reason = f"its end tells of {held} bytes" if compressed else f"{held} bytes"
+        raise DataError(f"{path}: {reason}; expected {wanted}, as its header says (was it cut?)")
+
+
 def read_extensions(path: str | Path) -> list[Any]:
     """Return the extensions of a NIfTI file's header, if they are short; none if the header is damaged."""
     path = Path(path)

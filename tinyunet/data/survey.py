@@ -1,10 +1,13 @@
 """What a data set holds: cases, patients, shapes, voxels, volumes of classes, and files that look wrong.
 
-Of images the headers are read alone; label files, which are small, are read whole.
+Of images the headers are read alone, and the length that a file's end tells; label files, which are small,
+are read whole.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +16,7 @@ from tinyunet.common.errors import DataError
 from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset, first_present, on_same_voxels
 from tinyunet.data.labels import read_labels
-from tinyunet.data.nifti import read_header
+from tinyunet.data.nifti import check_length, read_header
 from tinyunet.data.patients import PatientOf, patient_of
 from tinyunet.data.spacing import Spacing, differs, in_mm, usual
 
@@ -39,12 +42,20 @@ def survey(
     dataset: Dataset,
     patient: PatientOf = patient_of,
     progress: Callable[[Iterable[Case]], Iterable[Case]] = lambda cases: cases,
+    allow_missing: bool = False,
 ) -> Survey:
-    """Look at each case of a data set; ``progress`` may show a bar while its cases are gone through."""
+    """Look at each case of a data set; ``progress`` may show a bar while its cases are gone through.
+
+    A case that lacks a sequence is left out, and named, unless ``allow_missing``.
+    """
     found = Survey([], 0, [], [], {name: [] for name in dataset.labels[1:]}, [])
+    twins: dict[bytes, Case] = {}
     for case in progress(dataset.cases):
         try:
-            shape, spacing, volumes = _look(case, dataset.labels)
+            missing = [path for path in case.image_paths if not path.exists()]
+            if missing and not allow_missing:
+                raise DataError(f"{missing[0]}: no such file; expected it, or --allow-missing")
+            shape, spacing, volumes, digest = _look(case, dataset.labels)
         except DataError as error:
             found.suspicious.append(str(error))
             continue
@@ -55,27 +66,31 @@ def survey(
             found.millilitres[name].append(volume)
         if not any(volumes):
             found.suspicious.append(f"{case.label_path}: labels are background alone")
+        elif (other := twins.setdefault(digest, case)) != case:
+            found.suspicious.append(f"{case.label_path}: the same labels as {other.label_path}")
     patients = len({patient(case.name) for case in found.cases})
     return found._replace(patients=patients, suspicious=[*found.suspicious, *_outliers(found)])
 
 
-def _look(case: Case, names: Sequence[str]) -> tuple[tuple[int, int, int], Spacing, list[float]]:
-    """Return shape, voxels, and the volume of each class but the background; DataError for a bad file."""
+def _look(case: Case, names: Sequence[str]) -> tuple[tuple[int, int, int], Spacing, list[float], bytes]:
+    """Return shape, voxels, volumes of classes but the background, and a digest; DataError for a bad file."""
     first = first_present(case.image_paths)
     stored, geometry = read_header(first)
     channels = stored[3] if len(stored) > 3 else 1
     expected = case.choice.of if case.choice else case.channels
     if len(case.image_paths) == 1 and channels not in (expected, case.channels):
         raise DataError(f"{first}: {count(channels, 'sequence')}; expected {expected}")
-    for path in case.image_paths:
-        if path != first and path.exists():
+    for path in filter(Path.exists, case.image_paths):
+        check_length(path)
+        if path != first:
             other, place = read_header(path)
             on_same_voxels(np.empty(other[:3], np.bool_), path, place, first, geometry)
     labels, label_geometry = read_labels(case.label_path, case.label_values)
     labels = on_same_voxels(labels, case.label_path, label_geometry, first, geometry)
     counts = np.bincount(labels.ravel(), minlength=len(names))[1:]
     d, h, w = stored[:3]
-    return (d, h, w), geometry.spacing, (counts * geometry.millilitres).tolist()
+    digest = hashlib.sha256(labels.tobytes()).digest()
+    return (d, h, w), geometry.spacing, (counts * geometry.millilitres).tolist(), digest
 
 
 def _outliers(found: Survey) -> list[str]:

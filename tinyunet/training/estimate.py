@@ -4,15 +4,19 @@ Memory is a sum. Most of it is exact: the compiler plans each temporary array of
 (:mod:`tinyunet.compiler.memory`), and a cache of volumes has a limit. Two numbers were measured: what Python,
 Numba, compiled kernels and pictures take, and how many copies of the parameters there are.
 
-Time is that of a step and of a patch of validation, run a few times, times their numbers.
+Time is that of a step and of a patch of validation, run a few times, times their numbers. Meanwhile the
+loader makes patches, as in a training: it shares the cores with the step.
 """
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.base.limits import memory_limit
 from tinyunet.common.errors import UserError
@@ -21,12 +25,16 @@ from tinyunet.compiler.compiled import Compiled, Inference, TrainingStep
 from tinyunet.compiler.ir import Options
 from tinyunet.compiler.memory import plan
 from tinyunet.compiler.passes import NAMES
+from tinyunet.data.cases import Case
+from tinyunet.data.sequences import kind_of
+from tinyunet.data.spacing import Spacing
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
-from tinyunet.segmentation.sliding_window import count_patches, patch_for, predictor
-from tinyunet.training.samples import Batch
+from tinyunet.segmentation.scores import score
+from tinyunet.segmentation.sliding_window import count_patches, patch_for, predictor, segment
+from tinyunet.training.samples import Loader, Volumes
 from tinyunet.training.settings import Settings
-from tinyunet.training.step import compiled_gradients
+from tinyunet.training.step import compiled_gradients, eager_gradients
 from tinyunet.training.validate import OVERLAP
 from tinyunet.unet import UNet
 
@@ -39,7 +47,9 @@ _KEEPING = 0.4  # seconds of an epoch for scores and checkpoints
 _FORWARD = 0.3  # of a step's time is its share of a voxel in a prediction, about
 _BATCHES = 4  # one is trained on, one waits, one is being made from single patches
 _PICTURED = 3  # test cases, read again for the pictures at the end
-_STEPS = 3  # timed
+_STEPS = 5  # timed
+_BRAIN = (155.0, 175.0, 140.0)  # mm from left to right, back to front, bottom to top, of a large one
+_AROUND = 16  # voxels that a prediction takes with the brain
 
 Shape3 = tuple[int, int, int]
 
@@ -51,13 +61,25 @@ class Workload(NamedTuple):
     config: Mapping[str, Any]  # arguments of the model
     batch_shape: tuple[int, ...]  # of a rank: (MB, D, H, W) or (MB, D, H)
     volumes: Sequence[Shape3]  # of all cases
-    validation: Sequence[Shape3]  # of the cases to validate on
+    validation: Sequence[Shape3]  # of what is predicted of the cases to validate on
     ranks_here: int = 1
 
 
 def memory_at_hand() -> int:
     """Return the bytes of the machine, or of the container that this process is in."""
     return int(min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit()))
+
+
+def predicted_shape(shape: Shape3, spacing: Spacing | None, modalities: Sequence[str]) -> Shape3:
+    """Return the shape of a volume's part that a prediction computes: of a head, the box around the brain.
+
+    Headers do not tell where the brain is: a large one is assumed. ``spacing`` is that of the volume.
+    """
+    if spacing is None or not any(map(kind_of, modalities)):
+        return shape
+    sides = zip(shape, _BRAIN, spacing, strict=True)
+    d, h, w = (min(size, round(brain / voxel) + _AROUND) for size, brain, voxel in sides)
+    return d, h, w
 
 
 def memory(work: Workload) -> dict[str, int]:
@@ -92,11 +114,15 @@ def _arena(compiled: Compiled, shape: tuple[int, ...]) -> int:
     return plan(stage.graph, stage.reuse).nbytes
 
 
+def fits(parts: Mapping[str, int], ranks_here: int) -> bool:
+    """Return whether a training fits into the memory of the machine or of the container."""
+    return sum(parts.values()) * ranks_here <= memory_at_hand()
+
+
 def check_memory(parts: Mapping[str, int], ranks_here: int) -> None:
     """Raise UserError if a training cannot fit into the memory of the machine or of the container."""
-    needed, there = sum(parts.values()) * ranks_here, memory_at_hand()
-    if needed > there:
-        has, takes = in_bytes(there, needed)
+    if not fits(parts, ranks_here):
+        has, takes = in_bytes(memory_at_hand(), sum(parts.values()) * ranks_here)
         largest = max(parts, key=lambda part: parts[part] if part != "programs" else 0)
         reason = f"the training takes about {takes}, and there are {has}; most of it is for {largest}"
         expected = "expected a smaller --patch-size, --batch-size or --filters, or fewer ranks"
@@ -135,23 +161,45 @@ def duration(seconds: float) -> str:
 
 
 def measure_seconds(work: Workload) -> Seconds:
-    """Run some steps and a patch of validation of a model of this kind, which is thrown away."""
-    model = UNet(**work.config)
-    optimizer, random = Adam(model.parameters(), ema=work.settings.ema), np.random.default_rng(0)
-    shape = (*work.batch_shape, work.config["in_channels"])
-    images = random.standard_normal(shape, np.float32)
-    labels = random.integers(0, work.config["classes"], shape[:-1]).astype(np.uint8)
-    gradients = compiled_gradients(model, optimizer, shape, **work.settings.compile_options)
+    """Run some steps, with their loader, and a patch of validation of a model that is thrown away."""
+    model, settings, channels = UNet(**work.config), work.settings, work.config["in_channels"]
+    optimizer, shape = Adam(model.parameters(), ema=settings.ema), (*work.batch_shape, channels)
+    if settings.eager:
+        gradients = eager_gradients(model, optimizer)
+    else:
+        gradients = compiled_gradients(model, optimizer, shape, **settings.compile_options)
+    batches = _loader(work).epoch(1)
 
     def step() -> None:
-        gradients(Batch(images, labels), None)
+        gradients(next(batches), None)
         optimizer.step()
 
-    largest = max(work.validation, key=np.prod)
-    patch = patch_for(work.config["depth"], largest, work.config["dim"])
-    predict = predictor(model, **work.settings.compile_options)
-    image = np.zeros((1, *patch, work.config["in_channels"]), np.float32)
-    return Seconds(_seconds(step), _seconds(lambda: predict(image)))
+    in_a_step = _seconds(step)
+    patch = patch_for(work.config["depth"], max(work.validation, key=np.prod), work.config["dim"])
+    image, truth = _volume(patch, work)
+    predict = predictor(model, settings.eager, **settings.compile_options)
+    names = [str(number) for number in range(work.config["classes"])]
+
+    def validate() -> None:
+        score(segment(model, image, OVERLAP, predict=predict), truth, names)
+
+    return Seconds(in_a_step, _seconds(validate))
+
+
+def _loader(work: Workload) -> Loader:
+    """Return a loader of batches, enough for all that is timed, from a volume of noise."""
+    batch = work.batch_shape[0]
+    settings = replace(work.settings, batch_size=batch, patches_per_case=batch * (_STEPS + 2), accumulate=1)
+    case = Case("noise", (Path("noise"),), Path("noise"), work.config["in_channels"], ())
+    usual = sorted(work.volumes, key=np.prod)[len(work.volumes) // 2]
+    return Loader([case], cast(Volumes, {case: _volume(usual, work)}), settings)
+
+
+def _volume(shape: Shape3, work: Workload) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return an image of noise, and labels of which a hundredth is no background."""
+    random, classes = np.random.default_rng(0), work.config["classes"]
+    image = random.standard_normal((*shape, work.config["in_channels"]), np.float32)
+    return image, np.where(random.random(shape) < 0.01, max(classes - 1, 1), 0).astype(np.uint8)
 
 
 def _seconds(run: Any) -> float:

@@ -14,6 +14,7 @@ from tinyunet.data.decathlon import read_dataset
 from tinyunet.data.nifti import read_header
 from tinyunet.data.patients import Parts, patient_of, read_patients, split
 from tinyunet.data.spacing import Spacing, differs, in_mm, of_network
+from tinyunet.training import estimate
 from tinyunet.training.estimate import Workload, memory_at_hand
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.samples import Inspector, Volumes, half_the_memory
@@ -64,7 +65,8 @@ class Data(NamedTuple):
 
     def workload(self, job: Job, model: UNet, batch_shape: tuple[int, ...]) -> Workload:
         """Return what decides memory and time."""
-        validation = [self.shapes[case.name] for case in self.validation]
+        seen = self.spacing, self.dataset.modalities
+        validation = [estimate.predicted_shape(self.shapes[case.name], *seen) for case in self.validation]
         ranks = job.communicator.local_size
         return Workload(job.settings, model.config, batch_shape, [*self.shapes.values()], validation, ranks)
 
