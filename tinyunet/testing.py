@@ -54,10 +54,10 @@ def check_gradients(
     direction v, s(x + h v) - s(x - h v) = 2 h <gradient, v> + O(h^3). Each array is moved alone, so that a
     small gradient cannot hide behind a large one.
 
-    A gradient g that is wrong by a factor 1.001 gives a difference of ``0.001 |<g, v>|``, about ``0.001 |g|``;
-    allowed is ``tolerance * |g|``, and rounding / h on top. If that fails, a shorter step is tried: it passes
-    a kink (of a ReLU in the middle of a net, say) that lies within the longer step; a wrong gradient is wrong
-    for all of them. Also checked: neither the arrays nor the cotangent are changed.
+    A gradient g that is wrong by a factor 1.001 gives a difference of ``0.001 |<g, v>|``, about
+    ``0.001 |g|``; allowed is ``tolerance * |g|``, and rounding / h on top. If that fails, a shorter step is
+    tried: it passes a kink (of a ReLU in the middle of a net, say) that lies within the longer step; a wrong
+    gradient is wrong for all of them. Also checked: neither the arrays nor the cotangent are changed.
 
     Parameters
     ----------
