@@ -53,9 +53,9 @@ def test_time_of_an_epoch():
     work = Workload(Settings(), CONFIG, (2, 8, 8, 8), [(20, 18, 16)] * 3, [(20, 18, 16), (300, 18, 16)])
     # The second volume has three patches of 128, of which each takes the time of the largest.
     of_validation = 0.5 * (20 * 18 * 16 / (128 * 18 * 16) + 3)
-    expected = 7 * 2.0 + of_validation + estimate._KEEPING
-    assert Seconds(2.0, 0.5).of_epoch(work, 7) == pytest.approx(expected)
-    assert Seconds(2.0, 0.5).of_epoch(work, 7, ranks=4) == pytest.approx(expected - of_validation / 2)
+    expected = 7 * 2.0 + of_validation + 0.25
+    assert Seconds(2.0, 0.5, 0.25).of_epoch(work, 7) == pytest.approx(expected)
+    assert Seconds(2.0, 0.5, 0.25).of_epoch(work, 7, ranks=4) == pytest.approx(expected - of_validation / 2)
 
 
 @pytest.mark.parametrize(

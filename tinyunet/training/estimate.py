@@ -43,7 +43,7 @@ from tinyunet.unet import UNet
 PROGRAMS = 450e6
 #: Parameters, gradients, Adam's two averages; the best weights so far; checkpoints on their way to disk.
 _COPIES = 7
-_KEEPING = 0.4  # seconds of an epoch for scores and checkpoints
+_KEEPING = 0.05, 2e-8  # seconds of an epoch for its files, and for each byte of the parameters in them
 _FORWARD = 0.3  # of a step's time is its share of a voxel in a prediction, about
 _BATCHES = 4  # one is trained on, one waits, one is being made from single patches
 _PICTURED = 3  # test cases, read again for the pictures at the end
@@ -134,6 +134,7 @@ class Seconds(NamedTuple):
 
     step: float  # of a batch
     patch: float  # of validation
+    files: float = 0.0  # of an epoch
 
     def of_epoch(self, work: Workload, steps: int, ranks: int = 1) -> float:
         """Return the seconds of an epoch of so many batches, with its validation."""
@@ -143,13 +144,18 @@ class Seconds(NamedTuple):
         for shape in shapes:
             part = np.prod(patch_for(depth, shape, dim)) / largest
             seconds += count_patches(depth, shape, OVERLAP, dim) * self.patch * float(part)
-        return steps * self.step + seconds / min(ranks, len(shapes)) + _KEEPING
+        return steps * self.step + seconds / min(ranks, len(shapes)) + self.files
 
 
-def from_steps(work: Workload, step: float) -> Seconds:
-    """Return the times of a training whose steps last so long."""
+def from_steps(work: Workload, step: float, weights: int) -> Seconds:
+    """Return the times of a training whose steps last so long, and whose parameters have so many bytes."""
     patch = patch_for(work.config["depth"], max(work.validation, key=np.prod), work.config["dim"])
-    return Seconds(step, _FORWARD * step * float(np.prod(patch)) / float(np.prod(work.batch_shape)))
+    forward = _FORWARD * step * float(np.prod(patch)) / float(np.prod(work.batch_shape))
+    return Seconds(step, forward, _files(weights))
+
+
+def _files(weights: int) -> float:
+    return _KEEPING[0] + _KEEPING[1] * weights
 
 
 def duration(seconds: float) -> str:
@@ -183,7 +189,7 @@ def measure_seconds(work: Workload) -> Seconds:
     def validate() -> None:
         score(segment(model, image, OVERLAP, predict=predict), truth, names)
 
-    return Seconds(in_a_step, _seconds(validate))
+    return Seconds(in_a_step, _seconds(validate), _files(optimizer.flat_parameters.nbytes))
 
 
 def _loader(work: Workload) -> Loader:

@@ -201,7 +201,8 @@ class Run:
 
     def _foretell(self, step: float) -> None:
         """Print how long an epoch will last, and the whole training."""
-        seconds, steps = estimate.from_steps(self._work, step), self._trainer.loader.steps
+        weights, steps = self._trainer.optimizer.flat_parameters.nbytes, self._trainer.loader.steps
+        seconds = estimate.from_steps(self._work, step, weights)
         epoch = seconds.of_epoch(self._work, steps, self._communicator.size)
         whole = epoch * (self._settings.epochs - len(self._history))
         an_epoch, all_of_it = estimate.duration(epoch), estimate.duration(whole)
