@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kernels.base.arguments import Triple
 from tinyunet import functional
 from tinyunet.autograd import Tensor, real_numbers
-from tinyunet.common.checks import fraction, share
+from tinyunet.common.checks import at_least_zero, fraction, share
 from tinyunet.functional import BATCH_NORM_MOMENTUM
 from tinyunet.module import Generator, Module
 from tinyunet.nn import (
@@ -39,12 +39,12 @@ from tinyunet.nn import (
     Upsample3d,
 )
 
-#: Makes the layer between convolution and activation, from its channels and the momentum of batch norm.
-NORMS: dict[str | None, Callable[[int, float], Module | None]] = {
+#: Makes the layer between convolution and activation, from its channels, batch norm's momentum and epsilon.
+NORMS: dict[str | None, Callable[[int, float, float], Module | None]] = {
     "batch": BatchNorm,
-    "instance": lambda channels, momentum: InstanceNorm(channels),
-    "group": lambda channels, momentum: GroupNorm(math.gcd(8, channels), channels),
-    None: lambda channels, momentum: None,
+    "instance": lambda channels, momentum, epsilon: InstanceNorm(channels, epsilon),
+    "group": lambda channels, momentum, epsilon: GroupNorm(math.gcd(8, channels), channels, epsilon),
+    None: lambda channels, momentum, epsilon: None,
 }
 #: Makes the activation after the normalisation, from its channels.
 ACTIVATIONS: dict[str, Callable[[int], Module]] = {
@@ -120,6 +120,8 @@ class UNet(Module):
         lowest, as in the reference code's 2-D net.
     activation : "relu", "leaky_relu", "elu" or "prelu"
         The layer after each normalisation; "prelu" learns a slope for each channel.
+    epsilon : float
+        What all normalisations add to the variance. PyTorch's default is 1e-5, Keras' is 1e-3.
 
     Attributes
     ----------
@@ -152,6 +154,7 @@ class UNet(Module):
         norm: str | None = "batch",
         spatial_dropout: float = 0.0,
         activation: str = "relu",
+        epsilon: float = 1e-3,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         config = self.config = _checked(**given)
@@ -159,7 +162,7 @@ class UNet(Module):
         kernel, two = ((3, 3, 3), (2, 2, 2)) if dim == 3 else ((1, 3, 3), (1, 2, 2))
         generator = np.random.default_rng(seed)
         widths = [filters * 2**level for level in range(depth)]
-        inner = (lambda channels: NORMS[norm](channels, momentum)), ACTIVATIONS[activation]
+        inner = (lambda channels: NORMS[norm](channels, momentum, epsilon)), ACTIVATIONS[activation]
 
         self.encoder = Sequential()
         for level, (above, width) in enumerate(pairwise([config["in_channels"], *widths])):
@@ -268,6 +271,7 @@ _CHOICES = {
 }
 # Later arguments, which older checkpoints lack: a configuration holds only those that are not the default.
 _LATER = {"momentum": BATCH_NORM_MOMENTUM, "norm": "batch", "spatial_dropout": 0.0, "activation": "relu"}
+_LATER["epsilon"] = 1e-3
 
 
 def _checked(**config: Any) -> dict[str, Any]:
@@ -282,7 +286,8 @@ def _checked(**config: Any) -> dict[str, Any]:
         config[name] = _choice(name, config[name], tuple(allowed))
     for name in ("in_channels", "classes", "filters", "depth"):
         config[name] = _whole(name, config[name])
-    for name, check in (("dropout", fraction), ("momentum", share), ("spatial_dropout", fraction)):
+    numbers = {"dropout": fraction, "momentum": share, "spatial_dropout": fraction, "epsilon": at_least_zero}
+    for name, check in numbers.items():
         config[name] = float(check(f"UNet: {name}", config[name]))
     config["seed"] = operator.index(config["seed"])
     if config["spatial_dropout"] and config["depth"] == 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyunet.common.errors import UserError, said
 from tinyunet.common.files import parse_json, replacing
-from tinyunet.interop import keras_files, onnx_files, torch_files
+from tinyunet.interop import keras_files, onnx_files, onnx_reading, torch_files
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.checkpoint import Checkpoint
 from tinyunet.unet import UNet
@@ -39,8 +39,8 @@ def check_ending(option: str, path: Path | str) -> None:
 def export(found: Checkpoint, path: Path | str) -> None:
     """Write the model of a checkpoint, without its optimizer, into a file of the format of its ending.
 
-    ``.npz`` is a checkpoint of ours. What the model was trained on goes along, but for Keras, which has no
-    place for it. UserError if the format cannot hold the model, or its package is missing; OSError if the
+    ``.npz`` is a checkpoint of ours. What the model was trained on goes along.
+    UserError if the format cannot hold the model, or its package is missing; OSError if the
     file cannot be written: then nothing of it is left.
     """
     path = Path(path)
@@ -74,10 +74,9 @@ def read(path: Path | str) -> tuple[UNet, dict[str, Any]]:
             arrays, text = read_arrays(path)
             hints, state = _header(text)
             return torch_files.model_of(arrays, hints), state
-        if ending == ".onnx":
-            model, text = onnx_files.read(path, lambda text: _header(text)[0])
-            return model, _header(text)[1]
-        return keras_files.read(path, {}), {}
+        read_graph = onnx_reading.read if ending == ".onnx" else keras_files.read
+        model, text = read_graph(path, lambda text: _header(text)[0])
+        return model, _header(text)[1]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({said(error)})") from error
     except MemoryError as error:

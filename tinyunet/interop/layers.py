@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyunet.segmentation.checkpoint import check_promise
 from tinyunet.unet import UNet
 
 Array = NDArray[np.float32]
 Kind = Literal["conv", "up", "norm", "slope"]
 
-EPSILON = 1e-3  # of all normalisations here: that of Keras
+EPSILON = 1e-3  # of normalisations here, unless a net has another one: that of Keras
 
 
 class Layer(NamedTuple):
@@ -34,7 +35,7 @@ def layers_of(model: UNet) -> Iterator[Layer]:
     for name in layer_names(model.config):
         arrays = {key.rpartition(".")[2]: a for key, a in state.items() if key.rpartition(".")[0] == name}
         if arrays:
-            yield Layer(name, kind_of(name), arrays)
+            yield Layer(name, kind_of(name), arrays, model.config.get("epsilon", EPSILON))
 
 
 def layer_names(config: dict[str, Any]) -> Iterator[str]:
@@ -81,6 +82,10 @@ def model_from(layers: Sequence[Layer], hints: dict[str, Any]) -> UNet:
     }
     if any(layer.kind == "slope" for layer in layers):
         config["activation"] = "prelu"
+    if config["norm"] == "instance":
+        config["epsilon"] = norms[0].epsilon
+    numbers = [array for layer in layers for array in layer.arrays.values()]
+    check_promise(config | hints, dict(zip(map(str, range(len(numbers))), numbers, strict=True)))
     model = UNet(**config | hints)
     state = model.state_dict()
     ours = list(layers_of(model))
@@ -115,11 +120,11 @@ def _arrays(theirs: Layer, mine: Layer) -> dict[str, Array]:
     arrays = {name: array.astype(np.float32) for name, array in theirs.arrays.items() if name in mine.arrays}
     if "bias" in mine.arrays and "bias" not in arrays:
         arrays["bias"] = np.zeros_like(mine.arrays["bias"])
-    if theirs.kind == "norm" and not math.isclose(theirs.epsilon, EPSILON, rel_tol=1e-5):
+    if theirs.kind == "norm" and not math.isclose(theirs.epsilon, mine.epsilon, rel_tol=1e-5):
         if "running_variance" not in arrays:
-            raise ValueError(f"{theirs.name}: epsilon {theirs.epsilon:g}; expected {EPSILON:g}")
+            raise ValueError(f"{theirs.name}: epsilon {theirs.epsilon:g}; expected {mine.epsilon:g}")
         variance = theirs.arrays["running_variance"].astype(np.float64)
-        factor = np.sqrt((variance + EPSILON) / (variance + theirs.epsilon))
+        factor = np.sqrt((variance + mine.epsilon) / (variance + theirs.epsilon))
         arrays["scale"] = (theirs.arrays["scale"] * factor).astype(np.float32)
     return arrays
 

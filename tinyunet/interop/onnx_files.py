@@ -5,22 +5,12 @@ side is odd, the decoder pads as ours does. Source: the operators of ONNX, opset
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyunet.interop.layers import (
-    EPSILON,
-    Layer,
-    in_its_own,
-    in_three,
-    kind_of,
-    layer_names,
-    layers_of,
-    model_from,
-)
+from tinyunet.interop.layers import EPSILON, in_its_own, layers_of
 from tinyunet.unet import UNet
 
 _OPSET, _IR = 17, 8
@@ -123,22 +113,22 @@ def _block(graph: _Graph, x: str, name: str, config: dict[str, Any]) -> str:
 
 
 def _norm(graph: _Graph, x: str, name: str, config: dict[str, Any]) -> str:
-    kind = config.get("norm", "batch")
+    kind, epsilon = config.get("norm", "batch"), config.get("epsilon", EPSILON)
     if kind is None:
         return x
     scale, shift = f"{name}.scale", f"{name}.shift"
     if kind == "batch":
         parts = scale, shift, f"{name}.running_mean", f"{name}.running_variance"
-        return graph.add("BatchNormalization", x, *parts, epsilon=EPSILON)
+        return graph.add("BatchNormalization", x, *parts, epsilon=epsilon)
     if kind == "instance":
-        return graph.add("InstanceNormalization", x, scale, shift, epsilon=EPSILON)
+        return graph.add("InstanceNormalization", x, scale, shift, epsilon=epsilon)
     # A group is a channel of a tensor that has a channel for each group.
     channels, dim = graph.constants[scale].dims[0], config["dim"]
     groups = math.gcd(8, channels)
     ones = graph.constant(f"{groups} ones", np.ones(groups, np.float32))
     zeros = graph.constant(f"{groups} zeros", np.zeros(groups, np.float32))
     flat = graph.add("Reshape", x, graph.constant(f"{groups} groups", np.array([0, groups, -1], np.int64)))
-    normal = graph.add("InstanceNormalization", flat, ones, zeros, epsilon=EPSILON)
+    normal = graph.add("InstanceNormalization", flat, ones, zeros, epsilon=epsilon)
     normal = graph.add("Reshape", normal, graph.add("Shape", x))
     inner = graph.constant(f"inner axes {dim}", np.arange(1, dim + 1))
     scaled = graph.add("Mul", normal, graph.add("Unsqueeze", scale, inner))
@@ -159,96 +149,3 @@ def _activation(graph: _Graph, x: str, name: str, config: dict[str, Any]) -> str
 def write(path: Path, model: UNet, header: str) -> None:
     """Write the model, with the header among its properties."""
     path.write_bytes(model_proto(model, header).SerializeToString())
-
-
-def read(path: Path, config_of: Callable[[str], dict[str, Any]]) -> tuple[UNet, str | None]:
-    """Return the U-Net of a graph, and our header if there is one; ValueError if it is not one.
-
-    ``config_of`` takes the arguments of the model out of the header.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx import numpy_helper
-
-    try:
-        found = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise ValueError(f"not an ONNX model ({str(error)[:120]})") from error
-    if not found.graph.node:
-        raise ValueError("not an ONNX model: a graph without nodes")
-    header = {entry.key: entry.value for entry in found.metadata_props}.get(_META)
-    if header is None:
-        return model_from(_layers(found.graph), _hints(found.graph)), None
-    # Ours: constants have our names.
-    config = config_of(header)
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in found.graph.initializer}
-    layers = [_ours(name, arrays) for name in layer_names(config)]
-    return model_from([layer for layer in layers if layer.arrays], config), header
-
-
-def _ours(name: str, arrays: dict[str, Any]) -> Layer:
-    """Return the layer of our name, without arrays if there is none."""
-    parts = {key.rpartition(".")[2]: a for key, a in arrays.items() if key.rpartition(".")[0] == name}
-    if "weights" in parts:
-        parts["weights"] = in_three(parts["weights"])
-    if "slope" in parts:
-        parts["slope"] = parts["slope"].reshape(-1)
-    return Layer(name, kind_of(name), parts)
-
-
-def _hints(graph: Any) -> dict[str, Any]:
-    """Return what operators tell beside sizes."""
-    operators = {node.op_type: node for node in graph.node}
-    found: dict[str, Any] = {}
-    if resize := operators.get("Resize", operators.get("Upsample")):
-        mode = _attributes(resize).get("mode", b"nearest")
-        found["use_upsampling"] = "trilinear" if mode == b"linear" else True
-    for operator, name in (("LeakyRelu", "leaky_relu"), ("Elu", "elu")):
-        if operator in operators:
-            found["activation"] = name
-    return found
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def _layers(graph: Any) -> list[Layer]:
-    """Return the layers with parameters, in the order of the nodes, which is that in which they run."""
-    from onnx import numpy_helper
-
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and "value" in (attributes := _attributes(node)):
-            constants[node.output[0]] = attributes["value"]
-
-    def arrays(node: Any, *names: str) -> dict[str, Any]:
-        found = {}
-        for name, given in zip(names, node.input[1:], strict=False):
-            if given not in constants:
-                raise ValueError(
-                    f"{node.op_type} {node.output[0]}: its {name} is computed; expected a constant"
-                )
-            found[name] = numpy_helper.to_array(constants[given]).astype(np.float32)
-        return found
-
-    layers = []
-    for node in graph.node:
-        epsilon = float(_attributes(node).get("epsilon", 1e-5))
-        match node.op_type:
-            case "Conv" | "ConvTranspose":
-                found = arrays(node, "weights", "bias")
-                found["weights"] = in_three(found["weights"])
-                layers.append(Layer(node.output[0], "up" if node.op_type != "Conv" else "conv", found))
-            case "BatchNormalization":
-                found = arrays(node, "scale", "shift", "running_mean", "running_variance")
-                layers.append(Layer(node.output[0], "norm", found, epsilon))
-            case "InstanceNormalization":
-                layers.append(Layer(node.output[0], "norm", arrays(node, "scale", "shift"), epsilon))
-            case "PRelu":
-                layers.append(
-                    Layer(node.output[0], "slope", {"slope": arrays(node, "slope")["slope"].reshape(-1)})
-                )
-    return layers

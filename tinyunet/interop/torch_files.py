@@ -4,6 +4,7 @@ Names are ours with PyTorch's words, ``encoder.0.conv0.weight``. A net of PyTorc
 ``eps=1e-3`` in its normalisations, loads them by ``load_state_dict``. Other names are read in their order.
 """
 
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,7 @@ def read_torch(path: Path) -> tuple[dict[str, Array], str | None]:
     import torch
 
     try:
+        _check_sizes(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises nearly anything
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -77,8 +79,21 @@ def read_torch(path: Path) -> tuple[dict[str, Array], str | None]:
         raise ValueError("not a state dict of PyTorch; expected tensors by name")
     metadata: Any = getattr(content, "_metadata", {})
     header = metadata.get("", {}).get(_META) if isinstance(metadata, Mapping) else None
+    for name, tensor in content.items():
+        strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{str(name)[:60]!a} is no plain tensor, or larger than what the file holds")
     arrays = {str(name): tensor.detach().float().numpy() for name, tensor in content.items()}
     return arrays, header if isinstance(header, str) else None
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an archive that takes more memory than the file; older files are no archives."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
 
 
 def write_safetensors(path: Path, model: UNet, header: str) -> None:
@@ -108,7 +123,9 @@ def model_of(arrays: Mapping[str, Array], hints: dict[str, Any]) -> UNet:
         depth = len({name.split(".")[1] for name in arrays if name.startswith("encoder.")})
         names = [layer.name for layer in layers_of(UNet(depth=depth, filters=1, activation="prelu"))]
         groups = {name: _group(arrays, name) for name in names}
-        ordered = [_layer(name, group, EPSILON) for name, group in groups.items() if group]
+        ordered = [
+            _layer(name, group, hints.get("epsilon", EPSILON)) for name, group in groups.items() if group
+        ]
         return model_from(ordered, hints)
     prefixes = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
     layers = [_layer(name, _group(arrays, name), _THEIR_EPSILON) for name in prefixes]

@@ -44,13 +44,14 @@ def _label_values(value: Any, where: str) -> None:
     check_label_values(value)
 
 
-# The arguments of UNet. The arrays limit how large a model may be: see `_check_promise`.
+# The arguments of UNet. The arrays limit how large a model may be: see `check_promise`.
 _CONFIG = record(
     {"dim": schema.one_of(2, 3), "depth": whole(1, 64), "seed": whole(0, 2**128)}
     | dict.fromkeys(("in_channels", "classes", "filters"), whole(1))
     | {"use_upsampling": schema.one_of(False, True, "trilinear"), "dropout": number(0, 1)},
     {"momentum": number(0, 1), "norm": schema.one_of(*NORMS)}
-    | {"spatial_dropout": number(0, 1), "activation": schema.one_of(*ACTIVATIONS)},
+    | {"spatial_dropout": number(0, 1), "activation": schema.one_of(*ACTIVATIONS)}
+    | {"epsilon": number(0, 1)},
 )
 # State of a NumPy generator, PCG64.
 _GENERATOR = record(
@@ -81,19 +82,20 @@ class Checkpoint:
     model: Arrays  # state_dict() of the model
     optimizer: Arrays  # state_dict() of the optimizer
     order: list[str]  # names of the parameters, in the order in which the optimizer held them
-    random: dict[str, Any]  # random_state() of the model
+    random: dict[str, Any] | None  # random_state() of the model; None: generators begin at their seeds
     state: dict[str, Any]  # notes of the training: epoch, sequences, labels, ...
     arrays: Arrays  # arrays of the training
 
     def make_model(self) -> UNet:
         """Return the model as it was saved; CheckpointError if the arrays do not fit the configuration."""
         try:
-            _check_promise(self.config, self.model)
+            check_promise(self.config, self.model)
             model = UNet(**self.config)
             if any(array.dtype == np.float64 for array in self.model.values()):
                 model.astype(np.float64)
             model.load_state_dict(self.model)
-            model.load_random_state(self.random)
+            if self.random is not None:
+                model.load_random_state(self.random)
         except MemoryError as error:
             raise CheckpointError(f"{self.path}: not enough memory ({said(error)})") from error
         except (TypeError, ValueError, KeyError) as error:
@@ -231,8 +233,8 @@ def _check_arrays(members: Arrays) -> None:
             raise ValueError(f"{shown}: holds {array.min():.6g}; expected squares")
 
 
-def _check_promise(config: Mapping[str, Any], arrays: Arrays) -> None:
-    """Check that there are enough numbers for a model of this size, before memory is taken for it."""
+def check_promise(config: Mapping[str, Any], arrays: Arrays) -> None:
+    """Raise ValueError if there are too few numbers for a model of this size, before it takes memory."""
     lowest = config["filters"] * 2 ** (config["depth"] - 1)
     least = 3 ** config["dim"] * (config["filters"] * config["in_channels"] + lowest**2)
     least += config["filters"] * config["classes"]
