@@ -94,6 +94,14 @@ class TestSurvey:
         assert len(found.cases) == 4
         assert found.suspicious[0].startswith(f"{path}: its end tells of ")
 
+    def test_of_many_cases_the_labels_of_some_are_read(self, dataset, command, monkeypatch):
+        monkeypatch.setattr("tinyunet.data.survey.MOST_LABELS", 2)
+        found, every = survey(read_dataset(dataset)), 5
+        assert len(found.cases) == every
+        assert [len(volumes) for volumes in found.millilitres.values()] == [2] * 3
+        done = command("plan", "--data-path", dataset, "--no-time", "--depth", 2, "--filters", 4)
+        assert "(labels of 2 cases were read, spread evenly over all)" in done.out
+
     def test_copies_of_labels(self, copy):
         labels_of(copy, 1).write_bytes(labels_of(copy, 0).read_bytes())
         assert survey(read_dataset(copy)).suspicious == [

@@ -1,7 +1,7 @@
 """What a data set holds: cases, patients, shapes, voxels, volumes of classes, and files that look wrong.
 
 Of images the headers are read alone, and the length that a file's end tells; label files, which are small,
-are read whole.
+are read whole, of a few hundred cases at most.
 """
 
 import hashlib
@@ -15,11 +15,14 @@ import numpy as np
 from tinyunet.common.errors import DataError
 from tinyunet.common.terminal import count
 from tinyunet.data.cases import Case, Dataset, first_present, on_same_voxels
+from tinyunet.data.geometry import Geometry
 from tinyunet.data.labels import read_labels
 from tinyunet.data.nifti import check_length, read_header
 from tinyunet.data.patients import PatientOf, patient_of
 from tinyunet.data.spacing import Spacing, differs, in_mm, usual
 
+#: Label files that are read at most: a large one takes a second. They are spread evenly over the cases.
+MOST_LABELS = 400
 _ODD = 3.0  # voxels so many times larger or smaller than the usual ones are worth a look
 
 
@@ -30,7 +33,7 @@ class Survey(NamedTuple):
     patients: int
     shapes: list[tuple[int, int, int]]
     spacings: list[Spacing]
-    millilitres: dict[str, list[float]]  # of each class, by name, in the order of the cases
+    millilitres: dict[str, list[float]]  # of each class, by name, of the cases whose labels were read
     suspicious: list[str]  # lines that name a file
 
     def as_dict(self) -> dict[str, object]:
@@ -50,18 +53,22 @@ def survey(
     """
     found = Survey([], 0, [], [], {name: [] for name in dataset.labels[1:]}, [])
     twins: dict[bytes, Case] = {}
-    for case in progress(dataset.cases):
+    read = {number * len(dataset.cases) // MOST_LABELS for number in range(MOST_LABELS)}
+    for number, case in enumerate(progress(dataset.cases)):
         try:
             missing = [path for path in case.image_paths if not path.exists()]
             if missing and not allow_missing:
                 raise DataError(f"{missing[0]}: no such file; expected it, or --allow-missing")
-            shape, spacing, volumes, digest = _look(case, dataset.labels)
+            shape, geometry = _look(case)
+            volumes, digest = _classes(case, dataset.labels, geometry) if number in read else ([], b"")
         except DataError as error:
             found.suspicious.append(str(error))
             continue
         found.cases.append(case)
         found.shapes.append(shape)
-        found.spacings.append(spacing)
+        found.spacings.append(geometry.spacing)
+        if number not in read:
+            continue
         for name, volume in zip(dataset.labels[1:], volumes, strict=True):
             found.millilitres[name].append(volume)
         if not any(volumes):
@@ -72,8 +79,8 @@ def survey(
     return found._replace(patients=patients, suspicious=[*found.suspicious, *_outliers(found)])
 
 
-def _look(case: Case, names: Sequence[str]) -> tuple[tuple[int, int, int], Spacing, list[float], bytes]:
-    """Return shape, voxels, volumes of classes but the background, and a digest; DataError for a bad file."""
+def _look(case: Case) -> tuple[tuple[int, int, int], Geometry]:
+    """Return shape and geometry, by the headers of all images; DataError for a bad file."""
     first = first_present(case.image_paths)
     stored, geometry = read_header(first)
     channels = stored[3] if len(stored) > 3 else 1
@@ -85,12 +92,18 @@ def _look(case: Case, names: Sequence[str]) -> tuple[tuple[int, int, int], Spaci
         if path != first:
             other, place = read_header(path)
             on_same_voxels(np.empty(other[:3], np.bool_), path, place, first, geometry)
-    labels, label_geometry = read_labels(case.label_path, case.label_values)
-    labels = on_same_voxels(labels, case.label_path, label_geometry, first, geometry)
-    counts = np.bincount(labels.ravel(), minlength=len(names))[1:]
     d, h, w = stored[:3]
-    digest = hashlib.sha256(labels.tobytes()).digest()
-    return (d, h, w), geometry.spacing, (counts * geometry.millilitres).tolist(), digest
+    return (d, h, w), geometry
+
+
+def _classes(case: Case, names: Sequence[str], geometry: Geometry) -> tuple[list[float], bytes]:
+    """Return the volume of each class but the background, and a digest of the labels; or raise DataError."""
+    labels, label_geometry = read_labels(case.label_path, case.label_values)
+    labels = on_same_voxels(
+        labels, case.label_path, label_geometry, first_present(case.image_paths), geometry
+    )
+    counts = np.bincount(labels.ravel(), minlength=len(names))[1:]
+    return (counts * geometry.millilitres).tolist(), hashlib.sha256(labels.tobytes()).digest()
 
 
 def _outliers(found: Survey) -> list[str]:

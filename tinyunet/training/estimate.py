@@ -47,7 +47,7 @@ _KEEPING = 0.05, 2e-8  # seconds of an epoch for its files, and for each byte of
 _FORWARD = 0.3  # of a step's time is its share of a voxel in a prediction, about
 _BATCHES = 4  # one is trained on, one waits, one is being made from single patches
 _PICTURED = 3  # test cases, read again for the pictures at the end
-_STEPS = 5  # timed
+_STEPS, _SECONDS = (5, 30), 3.0  # runs that are timed, at least and at most, and after how long it is enough
 _BRAIN = (155.0, 175.0, 140.0)  # mm from left to right, back to front, bottom to top, of a large one
 _AROUND = 16  # voxels that a prediction takes with the brain
 
@@ -195,7 +195,8 @@ def measure_seconds(work: Workload) -> Seconds:
 def _loader(work: Workload) -> Loader:
     """Return a loader of batches, enough for all that is timed, from a volume of noise."""
     batch = work.batch_shape[0]
-    settings = replace(work.settings, batch_size=batch, patches_per_case=batch * (_STEPS + 2), accumulate=1)
+    patches = batch * (_STEPS[1] + 2)
+    settings = replace(work.settings, batch_size=batch, patches_per_case=patches, accumulate=1)
     case = Case("noise", (Path("noise"),), Path("noise"), work.config["in_channels"], ())
     usual = sorted(work.volumes, key=np.prod)[len(work.volumes) // 2]
     return Loader([case], cast(Volumes, {case: _volume(usual, work)}), settings)
@@ -211,8 +212,8 @@ def _volume(shape: Shape3, work: Workload) -> tuple[NDArray[np.float32], NDArray
 def _seconds(run: Any) -> float:
     """Return the median of some runs, after one that loads kernels."""
     run()
-    times = []
-    for _ in range(_STEPS):
+    times: list[float] = []
+    while len(times) < _STEPS[0] or (len(times) < _STEPS[1] and sum(times) < _SECONDS):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)

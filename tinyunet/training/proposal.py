@@ -114,6 +114,8 @@ def describe(dataset: Dataset, found: Survey) -> str:
     ]
     if rows:
         lines += ["", aligned(["volume in ml", "least", "median", "most", "cases"], rows)]
+        if (measured := len(next(iter(found.millilitres.values())))) < len(found.cases):
+            lines.append(f"(labels of {measured} cases were read, spread evenly over all)")
     if found.suspicious:
         lines += ["", f"suspicious: {count(len(found.suspicious), 'file')}"]
         lines += [f"  {line}" for line in found.suspicious[:_LINES]]
