@@ -80,6 +80,8 @@ def _plan(given: dict[str, Any], no_time: bool, json: str | None, ranks: Communi
     if not no_time and estimate.fits(plan.bytes, plan.work.ranks_here):
         with ranks.together():
             seconds = estimate.measure_seconds(plan.work)
+            if estimate.missing_share(plan.work):
+                seconds = seconds._replace(reading=estimate.reading_seconds(plan.example, plan.spacing))
         slowest = np.max(ranks.broadcast_object(ranks.gather(seconds)), axis=0)
         plan = plan._replace(seconds=estimate.Seconds(*slowest.tolist()))
     with ranks.together():

@@ -58,6 +58,18 @@ def test_time_of_an_epoch():
     assert Seconds(2.0, 0.5, 0.25).of_epoch(work, 7, ranks=4) == pytest.approx(expected - of_validation / 2)
 
 
+def test_time_of_reading_what_does_not_stay_in_memory(monkeypatch):
+    work = Workload(Settings(), CONFIG, (2, 8, 8, 8), [(10, 10, 10)] * 4, [(10, 10, 10)])
+    assert estimate.missing_share(work) == 0
+    monkeypatch.setattr(estimate, "half_the_memory", lambda ranks: 9 * 1000)  # of one volume of four
+    monkeypatch.setattr("kernels.base.machine.cores", lambda: 2)
+    assert estimate.missing_share(work) == 0.75
+    # Two patches a step read 1.5 volumes, which takes half a core's time; validation reads one more.
+    slow = Seconds(step=2.0, patch=0.0, reading=1.0)
+    assert slow.of_epoch(work, 7) == pytest.approx(7 * (2.0 + 1.5 / 2) + 1.0)
+    assert Seconds(0.1, 0.0, reading=1.0).of_epoch(work, 7) == pytest.approx(7 * 1.5 + 1.0)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(1.24, "1.2 s"), (119, "119.0 s"), (120, "2.0 min"), (9000, "2.5 h")]
 )

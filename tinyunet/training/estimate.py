@@ -5,7 +5,8 @@ Memory is a sum. Most of it is exact: the compiler plans each temporary array of
 Numba, compiled kernels and pictures take, and how many copies of the parameters there are.
 
 Time is that of a step and of a patch of validation, run a few times, times their numbers. Meanwhile the
-loader makes patches, as in a training: it shares the cores with the step.
+loader makes patches, as in a training: it shares the cores with the step. If the volumes do not fit into half
+of the memory, most patches wait for a file: one case is read, to time that, too.
 """
 
 import os
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.base import machine
 from kernels.base.limits import memory_limit
 from tinyunet.common.errors import UserError
 from tinyunet.common.terminal import in_bytes
@@ -25,14 +27,14 @@ from tinyunet.compiler.compiled import Compiled, Inference, TrainingStep
 from tinyunet.compiler.ir import Options
 from tinyunet.compiler.memory import plan
 from tinyunet.compiler.passes import NAMES
-from tinyunet.data.cases import Case
+from tinyunet.data.cases import Case, load_case
 from tinyunet.data.sequences import kind_of
 from tinyunet.data.spacing import Spacing
 from tinyunet.losses import dice_cross_entropy
 from tinyunet.optim import Adam
 from tinyunet.segmentation.scores import score
 from tinyunet.segmentation.sliding_window import count_patches, patch_for, predictor, segment
-from tinyunet.training.samples import Loader, Volumes
+from tinyunet.training.samples import Loader, Volumes, half_the_memory
 from tinyunet.training.settings import Settings
 from tinyunet.training.step import compiled_gradients, eager_gradients
 from tinyunet.training.validate import OVERLAP
@@ -135,6 +137,7 @@ class Seconds(NamedTuple):
     step: float  # of a batch
     patch: float  # of validation
     files: float = 0.0  # of an epoch
+    reading: float = 0.0  # of a case, if not all stay in memory
 
     def of_epoch(self, work: Workload, steps: int, ranks: int = 1) -> float:
         """Return the seconds of an epoch of so many batches, with its validation."""
@@ -144,7 +147,25 @@ class Seconds(NamedTuple):
         for shape in shapes:
             part = np.prod(patch_for(depth, shape, dim)) / largest
             seconds += count_patches(depth, shape, OVERLAP, dim) * self.patch * float(part)
-        return steps * self.step + seconds / min(ranks, len(shapes)) + self.files
+        missed = missing_share(work)
+        # The loader reads on one core while the step computes on what is left of all.
+        load = work.batch_shape[0] * missed * self.reading
+        step = max(load, self.step + work.ranks_here * load / machine.cores())
+        seconds += len(shapes) * self.reading if missed else 0.0
+        return steps * step + seconds / min(ranks, len(shapes)) + self.files
+
+
+def missing_share(work: Workload) -> float:
+    """Return the share of the patches whose case is not in memory; 0 if all cases stay there."""
+    needed = sum(int(np.prod(shape)) for shape in work.volumes) * (4 * work.config["in_channels"] + 1)
+    return max(0.0, 1 - half_the_memory(work.ranks_here) / needed)
+
+
+def reading_seconds(case: Case, spacing: Spacing | None) -> float:
+    """Read a case as a training does, and return the seconds that it took; DataError if it is bad."""
+    start = time.perf_counter()
+    load_case(case, None, spacing)
+    return time.perf_counter() - start
 
 
 def from_steps(work: Workload, step: float, weights: int) -> Seconds:

@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 
 from tinyunet.common.errors import DataError, UserError
 from tinyunet.common.terminal import aligned, count, in_bytes
-from tinyunet.data.cases import Dataset
+from tinyunet.data.cases import Case, Dataset
 from tinyunet.data.conventions import read_as
 from tinyunet.data.spacing import Spacing, differs, in_mm, of_network, shape_for
 from tinyunet.data.survey import Survey
-from tinyunet.training.estimate import Seconds, Workload, duration, memory, memory_at_hand, predicted_shape
+from tinyunet.training.estimate import (
+    Seconds,
+    Workload,
+    duration,
+    memory,
+    memory_at_hand,
+    missing_share,
+    predicted_shape,
+)
 from tinyunet.training.settings import Settings, configuration
 from tinyunet.training.start import split_cases
 
@@ -33,6 +41,7 @@ class Proposal(NamedTuple):
     given: AbstractSet[str]  # settings that were not proposed
     spacing: Spacing | None  # of the network's voxels; None if they differ
     resampled: int  # how many cases are
+    example: Case
     work: Workload
     bytes: dict[str, int]  # of a rank at the peak, by what takes them
     steps: int  # of an epoch
@@ -66,6 +75,10 @@ class Proposal(NamedTuple):
             steps = f"{count(self.steps, 'step')} of {self.seconds.step:.2g} s, and validation"
             epochs = f"{duration(whole)} for {count(settings.epochs, 'epoch')}"
             lines.append(f"time     about {duration(self.epoch)} an epoch ({steps}), {epochs}")
+            if self.seconds.reading:
+                share, reading = missing_share(self.work), self.seconds.reading
+                why = f"{share:.0%} of the patches wait for a case to be read, {reading:.2g} s each"
+                lines.append(f"         the volumes do not fit into half of the memory: {why}")
         return "\n".join([*lines, f"command  {self.command()}"])
 
     def command(self) -> str:
@@ -167,7 +180,7 @@ def propose(
         if ranks_here * sum(needed.values()) <= _SHARE * memory_at_hand():
             break
     steps = -(-len(parts.train) * candidate.patches_per_case // candidate.batch)
-    return Proposal(candidate, given, target, resampled, work, needed, steps)
+    return Proposal(candidate, given, target, resampled, found.cases[0], work, needed, steps)
 
 
 def _candidates(settings: Settings, given: AbstractSet[str], least: NDArray[np.int64]) -> Iterator[Settings]:
