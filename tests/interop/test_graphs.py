@@ -1,5 +1,6 @@
 """Nets in files of Keras and ONNX, read as graphs: no other net passes for a U-Net."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -100,6 +101,26 @@ def test_the_talks_net(keras, tmp_path, dim, fused, skip_first, ending):
     assert wanted.items() <= found.config.items()
     batch = random.standard_normal((2, *(16, 8, 12)[:dim], 3)).astype(np.float32)
     np.testing.assert_allclose(probabilities(found, batch), np.asarray(net(batch)), atol=1e-5)
+
+
+def test_a_file_of_keras_2(keras, tmp_path):
+    """Keras 2 refers to the layers before one by nested lists."""
+    h5py = pytest.importorskip("h5py")
+    keras.utils.set_random_seed(0)
+    net, path = talks_net(keras, 3, False, False), tmp_path / "talk.h5"
+    net.save(path)
+
+    def old(node):
+        names = [tensor["config"]["keras_history"] for tensor in np.ravel(node["args"])]
+        return [[*name, {}] for name in names]
+
+    with h5py.File(path, "a") as file:
+        content = json.loads(file.attrs["model_config"])
+        for entry in content["config"]["layers"]:
+            entry["inbound_nodes"] = [old(node) for node in entry["inbound_nodes"]]
+        file.attrs["model_config"] = json.dumps(content)
+    batch = np.random.default_rng(0).standard_normal((1, 8, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(read(path)[0](batch).data, np.asarray(net(batch)), atol=1e-5)
 
 
 def torch_net(torch, norm: str | None):
