@@ -122,6 +122,10 @@ class UNet(Module):
         The layer after each normalisation; "prelu" learns a slope for each channel.
     epsilon : float
         What all normalisations add to the variance. PyTorch's default is 1e-5, Keras' is 1e-3.
+    deep_supervision : bool
+        Each level of the decoder makes logits of its own. They are upsampled and added to those of the level
+        above, so that the loss reaches each level directly (Isensee et al., "Brain tumor segmentation and
+        radiomics survival prediction", 2017).
 
     Attributes
     ----------
@@ -155,6 +159,7 @@ class UNet(Module):
         spatial_dropout: float = 0.0,
         activation: str = "relu",
         epsilon: float = 1e-3,
+        deep_supervision: bool = False,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         config = self.config = _checked(**given)
@@ -181,6 +186,9 @@ class UNet(Module):
             coming_up = below if use_upsampling else width
             self.decoder.append(Block(coming_up + width, width, kernel, generator, *inner))
         self.head = Conv3d(filters, config["classes"], (1, 1, 1), generator=generator)
+        self.lower_heads = Sequential()
+        for width in widths[-2:0:-1] if deep_supervision else ():
+            self.lower_heads.append(Conv3d(width, config["classes"], (1, 1, 1), generator=generator))
 
     def forward(self, src: Tensor | npt.ArrayLike) -> Tensor:
         """Return the class probabilities of each voxel.
@@ -230,11 +238,18 @@ class UNet(Module):
             src = block(self.pool(src) if skips else src)
             skips.append(src)
         skips.pop()
-        for up, block in zip(self.up, self.decoder, strict=True):
+        heads, logits = [*self.lower_heads, self.head], None
+        for level, (up, block) in enumerate(zip(self.up, self.decoder, strict=True)):
             skip = skips.pop()
             src = functional.pad_end(up(src), skip.shape[1:4])
             src = block(functional.concatenate(src, skip))
-        return self.head(src)
+            if len(heads) > 1:
+                found = heads[level](src)
+                if logits is not None:
+                    below = functional.upsample3d(logits, self.pool.size)
+                    found = found + functional.pad_end(below, found.shape[1:4])
+                logits = found
+        return self.head(src) if logits is None else logits
 
     def __call__(self, src: Tensor | npt.ArrayLike) -> Tensor:
         """Run the net on a tensor or an array; see :meth:`forward`."""
@@ -248,7 +263,8 @@ class UNet(Module):
         else:
             number = int(rest.partition(".")[0])
             level = number if part == "encoder" else self.config["depth"] - 2 - number
-            channels = self.config["filters"] << level
+            channels = self.config["classes" if part == "lower_heads" else "filters"]
+            channels <<= 0 if part == "lower_heads" else level
         letters = "DHW"[-self.config["dim"] :]
         return ", ".join(["MB", *(f"{x}/{2**level}" if level else x for x in letters), str(channels)])
 
@@ -268,10 +284,11 @@ _CHOICES = {
     "use_upsampling": (True, False, "trilinear"),
     "norm": NORMS,
     "activation": ACTIVATIONS,
+    "deep_supervision": (False, True),
 }
 # Later arguments, which older checkpoints lack: a configuration holds only those that are not the default.
 _LATER = {"momentum": BATCH_NORM_MOMENTUM, "norm": "batch", "spatial_dropout": 0.0, "activation": "relu"}
-_LATER["epsilon"] = 1e-3
+_LATER |= {"epsilon": 1e-3, "deep_supervision": False}
 
 
 def _checked(**config: Any) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 from small_runs import SMALL, brats_case, image_of
 from test_resume_command import run_of, same, train, undisturbed
 
-from tinyunet import Adam, UNet, no_grad
+from tinyunet import Adam, UNet, compile, no_grad
 from tinyunet.data.cases import load_image
+from tinyunet.losses import dice_cross_entropy
 from tinyunet.segmentation import checkpoint
 from tinyunet.training.loop import Trainer, clip, schedule_of
 from tinyunet.training.settings import Settings
@@ -336,3 +337,34 @@ def test_regions_of_the_data_set_are_scored(train, dataset, tmp_path):
     scores = json.loads((run_of(tmp_path / "runs") / "test.json").read_text())
     assert list(scores["classes"]) == ["label 1", "label 2", "bright"]
     assert list(scores["regions"]) == ["lesion", "bright"]
+
+
+def test_deep_supervision_goes_on_bit_for_bit(train, undisturbed, tmp_path):
+    more = ("--deep-supervision", "--depth", "3")
+    train(*THREE_STEPS, *more, "--output", tmp_path, "--checkpoint-every", 1, killed_at=5)
+    assert train("--resume", "--output", tmp_path).code == 0
+    assert same(run_of(tmp_path), undisturbed(*more))
+    assert checkpoint.load(run_of(tmp_path) / "best.npz").config["deep_supervision"] is True
+
+
+@pytest.mark.parametrize("config", [{}, {"dim": 2}, {"use_upsampling": True}], ids=str)
+def test_deep_supervision_compiled_is_eager(config):
+    """Logits of all levels are added, at odd sizes, too; each head gets a gradient of its own."""
+    model, other = (
+        UNet(in_channels=2, classes=3, filters=4, depth=3, deep_supervision=True, **config) for _ in "ab"
+    )
+    sides = (13, 12, 11)[: config.get("dim", 3)]
+    images = np.random.default_rng(0).standard_normal((2, *sides, 2), np.float32)
+    labels = np.random.default_rng(1).integers(0, 3, images.shape[:-1]).astype(np.uint8)
+    optimizer, eager = Adam(model.parameters()), Adam(other.parameters())
+    step = compile(model, dice_cross_entropy, optimizer, images.shape)
+    loss = dice_cross_entropy(other.logits(images), labels, from_logits=True)
+    loss.backward()
+    assert step.gradients(images, labels) == pytest.approx(loss.item(), rel=1e-5)
+    largest = np.abs(eager.flat_gradients).max()
+    np.testing.assert_allclose(optimizer.flat_gradients, eager.flat_gradients, atol=1e-5 * largest)
+    assert np.abs(model.lower_heads[0].weights.grad).max() > 1e-3 * largest
+    plain = UNet(in_channels=2, classes=3, filters=4, depth=3, **config).state_dict()
+    state = model.state_dict()
+    assert all(np.array_equal(plain[name], state[name]) for name in plain if "running" not in name)
+    assert {*state} - {*plain} == {"lower_heads.0.weights", "lower_heads.0.bias"}

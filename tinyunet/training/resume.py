@@ -208,8 +208,8 @@ def _check_consistency(found: Checkpoint, settings: Settings) -> None:
     ends = [*settings.extended_at, settings.epochs]
     in_an_epoch = state["epoch"] > len(history)
     expected = [
-        # Older checkpoints have no norm.
-        *((name, config.get(name, "batch"), value) for name, value in settings.model_options.items()),
+        # A configuration lacks what older ones had not, at its default.
+        *((n, config.get(n, {"norm": "batch"}.get(n, False)), v) for n, v in settings.model_options.items()),
         ("modalities", len(state["modalities"]), config["in_channels"]),
         ("labels", len(labels), config["classes"]),
         ("label_values", len(state["label_values"]), config["classes"]),
