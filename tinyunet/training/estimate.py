@@ -42,7 +42,7 @@ from tinyunet.unet import UNet
 
 #: Bytes of Python, its packages, Numba's compiled kernels and the pictures at the end, on a machine whose
 #: kernels are on disk. (Compiling them takes about 300 MB more for a minute, twice.)
-PROGRAMS = 450e6
+PROGRAMS = 410e6
 #: Parameters, gradients, Adam's two averages; the best weights so far; checkpoints on their way to disk.
 _COPIES = 7
 _KEEPING = 0.05, 2e-8  # seconds of an epoch for its files, and for each byte of the parameters in them
