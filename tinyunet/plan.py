@@ -11,8 +11,8 @@ from tinyunet.parallel.communicator import Communicator
 from tinyunet.training.settings import Settings, add_option, patch_size
 
 _OPTIONS = "data_path labels modalities spacing allow_missing patients train_test_split validate_test_split"
-_OPTIONS += " folds fold dim filters depth use_upsampling norm patch_size batch_size patches_per_case epochs"
-_OPTIONS += " augmentation ema accuracy deterministic eager"
+_OPTIONS += " folds fold dim filters depth deep_supervision use_upsampling norm patch_size batch_size"
+_OPTIONS += " patches_per_case epochs augmentation ema accuracy deterministic eager"
 
 
 def make_parser() -> Parser:
@@ -79,7 +79,7 @@ def _plan(given: dict[str, Any], no_time: bool, json: str | None, ranks: Communi
     assert plan is not None
     if not no_time and estimate.fits(plan.bytes, plan.work.ranks_here):
         with ranks.together():
-            seconds = estimate.measure_seconds(plan.work)
+            seconds = estimate.measure_seconds(plan.work, ranks)
             if estimate.missing_share(plan.work):
                 seconds = seconds._replace(reading=estimate.reading_seconds(plan.example, plan.spacing))
         slowest = np.max(ranks.broadcast_object(ranks.gather(seconds)), axis=0)
