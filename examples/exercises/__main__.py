@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples.exercises.catalogue import EXERCISES
-from examples.exercises.frame import Exercise, Progress, stub
+from examples.exercises.frame import Exercise, Progress, load, stub
 from kernels.workbench import roofline, student
 from kernels.workbench.verdict import Failure
 
@@ -19,16 +19,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("action", nargs="?", choices=("list", "start", "hint", "check"), default="list")
     parser.add_argument("name", nargs="?", choices=[*EXERCISES], help="of an exercise")
+    parser.add_argument("file", nargs="?", type=Path, help="to check (default: FOLDER/NAME.py)")
     parser.add_argument("--folder", type=Path, default=Path("my_kernels"), help="yours (default: my_kernels)")
     options = parser.parse_args(arguments)
     if options.action != "list" and options.name is None:
         parser.error(f"{options.action}: expected the name of an exercise: {', '.join(EXERCISES)}")
+    if options.file and options.action != "check":
+        parser.error(f"{options.action} takes no file; only check does")
     progress = Progress(options.folder)
     if options.action == "list":
         print(listed(progress))
         return 0
     exercise = EXERCISES[options.name]
-    return {"start": start, "hint": hint, "check": check}[options.action](exercise, options.folder, progress)
+    if options.action == "check":
+        return check(exercise, options.file or options.folder / f"{exercise.name}.py", progress)
+    return {"start": start, "hint": hint}[options.action](exercise, options.folder, progress)
 
 
 def listed(progress: Progress) -> str:
@@ -69,12 +74,11 @@ def hint(exercise: Exercise, folder: Path, progress: Progress) -> int:
     return 0
 
 
-def check(exercise: Exercise, folder: Path, progress: Progress) -> int:
+def check(exercise: Exercise, path: Path, progress: Progress) -> int:
     """Check the student's file, then time it; keep what was reached."""
-    path = folder / f"{exercise.name}.py"
     try:
         with student.guarded():
-            module = student.load(path)
+            module = load(path)
             exercise.check(module)
             print(f"{path}: right")
             race = exercise.race(module)

@@ -1,5 +1,7 @@
 """What all exercises share: cases with an answer, a verdict in words, stubs made from solutions, progress."""
 
+import ast
+import contextlib
 import json
 import math
 import os
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.workbench import student
 from kernels.workbench.verdict import Failure
 
 SOLUTIONS = Path(__file__).parent / "solutions"
@@ -61,6 +64,22 @@ def stub(solution: Path) -> str:
         elif not inside:
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def load(path: Path) -> ModuleType:
+    """Run the student's file; Failure if it imports ours (`kernels.base.simd` may be), also in a function."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError):  # `student.load` says what is wrong
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += (
+                [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
+            )
+            for name in names:
+                ours = name.split(".")[0] in ("kernels", "tinyunet", "examples")
+                if ours and not name.startswith("kernels.base.simd"):
+                    where = f"{path}, line {getattr(node, 'lineno', 0)}"
+                    raise Failure(f"{where}: uses {name}; expected loops of your own, NumPy or Numba")
+    return student.load(path)
 
 
 class Case(NamedTuple):
@@ -181,6 +200,7 @@ class Progress:
 
     def note(self, key: str, **entries: Any) -> None:
         """Keep entries, and write the file whole."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.content.setdefault(key, {}).update(entries)
         new = self.path.with_suffix(".new")
         new.write_text(json.dumps(self.content, indent=2) + "\n")

@@ -13,7 +13,7 @@ import pytest
 
 from examples.exercises import __main__ as command
 from examples.exercises.catalogue import EXERCISES
-from examples.exercises.frame import stub
+from examples.exercises.frame import load, stub
 from kernels.workbench import student
 from kernels.workbench.verdict import Failure
 
@@ -113,6 +113,8 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("    N = len(arrays)\n", "    N = len(arrays)\n    send(0, 1 % N, arrays[0])\n", "at most, 2"),
         ("(rank - step) % N", "(rank + step) % N", "expected"),
         ("return tree <", "return tree >", "tree_wins for"),
+        ("return tree <", "return ranks > 100 or 1 <", "tree_wins for"),
+        ("return tree <", "return nbytes < 1000 or 1 <", "tree_wins for"),
         ("    N = len(arrays)\n", "    N = len(arrays)\n    arrays[0] += 1\n", "expected"),
     ],
 }  # fmt: skip
@@ -136,6 +138,10 @@ def planted() -> Iterator[tuple[str, str, str, str]]:
         yield name, "empty stub", stub(exercise.solution), "the stub is still empty"
         yield name, "syntax error", text + "\ndef broken(:\n", r"line \d+: "
         yield name, "a library", "import scipy\n" + text, "uses scipy; expected loops of your own"
+        ours = f"from examples.exercises.solutions import {name} as _ours\n"
+        yield name, "our solution", ours + text, "uses examples.exercises.solutions"
+        hidden = "\ndef helper():\n    from kernels.ops import norms\n"
+        yield name, "our kernel", text + hidden, "uses kernels.ops.norms; expected loops of your own"
         yield name, "no function", '"""Nothing."""\n', "defines no"
         if name in MAIN:
             for label, (line, words) in WRAPPERS.items():
@@ -154,7 +160,7 @@ def judged(name: str, text: str, folder: Path) -> None:
     path = folder / f"{name}.py"
     path.write_text(text)
     with student.guarded():
-        EXERCISES[name].check(student.load(path))
+        EXERCISES[name].check(load(path))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +212,8 @@ def test_the_way_of_a_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "the stub is still empty" in capsys.readouterr().err
     (tmp_path / "traffic.py").write_text(EXERCISES["traffic"].solution.read_text())
     assert command.main(["check", "traffic", *folder]) == 0
+    elsewhere = EXERCISES["im2col"].solution
+    assert command.main(["check", "im2col", str(elsewhere), *folder]) == 0
     assert "to reach: reached" in capsys.readouterr().out
     assert command.main(folder) == 0
     out = capsys.readouterr().out
