@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{options.action}: expected the name of an exercise: {', '.join(EXERCISES)}")
     if options.file and options.action != "check":
         parser.error(f"{options.action} takes no file; only check does")
-    progress = Progress(options.folder)
+    try:
+        progress = Progress(options.folder)
+    except Failure as failure:
+        print(failure, file=sys.stderr)
+        return 1
     if options.action == "list":
         print(listed(progress))
         return 0

@@ -195,8 +195,10 @@ class Progress:
         self.path = folder / "progress.json"
         try:
             self.content: dict[str, Any] = json.loads(self.path.read_text())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             self.content = {}
+        except (OSError, ValueError) as error:
+            raise Failure(f"{self.path}: cannot be read ({error}); mend it, or move it away") from None
 
     def note(self, key: str, **entries: Any) -> None:
         """Keep entries, and write the file whole."""

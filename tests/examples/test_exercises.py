@@ -230,3 +230,12 @@ def test_from_the_shell() -> None:
     )
     assert done.returncode == 0
     assert all(name in done.stdout for name in EXERCISES)
+
+
+def test_progress_that_cannot_be_read_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "progress.json").write_text("{")
+    assert command.main(["hint", "tape", "--folder", str(tmp_path)]) == 1
+    assert "progress.json: cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "progress.json").read_text() == "{"
