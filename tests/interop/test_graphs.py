@@ -11,7 +11,7 @@ from test_interop import CONFIGS, image, probabilities, saved, trained
 from tinyunet import UNet, no_grad
 from tinyunet.common.errors import UserError
 from tinyunet.interop.convert import convert
-from tinyunet.interop.files import read
+from tinyunet.interop.formats import read
 from tinyunet.segmentation import checkpoint
 
 MORE = {

@@ -10,7 +10,7 @@ import pytest
 from tinyunet import UNet, no_grad
 from tinyunet.common.errors import UserError
 from tinyunet.interop.convert import convert
-from tinyunet.interop.files import read
+from tinyunet.interop.formats import read
 from tinyunet.segmentation import checkpoint
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyunet.common.errors import UserError
 from tinyunet.data.conventions import CONVENTIONS
-from tinyunet.interop.files import check_ending, export, read
+from tinyunet.interop.formats import check_ending, export, read
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.checkpoint import Checkpoint
 from tinyunet.unet import UNet

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tinyunet.common.errors import said
 from tinyunet.common.files import LONGEST_JSON, open_file, parse_json
 from tinyunet.functional import BATCH_NORM_MOMENTUM
-from tinyunet.interop.graphs import all_equal, convolution, demand, type_of_groups
+from tinyunet.interop.graph_checks import all_equal, convolution, demand, type_of_groups
 from tinyunet.interop.recognition import Layer, recognize
 from tinyunet.unet import UNet
 

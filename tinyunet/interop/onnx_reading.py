@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tinyunet.autograd import no_grad
 from tinyunet.common.errors import said
-from tinyunet.interop.graphs import all_equal, convolution, demand, type_of_groups
+from tinyunet.interop.graph_checks import all_equal, convolution, demand, type_of_groups
 from tinyunet.interop.recognition import Layer, recognize
 from tinyunet.unet import UNet
 

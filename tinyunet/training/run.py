@@ -24,13 +24,13 @@ from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.estimate import Workload
 from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import StepResult, Trainer
-from tinyunet.training.metrics import Metrics
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Job, Progress
 from tinyunet.training.resume import Resumed, begin, check_same_data
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings, configuration
 from tinyunet.training.start import Data, find_data
+from tinyunet.training.step_log import Metrics
 from tinyunet.training.validate import OVERLAP, CaseResult, epoch_heads, epoch_row, score_cases
 from tinyunet.unet import UNet
 from tinyunet.viz import attempt
@@ -231,7 +231,7 @@ class Run:
                     self._report(report, cases)
         with self._communicator.together():
             if self._communicator.rank == 0 and self._settings.export:
-                from tinyunet.interop.files import export
+                from tinyunet.interop.formats import export
 
                 export(checkpoint.load(self._folder / BEST), self._settings.export)
         self._progress.line(f"everything is in {printable(str(self._folder))}")

@@ -204,7 +204,7 @@ class Settings:
         if self.tensorboard and find_spec("tensorboardX") is None:
             raise UserError("--tensorboard: needs tensorboardX; pip install 'tinyunet[tensorboard]'")
         if self.export is not None:
-            from tinyunet.interop.files import check_ending  # late: it loads Numba
+            from tinyunet.interop.formats import check_ending  # late: it loads Numba
 
             check_ending("--export", self.export)
             if not can_be_written(self.export, True):
