@@ -1,9 +1,17 @@
-"""The workbench: checks a student's convolution, names the likely mistake, and times it among the rungs.
+"""The workbench: checks what a student has written, names the likely mistake, and times it among the rungs.
 
     python -m kernels.workbench my_kernel.py
 
-The file defines one or more of ``forward``, ``backward_data`` and ``backward_weights``, with the arguments of
-`kernels.ladder.shapes.Rung`. In a notebook call `check` and `measure` on functions.
+The file defines one of
+
+- ``forward``, ``backward_data``, ``backward_weights`` of a convolution, with the arguments of
+  `kernels.ladder.shapes.Rung`;
+- ``operator = "elu"`` (a name of `definitions`, or a definition in float64), ``forward`` and ``backward``;
+- ``allreduce(array, ranks)``, where ``ranks`` has the methods of mpi4py;
+- ``rewrite(graph, options)``, a pass of the compiler, which `tinyunet.workbench` judges.
+
+In a notebook call `check` and `measure` on functions of a convolution, and those of `operator_verdict` and
+`allreduce` on the others.
 
 ``trials``     shapes that hypothesis draws, their arrays, the reference in float64
 ``verdict``    calls a function on trials, and says what is wrong first
@@ -13,6 +21,10 @@ The file defines one or more of ``forward``, ``backward_data`` and ``backward_we
 ``lessons``    the rungs: what each does new, and the bytes it moves
 ``roofline``   peak and bandwidth of this machine
 ``assembly``   the hot loop
+``definitions``       whole operators in float64, and their gradients by finite differences
+``operator_verdict``  checks and times an operator
+``allreduce``         checks a sum over ranks, counts its bytes, models its time
+``ranks_of_threads``  ranks without MPI
 """
 
 from kernels.workbench.timing import measure as measure

@@ -40,9 +40,14 @@ def reads(trial: Trial, at: tuple[int, ...]) -> str:
 
 def likely(w: Wrong) -> str:
     """Return the likely mistake in words."""
-    tests = (
-        *(_not_finite, _unsure, _tail, _no_bias, _nothing, _scaled),
-        *(_other_convolution, _shifted, _some_images, _border, _equal_elements, _small),
+    tests: tuple[Callable[[Wrong], str], ...] = (
+        lambda w: not_finite(w.found),
+        lambda w: unsure(w.found, lambda: w.run(w.trial, w.given)),
+        *(_tail, _no_bias),
+        lambda w: nothing(w.found),
+        lambda w: scaled(w.found, w.expected),
+        *(_other_convolution, _shifted, _some_images, _border, _equal_elements),
+        lambda w: small(w.found, w.expected),
     )
     for test in tests:
         if words := test(w):
@@ -50,40 +55,50 @@ def likely(w: Wrong) -> str:
     return "no known mistake looks like this; try one voxel, one channel and a kernel of 1 first"
 
 
-def _not_finite(w: Wrong) -> str:
-    if np.isfinite(w.found).all():
+def not_finite(found: Array) -> str:
+    """Say that a result has NaN or infinity, if it has."""
+    if np.isfinite(found).all():
         return ""
     return "NaN or infinite: memory of np.empty that was never written, or a sum that began with it"
 
 
-def _unsure(w: Wrong) -> str:
-    if np.array_equal(w.run(w.trial, w.given), w.found):
+def unsure(found: Array, again: Callable[[], Array]) -> str:
+    """Say that the same call gives another result, if it does."""
+    if np.array_equal(again(), found):
         return ""
     return "the same call gives another result: it depends on what was in dst (or in memory) before"
 
 
-def _nothing(w: Wrong) -> str:
-    return "" if w.found.any() else "all zero: is the loop entered, and the sum stored?"
+def nothing(found: Array) -> str:
+    """Say that a result is all zero, if it is."""
+    return "" if found.any() else "all zero: is the loop entered, and the sum stored?"
 
 
-def _scaled(w: Wrong) -> str:
-    factor = float(np.vdot(w.found, w.expected) / (np.vdot(w.expected, w.expected) or 1.0))
-    if w.expected.size > 1 and factor and abs(factor - 1) > 1e-5 and _same(w.found, factor * w.expected):
+def scaled(found: Array, expected: Array) -> str:
+    """Say by which factor all numbers are wrong, if they are."""
+    factor = float(np.vdot(found, expected) / (np.vdot(expected, expected) or 1.0))
+    if expected.size > 1 and factor and abs(factor - 1) > 1e-5 and same(found, factor * expected):
         return f"every number is {factor:.6g} times what it should be: something is counted twice, or scaled"
     return ""
 
 
-def _equal_elements(w: Wrong) -> str:
-    equal = arrays(w.trial, "equal")
-    if _same(w.run(w.trial, equal), right(w.trial, equal)):
-        return "right only where all elements of an array are equal: an index is wrong"
-    return ""
-
-
-def _small(w: Wrong) -> str:
-    error = np.abs(w.found - w.expected).max() / np.abs(w.expected).max()
+def small(found: Array, expected: Array) -> str:
+    """Say how large the error is, if it is small."""
+    error = np.abs(found - expected).max() / np.abs(expected).max()
     words = f"the largest error is {error:.1e} of the largest number"
     return f"{words}, too much for rounding in float32 (1e-6)" if error < 0.02 else ""
+
+
+def same(found: Array, value: Array) -> bool:
+    """Return whether two results are equal up to rounding."""
+    return value.shape == found.shape and not wrong(found, value).any()
+
+
+def _equal_elements(w: Wrong) -> str:
+    equal = arrays(w.trial, "equal")
+    if same(w.run(w.trial, equal), right(w.trial, equal)):
+        return "right only where all elements of an array are equal: an index is wrong"
+    return ""
 
 
 def _other_convolution(w: Wrong) -> str:
@@ -91,11 +106,11 @@ def _other_convolution(w: Wrong) -> str:
     if w.trial.name == "backward_weights":
         made = {"kernel reversed": w.expected[:, :, ::-1, ::-1, ::-1]}
         made |= {f"axes of the kernel in the order {order}": value for order, value in _orders(w.expected)}
-        return next((words for words, value in made.items() if _same(w.found, value)), "")
+        return next((words for words, value in made.items() if same(w.found, value)), "")
     for words, weights in _changed(w.given.weights, w.trial.name):
         if weights.shape == w.given.weights.shape:
             value = right(w.trial, w.given._replace(weights=np.ascontiguousarray(weights)))
-            if _same(w.found, value):
+            if same(w.found, value):
                 return words
     return ""
 
@@ -126,10 +141,6 @@ def _orders(weights: Array) -> Iterator[tuple[str, Array]]:
             yield ", ".join("DHW"[axis] for axis in order), weights.transpose(0, 1, *(2 + a for a in order))
 
 
-def _same(found: Array, value: Array) -> bool:
-    return value.shape == found.shape and not wrong(found, value).any()
-
-
 def _shifted(w: Wrong) -> str:
     """Compare the inside with the result one voxel further along one axis or more."""
     first = 2 if w.trial.name == "backward_weights" else 1
@@ -138,7 +149,7 @@ def _shifted(w: Wrong) -> str:
         moved = np.roll(w.expected, step, (first, first + 1, first + 2))
         cut = [slice(1, -1) if by else slice(None) for by in step]
         inside = (*(slice(None),) * first, *cut)
-        if moved[inside].any() and _same(w.found[inside], moved[inside]):
+        if moved[inside].any() and same(w.found[inside], moved[inside]):
             along = ", ".join(letter for letter, by in zip("DHW", step, strict=True) if by)
             return (
                 f"shifted by one voxel along {along}: the halo (zeros before the first voxel) is off by one"
@@ -150,15 +161,15 @@ def _no_bias(w: Wrong) -> str:
     bias = w.given.bias
     if bias is None or w.trial.name != "forward":
         return ""
-    if _same(w.found, w.expected - bias):
+    if same(w.found, w.expected - bias):
         return "the bias is missing"
-    return "the bias is added more than once" if _same(w.found, w.expected + bias) else ""
+    return "the bias is added more than once" if same(w.found, w.expected + bias) else ""
 
 
 def _some_images(w: Wrong) -> str:
     if w.trial.name == "backward_weights" or len(w.expected) == 1:
         return ""
-    right_images = [n for n, (a, b) in enumerate(zip(w.found, w.expected, strict=True)) if _same(a, b)]
+    right_images = [n for n, (a, b) in enumerate(zip(w.found, w.expected, strict=True)) if same(a, b)]
     if right_images:
         return f"right for image {right_images[0]} only: the other images of the batch are not reached"
     return ""
@@ -174,7 +185,7 @@ def _tail(w: Wrong) -> str:
         whole = w.trial._replace(src_shape=(*w.trial.src_shape[:4], ic), weights_shape=(oc, ic, *kernel))
         inputs = arrays(whole)
         try:
-            if _same(w.run(whole, inputs), right(whole, inputs)):
+            if same(w.run(whole, inputs), right(whole, inputs)):
                 return f"right where channels are a multiple of {lanes}, wrong here: the tail"
         except Exception:  # a Failure on other shapes says nothing of a tail
             continue

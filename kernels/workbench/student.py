@@ -1,9 +1,10 @@
-"""The student's file: how it is loaded, and the guard that it calls no convolution of the library.
+"""The student's file: how it is loaded, and the guard that it calls no kernel of the library.
 
 The guard replaces the passes of every rung, and of the product's convolution, before the file is loaded: a
 name that the file imports is then the guard's. `kernels.base` (vectors, tiles, layouts) may be used.
 """
 
+import ast
 import contextlib
 import importlib.util
 import sys
@@ -21,6 +22,8 @@ from kernels.workbench.trials import PASSES
 from kernels.workbench.verdict import Failure
 
 _GUARDED = (*RUNGS.values(), conv3d, operator)
+#: What a file may define.
+EXPECTED = f"{', '.join(PASSES)}, operator, allreduce, rewrite"
 _LIBRARIES = ("torch", "tensorflow", "jax", "scipy", "onnxruntime", "openvino", "tinyunet")
 
 
@@ -42,11 +45,27 @@ def _refuse(name: str) -> Callable[..., Any]:
     return refused
 
 
+def load_own(path: Path) -> ModuleType:
+    """Load a file; Failure if it imports ours (`kernels.base.simd` may be), also inside a function."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError):  # `load` says what is wrong
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += (
+                [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
+            )
+            for name in names:
+                ours = name.split(".")[0] in ("kernels", "tinyunet", "examples")
+                if ours and not name.startswith("kernels.base.simd"):
+                    where = f"{path}, line {getattr(node, 'lineno', 0)}"
+                    raise Failure(f"{where}: uses {name}; expected loops of your own, NumPy or Numba")
+    return load(path)
+
+
 def load(path: Path | str) -> ModuleType:
     """Run a file as a module; Failure, of one line, if it cannot be."""
     path = Path(path)
     if not path.is_file():
-        raise Failure(f"{path}: no such file; expected a Python file that defines {', '.join(PASSES)}")
+        raise Failure(f"{path}: no such file; expected a Python file that defines {EXPECTED}")
     spec = importlib.util.spec_from_file_location("student_" + path.stem, path)
     if spec is None or spec.loader is None:
         raise Failure(f"{path}: is no Python file; expected a name that ends in .py")
@@ -71,5 +90,5 @@ def passes(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """Return the passes that a file defines; Failure if there is none."""
     found = {name: getattr(module, name) for name in PASSES if callable(getattr(module, name, None))}
     if not found:
-        raise Failure(f"{module.__file__}: defines none of {', '.join(PASSES)}")
+        raise Failure(f"{module.__file__}: defines none of {EXPECTED}")
     return found

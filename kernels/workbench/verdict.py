@@ -5,7 +5,8 @@ hypothesis draws trials, and shrinks one that fails.
 """
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,28 +103,42 @@ def _check_trial(function: Pass, trial: Trial) -> None:
 
 def _result(function: Pass, trial: Trial, inputs: Arrays) -> Array:
     """Call the function; Failure if it raises, changes its inputs, or returns no such array."""
-    name, shape = trial.name, trial.result[1]
-    before = [None if array is None else array.copy() for array in inputs]
+    run = partial(call, function, trial, inputs)
+    result = called(trial.name, run, inputs._asdict(), f"\n  on {trial}")
+    if trial.name == "backward_weights":
+        result = first_array(result)
+    return array_of(trial.name, result, trial.result[1], f"\n  on {trial}")
+
+
+def called(name: str, run: Callable[[], Any], inputs: Mapping[str, Array | None], on: str = "") -> Any:
+    """Call a student's function; Failure if it raises, or changes its inputs. ``on`` ends the message."""
+    before = {role: None if array is None else array.copy() for role, array in inputs.items()}
     try:
-        result = call(function, trial, inputs)
+        with np.errstate(all="ignore"):  # what is wrong is said below, in words
+            result = run()
     except Failure:
         raise
+    except NotImplementedError:
+        raise Failure("the stub is still empty: replace the line that raises NotImplementedError") from None
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename}, line {place.lineno}"
         text = " ".join(str(error).split())[:300]
-        raise Failure(f"{name}: raises {type(error).__name__} ({where}): {text}\n  on {trial}") from None
-    for role, now, then in zip(inputs._fields, inputs, before, strict=True):
-        if now is not None and then is not None and not np.array_equal(now, then):
-            raise Failure(f"{name}: changes its input {role}; write to an array of your own\n  on {trial}")
-    if name == "backward_weights":
-        result = first_array(result)
+        raise Failure(f"{name}: raises {type(error).__name__} ({where}): {text}{on}") from None
+    for role, then in before.items():
+        if then is not None and not np.array_equal(np.asarray(inputs[role]), then):
+            raise Failure(f"{name}: changes its input {role}; write to an array of your own{on}")
+    return result
+
+
+def array_of(name: str, result: Any, shape: tuple[int, ...], on: str = "") -> Array:
+    """Return a copy of what a student's function has returned; Failure if it is no float32 of a shape."""
     if result is None:
         raise Failure(f"{name}: returns nothing; is the return statement missing?")
     if not isinstance(result, np.ndarray):
         raise Failure(f"{name}: returns {type(result).__name__}; expected an array of shape {shape}")
     if result.shape != shape:
-        raise Failure(f"{name}: returns shape {result.shape}; expected {shape}\n  on {trial}")
+        raise Failure(f"{name}: returns shape {result.shape}; expected {shape}{on}")
     if result.dtype != np.float32:
         raise Failure(f"{name}: returns {result.dtype}; expected float32, as its inputs are")
     return result.copy()

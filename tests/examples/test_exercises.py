@@ -13,7 +13,7 @@ import pytest
 
 from examples.exercises import __main__ as command
 from examples.exercises.catalogue import EXERCISES
-from examples.exercises.frame import load, stub
+from examples.exercises.frame import stub
 from kernels.workbench import student
 from kernels.workbench.verdict import Failure
 
@@ -160,7 +160,7 @@ def judged(name: str, text: str, folder: Path) -> None:
     path = folder / f"{name}.py"
     path.write_text(text)
     with student.guarded():
-        EXERCISES[name].check(load(path))
+        EXERCISES[name].check(student.load_own(path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,415 @@
+"""Checks a whole operator: forward against its definition, backward against finite differences, in float64.
+
+A file names the operator, ``operator = "elu"``, or defines it: a function ``operator(src, ...)`` of float64
+arrays, see `kernels.workbench.definitions`. It defines ``forward(src, ...)``, and may define
+``backward(diff_dst, src, ...)``, which returns the gradient of each input, as a tuple if there are several.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from textwrap import wrap
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from kernels.base.arguments import Array
+from kernels.workbench import diagnosis, roofline
+from kernels.workbench.definitions import DEFINITIONS, Definition, gradients, parameters, usual_mistakes
+from kernels.workbench.trials import BOUND
+from kernels.workbench.verdict import Failure, array_of, called
+
+_MOST = 160  # numbers of a drawn volume: each is moved for the differences
+_NEAR = 0.05  # no number of a volume is nearer to 0, where many operators have a kink
+_LARGE, _OFFSET = 90.0, 300.0
+_OFFSET_BOUND = 3e-4  # float32 has 3e-5 of 300 left
+_TIMED = (1, 64, 64, 64, 16)
+_RUNS = 7
+_CHANNELS = st.sampled_from([1, 2, 3, 5, 15, 16, 17, 33])
+
+
+class Operator(NamedTuple):
+    """A student's operator and its definition."""
+
+    name: str
+    definition: Definition
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None
+
+
+class Trial(NamedTuple):
+    """A volume for an operator."""
+
+    shape: tuple[int, ...]  # MB, D, H, W, C
+    kind: str = "normal"  # or "large", "offset", "equal"
+    seed: int = 0
+
+    def __str__(self) -> str:
+        MB, D, H, W, C = self.shape
+        words = {"normal": "", "large": ", numbers near -90 and 90", "offset": ", numbers near 300"}
+        plural = "s" * (MB > 1)
+        return f"{MB} image{plural} of {D} x {H} x {W} voxels, {C} channels{words.get(self.kind, '')}"
+
+    def arrays(self, vectors: int) -> tuple[list[Array], Array]:
+        """Return the inputs, a volume and vectors, and the gradient of the result: float32."""
+        random = np.random.default_rng(self.seed)
+        if self.kind == "equal":
+            one = random.standard_normal() + 2
+            return self._filled(one, vectors), np.full(self.shape, one, np.float32)
+        src = random.standard_normal(self.shape)
+        src += np.copysign(_LARGE if self.kind == "large" else _NEAR, src)
+        src += _OFFSET * (self.kind == "offset")
+        each = [random.uniform(0.5, 1.5, self.shape[-1]).astype(np.float32) for _ in range(vectors)]
+        return [src.astype(np.float32), *each], random.standard_normal(self.shape).astype(np.float32)
+
+    def _filled(self, number: float, vectors: int) -> list[Array]:
+        return [
+            np.full(self.shape, number, np.float32),
+            *[np.ones(self.shape[-1], np.float32) for _ in range(vectors)],
+        ]
+
+
+def operator_of(module: ModuleType) -> Operator:
+    """Return the operator of a student's file; Failure if it names none that is known, or has no forward."""
+    named = module.operator
+    if isinstance(named, str) and named not in DEFINITIONS:
+        known = ", ".join(DEFINITIONS)
+        raise Failure(
+            f"{module.__file__}: operator = {named!r} is not known; expected {known}, "
+            "or a function of float64 arrays"
+        )
+    definition = DEFINITIONS[named] if isinstance(named, str) else named
+    if not callable(definition):
+        raise Failure(f"{module.__file__}: operator is {type(named).__name__}; expected a name or a function")
+    forward, backward = getattr(module, "forward", None), getattr(module, "backward", None)
+    if not callable(forward):
+        raise Failure(f"{module.__file__}: defines no forward; expected forward({_list(definition)})")
+    return Operator(definition.__name__, definition, forward, backward if callable(backward) else None)
+
+
+def _list(definition: Definition) -> str:
+    return ", ".join(parameters(definition))
+
+
+def check(operator: Operator, examples: int = 25) -> None:
+    """Compare an operator with its definition, on fresh data; Failure says what is wrong."""
+    fresh = np.random.SeedSequence().generate_state(1)[0].item()
+    earlier: list[Array] = []
+    shapes = (
+        (1, 2, 2, 2, 1),  # one channel
+        (1, 2, 1, 3, 16),  # one block
+        (1, 2, 1, 3, 16),  # other numbers of the same shape
+        (2, 1, 2, 2, 16),  # two images
+        (1, 1, 2, 3, 20),  # a tail
+        (1, 1, 1, 1, 3),  # one voxel
+    )
+    for seed, shape in enumerate(shapes):
+        _check_trial(operator, Trial(shape, "normal", seed + fresh), earlier)
+    for kind in ("large", "offset"):
+        _check_trial(operator, Trial((2, 2, 2, 2, 5), kind, fresh), earlier)
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(st.data())
+    def drawn(data: Any) -> None:
+        MB, C = data.draw(st.integers(1, 2)), data.draw(_CHANNELS)
+        sizes = [data.draw(st.integers(1, 4)) for _ in range(3)]
+        while MB * np.prod(sizes) * C > _MOST and max(sizes) > 1:
+            sizes[int(np.argmax(sizes))] -= 1
+        seed = data.draw(st.integers(0, 2**32)) ^ fresh
+        _check_trial(operator, Trial((MB, *sizes, C), "normal", seed), earlier)
+
+    drawn()
+
+
+class _Results(NamedTuple):
+    """What a function is to return, and how it is called."""
+
+    name: str  # "forward" or "backward"
+    inputs: dict[str, Array]
+    expected: dict[str, Array]  # by what it is: dst, or the gradient of each input
+
+    def run(self, function: Callable[..., Any], on: str) -> dict[str, Array]:
+        """Call the function; Failure if it returns no such arrays."""
+        found = called(self.name, lambda: function(*self.inputs.values()), self.inputs, on)
+        if len(self.expected) == 1:
+            found = found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
+            (role,) = self.expected
+            return {role: array_of(self.name, found, self.expected[role].shape, on)}
+        if not isinstance(found, tuple | list) or len(found) != len(self.expected):
+            returned = "nothing" if found is None else type(found).__name__
+            raise Failure(f"{self.name}: returns {returned}; expected {', '.join(self.expected)}{on}")
+        return {
+            role: array_of(f"{self.name}, {role}", array, self.expected[role].shape, on)
+            for role, array in zip(self.expected, found, strict=True)
+        }
+
+
+def _wanted(operator: Operator, trial: Trial) -> Iterator[tuple[Callable[..., Any], _Results]]:
+    """Yield forward, then backward, with what each is to return."""
+    names = parameters(operator.definition)
+    arrays, diff_dst = trial.arrays(len(names) - 1)
+    exact = [array.astype(np.float64) for array in arrays]
+    given = dict(zip(names, arrays, strict=True))
+    yield operator.forward, _Results("forward", given, {"dst": operator.definition(*exact)})
+    if operator.backward is not None:
+        found = gradients(operator.definition, exact, diff_dst.astype(np.float64))
+        wanted = {f"diff_{name}": gradient for name, gradient in zip(names, found, strict=True)}
+        yield operator.backward, _Results("backward", {"diff_dst": diff_dst, **given}, wanted)
+
+
+def _check_trial(operator: Operator, trial: Trial, earlier: list[Array]) -> None:
+    on = f"\n  on {trial}"
+    for function, results in _wanted(operator, trial):
+        found = results.run(function, on)
+        for role, expected in reversed(results.expected.items()):  # src last: it needs the others
+            bad = _wrong(found[role], expected, trial)
+            if bad.any():
+                at = tuple(np.argwhere(bad)[0].tolist())
+                likely = _likely(operator, trial, function, results, role, found[role], earlier)
+                raise Failure(
+                    f"{results.name} of {operator.name}: wrong on {trial}\n  first wrong number: "
+                    f"{role}{list(at)} is {found[role][at]:g}, expected {expected[at]:g}; {bad.sum()} of "
+                    f"{bad.size} are wrong{_source(results, at)}\n  likely: {likely}"
+                )
+        earlier += results.expected.values()
+
+
+def _source(results: _Results, at: tuple[int, ...]) -> str:
+    src = next(array for role, array in results.inputs.items() if role != "diff_dst")
+    return f", where src is {src[at]:g}" if len(at) == src.ndim else ""
+
+
+def _wrong(found: Array, expected: Array, trial: Trial) -> Array:
+    bound = _OFFSET_BOUND if trial.kind == "offset" else BOUND
+    return ~(np.abs(found - expected) <= bound * max(np.abs(expected).max(initial=0), 1.0))
+
+
+# ---- the likely mistake ------------------------------------------------------------------------------------
+
+
+def _likely(
+    operator: Operator,
+    trial: Trial,
+    function: Callable[..., Any],
+    results: _Results,
+    role: str,
+    found: Array,
+    earlier: Sequence[Array],
+) -> str:
+    expected = results.expected[role]
+    if not np.isfinite(found).all() and trial.kind == "large":
+        return "exp of a large number overflows (np.where computes both of its branches)"
+    tests: tuple[Callable[[], str], ...] = (
+        lambda: diagnosis.not_finite(found),
+        lambda: diagnosis.unsure(found, lambda: results.run(function, "")[role]),
+        lambda: _kept(found, earlier),
+        lambda: _of_large_numbers(trial),
+        lambda: _tail(operator, trial, results.name),
+        lambda: _usual(operator, results, role, found),
+        lambda: diagnosis.nothing(found) if expected.any() else "",
+        lambda: diagnosis.scaled(found, expected),
+        lambda: _another(operator, results, found),
+        lambda: _side(results, found, expected),
+        lambda: _one_image(found, expected),
+        lambda: diagnosis.small(found, expected),
+        lambda: _equal(operator, trial, results.name),
+    )
+    unknown = "no known mistake looks like this; try one voxel and one channel first"
+    return next((words for test in tests if (words := test())), unknown)
+
+
+def _kept(found: Array, earlier: Sequence[Array]) -> str:
+    if any(old.any() and diagnosis.same(found, old) for old in earlier):
+        return "the result of an earlier call is kept and returned again; every call must compute"
+    return ""
+
+
+def _of_large_numbers(trial: Trial) -> str:
+    if trial.kind != "offset":
+        return ""
+    return (
+        "digits are lost where numbers are large: mean(x^2) - mean^2 is a small difference of large numbers"
+    )
+
+
+def _usual(operator: Operator, results: _Results, role: str, found: Array) -> str:
+    """Compare a gradient with those that usual mistakes give."""
+    if results.name != "backward":
+        return ""
+    diff_dst, *arrays = (array.astype(np.float64) for array in results.inputs.values())
+    place = [*results.expected].index(role)
+    made = usual_mistakes(operator.name, arrays, diff_dst)
+    ones = gradients(operator.definition, arrays, np.ones_like(diff_dst))
+    made |= {"diff_dst is not multiplied in: this is the derivative alone": ones}
+    made |= {"diff_dst is passed on as it came": [diff_dst if place == 0 else None] * len(arrays)}
+    for words, values in made.items():
+        if values[place] is not None and diagnosis.same(found, values[place]):
+            return words
+    return ""
+
+
+def _another(operator: Operator, results: _Results, found: Array) -> str:
+    """Compare with the results of other operators."""
+    arrays = [a.astype(np.float64) for role, a in results.inputs.items() if role != "diff_dst"]
+    for name, definition in DEFINITIONS.items():
+        if name == operator.name or len(parameters(definition)) != len(arrays):
+            continue
+        if results.name == "forward":
+            value = definition(*arrays)
+        else:
+            value = gradients(definition, arrays, results.inputs["diff_dst"].astype(np.float64))[0]
+        if diagnosis.same(found, value):
+            return f"this is {results.name} of {name}"
+    return ""
+
+
+def _right_elsewhere(operator: Operator, trial: Trial, name: str) -> bool:
+    try:
+        for function, results in _wanted(operator, trial):
+            if results.name == name:
+                found = results.run(function, "")
+                return not any(_wrong(found[r], e, trial).any() for r, e in results.expected.items())
+    except Exception:  # a Failure on other shapes says nothing of this one
+        return False
+    return False
+
+
+def _tail(operator: Operator, trial: Trial, name: str) -> str:
+    *size, C = trial.shape
+    for lanes in (16, 8, 4):
+        whole = trial._replace(shape=(*size, -(-C // lanes) * lanes))
+        if C % lanes and _right_elsewhere(operator, whole, name):
+            return f"right where channels are a multiple of {lanes}, wrong here: the tail"
+    return ""
+
+
+def _equal(operator: Operator, trial: Trial, name: str) -> str:
+    if _right_elsewhere(operator, trial._replace(kind="equal"), name):
+        return "right only where all elements are equal: numbers come in the wrong order"
+    return ""
+
+
+def _side(results: _Results, found: Array, expected: Array) -> str:
+    src = results.inputs.get("src", next(iter(results.inputs.values())))
+    if src.shape != found.shape:
+        return ""
+    bad = ~np.isclose(found, expected, rtol=1e-4, atol=1e-5)
+    for words, side in (("negative", src < 0), ("positive", src > 0)):
+        if bad.any() and side.any() and not side.all() and not bad[~side].any():
+            return f"wrong only where src is {words}"
+    return ""
+
+
+def _one_image(found: Array, expected: Array) -> str:
+    if found.ndim != 5 or len(found) == 1:
+        return ""
+    right = [n for n, (a, b) in enumerate(zip(found, expected, strict=True)) if diagnosis.same(a, b)]
+    return f"right for image {right[0]} only: the other images are not reached" if right else ""
+
+
+# ---- the time ----------------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """Milliseconds of a function of an operator, of its definition, and of a copy of the same bytes."""
+
+    name: str
+    ms: dict[str, float]
+    nbytes: int
+    mine: str
+
+    def text(self) -> str:
+        """Return the table, the roofline, and what would be faster."""
+        width = max(map(len, self.ms))
+        shape = f"{_TIMED[0]} image of {' x '.join(map(str, _TIMED[1:4]))} voxels, {_TIMED[4]} channels"
+        lines = [f"{self.name}, {shape}", "", f"{'':{width}s}         ms      GB/s   of a copy"]
+        copy = self.ms["a copy"]
+        for name, ms in sorted(self.ms.items(), key=lambda pair: -pair[1]):
+            mark = "   <- yours" * (name == self.mine)
+            lines.append(f"{name:{width}s} {ms:10.3g} {self.nbytes / ms / 1e6:9.3g} {copy / ms:11.0%}{mark}")
+        ms, elements = self.ms[self.mine], int(np.prod(_TIMED))
+        intensity, bandwidth = elements / self.nbytes, self.nbytes / copy / 1e6
+        drawn = self.mine, intensity, elements / ms / 1e6, roofline.peak_gflops(), bandwidth
+        words = (
+            f"Memory limits such an operator: it does about one operation for {self.nbytes // elements} "
+            f"bytes. Yours takes as long as {ms / copy:.1f} passes over its tensors."
+        )
+        if ms > 1.5 * copy:
+            words += (
+                " Each expression of NumPy reads and writes whole tensors; a loop of Numba does all in one "
+                "pass. A loop that is slower than a copy computes too long: does it use vectors (--asm)?"
+            )
+        else:
+            words += " What is faster still is no pass at all: fused into the kernel before or after it."
+        return "\n".join([*lines, "", roofline.picture(*drawn), "", *wrap(words, 100)])
+
+
+def measure(operator: Operator, name: str = "forward", label: str = "yours") -> Measured:
+    """Time forward or backward of an operator on fresh numbers in each run, beside a copy of the same bytes.
+
+    Failure if the last result is wrong, or the time is less than half of the copy's.
+    """
+    names = parameters(operator.definition)
+    function = operator.forward if name == "forward" else operator.backward
+    if function is None:
+        raise Failure(f"{operator.name}: there is no {name} to time")
+    random = np.random.default_rng()
+    arrays = [random.uniform(0.5, 1.5, _TIMED[-1]).astype(np.float32) for _ in names[1:]]
+    volumes = [np.empty(_TIMED, np.float32) for _ in range(1 if name == "forward" else 2)]
+    inputs = [*volumes, *arrays]
+    nbytes = (len(volumes) + 1) * volumes[0].nbytes
+    source = np.ones(nbytes // 8, np.float32)
+    target, times = np.empty_like(source), dict[str, list[float]]()
+    result: Any = None
+    for _ in range(_RUNS):
+        for volume in volumes:
+            random.standard_normal(out=volume, dtype=np.float32)
+        times.setdefault("a copy", []).append(_seconds(lambda: np.copyto(target, source))[0])
+        if name == "forward":
+            times.setdefault("its definition", []).append(_seconds(lambda: operator.definition(*inputs))[0])
+        seconds, result = _seconds(lambda: function(*inputs))
+        times.setdefault(label, []).append(seconds)
+    ms = {key: 1e3 * min(values[1:]) for key, values in times.items()}  # the first call compiles
+    _check_last(operator, name, inputs, result)
+    if ms[label] < 0.5 * ms["a copy"]:
+        raise Failure(
+            f"{name} of {operator.name}: {ms[label]:.3g} ms cannot be: a copy of as many bytes takes "
+            f"{ms['a copy']:.3g} ms; is the work done at all?"
+        )
+    return Measured(f"{name} of {operator.name}", ms, nbytes, label)
+
+
+def _seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def _check_last(operator: Operator, name: str, inputs: Sequence[Array], result: Any) -> None:
+    """Check what the last timed run returned: of backward by a difference along one direction."""
+    *_, diff_dst = inputs[:1]
+    exact = [array.astype(np.float64) for array in (inputs if name == "forward" else inputs[1:])]
+    if name == "forward":
+        right = not _wrong(np.asarray(result), operator.definition(*exact), Trial(_TIMED)).any()
+    else:
+        first = result[0] if isinstance(result, tuple | list) else result
+        direction = np.random.default_rng().standard_normal(_TIMED)
+        ends = [
+            operator.definition(exact[0] + h * direction, *exact[1:]) for h in (_NEAR / 1e4, -_NEAR / 1e4)
+        ]
+        slope = float(np.vdot(diff_dst, ends[0] - ends[1])) / (2 * _NEAR / 1e4)
+        scale = float(np.linalg.norm(np.asarray(first))) or 1.0
+        right = abs(slope - float(np.vdot(first, direction))) < 1e-2 * scale
+    if not right:
+        raise Failure(
+            f"{name} of {operator.name}: the last result of the timed runs is wrong; every call must compute"
+        )
