@@ -43,7 +43,7 @@ TINYUNET = """
     commandline
     training
     benchmarks
-    bench evaluate graph export plan predict train view
+    bench evaluate graph export plan predict train view workbench
 """
 LAYERS = {"kernels": KERNELS, "tinyunet": TINYUNET}
 

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.workbench.verdict import Failure
+from kernels.workbench.verdict import Failure, place_of
 
 SOLUTIONS = Path(__file__).parent / "solutions"
 _BEGIN, _END = "# <answer>", "# </answer>"
@@ -104,9 +103,8 @@ def call(function: Callable[..., Any], case: Case) -> Any:
     except NotImplementedError:
         raise Failure("the stub is still empty: replace the line that raises NotImplementedError") from None
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}, line {place.lineno}"
-        raise Failure(f"{case.label}: {type(error).__name__} in {where}: {error}") from None
+        words = f"{type(error).__name__} in {place_of(error)}: {error}"
+        raise Failure(f"{case.label}: {words}") from None
 
 
 def _wrong(found: Any, case: Case) -> str:

@@ -11,15 +11,13 @@ a rank sends one message at a time, and receives one at a time.
 import copy
 import pickle
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.workbench.verdict import Failure
+from kernels.workbench.verdict import Failure, place_of
 
 _SECONDS = 20.0  # after which ranks that neither wait nor end are given up
 
@@ -246,9 +244,8 @@ def run(
         except NotImplementedError:
             failure = Failure("the stub is still empty: replace the line that raises NotImplementedError")
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}, line {place.lineno}"
-            failure = Failure(f"rank {rank} raises {type(error).__name__} ({where}): {error}")
+            words = f"raises {type(error).__name__} ({place_of(error)}): {error}"
+            failure = Failure(f"rank {rank} {words}")
         network.end(rank, failure)
 
     threads = [threading.Thread(target=call, args=(rank,), daemon=True) for rank in range(network.size)]

@@ -61,8 +61,8 @@ def load_own(path: Path) -> ModuleType:
     return load(path)
 
 
-def load(path: Path | str) -> ModuleType:
-    """Run a file as a module; Failure, of one line, if it cannot be."""
+def load(path: Path | str, refused: tuple[str, ...] = _LIBRARIES) -> ModuleType:
+    """Run a file as a module; Failure, of one line, if it cannot be, or uses one of the refused libraries."""
     path = Path(path)
     if not path.is_file():
         raise Failure(f"{path}: no such file; expected a Python file that defines {EXPECTED}")
@@ -81,7 +81,7 @@ def load(path: Path | str) -> ModuleType:
     for value in vars(module).values():
         origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
         library = str(origin).partition(".")[0]
-        if library in _LIBRARIES:
+        if library in refused:
             raise Failure(f"{path}: uses {library}; expected loops of your own, NumPy or Numba")
     return module
 

@@ -7,6 +7,7 @@ hypothesis draws trials, and shrinks one that fails.
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,12 @@ def _result(function: Pass, trial: Trial, inputs: Arrays) -> Array:
     return array_of(trial.name, result, trial.result[1], f"\n  on {trial}")
 
 
+def place_of(error: BaseException) -> str:
+    """Return the file and line that raised an error."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(place.filename).name}, line {place.lineno}"
+
+
 def called(name: str, run: Callable[[], Any], inputs: Mapping[str, Array | None], on: str = "") -> Any:
     """Call a student's function; Failure if it raises, or changes its inputs. ``on`` ends the message."""
     before = {role: None if array is None else array.copy() for role, array in inputs.items()}
@@ -121,10 +128,8 @@ def called(name: str, run: Callable[[], Any], inputs: Mapping[str, Array | None]
     except NotImplementedError:
         raise Failure("the stub is still empty: replace the line that raises NotImplementedError") from None
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{place.filename}, line {place.lineno}"
         text = " ".join(str(error).split())[:300]
-        raise Failure(f"{name}: raises {type(error).__name__} ({where}): {text}{on}") from None
+        raise Failure(f"{name}: raises {type(error).__name__} ({place_of(error)}): {text}{on}") from None
     for role, then in before.items():
         if then is not None and not np.array_equal(np.asarray(inputs[role]), then):
             raise Failure(f"{name}: changes its input {role}; write to an array of your own{on}")
