@@ -126,6 +126,8 @@ class _Rewritten:
         before = _content(graph)
         try:
             found = self.rewrite(graph, options)
+        except Failure:
+            raise
         except NotImplementedError:
             raise Failure(
                 "the stub is still empty: replace the line that raises NotImplementedError"
@@ -165,6 +167,7 @@ class Change(NamedTuple):
     after: Figures
     reorders: tuple[int, int]
     lines: list[str]  # nodes that went, came or changed
+    around: list[str]  # reorders that are left, each with the operators before and after it
 
 
 class _Pair:
@@ -255,6 +258,7 @@ def check(
     after: str = FIRST,
     nets: Mapping[str, Callable[[], Module]] = NETS,
     shape: tuple[int, ...] = (1, 6, 4, 8, 3),
+    may_do_nothing: bool = False,
 ) -> list[Change]:
     """Compile nets with and without a pass, and compare predictions, losses and gradients on fresh numbers.
 
@@ -268,6 +272,8 @@ def check(
         Each makes a net with three classes.
     shape : tuple of int
         Of the input.
+    may_do_nothing : bool
+        Whether a pass that changes no graph is right, too.
 
     Returns
     -------
@@ -294,7 +300,7 @@ def check(
             except Failure as failure:
                 raise Failure(f"{net}, {mode}: {failure}") from None
             changes.append(_change(net, mode, pair, hook))
-    if not any(change.lines for change in changes):
+    if not may_do_nothing and not any(change.lines for change in changes):
         tried = ", ".join(nets)
         raise Failure(f"the pass changes no graph; tried: {tried}. A file may bring its own net: model()")
     return changes
@@ -302,8 +308,20 @@ def check(
 
 def _change(net: str, mode: str, pair: _Pair, hook: _Rewritten) -> Change:
     plain, rewritten = (each.stages(pair.shape)[-1] for each in (pair.plain, pair.rewritten))
-    reorders = tuple(sum(n.op == "reorder" for n in stage.graph.nodes) for stage in (plain, rewritten))
-    return Change(net, mode, figures(plain), figures(rewritten), reorders, _lines(*hook.seen[-1]))
+    old, new = (_around(stage.graph) for stage in (plain, rewritten))
+    two = figures(plain), figures(rewritten)
+    return Change(net, mode, *two, (len(old), len(new)), _lines(*hook.seen[-1]), new)
+
+
+def _around(graph: Graph) -> list[str]:
+    """Return each reorder with the operators before and after it."""
+    found = []
+    for node in graph.nodes:
+        if node.op == "reorder":
+            before, after = graph.producer(node.inputs["src"]), graph.consumers(node.outputs["dst"])
+            names = before.op if before else "the input", ", ".join(n.op for n in after) or "the output"
+            found.append(" > ".join((names[0], node.name, names[1])))
+    return found
 
 
 def _lines(before: Graph, after: Graph) -> list[str]:

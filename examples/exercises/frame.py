@@ -1,21 +1,25 @@
 """What all exercises share: cases with an answer, a verdict in words, stubs made from solutions, progress."""
 
+import contextlib
 import json
 import math
 import os
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.ladder import naive
+from kernels.workbench import student
 from kernels.workbench.verdict import Failure, place_of
 
 SOLUTIONS = Path(__file__).parent / "solutions"
 _BEGIN, _END = "# <answer>", "# </answer>"
+NAIVE = naive.forward  # taken now: the guard replaces it while the student's file runs
+_RACE_SECONDS, _RACE_ROUNDS = 0.2, 4
 
 
 class Exercise(NamedTuple):
@@ -26,12 +30,19 @@ class Exercise(NamedTuple):
     read: str  # what to know
     hints: tuple[str, ...]
     check: Callable[[ModuleType], None]  # raises Failure
-    race: Callable[[ModuleType], "Race"]
+    compete: Callable[[ModuleType], "Race"]  # times a right answer
+    runs_nets: bool = False  # whether the checker itself runs the library's convolutions
 
     @property
     def solution(self) -> Path:
         """The file that the stub is made of."""
         return SOLUTIONS / f"{self.name}.py"
+
+    @contextlib.contextmanager
+    def opened(self, path: Path) -> Iterator[ModuleType]:
+        """Load a student's file; inside the block, the library's convolutions refuse to run."""
+        with contextlib.nullcontext() if self.runs_nets else student.guarded():
+            yield student.load_own(path)
 
 
 class Race(NamedTuple):
@@ -48,18 +59,22 @@ class Race(NamedTuple):
 
 
 def stub(solution: Path) -> str:
-    """Return a solution without its answers: each becomes ``raise NotImplementedError``."""
+    """Return a solution without its answers: each becomes ``raise NotImplementedError``.
+
+    Functions of the answer's own, which are not indented, leave nothing behind.
+    """
     lines, kept, inside = [], solution.read_text().splitlines(), False
     for line in kept:
         if line.strip() == _BEGIN:
             indent = line[: len(line) - len(line.lstrip())]
-            lines.append(f'{indent}raise NotImplementedError("your turn")')
+            if indent:
+                lines.append(f'{indent}raise NotImplementedError("your turn")')
             inside = True
         elif line.strip() == _END:
             inside = False
         elif not inside:
             lines.append(line)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 class Case(NamedTuple):
@@ -145,20 +160,51 @@ def _why(found: Any, case: Case, right: Sequence[Case]) -> str:
             return f". Likely: a factor is wrong, all numbers are {factor:.5g} times what they should be"
     if right and all("equal" in r.label for r in right):
         return ". Likely: it is right only where all elements are equal: they come in the wrong order"
-    if right and "16" in right[-1].label and "16" not in case.label:
+    if right and "multiple" in right[-1].label and "multiple" not in case.label:
         return ". Likely: it is right only for multiples of 16: mind the rest"
     return ""
 
 
-def seconds(run: Callable[[], object], least: float = 0.1) -> float:
-    """Return the fastest of some runs, after one that compiles."""
-    run()
-    times, end = [], time.perf_counter() + least
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def race(
+    what: str,
+    mine: Callable[..., Any],
+    theirs: Callable[..., Any],
+    fresh: Callable[[], tuple[Any, ...]],
+    goal: float,
+    answer: Callable[..., Any] | None = None,
+) -> Race:
+    """Time two functions in turn, each round on fresh arguments; the ratio is theirs / mine, of the fastest.
+
+    ``answer`` says what ``mine`` must return (as ``theirs`` if None). Failure if a timed result is wrong, so
+    that nothing kept from an earlier call helps. The first round compiles, and does not count.
+    """
+    times: list[list[float]] = [[], []]
+    end = time.perf_counter() + _RACE_SECONDS
+    while len(times[0]) < _RACE_ROUNDS or (time.perf_counter() < end and len(times[0]) < 100):
+        arguments = fresh()
+        results = []
+        for function, found in zip((theirs, mine), times, strict=True):
+            start = time.perf_counter()
+            results.append(function(*arguments))
+            found.append(time.perf_counter() - start)
+        expected = results[0] if answer is None else answer(*arguments)
+        if not _agree(results[1], expected):
+            raise Failure("the result of a timed run is wrong; every call must compute")
+    return Race(what, min(times[0][1:]) / min(times[1][1:]), goal)
+
+
+def _agree(found: Any, expected: Any) -> bool:
+    if isinstance(expected, tuple | list):
+        alike = isinstance(found, tuple | list) and len(found) == len(expected)
+        return alike and all(map(_agree, found, expected))
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    bound = 1e-4 * max(np.abs(expected).max(initial=0), 1e-30)
+    return found.shape == expected.shape and bool((np.abs(found - expected) <= bound).all())
+
+
+def random(*shape: int) -> Any:
+    """Return fresh normal numbers in float32."""
+    return np.random.default_rng().standard_normal(shape).astype(np.float32)
 
 
 def bound_of(*arrays: Any, terms: int = 1) -> float:
@@ -190,8 +236,3 @@ class Progress:
     def hints(self, name: str) -> int:
         """Return how many hints have been opened."""
         return int(self.content.get(name, {}).get("hints", 0))
-
-
-def title_of(text: str) -> str:
-    """Return the first sentence of a docstring."""
-    return re.split(r"(?<=\.)\s", text.strip(), maxsplit=1)[0]

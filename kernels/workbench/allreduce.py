@@ -216,23 +216,28 @@ def _words(
 ) -> str:
     """Say what is wrong first, and the likely mistake."""
     expected = _sum(arrays)
+    rank, at = _first_wrong(arrays, results)
+    line = f"rank {rank}: number {at} is {results[rank][at]:g}, expected {expected[at]:g}"
+    words = likely(arrays, results, earlier)
+    if not words and trial.length % trial.ranks and _right_where_it_divides(functions, trial):
+        words = "right where the ranks divide the length, wrong here: the last parts are shorter"
+    return f"{line}\n  likely: {words or which_ranks(arrays, results)}"
+
+
+def _first_wrong(arrays: list[Array], results: list[Array]) -> tuple[int, int]:
+    expected = _sum(arrays)
     rank = next(r for r, result in enumerate(results) if _wrong(result, expected))
+    error = np.abs(results[rank] - expected)
+    return rank, int((~(error <= BOUND * max(np.abs(expected).max(), 1.0))).argmax())
+
+
+def likely(arrays: list[Array], results: list[Array], earlier: Sequence[Array] = ()) -> str:
+    """Return the likely mistake behind wrong sums, in words, or nothing.
+
+    ``arrays`` and ``results`` have one array a rank; ``earlier`` are the sums of calls before this one.
+    """
+    expected, (rank, _) = _sum(arrays), _first_wrong(arrays, results)
     found = results[rank]
-    at = int((~(np.abs(found - expected) <= BOUND * max(np.abs(expected).max(), 1.0))).argmax())
-    line = f"rank {rank}: number {at} is {found[at]:g}, expected {expected[at]:g}"
-    return f"{line}\n  likely: {_likely(functions, trial, arrays, results, earlier, rank, at)}"
-
-
-def _likely(
-    functions: Sequence[Allreduce],
-    trial: Trial,
-    arrays: list[Array],
-    results: list[Array],
-    earlier: list[Array],
-    rank: int,
-    at: int,
-) -> str:
-    expected, found = _sum(arrays), results[rank]
     if not np.isfinite(found).all():
         return "NaN or infinite: memory of np.empty that was never written"
     if all(np.array_equal(result, array) for result, array in zip(results, arrays, strict=True)):
@@ -242,12 +247,10 @@ def _likely(
     if not _wrong(results[0], expected) and all(_wrong(result, expected) for result in results[1:]):
         return "right on rank 0 only: the sum does not reach the other ranks"
     factor = float(np.vdot(found, expected) / np.vdot(expected, expected))
-    if trial.length > 1 and abs(factor - 1) > 1e-5 and factor and not _wrong(found, factor * expected):
-        mean = abs(factor * trial.ranks - 1) < 1e-4
+    if found.size > 1 and abs(factor - 1) > 1e-5 and factor and not _wrong(found, factor * expected):
+        mean = abs(factor * len(arrays) - 1) < 1e-4
         return "the mean; expected the sum" if mean else f"every number is {factor:.6g} times the sum"
-    if trial.length % trial.ranks and _right_where_it_divides(functions, trial):
-        return "right where the ranks divide the length, wrong here: the last parts are shorter"
-    return _which_ranks(trial, arrays, found, at)
+    return ""
 
 
 def _right_where_it_divides(functions: Sequence[Allreduce], trial: Trial) -> bool:
@@ -259,11 +262,12 @@ def _right_where_it_divides(functions: Sequence[Allreduce], trial: Trial) -> boo
         return False
 
 
-def _which_ranks(trial: Trial, arrays: list[Array], found: Array, at: int) -> str:
-    """Say of which ranks' numbers a wrong number is the sum."""
+def which_ranks(arrays: list[Array], results: list[Array]) -> str:
+    """Say of which ranks' numbers the first wrong number is the sum."""
+    rank, at = _first_wrong(arrays, results)
     own = np.array([array[at] for array in arrays], np.float64)
-    for counts in sorted(itertools.product((0, 1, 2), repeat=trial.ranks), key=lambda c: (max(c), -sum(c))):
-        if abs(np.dot(counts, own) - found[at]) <= BOUND * np.abs(own).max():
+    for counts in sorted(itertools.product((0, 1, 2), repeat=len(arrays)), key=lambda c: (max(c), -sum(c))):
+        if abs(np.dot(counts, own) - results[rank][at]) <= BOUND * np.abs(own).max():
             missing = [str(r) for r, count in enumerate(counts) if count == 0]
             twice = [str(r) for r, count in enumerate(counts) if count == 2]
             words = [f"the numbers of rank {', '.join(missing)} are missing"] if missing else []

@@ -46,7 +46,7 @@ def likely(w: Wrong) -> str:
         *(_tail, _no_bias),
         lambda w: nothing(w.found),
         lambda w: scaled(w.found, w.expected),
-        *(_other_convolution, _shifted, _some_images, _border, _equal_elements),
+        *(_other_convolution, _shifted, _some_images, _some_channels, _border, _equal_elements),
         lambda w: small(w.found, w.expected),
     )
     for test in tests:
@@ -128,6 +128,9 @@ def _changed(weights: Array, name: str) -> Iterator[tuple[str, Array]]:
     kernel = tuple(k // 2 for k in weights.shape[2:])
     middle[:, :, *kernel] = weights[:, :, *kernel]
     yield "only the middle tap of the kernel counts", middle
+    last = np.zeros_like(weights)
+    last[:, :, -1, -1, -1] = weights[:, :, -1, -1, -1]
+    yield "only the last tap of the kernel counts: each tap overwrites the sum of those before", last
     for axis, letter in enumerate("DHW"):
         for side, at in (("first", 0), ("last", -1)):
             less = weights.copy()
@@ -173,6 +176,16 @@ def _some_images(w: Wrong) -> str:
     if right_images:
         return f"right for image {right_images[0]} only: the other images of the batch are not reached"
     return ""
+
+
+def _some_channels(w: Wrong) -> str:
+    if w.trial.name == "backward_weights":
+        return ""
+    bad = wrong(w.found, w.expected).any((0, 1, 2, 3))
+    if bad.all():
+        return ""
+    which, plural = ", ".join(map(str, np.flatnonzero(bad))), "s" * int(bad.sum() > 1)
+    return f"wrong only in channel{plural} {which} of the result, right in all others"
 
 
 def _tail(w: Wrong) -> str:

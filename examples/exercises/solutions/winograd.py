@@ -3,7 +3,10 @@
     dst[i] = src[i] taps[0] + src[i + 1] taps[1] + src[i + 2] taps[2]
 
 Only products of something from ``src`` and something from ``taps`` count: multiples by constants are free.
+Larger tiles need fewer products, and lose digits: `rounding` measures it, `growth` bounds it.
 """
+
+import numpy as np
 
 
 def f23(src, taps):
@@ -36,4 +39,30 @@ def f43(src, taps):
         m1 + m2 + m3 * 4.0 + m4 * 4.0,
         m1 - m2 + m3 * 8.0 - m4 * 8.0 + m5,
     ]
+    # </answer>
+
+
+def rounding(function, src, taps):
+    """Return the largest error of ``function(src, taps)`` in float32, divided by its largest result.
+
+    ``src`` (numbers, tiles) and ``taps`` (3, tiles) are float64, all of them numbers that float32 has, too;
+    the function in float64 is exact enough. It returns a list of arrays, one for each result of a tile.
+    """
+    # <answer>
+    exact = np.array(function(src, taps))
+    found = np.array(function(src.astype(np.float32), taps.astype(np.float32)))
+    return np.abs(found.astype(np.float64) - exact).max() / np.abs(exact).max()
+    # </answer>
+
+
+def growth(inputs, weights, outputs):
+    """Return by how much rounding can grow at most: outputs @ ((inputs @ src) * (weights @ taps)).
+
+    Each number of ``src`` and ``taps`` is off by 1, say, and all errors have the worst sign: for a result,
+    the sum of |outputs| times the sums of |inputs| and of |weights| along their rows; of all results the
+    largest. ``inputs`` (n, n), ``weights`` (n, 3), ``outputs`` (m, n).
+    """
+    # <answer>
+    products = np.abs(inputs).sum(axis=1) * np.abs(weights).sum(axis=1)
+    return (np.abs(outputs) @ products).max()
     # </answer>
