@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pytest
 from small_runs import SMALL
 
-from tinyunet import evaluate, export, plan, predict, train
+from tinyunet import evaluate, export, plan, predict, train, view
 from tinyunet.commandline import run
 from tinyunet.data import phantom
 
 COMMANDS = {"plan": plan.main, "train": train.main, "predict": predict.main, "evaluate": evaluate.main}
-COMMANDS["export"] = export.main
+COMMANDS |= {"export": export.main, "view": view.main}
 
 
 class Done(NamedTuple):

@@ -28,13 +28,13 @@ from tinyunet.common.errors import UserError
 
 #: No JSON file of a data set or a cache is longer, in bytes: 100,000 cases take 15 MB.
 LONGEST_JSON = 2**26
-#: Our JSON files and pictures hold this text.
+#: Our JSON files, pictures and pages hold this text.
 SIGNATURE = "written by tinyunet"
 #: Message for a file of someone else's.
 NOT_OURS = "is there already, and this program did not write it; expected another name"
 #: How a CSV file of scores begins, which has no place for a signature.
 TABLE_HEAD = "case,group,name,dice,"
-_BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF")  # how JSON and pictures begin
+_BEGINNINGS = (b"{", b"\x89PNG", b"<?xml", b"%PDF", b"<!DOCTYPE html")  # of JSON, pictures, pages
 
 
 def open_file(path: Path | str) -> BufferedReader:
@@ -185,7 +185,7 @@ def signed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_replaceable(path: Path | str) -> bool:
-    """Whether there is no such file, or it is a table of ours, or JSON or a picture with our signature."""
+    """Whether there is no such file, or it is a table, or JSON, a picture or a page with our signature."""
     path = Path(path)
     if not path.is_file():
         return True

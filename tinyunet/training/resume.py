@@ -87,7 +87,7 @@ def begin(
     with communicator.together():
         if resumed:
             settings = settings_of(resumed, given)
-            before = _saved_settings(resumed.latest).timeline
+            before = saved_settings(resumed.latest).timeline
             if before is not None and settings.timeline is None:
                 note = f"{resumed.latest.path}: names a timeline, {before!a}; give --timeline for one"
                 resumed.notes.append(note)
@@ -130,18 +130,18 @@ def find(where: str, output: Path | str, run: RunFolder) -> Resumed | None:
     # Lock before reading: another process may be writing the next checkpoint, its last one.
     run.go_on(folder)
     run.hold()
-    latest, notes = _first_usable([folder / name for name in names])
+    latest, notes = first_usable([folder / name for name in names])
     if notes and (folder / LATEST).exists():
         # Otherwise the next checkpoint would make it the previous one.
         (folder / LATEST).replace(folder / DAMAGED)
     # Before the end of the first epoch there is no best one.
-    best, more = _first_usable([path for path in [folder / BEST] if path.exists()], latest)
+    best, more = first_usable([path for path in [folder / BEST] if path.exists()], latest)
     return Resumed(folder, latest, best, notes + more)
 
 
 def settings_of(resumed: Resumed, given: Mapping[str, Any]) -> Settings:
     """Return the settings of the run, updated by the given ones; UserError if one of these may not change."""
-    settings = _saved_settings(resumed.latest)
+    settings = saved_settings(resumed.latest)
     # Compression keeps its residuals bucket by bucket.
     free = _FREE if settings.compression == "none" else _FREE - {"bucket_mb"}
     for name, value in given.items():
@@ -168,7 +168,7 @@ def check_same_data(state: Mapping[str, Any], data: Data) -> None:
             raise UserError(f"--resume: {reason}; expected the same data")
 
 
-def _saved_settings(found: Checkpoint) -> Settings:
+def saved_settings(found: Checkpoint) -> Settings:
     """Return the settings of the run that wrote a checkpoint."""
     try:
         _STATE["settings"](found.state.get("settings"), "settings")
@@ -182,7 +182,7 @@ def _saved_settings(found: Checkpoint) -> Settings:
 
 def _check(found: Checkpoint) -> None:
     """Raise CheckpointError unless a training can go on from a checkpoint: all is there and fits together."""
-    settings = _saved_settings(found)
+    settings = saved_settings(found)
     missing = {*_STATE, "statistics"} - {*found.state, *found.arrays}
     if missing:
         names = ", ".join(sorted(missing))
@@ -242,7 +242,7 @@ def _check_statistics(rows: NDArray[Any], model: UNet) -> None:
             raise ValueError(f"training/statistics: {name} holds {part.min():.6g}; expected variances")
 
 
-def _first_usable(paths: list[Path], otherwise: Checkpoint | None = None) -> tuple[Checkpoint, list[str]]:
+def first_usable(paths: list[Path], otherwise: Checkpoint | None = None) -> tuple[Checkpoint, list[str]]:
     """Return the first checkpoint that can be used, and the faults of those before it.
 
     ``otherwise`` is used if none can; a checkpoint of another model than that one cannot.

@@ -18,7 +18,7 @@ from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.scores import mean, overall, summary, table
-from tinyunet.segmentation.sliding_window import predictor, segment
+from tinyunet.segmentation.sliding_window import predictor
 from tinyunet.training import estimate
 from tinyunet.training.compilation import compile_kernels
 from tinyunet.training.estimate import Workload
@@ -31,7 +31,7 @@ from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings, configuration
 from tinyunet.training.start import Data, find_data
 from tinyunet.training.step_log import Metrics
-from tinyunet.training.validate import OVERLAP, CaseResult, epoch_heads, epoch_row, score_cases
+from tinyunet.training.validate import CaseResult, epoch_heads, epoch_row, score_cases
 from tinyunet.unet import UNet
 from tinyunet.viz import attempt
 
@@ -324,29 +324,17 @@ class Run:
 
     def _report(self, path: Path, cases: list[CaseResult]) -> None:
         """Write a page with the best and the worst of the test cases, curves and configuration."""
-        from tinyunet.viz.page import Head, make_page
+        from tinyunet.training.report import make_report
 
-        dataset, heads = self._data.dataset, []
-        order = sorted(range(len(cases)), key=lambda index: overall(cases[index].scores))
-        for index in dict.fromkeys([order[-1], order[0]]):
-            name, scores, prediction = cases[index]
-            if prediction is None:
-                volume, _ = self._data.volumes[self._data.test[index]]
-                shape = self._data.volumes.truth(self._data.test[index]).shape
-                prediction = segment(self._model, volume, OVERLAP, predict=self._predict, shape=shape)
-            image, truth, geometry = load_case(self._data.test[index])
-            which = "best" if index == order[-1] else "worst"
-            note = f"the {which} of {count(len(cases), 'test case')}: mean Dice {overall(scores):.3f}"
-            rows = [
-                ["", "Dice"],
-                *([n, f"{dice:.3f}"] for group in scores.values() for n, dice in group.items()),
-            ]
-            labels = {"prediction": prediction, "truth": truth}
-            heads.append(Head(name, image, labels, geometry.spacing, note, rows))
-        settings = configuration(self._settings)
-        title = f"Training of {path.parent.name}"
-        page = make_page(title, heads, dataset.labels, dataset.modalities, self._history, settings)
-        page.write(path)
+        order, shown = sorted(range(len(cases)), key=lambda index: -overall(cases[index].scores)), []
+        for index in dict.fromkeys([order[0], order[-1]]):
+            case, result = self._data.test[index], cases[index]
+            if result.prediction is None:
+                how = self._data.volumes, self._data.dataset, Communicator(), 1, self._predict
+                (result,) = score_cases(self._model, [case], *how)
+            which = "best" if index == order[0] else "worst"
+            shown.append((case, result, f"the {which} of {count(len(cases), 'test case')}"))
+        make_report(path.parent.name, shown, self._data.dataset, self._history, self._settings).write(path)
 
 
 def _place(state: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from tinyunet.unet import UNet
 
 # The built-in data set: 27 heads to train on, 2 to validate on, 3 to test on.
 PHANTOMS = Path("data")
-PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED = 32, (64, 72, 56), 0
+PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED = _MADE_OF = 32, (64, 72, 56), 0
 _WARNINGS = 5  # printed at once, at most
 _PATIENCE = 2.0  # seconds to inspect files, enough for the phantoms; the rest is inspected meanwhile
 
@@ -97,12 +97,11 @@ def find_data(job: Job) -> Data:
     AgreedError on every rank, if on any rank the folder or, within two seconds, a file turned out to be bad.
     """
     settings, communicator, progress = job
-    made_of = (PHANTOM_CASES, PHANTOM_SHAPE, PHANTOM_SEED)
-    path = Path(settings.data_path or PHANTOMS / phantom.folder_name(*made_of))
+    path = place_of(settings.data_path)
     with communicator.together():
         if settings.data_path is None and communicator.rank == 0:
             with nullcontext() if path.exists() else progress.task(f"making {PHANTOM_CASES} phantoms"):
-                phantom.make_dataset(path, *made_of)
+                phantom.make_dataset(path, *_MADE_OF)
     with communicator.together():
         dataset = read_dataset(path, True, settings.labels, settings.allow_missing, settings.modalities)
         train, validation, test = parts = split_cases(dataset.cases, settings)
@@ -128,6 +127,11 @@ def find_data(job: Job) -> Data:
     all_shapes = {name: shape for of_rank in everyones for name, shape in of_rank.items()}
     others = sum(target is not None and differs(each, target) for each in spacings)
     return Data(dataset, *parts, volumes, inspector, target, others, all_shapes)
+
+
+def place_of(data_path: str | None) -> Path:
+    """Return the folder of the data, which are the phantoms if no other is named."""
+    return Path(data_path or PHANTOMS / phantom.folder_name(*_MADE_OF))
 
 
 def split_cases(cases: Sequence[Case], settings: Settings) -> Parts:
