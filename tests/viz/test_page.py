@@ -1,10 +1,12 @@
 """The page in 3-D: what is in it, and that a real browser turns it and draws its planes."""
 
 import base64
+import contextlib
 import gzip
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,62 +186,130 @@ class TestFiles:
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+HISTORY = [{"epoch": 1, "loss": 1.0, "validation": {"regions": {}, "classes": {"edema": 0.5}}}]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(tmp_path: Path, width: int) -> None:
-    """Turn the head, move a slider, change what is shown: each changes what is seen, without an error."""
+@contextlib.contextmanager
+def opened(folder: Path, width: int, **device: Any) -> Iterator[Any]:
+    """Show a page of two heads in a browser; no line of the console may be an error."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    history = [{"epoch": 1, "loss": 1.0, "validation": {"regions": {}, "classes": {"edema": 0.5}}}]
-    make_page("t", [head(), head("two")], NAMES, ("a", "b"), history, {"lr": 1}).write(tmp_path / "page.html")
+    make_page("t", [head(), head("two")], NAMES, ("a", "b"), HISTORY, {"lr": 1}).write(folder / "page.html")
     flags = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page, errors = browser.new_page(viewport={"width": width, "height": 900}), list[str]()
+        page = browser.new_page(viewport={"width": width, "height": 900}, **device)
+        errors = list[str]()
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"file://{tmp_path}/page.html")
+        page.goto(f"file://{folder}/page.html")
         page.wait_for_function("document.body.dataset.ready === 'one'")
-        assert (
-            page.evaluate("document.documentElement.scrollWidth") <= width
-        )  # nothing hangs out on the right
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing hangs out
+        yield page
+        assert errors == []
+        browser.close()
 
-        def canvas(number: int) -> str:
-            return str(page.evaluate(f"document.querySelectorAll('.plane canvas')[{number}].toDataURL()"))
 
-        def eye() -> Any:
-            return page.evaluate(
-                "document.getElementById('surfaces')._fullLayout.scene._scene.getCamera().eye"
-            )
+def canvas(page: Any, number: int) -> str:
+    return str(page.evaluate(f"document.querySelectorAll('.plane canvas')[{number}].toDataURL()"))
 
-        before, planes = eye(), [canvas(number) for number in range(3)]
-        box = page.locator("#surfaces").bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        for _ in range(20):  # the first drag may come before the first picture is drawn
+
+def eye(page: Any) -> Any:
+    """Where the head is seen from."""
+    scene = "document.getElementById('surfaces')._fullLayout.scene._scene"
+    return np.array(page.evaluate(f"Object.values({scene}.getCamera().eye)"))
+
+
+def middle(page: Any, selector: str) -> tuple[float, float]:
+    box = page.locator(selector).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def turned(page: Any, drag: Callable[[], None]) -> bool:
+    """Drag until the eye has moved: the first drag may come before the first picture is drawn."""
+    before = eye(page)
+    for _ in range(20):
+        drag()
+        page.wait_for_timeout(200)
+        if not np.allclose(eye(page), before):
+            return True
+    return False
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(tmp_path: Path, width: int) -> None:
+    """Turn the head, move a slider, change what is shown: each changes what is seen, without an error."""
+    with opened(tmp_path, width) as page:
+        planes, (x, y) = [canvas(page, number) for number in range(3)], middle(page, "#surfaces")
+
+        def drag() -> None:
             page.mouse.move(x, y)
             page.mouse.down()
             page.mouse.move(x + 80, y + 30, steps=5)
             page.mouse.up()
-            page.wait_for_timeout(200)
-            if eye() != before:
-                break
-        assert eye() != before
+
+        assert turned(page, drag)
         slider = page.locator("[data-axis='2'] input")
         slider.fill("3")
-        assert [canvas(number) != plane for number, plane in enumerate(planes)] == [
-            True,
-            True,
-            True,
-        ]  # cross-hairs
+        assert all(canvas(page, number) != plane for number, plane in enumerate(planes))  # cross-hairs
         for mode in ("truth", "difference", "none"):
-            planes = [canvas(number) for number in range(3)]
+            planes = [canvas(page, number) for number in range(3)]
             slider.fill("12")
             page.select_option("#mode", mode)
-            assert any(canvas(number) != plane for number, plane in enumerate(planes))
+            assert any(canvas(page, number) != plane for number, plane in enumerate(planes))
         page.select_option("#head", "two")
         page.wait_for_function("document.body.dataset.ready === 'two'")
         page.screenshot(path=tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 20_000
-        assert errors == []
-        browser.close()
+
+
+@needs_chromium
+def test_with_fingers(tmp_path: Path) -> None:
+    """One finger turns the head, two zoom; a tap moves the planes, a finger that moves over one scrolls."""
+    with opened(tmp_path, 390, has_touch=True, is_mobile=True) as page:
+        session = page.context.new_cdp_session(page)
+
+        def swipe(steps: int, *fingers: tuple[tuple[float, float], tuple[float, float]]) -> None:
+            """Move each finger from a point by so much a step."""
+            for step in range(steps + 1):
+                points = [
+                    {"x": x + step * right, "y": y + step * down, "id": number}
+                    for number, ((x, y), (right, down)) in enumerate(fingers)
+                ]
+                kind = "touchMove" if step else "touchStart"
+                session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+                page.wait_for_timeout(20)
+            session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+            page.wait_for_timeout(100)
+
+        x, y = middle(page, "#surfaces")
+        assert turned(page, lambda: swipe(5, ((x, y), (12, 3))))
+        far = eye(page)
+        swipe(4, ((x - 20, y), (-5, 0)), ((x + 20, y), (5, 0)))  # from 40 to 80 pixels apart
+        np.testing.assert_allclose(eye(page), far / 2, rtol=0.02)
+        assert page.evaluate("[visualViewport.scale, scrollY]") == [1, 0]  # the page has not moved
+        page.select_option("#mode", "truth")
+        np.testing.assert_allclose(eye(page), far / 2, rtol=0.02)
+        assert turned(page, lambda: swipe(5, ((x, y), (-12, 3))))
+        np.testing.assert_allclose(np.linalg.norm(eye(page)), np.linalg.norm(far) / 2, rtol=0.02)
+
+        slider = page.locator("[data-axis='2'] input")
+        slider.scroll_into_view_if_needed()
+        before = slider.input_value()
+        swipe(5, (middle(page, "[data-axis='2'] input"), (8, 0)))
+        assert int(slider.input_value()) > int(before)
+
+        def place() -> list[str]:
+            return [page.locator(f"[data-axis='{axis}'] output").inner_text() for axis in range(3)]
+
+        plane, before, scrolled = "[data-axis='2'] canvas", place(), page.evaluate("scrollY")
+        across, down = middle(page, plane)
+        swipe(5, ((across + 30, down), (0, -20)))
+        page.wait_for_timeout(300)
+        assert place() == before
+        assert page.evaluate("scrollY") > scrolled
+        across, down = middle(page, plane)
+        page.touchscreen.tap(across + 40, down + 30)
+        moved = [one != other for one, other in zip(place(), before, strict=True)]
+        assert moved == [True, True, False]

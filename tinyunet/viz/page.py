@@ -91,7 +91,7 @@ def make_page(
         "comparison": [*COMPARISON.items()],
         "sequences": list(sequences),
         "heads": [_head(head, names, budget) for head in heads],
-        "curves": json.loads(_curves(history).to_json()) if history else None,
+        "curves": [json.loads(figure.to_json()) for figure in (_curves(history) if history else ())],
         "settings": [[name, str(value)] for name, value in (settings or {}).items() if value is not None],
     }
     # No text in it can end the script element.
@@ -154,29 +154,37 @@ def _as_text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _curves(history: Sequence[Mapping[str, Any]]) -> Any:
-    """Return loss and validation over the epochs, as a figure of Plotly."""
+def _curves(history: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Return loss and validation over the epochs, as figures of Plotly."""
     import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
     epochs = [entry["epoch"] for entry in history]
     validation = [entry["validation"]["regions"] or entry["validation"]["classes"] for entry in history]
-    figure = make_subplots(1, 2, subplot_titles=("Loss of the training patches", "Dice of the validation"))
-    grey = {"color": "#ccc"}
-    loss = [entry["loss"] for entry in history]
-    figure.add_trace(go.Scatter(x=epochs, y=loss, name="loss", mode="lines+markers", line=grey), 1, 1)
-    for index, name in enumerate(validation[0]):
-        dice = [scores[name] for scores in validation]
-        line = {"color": line_colour(index)}
-        figure.add_trace(go.Scatter(x=epochs, y=dice, name=name, mode="lines+markers", line=line), 1, 2)
-    figure.update_layout(
-        template="plotly_dark",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 45, "r": 10, "t": 40, "b": 40},
-        legend={"orientation": "h", "y": -0.15},
-        height=340,
-    )
-    figure.update_xaxes(title="epoch", tick0=epochs[0], dtick=max(1, len(epochs) // 8))
-    figure.update_yaxes(range=[0, 1], col=2)
-    return figure
+    loss = {"loss": ([entry["loss"] for entry in history], "#ccc")}
+    dice = {
+        name: ([scores[name] for scores in validation], line_colour(index))
+        for index, name in enumerate(validation[0])
+    }
+    figures = []
+    titles = "Loss of the training patches", "Dice of the validation"
+    for title, lines in zip(titles, (loss, dice), strict=True):
+        figure = go.Figure(
+            [
+                go.Scatter(x=epochs, y=values, name=name, mode="lines+markers", line={"color": colour})
+                for name, (values, colour) in lines.items()
+            ]
+        )
+        figure.update_layout(
+            template="plotly_dark",
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
+            title={"text": title, "font": {"size": 15}},
+            margin={"l": 45, "r": 10, "t": 40, "b": 40},
+            showlegend=len(lines) > 1,
+            legend={"orientation": "h", "y": -0.2},
+            height=340,
+        )
+        figure.update_xaxes(title="epoch", tick0=epochs[0], dtick=max(1, len(epochs) // 8))
+        figures.append(figure)
+    figures[1].update_yaxes(range=[0, 1.02])
+    return figures
