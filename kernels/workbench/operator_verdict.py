@@ -86,7 +86,8 @@ def operator_of(module: ModuleType) -> Operator:
     forward, backward = getattr(module, "forward", None), getattr(module, "backward", None)
     if not callable(forward):
         raise Failure(f"{module.__file__}: defines no forward; expected forward({_list(definition)})")
-    return Operator(definition.__name__, definition, forward, backward if callable(backward) else None)
+    name = "your operator" if definition is named else definition.__name__
+    return Operator(name, definition, forward, backward if callable(backward) else None)
 
 
 def _list(definition: Definition) -> str:
@@ -98,7 +99,7 @@ def check(operator: Operator, examples: int = 25) -> None:
     fresh = np.random.SeedSequence().generate_state(1)[0].item()
     earlier: list[Array] = []
     shapes = (
-        (1, 2, 2, 2, 1),  # one channel
+        (1, 2, 2, 2, 3),  # a few channels
         (1, 2, 1, 3, 16),  # one block
         (1, 2, 1, 3, 16),  # other numbers of the same shape
         (2, 1, 2, 2, 16),  # two images

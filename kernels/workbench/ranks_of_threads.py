@@ -5,20 +5,20 @@ A rank has the methods of ``mpi4py.MPI.Intracomm`` that an allreduce needs, so t
 program in which all ranks send first and receive afterwards never ends, and is reported.
 
 The clock of each rank is a model, not a measurement. A message takes ``latency + bytes * seconds_per_byte``;
-a rank sends one message at a time, and receives one at a time.
+a rank sends one message at a time, and receives one at a time, in the order in which it waits for them.
 """
 
 import copy
 import pickle
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from kernels.workbench.verdict import Failure, place_of
 
+ANY_TAG = -1
 _SECONDS = 20.0  # after which ranks that neither wait nor end are given up
 
 
@@ -35,9 +35,32 @@ class Sent(NamedTuple):
 
 
 class _Message:
-    def __init__(self, content: Any, start: float) -> None:
-        self.content, self.start, self.end, self.taken = content, start, start, False
+    def __init__(self, content: Any, tag: int, start: float) -> None:
+        self.content, self.tag, self.start, self.taken = content, tag, start, False
         self.nbytes = content.nbytes if isinstance(content, np.ndarray) else len(pickle.dumps(content))
+
+
+class _Receive:
+    """A receive that has been posted."""
+
+    def __init__(self, tag: int) -> None:
+        self.tag, self.message = tag, cast("_Message | None", None)
+
+
+class _Channel:
+    """Messages from one rank to another that no receive has met yet, and the other way round."""
+
+    def __init__(self) -> None:
+        self.messages, self.receives = list[_Message](), list[_Receive]()
+
+    def match(self) -> None:
+        """Give each receive the first message of its tag."""
+        for receive in [*self.receives]:
+            message = next((m for m in self.messages if receive.tag in (m.tag, ANY_TAG)), None)
+            if message is not None:
+                receive.message, message.taken = message, True
+                self.messages.remove(message)
+                self.receives.remove(receive)
 
 
 class _Network:
@@ -46,14 +69,16 @@ class _Network:
     def __init__(self, size: int, latency: float, seconds_per_byte: float) -> None:
         self.size, self.latency, self.seconds_per_byte = size, latency, seconds_per_byte
         self.changed = threading.Condition()
-        self.queues: dict[tuple[int, int], deque[_Message]] = {
-            (a, b): deque() for a in range(size) for b in range(size)
-        }
+        self.channels = {(a, b): _Channel() for a in range(size) for b in range(size)}
         self.waits: dict[int, tuple[Callable[[], bool], str]] = {}
         self.running = set(range(size))
         self.failure: Failure | None = None
         self.nbytes, self.messages = [0] * size, [0] * size
         self.clocks, self.sends_until, self.receives_until = ([0.0] * size for _ in range(3))
+
+    def seconds(self, message: _Message) -> float:
+        """Return how long a message takes, by the model."""
+        return self.latency + message.nbytes * self.seconds_per_byte
 
     def wait(self, rank: int, ready: Callable[[], bool], what: str) -> None:
         """Wait until something is so; holding the lock."""
@@ -99,7 +124,7 @@ class Request:
 
 
 class Rank:
-    """One rank: the part of ``mpi4py.MPI.Intracomm`` that an allreduce needs, without tags.
+    """One rank: the part of ``mpi4py.MPI.Intracomm`` that an allreduce needs.
 
     ``send``, ``recv``, ``sendrecv``, ``isend`` and ``irecv`` take and return arrays (or any object);
     ``Send``, ``Recv``, ``Sendrecv``, ``Isend`` and ``Irecv`` write what is received into an array.
@@ -116,66 +141,76 @@ class Rank:
         """Return how many ranks there are."""
         return self.size
 
-    def isend(self, obj: Any, dest: int) -> Request:
+    def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:
         """Begin to send."""
-        net, dest = self._network, self._checked(dest, "sends to")
+        net, me, dest = self._network, self.rank, self._checked(dest, "sends to")
         with net.changed:
-            message = _Message(copy.deepcopy(obj), max(net.clocks[self.rank], net.sends_until[self.rank]))
-            net.nbytes[self.rank] += message.nbytes
-            net.messages[self.rank] += 1
-            takes = net.latency + message.nbytes * net.seconds_per_byte
-            net.sends_until[self.rank] = message.start + takes
-            net.queues[self.rank, dest].append(message)
+            message = _Message(copy.deepcopy(obj), tag, max(net.clocks[me], net.sends_until[me]))
+            net.nbytes[me] += message.nbytes
+            net.messages[me] += 1
+            end = net.sends_until[me] = message.start + net.seconds(message)
+            net.channels[me, dest].messages.append(message)
+            net.channels[me, dest].match()
             net.changed.notify_all()
 
         def wait() -> None:
             with net.changed:
-                net.wait(self.rank, lambda: message.taken, f"sends to rank {dest}")
-                net.clocks[self.rank] = max(net.clocks[self.rank], message.end)
+                net.wait(me, lambda: message.taken, f"sends to rank {dest}")
+                net.clocks[me] = max(net.clocks[me], end)
 
         return Request(wait)
 
-    def irecv(self, buf: Any = None, source: int = -1) -> Request:
-        """Begin to receive; ``buf`` is not used, as in mpi4py."""
-        net, source = self._network, self._checked(source, "receives from")
+    def irecv(self, buf: Any = None, source: int = -1, tag: int = ANY_TAG) -> Request:
+        """Begin to receive; ``buf`` is not used."""
+        net, me, source = self._network, self.rank, self._checked(source, "receives from")
+        receive = _Receive(tag)
+        with net.changed:
+            net.channels[source, me].receives.append(receive)
+            net.channels[source, me].match()
+            net.changed.notify_all()
 
         def wait() -> Any:
             with net.changed:
-                queue = net.queues[source, self.rank]
-                net.wait(self.rank, lambda: bool(queue), f"waits to receive from rank {source}")
-                message = queue.popleft()
-                begin = max(message.start, net.receives_until[self.rank])
-                message.end = begin + net.latency + message.nbytes * net.seconds_per_byte
-                net.receives_until[self.rank] = message.end
-                net.clocks[self.rank] = max(net.clocks[self.rank], message.end)
-                message.taken = True
-                net.changed.notify_all()
+                what = f"waits to receive from rank {source}"
+                net.wait(me, lambda: receive.message is not None, what)
+                message = cast(_Message, receive.message)
+                end = max(message.start, net.receives_until[me]) + net.seconds(message)
+                net.receives_until[me] = end
+                net.clocks[me] = max(net.clocks[me], end)
                 return message.content
 
         return Request(wait)
 
-    def send(self, obj: Any, dest: int) -> None:
-        """Send, and wait until the other rank has received."""
-        self.isend(obj, dest).wait()
+    def send(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """Send, and wait until the other rank receives."""
+        self.isend(obj, dest, tag).wait()
 
-    def recv(self, buf: Any = None, source: int = -1) -> Any:
+    def recv(self, buf: Any = None, source: int = -1, tag: int = ANY_TAG) -> Any:
         """Wait for a message of a rank, and return it."""
-        return self.irecv(buf, source).wait()
+        return self.irecv(buf, source, tag).wait()
 
-    def sendrecv(self, sendobj: Any, dest: int, recvbuf: Any = None, source: int = -1) -> Any:
+    def sendrecv(
+        self,
+        sendobj: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = -1,
+        recvtag: int = ANY_TAG,
+    ) -> Any:
         """Send to one rank and receive from another at the same time."""
-        sent = self.isend(sendobj, dest)
-        found = self.recv(recvbuf, source)
+        sent = self.isend(sendobj, dest, sendtag)
+        found = self.recv(recvbuf, source, recvtag)
         sent.wait()
         return found
 
-    def Isend(self, buf: Any, dest: int) -> Request:  # noqa: N802
+    def Isend(self, buf: Any, dest: int, tag: int = 0) -> Request:  # noqa: N802
         """Begin to send an array."""
-        return self.isend(np.asarray(buf), dest)
+        return self.isend(np.asarray(buf), dest, tag)
 
-    def Irecv(self, buf: Any, source: int = -1) -> Request:  # noqa: N802
+    def Irecv(self, buf: Any, source: int = -1, tag: int = ANY_TAG) -> Request:  # noqa: N802
         """Begin to receive into an array."""
-        request = self.irecv(source=source)
+        request = self.irecv(None, source, tag)
 
         def wait() -> None:
             found = np.asarray(request.wait())
@@ -188,20 +223,26 @@ class Rank:
 
         return Request(wait)
 
-    def Send(self, buf: Any, dest: int) -> None:  # noqa: N802
-        """Send an array, and wait until the other rank has received."""
-        self.Isend(buf, dest).wait()
+    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:  # noqa: N802
+        """Send an array, and wait until the other rank receives."""
+        self.Isend(buf, dest, tag).wait()
 
-    def Recv(self, buf: Any, source: int = -1) -> None:  # noqa: N802
+    def Recv(self, buf: Any, source: int = -1, tag: int = ANY_TAG) -> None:  # noqa: N802
         """Wait for a message of a rank, into an array."""
-        self.Irecv(buf, source).wait()
+        self.Irecv(buf, source, tag).wait()
 
     def Sendrecv(  # noqa: N802
-        self, sendbuf: Any, dest: int, sendtag: int = 0, recvbuf: Any = None, source: int = -1
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = -1,
+        recvtag: int = ANY_TAG,
     ) -> None:
         """Send an array to one rank and receive one from another at the same time."""
-        sent = self.Isend(sendbuf, dest)
-        self.Recv(recvbuf, source)
+        sent = self.Isend(sendbuf, dest, sendtag)
+        self.Recv(recvbuf, source, recvtag)
         sent.wait()
 
     def _checked(self, other: Any, what: str) -> int:
@@ -257,7 +298,7 @@ def run(
             network.end(rank, Failure(f"rank {rank} does not end within {_SECONDS:.0f} s"))
     if network.failure:
         raise network.failure
-    for (source, target), queue in network.queues.items():
-        if queue:
-            raise Failure(f"rank {target} never receives {len(queue)} message(s) of rank {source}")
+    for (source, target), channel in network.channels.items():
+        if channel.messages:
+            raise Failure(f"rank {target} never receives a message of rank {source}")
     return results, Sent(network.nbytes, network.messages, max(network.clocks))

@@ -139,10 +139,10 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("diff_dst.sum(0)", "diff_dst.mean(0)", "gradients are added over rows, not averaged"),
     ],
     "fuse": [
-        ("np.expm1(np.minimum(src, 0)))", "2 * np.expm1(np.minimum(src, 0)))", "wrong only where src is negative"),
-        ("np.where(src > 0, src, np.expm1(np.minimum(src, 0)))", "src * (src > 0) + (src <= 0) * np.expm1(src)", "exp of a large number overflows"),
+        ("np.exp(np.minimum(src, 0)) - 1)", "np.exp(np.minimum(src, 0)))", "wrong only where src is negative"),
+        ("np.where(src > 0, src, np.exp(np.minimum(src, 0)) - 1)", "src * (src > 0) + (src <= 0) * np.expm1(src)", "exp of a large number overflows"),
         ("diff_dst * np.where", "np.where", "this is the derivative alone"),
-        ("np.exp(np.minimum(src, 0)))", "np.float32(0))", "this is backward of relu"),
+        ("np.float32(1), np.exp(np.minimum(src, 0)))", "np.float32(1), np.float32(0))", "this is backward of relu"),
         ('if node.op in ("own:elu", "own:elu_backward"):', "if False:", "the pass changes no graph"),
         ('in ("own:elu", "own:elu_backward")', 'in ("own:elu",)', "one ELU, training: ELU reads nCdhw16c, its backward ndhwc: rewrite both or none"),
         ('in ("own:elu", "own:elu_backward")', 'in ("own:elu_backward",)', "one ELU, training: ELU reads ndhwc, its backward nCdhw16c: rewrite both or none"),

@@ -87,9 +87,11 @@ def _nets(forward: Callable[..., Any], backward: Callable[..., Any]) -> dict[str
 
 
 def compete(module: ModuleType) -> Race:
-    """Compare a prediction with the reorders and without."""
+    """Compare the bytes of a training step with the reorders and without; say what a prediction gains."""
     from tinyunet import workbench
 
     make = _nets(module.forward, module.backward)["two in a row"]
+    change = workbench.check(module.rewrite, AFTER, {"two in a row": make}, _TIMED)[-1]
     before, after, _ = workbench.time_it(module.rewrite, AFTER, make, _TIMED)
-    return Race("as fast as with the reorders", before / after, 1.1)
+    what = f"fewer bytes in a training step (and a prediction is {before / after:.2f} times as fast)"
+    return Race(what, change.before.moved / change.after.moved, 1.2)
