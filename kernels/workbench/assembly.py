@@ -64,10 +64,15 @@ class Loop(NamedTuple):
 
 
 def hot_loop(assembly: str) -> Loop | None:
-    """Return the hot loop of assembly as Numba prints it, or None if no loop has a multiply-add."""
+    """Return the hot loop of assembly as Numba prints it, or None if no loop loads or computes.
+
+    If no loop has a multiply-add, it is one that loads and stores most.
+    """
     loops = [loop for name, lines in _functions(assembly) for loop in _loops(name, lines)]
-    counted = [loop for loop in loops if loop.count("FMA")]
-    return max(counted, key=_heat, default=None)
+    if counted := [loop for loop in loops if loop.count("FMA")]:
+        return max(counted, key=_heat)
+    moving = [loop for loop in loops if loop.count("load") and loop.count("store")]
+    return max(moving, key=lambda loop: (loop.lanes, loop.count("store"), loop.depth), default=None)
 
 
 def _heat(loop: Loop) -> tuple[int, bool, int, int]:
@@ -93,7 +98,7 @@ def report(name: str, assembly: str) -> str:
     """Return the summary of the hot loop in assembly as Numba prints it, and its listing."""
     loop = hot_loop(assembly)
     if loop is None:
-        return f"{name}: none of its loops has multiply-adds; a library such as NumPy's BLAS may have them"
+        return f"{name}: Numba has compiled no loop that loads or computes; NumPy and its BLAS may have them"
     return f"{loop.summary()}\n\n{loop.listing()}"
 
 
@@ -130,8 +135,9 @@ def _loops(name: str, lines: list[str]) -> Iterator[Loop]:
     for start, end in spans:
         if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans):
             body = tuple(_marked(line) for line in lines[start : end + 1] if not _LABEL.match(line))
-            fmas = [line.text for line in body if "FMA" in line.kinds]
-            lanes = max((n for text in fmas for mark, n in _WIDTHS if mark in text), default=1)
+            working = [line.text for line in body if "FMA" in line.kinds]
+            working = working or [line.text for line in body if {"load", "store"} & {*line.kinds}]
+            lanes = max((n for text in working for mark, n in _WIDTHS if mark in text), default=1)
             depth = sum((s < start and end <= e) or (s <= start and end < e) for s, e in spans)
             yield Loop(name, body, lanes, depth)
 

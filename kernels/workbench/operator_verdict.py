@@ -15,6 +15,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from kernels.base import machine
 from kernels.base.arguments import Array
 from kernels.workbench import diagnosis, roofline
 from kernels.workbench.definitions import DEFINITIONS, Definition, gradients, parameters, usual_mistakes
@@ -332,7 +333,7 @@ class Measured(NamedTuple):
         """Return the table, the roofline, and what would be faster."""
         width = max(map(len, self.ms))
         shape = f"{_TIMED[0]} image of {' x '.join(map(str, _TIMED[1:4]))} voxels, {_TIMED[4]} channels"
-        lines = [f"{self.name}, {shape}", "", f"{'':{width}s}         ms      GB/s   of a copy"]
+        lines = [f"{self.name}, {shape}, one core", "", f"{'':{width}s}         ms      GB/s   of a copy"]
         copy = self.ms["a copy"]
         for name, ms in sorted(self.ms.items(), key=lambda pair: -pair[1]):
             mark = "   <- yours" * (name == self.mine)
@@ -370,15 +371,21 @@ def measure(operator: Operator, name: str = "forward", label: str = "yours") -> 
     nbytes = (len(volumes) + 1) * volumes[0].nbytes
     source = np.ones(nbytes // 8, np.float32)
     target, times = np.empty_like(source), dict[str, list[float]]()
-    result: Any = None
-    for _ in range(_RUNS):
-        for volume in volumes:
-            random.standard_normal(out=volume, dtype=np.float32)
-        times.setdefault("a copy", []).append(_seconds(lambda: np.copyto(target, source))[0])
-        if name == "forward":
-            times.setdefault("its definition", []).append(_seconds(lambda: operator.definition(*inputs))[0])
-        seconds, result = _seconds(lambda: function(*inputs))
-        times.setdefault(label, []).append(seconds)
+    result, threads = None, machine.threads()
+    machine.set_threads(1)
+    try:
+        for _ in range(_RUNS):
+            for volume in volumes:
+                random.standard_normal(out=volume, dtype=np.float32)
+            times.setdefault("a copy", []).append(_seconds(lambda: np.copyto(target, source))[0])
+            if name == "forward":
+                times.setdefault("its definition in NumPy", []).append(
+                    _seconds(lambda: operator.definition(*inputs))[0]
+                )
+            seconds, result = _seconds(lambda: function(*inputs))
+            times.setdefault(label, []).append(seconds)
+    finally:
+        machine.set_threads(threads)
     ms = {key: 1e3 * min(values[1:]) for key, values in times.items()}  # the first call compiles
     _check_last(operator, name, inputs, result)
     if ms[label] < 0.5 * ms["a copy"]:

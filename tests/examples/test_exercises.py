@@ -55,6 +55,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
         ("value.grad = 0.0\n    result", "pass\n    result", "old gradients stay"),
         ("result.grad = 1.0", "result.grad = 1.001", "a factor is wrong, all numbers are 1.001 times"),
         ("result.grad = 1.0", "result.grad = float('nan')", "returns NaN or infinity"),
+        ("    order, seen = [], set()\n", "    if backward.__dict__.setdefault('first', result) is not result:\n        return\n    order, seen = [], set()\n", "no gradient arrives: go backwards"),
         ("            order.append(value)", "            order.insert(0, value)", "no gradient arrives: go backwards"),
         ("visit(parent)\n            order.append(value)", "order.append(parent)\n            order.append(value)", "passes its gradient on before all of it has arrived"),
     ],
@@ -184,6 +185,8 @@ def planted() -> Iterator[tuple[str, str, str, str]]:
         yield name, "a library", "import scipy\n" + text, "uses scipy; expected loops of your own"
         ours = f"from examples.exercises.solutions import {name} as _ours\n"
         yield name, "our solution", ours + text, "uses examples.exercises.solutions"
+        unseen = "import importlib\nnaive = importlib.import_module('kernels.ladder.naive')\n"
+        yield name, "our kernel, unseen", unseen + text, "uses importlib; expected loops of your own"
         hidden = "\ndef helper():\n    from kernels.ops import norms\n"
         yield name, "our kernel", text + hidden, "uses kernels.ops.norms; expected loops of your own"
         yield (
