@@ -215,6 +215,7 @@ def judged(name: str, text: str, folder: Path) -> None:
         EXERCISES[name].check(module)
 
 
+@pytest.mark.filterwarnings("ignore")  # NumPy warns of what is planted
 @pytest.mark.parametrize(
     ("name", "label", "text", "words"), PLANTED, ids=[f"{p[0]}: {p[1]}" for p in PLANTED]
 )
