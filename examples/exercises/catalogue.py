@@ -51,8 +51,10 @@ _LIST = (
         "The register tile",
         "docs/book/register-tile.md",
         "Put the output channel last in the weights: 16 of them are one vector.",
-        "Keep the 16 sums of a voxel in a local array while you go through the kernel and the channels in.",
-        "Pad the input once, so that the inner loops have no test.",
+        "A tile of four voxels: four local variables hold the sums over all taps and channels in. A load "
+        "of weights then serves four multiply-adds.",
+        "Pad the input once, so that the inner loops have no test; pad W to a multiple of 4, too.",
+        "For a voxel and kd, kh the numbers of all kw and channels in lie one after the other: one loop.",
     ),
     _exercise(
         winograd,

@@ -73,7 +73,7 @@ def _of_compiler(path: Path, only_check: bool) -> int:
     try:
         runpy.run_module("tinyunet.workbench", run_name="__main__")
     except SystemExit as end:
-        return int(end.code or 0)
+        return int(bool(end.code))
     finally:
         sys.argv = before
     return 0
@@ -111,9 +111,14 @@ def _allreduce(path: Path, options: argparse.Namespace) -> None:
 
 
 def _list_loop(path: Path, name: str, options: argparse.Namespace) -> None:
+    """List the hot loop if asked; count its instructions whenever it is timed."""
+    if options.check and not options.asm:
+        return
+    printed = assembly.assembly_of("kernels.workbench", [str(path.resolve()), name])
     if options.asm:
-        printed = assembly.assembly_of("kernels.workbench", [str(path.resolve()), name])
-        print(f"{assembly.report(path.stem, printed)}\n")
+        print(f"{assembly.report(path.stem, printed)}\n", flush=True)
+    elif loop := assembly.hot_loop(printed):
+        print(f"The hot loop (--asm lists it): {loop.summary()}\n", flush=True)
 
 
 def run_once(path: str, name: str) -> None:

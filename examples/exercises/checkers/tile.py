@@ -14,4 +14,4 @@ def check(module: ModuleType) -> None:
 def compete(module: ModuleType) -> Race:
     """Compare with seven loops."""
     fresh = lambda: (random(1, 8, 16, 16, 16), random(16, 16, 3, 3, 3))  # noqa: E731
-    return race("faster than seven loops", module.forward, NAIVE, fresh, 3)
+    return race("faster than seven loops", module.forward, NAIVE, fresh, 6)
