@@ -71,9 +71,9 @@ class Measured(NamedTuple):
 def measure(
     function: Callable[..., Any], name: str = "forward", label: str = "yours", size: int = 32
 ) -> Measured:
-    """Time a pass and all rungs on 16 -> 16 channels, ``size``^3 voxels, a kernel of 3^3, and one thread.
+    """Time a pass and all rungs: 16 -> 16 channels, a cube with sides of ``size`` voxels, a kernel of 3^3.
 
-    Failure if a timed result is wrong, or the time is shorter than possible.
+    All run on one thread. Failure if a timed result is wrong, or the time is shorter than possible.
     """
     trial = Trial((1, size, size, size, 16), (16, 16, 3, 3, 3), name=name)
     g, threads = trial.geometry, machine.threads()
