@@ -8,6 +8,7 @@ import pytest
 from small_runs import SMALL, image_of
 from test_resume_command import run_of, train
 
+from tinyunet import UNet
 from tinyunet.segmentation import checkpoint
 
 __all__ = ["train"]  # fixture
@@ -35,6 +36,29 @@ def test_there_and_back(dataset, trained, tmp_path, command, ending):
     assert "back.npz: not a checkpoint of a training" in refused.error
     again = command("export", there, back)
     assert "back.npz: is there already; expected another name" in again.error
+
+
+def test_what_a_stranger_does_not_say_is_told_or_printed(tmp_path, command):
+    pytest.importorskip("safetensors")
+    from safetensors.numpy import load_file, save_file
+
+    model, there = UNet(filters=4, depth=2, norm="group", activation="elu"), tmp_path / "m.safetensors"
+    checkpoint.save(tmp_path / "m.npz", model, None, {})
+    assert command("export", tmp_path / "m.npz", there).code == 0
+    save_file(load_file(there), tmp_path / "other.safetensors")  # without our metadata
+    says = ("--classes", "bg", *"abc", "--modalities", *"wxyz")
+    done = command("export", tmp_path / "other.safetensors", tmp_path / "x.npz", *says)
+    assert "does not say it, so this is assumed: activation relu, norm instance, epsilon 0.001" in done.out
+    assert "does not say the size of its voxels" in done.out
+    more = ("--activation", "elu", "--norm", "group", "--epsilon", "1e-3", "--spacing", "1", "1", "2")
+    done = command("export", tmp_path / "other.safetensors", tmp_path / "y.npz", *says, *more)
+    assert "say" not in done.out
+    found = checkpoint.load(tmp_path / "y.npz")
+    assert found.config == model.config
+    assert found.state["spacing"] == [1, 1, 2]
+    again = tmp_path / "z.npz"
+    assert "--norm: none; " in command("export", tmp_path / "y.npz", again, "--norm", "none").error
+    assert "4 modalities; 1 names" in command("export", tmp_path / "y.npz", again, "--modalities", "x").error
 
 
 def test_at_the_end_of_a_training(train, tmp_path):

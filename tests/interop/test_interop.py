@@ -225,6 +225,56 @@ class TestTorch:
         convert(tmp_path / "other.pth", tmp_path / "x.npz", ["bg", "a", "b"], None, ["FLAIR", "T2w"])
         assert checkpoint.load(tmp_path / "x.npz").state["label_values"] == [0, 1, 2]
 
+    def test_what_a_state_dict_does_not_say(self, tmp_path: Path) -> None:
+        """An instance norm without arrays, its epsilon, ELU and smooth upsampling leave no trace in it."""
+        torch = pytest.importorskip("torch")
+        nn = torch.nn
+
+        def block(inputs: int, width: int) -> Any:
+            parts = ((nn.Conv3d(n, width, 3, padding=1), n) for n in (inputs, width))
+            return nn.Sequential(
+                *(each for conv, _ in parts for each in (conv, nn.InstanceNorm3d(width, eps=0.1), nn.ELU()))
+            )
+
+        class Other(nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.top, self.low, self.end = block(1, 8), block(8, 16), block(24, 8)
+                self.out = nn.Conv3d(8, 2, 1)
+
+            def forward(self, x: Any) -> Any:
+                x = self.top(x)
+                low = self.low(nn.functional.max_pool3d(x, 2))
+                up = nn.functional.interpolate(low, scale_factor=2, mode="trilinear")
+                return torch.softmax(self.out(self.end(torch.cat([up, x], 1))), 1)
+
+        torch.manual_seed(0)
+        net, path = Other(), tmp_path / "other.pt"
+        torch.save(net.state_dict(), path)
+        batch = np.random.default_rng(0).standard_normal((1, 6, 8, 10, 1)).astype(np.float32)
+        with torch.no_grad():
+            expected = np.moveaxis(net(torch.from_numpy(np.moveaxis(batch, -1, 1).copy())).numpy(), 1, -1)
+        told = {"activation": "elu", "norm": "instance", "epsilon": 0.1, "use_upsampling": "trilinear"}
+        notes: list[str] = []
+        np.testing.assert_allclose(probabilities(read(path, told, notes)[0], batch), expected, atol=1e-5)
+        assert notes == []
+        for name in told:
+            other, notes = {key: value for key, value in told.items() if key != name}, []
+            wrong = probabilities(read(path, other, notes)[0], batch)
+            assert np.abs(wrong - expected).max() > 1e-3, name
+            usual = {"activation": "activation relu", "norm": "norm none", "epsilon": "epsilon 1e-05"}
+            word = usual.get(name, "upsampling nearest")
+            (note,) = notes
+            option = word.split()[0]
+            assert note == f"{path}: does not say it, so this is assumed: {word} (--{option})"
+        # Ours says all of it: nothing is assumed, and other words are refused.
+        names = ["bg", "a"], None, ["FLAIR"], (1.0, 1.0, 2.0)
+        assert convert(path, tmp_path / "x.npz", *names, told) == []
+        assert checkpoint.load(tmp_path / "x.npz").state["spacing"] == [1, 1, 2]
+        convert(tmp_path / "x.npz", tmp_path / "y.pt", told=told)
+        with pytest.raises(UserError, match=r"^--activation: relu; .*y\.pt says elu$"):
+            convert(tmp_path / "y.pt", tmp_path / "z.npz", told={"activation": "relu"})
+
     def test_no_code_is_run(self, tmp_path: Path) -> None:
         torch = pytest.importorskip("torch")
 

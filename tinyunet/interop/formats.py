@@ -1,6 +1,7 @@
 """A model out of or into a file; its ending says which program's."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from tinyunet.common.errors import UserError, said
 from tinyunet.common.files import parse_json, replacing
 from tinyunet.interop import keras_files, onnx_files, onnx_reading, torch_files
+from tinyunet.interop.layers import EPSILON
 from tinyunet.segmentation import checkpoint
 from tinyunet.segmentation.checkpoint import Checkpoint
 from tinyunet.unet import UNet
@@ -23,6 +25,11 @@ FORMATS: dict[str, tuple[str, Callable[[Path, UNet, str], None]]] = {
     ".onnx": ("onnx", onnx_files.write),
 }
 _OURS = ".npz"
+#: Arguments of a net that a file of another program may not tell.
+TOLD = ("activation", "norm", "epsilon", "use_upsampling")
+#: Words of options for values of these arguments.
+VALUES = {"none": None, "nearest": True}
+_WORDS: dict[Any, str] = {None: "none", True: "nearest", False: "transposed", "use_upsampling": "upsampling"}
 _KEPT = ("modalities", "file_modalities", "labels", "label_values", "labels_source", "spacing")
 
 
@@ -58,31 +65,62 @@ def export(found: Checkpoint, path: Path | str) -> None:
         raise UserError(f"{path}: not written ({said(error)})") from error
 
 
-def read(path: Path | str) -> tuple[UNet, dict[str, Any]]:
+def read(
+    path: Path | str, told: Mapping[str, Any] = {}, notes: list[str] | None = None
+) -> tuple[UNet, dict[str, Any]]:
     """Return the model in a file of another program, and what it says of its task: entries of a state.
 
-    UserError, which names the file, if it cannot be used. No code of the file is run.
+    ``told`` are arguments of the model that the file may not tell: activation, norm, epsilon,
+    use_upsampling. ``notes`` gets a
+    line if any had to be assumed. UserError, which names the file, if it cannot be used, or says
+    otherwise than was told. No code of the file is run.
     """
-    path = Path(path)
-    check_ending("import", path)
-    ending = path.suffix.lower()
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a model")
     try:
-        if ending in (".pt", ".pth", ".safetensors"):
-            read_arrays = torch_files.read_safetensors if ending == ".safetensors" else torch_files.read_torch
-            arrays, text = read_arrays(path)
-            hints, state = _header(text)
-            return torch_files.model_of(arrays, hints), state
-        read_graph = onnx_reading.read if ending == ".onnx" else keras_files.read
-        model, text = read_graph(path, lambda text: _header(text)[0])
-        return model, _header(text)[1]
+        model, state, assumed = _read(Path(path), told)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({said(error)})") from error
     except MemoryError as error:
         raise UserError(f"{path}: not enough memory ({said(error)})") from error
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(f"{path}: {said(error)}") from error
+    check_told(Path(path), model, told)
+    if assumed and notes is not None:
+        parts = ", ".join(f"{_word(name)} {_word(value)}" for name, value in assumed.items())
+        options = ", ".join(f"--{_word(name)}" for name in assumed)
+        notes.append(f"{path}: does not say it, so this is assumed: {parts} ({options})")
+    return model, state
+
+
+def check_told(path: Path, model: UNet, told: Mapping[str, Any]) -> None:
+    """Raise UserError, which names the file, if its model is not as was told."""
+    config: dict[str, Any] = {"activation": "relu", "norm": "batch", "epsilon": EPSILON} | model.config
+    for name, value in told.items():
+        found = config[name]
+        near = name == "epsilon" and math.isclose(found, value, rel_tol=1e-5)
+        if found != value and not near:
+            raise UserError(f"--{_word(name)}: {_word(value)}; {path} says {_word(found)}")
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else _WORDS.get(value, str(value))
+
+
+def _read(path: Path, told: Mapping[str, Any]) -> tuple[UNet, dict[str, Any], dict[str, Any]]:
+    """Return the model in a file, what it says of its task, and arguments that nobody has told."""
+    check_ending("import", path)
+    ending = path.suffix.lower()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a model")
+    if ending in (".pt", ".pth", ".safetensors"):
+        read_arrays = torch_files.read_safetensors if ending == ".safetensors" else torch_files.read_torch
+        arrays, text = read_arrays(path)
+        hints, state = _header(text)
+        assumed: dict[str, Any] = {}
+        model = torch_files.model_of(arrays, hints or told, None if hints else assumed)
+        return model, state, assumed
+    read_graph = onnx_reading.read if ending == ".onnx" else keras_files.read
+    model, text = read_graph(path, lambda text: _header(text)[0])
+    return model, _header(text)[1], {}
 
 
 def _header(text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

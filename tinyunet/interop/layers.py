@@ -4,7 +4,6 @@ Other programs name layers differently, but a U-Net of the same shape runs the s
 So a net is read from the list alone: sizes tell filters, depth and channels; then each array must fit.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +25,6 @@ class Layer(NamedTuple):
     name: str
     kind: Kind
     arrays: dict[str, Array]
-    epsilon: float = EPSILON  # of a normalisation
 
 
 def layers_of(model: UNet) -> Iterator[Layer]:
@@ -37,7 +35,7 @@ def layers_of(model: UNet) -> Iterator[Layer]:
     for name in layer_names(model.config):
         arrays = {key.rpartition(".")[2]: a for key, a in state.items() if key.rpartition(".")[0] == name}
         if arrays:
-            yield Layer(name, kind_of(name), arrays, model.config.get("epsilon", EPSILON))
+            yield Layer(name, kind_of(name), arrays)
 
 
 def layer_names(config: dict[str, Any]) -> Iterator[str]:
@@ -84,13 +82,12 @@ def model_from(layers: Sequence[Layer], hints: dict[str, Any]) -> UNet:
     }
     if any(layer.kind == "slope" for layer in layers):
         config["activation"] = "prelu"
-    if config["norm"] == "instance":
-        config["epsilon"] = norms[0].epsilon
     numbers = [array for layer in layers for array in layer.arrays.values()]
     check_promise(config | hints, dict(zip(map(str, range(len(numbers))), numbers, strict=True)))
     model = UNet(**config | hints)
     state = model.state_dict()
-    ours = list(layers_of(model))
+    # An instance norm without scale and shift, PyTorch's default, leaves no trace in a file.
+    ours = [layer for layer in layers_of(model) if norms or layer.kind != "norm"]
     for mine, theirs in zip(ours, layers, strict=False):
         _fit(mine, theirs)
         for variable, array in _arrays(theirs, mine).items():
@@ -118,16 +115,10 @@ def _fit(mine: Layer, theirs: Layer) -> None:
 
 
 def _arrays(theirs: Layer, mine: Layer) -> dict[str, Array]:
-    """Return the arrays for a layer; another epsilon of batch norm goes into its scale."""
+    """Return the arrays for a layer."""
     arrays = {name: array.astype(np.float32) for name, array in theirs.arrays.items() if name in mine.arrays}
     if "bias" in mine.arrays and "bias" not in arrays:
         arrays["bias"] = np.zeros_like(mine.arrays["bias"])
-    if theirs.kind == "norm" and not math.isclose(theirs.epsilon, mine.epsilon, rel_tol=1e-5):
-        if "running_variance" not in arrays:
-            raise ValueError(f"{theirs.name}: epsilon {theirs.epsilon:g}; expected {mine.epsilon:g}")
-        variance = theirs.arrays["running_variance"].astype(np.float64)
-        factor = np.sqrt((variance + mine.epsilon) / (variance + theirs.epsilon))
-        arrays["scale"] = (theirs.arrays["scale"] * factor).astype(np.float32)
     return arrays
 
 

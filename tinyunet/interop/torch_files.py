@@ -6,7 +6,7 @@ Names are ours with PyTorch's words, ``encoder.0.conv0.weight``. A net of PyTorc
 
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,26 +116,46 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], str | None]:
         raise ValueError(f"not a safetensors file ({str(error)[:120]})") from error
 
 
-def model_of(arrays: Mapping[str, Array], hints: dict[str, Any]) -> UNet:
-    """Return the U-Net of arrays by PyTorch's names; ValueError if they are not those of one."""
+def model_of(
+    arrays: Mapping[str, Array], hints: Mapping[str, Any], assumed: dict[str, Any] | None = None
+) -> UNet:
+    """Return the U-Net of arrays by PyTorch's names; ValueError if they are not those of one.
+
+    ``hints`` are arguments of the net. ``assumed`` gets the arguments that neither arrays nor hints tell.
+    """
     arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
-    if {"encoder.0.conv0.weight", "head.weight"} <= {*arrays}:
+    ours = {"encoder.0.conv0.weight", "head.weight"} <= {*arrays}
+    known = {"epsilon": EPSILON if ours else _THEIR_EPSILON} | dict(hints)
+    if ours:
         depth = len({name.split(".")[1] for name in arrays if name.startswith("encoder.")})
-        names = [layer.name for layer in layers_of(UNet(depth=depth, filters=1, activation="prelu"))]
-        groups = {name: _group(arrays, name) for name in names}
-        ordered = [
-            _layer(name, group, hints.get("epsilon", EPSILON)) for name, group in groups.items() if group
-        ]
-        return model_from(ordered, hints)
-    prefixes = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
-    layers = [_layer(name, _group(arrays, name), _THEIR_EPSILON) for name in prefixes]
+        prefixes = [layer.name for layer in layers_of(UNet(depth=depth, filters=1, activation="prelu"))]
+    else:
+        prefixes = list(dict.fromkeys(name.rpartition(".")[0] for name in arrays))
+    groups = {name: _group(arrays, name) for name in prefixes}
+    layers = [_layer(name, group) for name, group in groups.items() if group]
     errors = []
-    for order in order_of([layer.kind for layer in layers]):
+    for order in [[*range(len(layers))]] if ours else order_of([layer.kind for layer in layers]):
         try:
-            return model_from([layers[n] for n in order], hints)
+            model = model_from([layers[n] for n in order], known)
         except ValueError as error:
             errors.append(error)
+        else:
+            if assumed is not None:
+                assumed |= _untold(model, layers, hints)
+            return model
     raise errors[0]
+
+
+def _untold(model: UNet, layers: Sequence[Layer], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a net that neither the arrays of its layers nor hints tell."""
+    config = {"activation": "relu", "norm": "batch", "epsilon": EPSILON} | model.config
+    told = {
+        "activation": config["activation"] == "prelu",
+        "norm": any("running_mean" in layer.arrays for layer in layers),
+        "epsilon": config["norm"] is None,
+        "use_upsampling": not config["use_upsampling"],
+    }
+    return {name: config[name] for name, is_told in told.items() if not is_told and name not in hints}
 
 
 def _group(arrays: Mapping[str, Array], layer: str) -> dict[str, Array]:
@@ -143,7 +163,7 @@ def _group(arrays: Mapping[str, Array], layer: str) -> dict[str, Array]:
     return {name.rpartition(".")[2]: a for name, a in arrays.items() if name.rpartition(".")[0] == layer}
 
 
-def _layer(name: str, group: Mapping[str, Array], epsilon: float) -> Layer:
+def _layer(name: str, group: Mapping[str, Array]) -> Layer:
     weight: Array = group.get("weight", np.empty(0, np.float32))
     if weight.ndim in (4, 5):
         arrays = {"weights": in_three(weight)} | ({"bias": group["bias"]} if "bias" in group else {})
@@ -151,7 +171,7 @@ def _layer(name: str, group: Mapping[str, Array], epsilon: float) -> Layer:
         kind: Kind = "up" if weight.shape[-1] == 2 else "conv"
         return Layer(name, kind, arrays)
     if "bias" in group:
-        return Layer(name, "norm", {_NORM.get(word, word): array for word, array in group.items()}, epsilon)
+        return Layer(name, "norm", {_NORM.get(word, word): array for word, array in group.items()})
     if "weight" in group and weight.ndim == 1:
         return Layer(name, "slope", {"slope": weight})
     raise ValueError(f"{name}: {', '.join(group)}; expected the arrays of a convolution, norm or PReLU")
