@@ -31,7 +31,7 @@ def make_parser() -> Parser:
     add_option(group, "spacing", help=text + "resamples images to it (default: their own voxels)")
     text = "activation after each convolution, which a state dict does not hold (default: relu)"
     group.add_argument("--activation", choices=("relu", "leaky_relu", "elu"), help=text)
-    text = "what its normalisations add to the variance, as above (default: 1e-5, PyTorch's; 1e-3 under our names)"
+    text = "what its normalisations add to the variance, as above (default: 1e-5; 1e-3 under our names)"
     group.add_argument("--epsilon", type=number(0), metavar="NUMBER", help=text)
     text = "its normalisation, where no statistics show that it is batch norm (default: instance, or none if "
     text += "no arrays of norms are there; group has 8 groups)"
