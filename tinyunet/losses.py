@@ -38,9 +38,10 @@ another shape or hold a number that is neither a class nor ignored, if ``class_w
 one is negative or all are 0, if ``ignore_label`` is not from 0 to 255, or if ``smoothing`` is negative.
 """
 
+import functools
 import operator
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,7 @@ from kernels.base.arguments import Doubles
 from tinyunet.autograd import Function, Tensor
 from tinyunet.common.checks import at_least_zero
 from tinyunet.tape import Absent, Array, Context, Gradients
+from tinyunet.unet import UNet
 
 # Added to p, it keeps log(p) finite where p underflows to 0, and changes no other p. Its inverse times a
 # gradient must not overflow.
@@ -107,6 +109,16 @@ class BinaryCrossEntropy(CrossEntropy):
     """Weighted mean over voxels and classes, two or more, of the binary cross-entropy, float64."""
 
     passes = staticmethod(lambda: (ops.binary_cross_entropy.forward, ops.binary_cross_entropy.backward))
+
+
+class CoarseLabels(Function):
+    """The label in the middle of each block of voxels: nearest-neighbour downsampling. It has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Context | None, labels: Labels, block: Sequence[int], size: Sequence[int]) -> Any:
+        """(MB, D, H, W) or (MB, H, W) -> (MB, *size)."""
+        picked = [slice(b // 2, b * n, b) for b, n in zip(block, size, strict=True)]
+        return labels[:, *picked]
 
 
 # ---- what a training calls ------------------------------------------------------------------------------
@@ -214,6 +226,32 @@ def dice_binary_cross_entropy(
         counted = truth.labels != truth.ignore_label
         weights = counted[..., np.newaxis] * (1.0 if weights is None else weights)
     return dice + _binary_cross_entropy(prediction, truth, weights)
+
+
+def of_levels(loss: Callable[..., Tensor], model: UNet) -> Callable[..., Tensor]:
+    """Return the loss of a net with deep supervision of "levels"; of another net ``loss`` itself.
+
+    It is the mean of ``loss`` over the levels of the decoder with weights 1, 1/2, 1/4, ..., each on labels
+    downsampled to the level. Source: Lee et al., "Deeply-Supervised Nets" (2015); weights as in
+    Isensee et al., "nnU-Net" (2021), which gives the lowest level none.
+    """
+    is_so = model.config.get("deep_supervision") == "levels"
+    return functools.partial(_of_levels, loss, model) if is_so else loss
+
+
+def _of_levels(
+    loss: Callable[..., Tensor], model: UNet, prediction: Tensor, labels: Labels, from_logits: bool = True
+) -> Tensor:
+    lower, model.lower_logits = model.lower_logits, ()
+    weights = [0.5**level for level in range(1 + len(lower))]
+    total = loss(prediction, labels, from_logits=True) * (weights[0] / sum(weights))
+    for level, (weight, logits) in enumerate(zip(weights[1:], lower, strict=True), start=1):
+        size = logits.shape[1:-1]
+        how = [2**level] * len(size), size
+        traced = isinstance(labels, Absent)  # while compile writes down the step
+        coarse = CoarseLabels.apply(labels, *how).data if traced else CoarseLabels.forward(None, labels, *how)
+        total = total + loss(logits, coarse, from_logits=True) * (weight / sum(weights))
+    return total
 
 
 # ---- what losses are made of -----------------------------------------------------------------------------

@@ -7,10 +7,10 @@ convolution as go into it. The reference code's 2-D net (``2D/model.py``) has no
 channels: ``UNet(dim=2, norm=None, spatial_dropout=0.2)``.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -122,15 +122,20 @@ class UNet(Module):
         The layer after each normalisation; "prelu" learns a slope for each channel.
     epsilon : float
         What all normalisations add to the variance. PyTorch's default is 1e-5, Keras' is 1e-3.
-    deep_supervision : bool
-        Each level of the decoder makes logits of its own. They are upsampled and added to those of the level
-        above, so that the loss reaches each level directly (Isensee et al., "Brain tumor segmentation and
+    deep_supervision : bool or "levels"
+        Each level of the decoder makes logits of its own, so that the loss reaches it directly. "levels":
+        only in training, where they are in ``lower_logits`` for
+        :func:`tinyunet.losses.of_levels` (Lee et al. 2015; nnU-Net). True: they are upsampled and added to
+        those of the level above, also in a prediction (Isensee et al., "Brain tumor segmentation and
         radiomics survival prediction", 2017).
 
     Attributes
     ----------
     config : dict
         The arguments, without later ones at their default: ``UNet(**config)`` is this net with new weights.
+    lower_logits : tuple of Tensor
+        With deep supervision of "levels", the logits of the last pass in training below the highest level,
+        the higher level first; whoever reads them empties it.
 
     Raises
     ------
@@ -159,7 +164,7 @@ class UNet(Module):
         spatial_dropout: float = 0.0,
         activation: str = "relu",
         epsilon: float = 1e-3,
-        deep_supervision: bool = False,
+        deep_supervision: bool | str = False,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         config = self.config = _checked(**given)
@@ -170,7 +175,7 @@ class UNet(Module):
         inner = (lambda channels: NORMS[norm](channels, momentum, epsilon)), ACTIVATIONS[activation]
 
         self.encoder = Sequential()
-        for level, (above, width) in enumerate(pairwise([config["in_channels"], *widths])):
+        for level, (above, width) in enumerate(itertools.pairwise([config["in_channels"], *widths])):
             drops, lowest = (dropout and level >= depth - 2), level == depth - 1
             drops_channels = spatial_dropout and level >= depth - 3 and not lowest
             spatial = Dropout3d(spatial_dropout, seed + depth + level) if drops_channels else None
@@ -186,7 +191,7 @@ class UNet(Module):
             coming_up = below if use_upsampling else width
             self.decoder.append(Block(coming_up + width, width, kernel, generator, *inner))
         self.head = Conv3d(filters, config["classes"], (1, 1, 1), generator=generator)
-        self.lower_heads = Sequential()
+        self.lower_heads, self.lower_logits = Sequential(), tuple[Tensor, ...]()
         for width in widths[-2:0:-1] if deep_supervision else ():
             self.lower_heads.append(Conv3d(width, config["classes"], (1, 1, 1), generator=generator))
 
@@ -227,29 +232,38 @@ class UNet(Module):
             )
         self._check_shape(src.shape)
         if self.config["dim"] == 3:
-            return self._volume_logits(src)
-        MB, H, W, C = src.shape
-        dst = self._volume_logits(src.reshape(MB, 1, H, W, C))
-        return dst.reshape(MB, H, W, dst.shape[-1])
+            found = self._volume_logits(src)
+        else:
+            MB, H, W, C = src.shape
+            volumes = self._volume_logits(src.reshape(MB, 1, H, W, C))
+            found = [dst.reshape(MB, *dst.shape[2:]) for dst in volumes]
+        if len(found) > 1:
+            self.lower_logits = tuple(found[1:])
+        return found[0]
 
-    def _volume_logits(self, src: Tensor) -> Tensor:
+    def _volume_logits(self, src: Tensor) -> list[Tensor]:
+        """Return the logits, and those of lower levels that a loss asks for."""
         skips: list[Tensor] = []
         for block in self.encoder:
             src = block(self.pool(src) if skips else src)
             skips.append(src)
         skips.pop()
-        heads, logits = [*self.lower_heads, self.head], None
-        for level, (up, block) in enumerate(zip(self.up, self.decoder, strict=True)):
+        added, logits = self.config.get("deep_supervision") is True, None
+        lower: list[Tensor] = []
+        heads = itertools.chain(self.lower_heads, itertools.repeat(self.head))
+        for up, block, head in zip(self.up, self.decoder, heads, strict=False):
             skip = skips.pop()
             src = functional.pad_end(up(src), skip.shape[1:4])
             src = block(functional.concatenate(src, skip))
-            if len(heads) > 1:
-                found = heads[level](src)
+            if added:
+                found = head(src)
                 if logits is not None:
                     below = functional.upsample3d(logits, self.pool.size)
                     found = found + functional.pad_end(below, found.shape[1:4])
                 logits = found
-        return self.head(src) if logits is None else logits
+            elif head is not self.head and self.training:
+                lower.insert(0, head(src))
+        return [self.head(src) if logits is None else logits, *lower]
 
     def __call__(self, src: Tensor | npt.ArrayLike) -> Tensor:
         """Run the net on a tensor or an array; see :meth:`forward`."""
@@ -284,7 +298,7 @@ _CHOICES = {
     "use_upsampling": (True, False, "trilinear"),
     "norm": NORMS,
     "activation": ACTIVATIONS,
-    "deep_supervision": (False, True),
+    "deep_supervision": (False, True, "levels"),
 }
 # Later arguments, which older checkpoints lack: a configuration holds only those that are not the default.
 _LATER = {"momentum": BATCH_NORM_MOMENTUM, "norm": "batch", "spatial_dropout": 0.0, "activation": "relu"}

@@ -13,7 +13,7 @@ from test_resume_command import run_of, same, train, undisturbed
 
 from tinyunet import Adam, UNet, compile, no_grad
 from tinyunet.data.cases import load_image
-from tinyunet.losses import dice_cross_entropy
+from tinyunet.losses import dice_cross_entropy, of_levels
 from tinyunet.segmentation import checkpoint
 from tinyunet.training.loop import Trainer, clip, schedule_of
 from tinyunet.training.settings import Settings
@@ -344,21 +344,57 @@ def test_deep_supervision_goes_on_bit_for_bit(train, undisturbed, tmp_path):
     train(*THREE_STEPS, *more, "--output", tmp_path, "--checkpoint-every", 1, killed_at=5)
     assert train("--resume", "--output", tmp_path).code == 0
     assert same(run_of(tmp_path), undisturbed(*more))
-    assert checkpoint.load(run_of(tmp_path) / "best.npz").config["deep_supervision"] is True
+    assert checkpoint.load(run_of(tmp_path) / "best.npz").config["deep_supervision"] == "levels"
 
 
+def test_deep_supervision_of_an_older_run_goes_on_and_is_not_exported(train, command, tmp_path, monkeypatch):
+    """Older programs added the logits of all levels: their checkpoints have True."""
+    with monkeypatch.context() as older:
+        now = Settings.model_options.fget
+        older.setattr(
+            Settings, "model_options", property(lambda self: now(self) | {"deep_supervision": True})
+        )
+        assert train(*SMALL, "--deep-supervision", "--output", tmp_path).code == 0
+    assert train("--resume", run_of(tmp_path), "--extend", 1).code == 0
+    best = run_of(tmp_path) / "best.npz"
+    assert checkpoint.load(best).config["deep_supervision"] is True
+    done = command("export", best, tmp_path / "m.onnx")
+    assert "deep supervision adds logits of several levels; expected a model without it" in done.error
+
+
+def test_deep_supervision_is_exported_without_its_heads(train, dataset, command, tmp_path):
+    more = ("--deep-supervision", "--depth", "3", "--export", tmp_path / "m.npz")
+    assert train(*SMALL, *more, "--output", tmp_path / "runs").code == 0
+    model = checkpoint.load(tmp_path / "m.npz")
+    assert "deep_supervision" not in model.config
+    assert not any("lower" in name for name in model.model)
+    for name, path in (("one", tmp_path / "m.npz"), ("other", run_of(tmp_path / "runs") / "best.npz")):
+        assert command("predict", path, image_of(dataset), "-o", tmp_path / name).code == 0
+    one, other = (nibabel.load(next((tmp_path / name).iterdir())) for name in ("one", "other"))
+    assert np.array_equal(one.dataobj, other.dataobj)
+
+
+@pytest.mark.parametrize("kind", ["levels", True])
 @pytest.mark.parametrize("config", [{}, {"dim": 2}, {"use_upsampling": True}], ids=str)
-def test_deep_supervision_compiled_is_eager(config):
-    """Logits of all levels are added, at odd sizes, too; each head gets a gradient of its own."""
+def test_deep_supervision_compiled_is_eager(config, kind):
+    """Also at odd sizes; each head gets a gradient of its own."""
     model, other = (
-        UNet(in_channels=2, classes=3, filters=4, depth=3, deep_supervision=True, **config) for _ in "ab"
+        UNet(in_channels=2, classes=3, filters=4, depth=3, deep_supervision=kind, **config) for _ in "ab"
     )
     sides = (13, 12, 11)[: config.get("dim", 3)]
     images = np.random.default_rng(0).standard_normal((2, *sides, 2), np.float32)
     labels = np.random.default_rng(1).integers(0, 3, images.shape[:-1]).astype(np.uint8)
     optimizer, eager = Adam(model.parameters()), Adam(other.parameters())
-    step = compile(model, dice_cross_entropy, optimizer, images.shape)
-    loss = dice_cross_entropy(other.logits(images), labels, from_logits=True)
+    step = compile(model, of_levels(dice_cross_entropy, model), optimizer, images.shape)
+    logits = other.logits(images)
+    expected = dice_cross_entropy(logits, labels, from_logits=True).item()
+    if kind == "levels":  # of two voxels the second is taken: the one in the middle of both is nearest
+        (lower,) = other.lower_logits
+        coarse = labels[(slice(None), *[slice(1, None, 2)] * len(sides))]
+        expected += dice_cross_entropy(lower, coarse, from_logits=True).item() / 2
+        expected /= 1.5
+    loss = of_levels(dice_cross_entropy, other)(logits, labels, from_logits=True)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
     loss.backward()
     assert step.gradients(images, labels) == pytest.approx(loss.item(), rel=1e-5)
     largest = np.abs(eager.flat_gradients).max()

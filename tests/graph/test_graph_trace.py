@@ -40,6 +40,7 @@ ARGUMENTS = {
     functional.ZeroPadding: (VOLUME, (5, 5, 7)),
     functional.Dropout: (VOLUME, 0.3, np.random.default_rng(0)),
     functional.SpatialDropout: (VOLUME, 0.3, np.random.default_rng(0)),
+    losses.CoarseLabels: (LABELS, (2, 1, 3), tuple(np.array(LABELS.shape[1:]) // (2, 1, 3))),
     losses.DiceSums: (VOLUME, LABELS),
     losses.CrossEntropy: (VOLUME, LABELS),
     losses.BinaryCrossEntropy: (VOLUME, LABELS),

@@ -186,6 +186,8 @@ def trace(model: Module, input_shape: tuple[int, ...], loss: Loss | None = None)
         result = _result(traced, prediction, "model must return one")
         if loss:
             result = _trace_loss(traced, loss, prediction, result, model)
+            # What is made of labels alone comes first, so that passes can join a loss to the layer before it.
+            traced.nodes.sort(key=lambda node: node.op != "coarse_labels")
     if str(model.random_state()) != str(before):
         model.load_random_state(before)
         raise ValueError(

@@ -52,7 +52,7 @@ def export(found: Checkpoint, path: Path | str) -> None:
     """
     path = Path(path)
     check_ending("export", path)
-    model = found.make_model().eval()
+    model = _for_prediction(found.make_model())
     state = {name: found.state[name] for name in _KEPT if name in found.state}
     if path.suffix.lower() == _OURS:
         checkpoint.save(path, model, None, state)
@@ -63,6 +63,16 @@ def export(found: Checkpoint, path: Path | str) -> None:
             FORMATS[path.suffix.lower()][1](temporary, model, header)
     except ValueError as error:
         raise UserError(f"{path}: not written ({said(error)})") from error
+
+
+def _for_prediction(model: UNet) -> UNet:
+    """Return a model without the heads that only a training needs."""
+    if model.config.get("deep_supervision") == "levels":
+        arrays, random = model.state_dict(), model.random_state()
+        model = UNet(**{name: value for name, value in model.config.items() if name != "deep_supervision"})
+        model.load_state_dict({name: arrays[name] for name in model.state_dict()})
+        model.load_random_state(random)
+    return model.eval()
 
 
 def read(

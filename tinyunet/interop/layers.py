@@ -29,7 +29,7 @@ class Layer(NamedTuple):
 
 def layers_of(model: UNet) -> Iterator[Layer]:
     """Yield the layers of a model in the order in which they run; ValueError for one that adds logits."""
-    if model.config.get("deep_supervision"):
+    if model.config.get("deep_supervision") is True:
         raise ValueError("deep supervision adds logits of several levels; expected a model without it")
     state = model.state_dict()
     for name in layer_names(model.config):

@@ -51,7 +51,7 @@ _CONFIG = record(
     | {"use_upsampling": schema.one_of(False, True, "trilinear"), "dropout": number(0, 1)},
     {"momentum": number(0, 1), "norm": schema.one_of(*NORMS)}
     | {"spatial_dropout": number(0, 1), "activation": schema.one_of(*ACTIVATIONS)}
-    | {"epsilon": number(0, 1), "deep_supervision": schema.boolean},
+    | {"epsilon": number(0, 1), "deep_supervision": schema.one_of(False, True, "levels")},
 )
 # State of a NumPy generator, PCG64.
 _GENERATOR = record(

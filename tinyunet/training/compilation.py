@@ -27,7 +27,7 @@ from kernels.base.layout import blocks
 from kernels.base.simd import LANES
 from tinyunet.compiler import compile, measure
 from tinyunet.compiler.passes.choose_algorithm import Direction, only_compiling
-from tinyunet.losses import dice_cross_entropy
+from tinyunet.losses import dice_cross_entropy, of_levels
 from tinyunet.optim import Adam
 from tinyunet.segmentation.sliding_window import patch_for, predictor, segment
 from tinyunet.training.progress import Job, on_compilation
@@ -130,7 +130,8 @@ def compile_task(task: Task, direction: Direction) -> None:
         # Training first from either end: its first layers and its last have least in common.
         for batch_shape in task.batch_shapes:
             shape = (*batch_shape, channels)
-            step = compile(model, dice_cross_entropy, optimizer, shape, **task.options)
+            loss = of_levels(dice_cross_entropy, model)
+            step = compile(model, loss, optimizer, shape, **task.options)
             step.program(shape).compile(direction)
         # Another model: a step run backwards leaves nonsense in the statistics of batch norm.
         dim = model.config["dim"]

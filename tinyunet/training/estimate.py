@@ -30,7 +30,7 @@ from tinyunet.compiler.passes import NAMES
 from tinyunet.data.cases import Case, load_case
 from tinyunet.data.sequences import kind_of
 from tinyunet.data.spacing import Spacing
-from tinyunet.losses import dice_cross_entropy
+from tinyunet.losses import dice_cross_entropy, of_levels
 from tinyunet.optim import Adam
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation.scores import score
@@ -91,7 +91,7 @@ def memory(work: Workload) -> dict[str, int]:
     optimizer = Adam(model.parameters(), ema=work.settings.ema)
     channels, classes = model.config["in_channels"], model.config["classes"]
     options = Options(NAMES, "fast", deterministic=True)  # chooses algorithms without running them
-    step = TrainingStep(model, dice_cross_entropy, optimizer, options)
+    step = TrainingStep(model, of_levels(dice_cross_entropy, model), optimizer, options)
     voxels = [int(np.prod(shape)) for shape in work.volumes]
     largest = work.volumes[int(np.argmax(voxels))]
     dim, depth = model.config["dim"], model.config["depth"]

@@ -207,9 +207,12 @@ def _check_consistency(found: Checkpoint, settings: Settings) -> None:
     regions = [[*s["regions"]] for s in scores]
     ends = [*settings.extended_at, settings.epochs]
     in_an_epoch = state["epoch"] > len(history)
+    wanted = dict(settings.model_options)
+    if config.get("deep_supervision") is True and settings.deep_supervision:
+        wanted["deep_supervision"] = True  # an older program's: it goes on as it began
     expected = [
         # A configuration lacks what older ones had not, at its default.
-        *((n, config.get(n, {"norm": "batch"}.get(n, False)), v) for n, v in settings.model_options.items()),
+        *((n, config.get(n, {"norm": "batch"}.get(n, False)), v) for n, v in wanted.items()),
         ("modalities", len(state["modalities"]), config["in_channels"]),
         ("labels", len(labels), config["classes"]),
         ("label_values", len(state["label_values"]), config["classes"]),

@@ -110,7 +110,7 @@ class Settings:
     norm: str = _setting("batch", _choice("batch", "instance", "group", "none"), "model",
         "the layer between a convolution and its ReLU")
     deep_supervision: bool = _setting(False, _FLAG, "model",
-        "let each level of the decoder add logits of its own: the loss reaches it directly")
+        "in training, let each level of the decoder have a loss of its own, with weights 1, 1/2, 1/4, ...")
     epochs: int = _setting(8, _COUNT, "training", "how often every training case is visited")
     patches_per_case: int = _setting(6, _COUNT, "training", "patches cut from a case at each visit")
     patch_size: tuple[int, int, int] = _setting((32, 32, 32), _SIZE, "training",
@@ -232,11 +232,8 @@ class Settings:
     def model_options(self) -> Mapping[str, Any]:
         """Arguments of the model, by their names in :class:`tinyunet.UNet`."""
         norm = None if self.norm == "none" else self.norm
-        named = {
-            name: getattr(self, name)
-            for name in ("dim", "filters", "depth", "use_upsampling", "deep_supervision")
-        }
-        return {**named, "norm": norm}
+        named = {name: getattr(self, name) for name in ("dim", "filters", "depth", "use_upsampling")}
+        return {**named, "norm": norm, "deep_supervision": "levels" if self.deep_supervision else False}
 
     @property
     def highest_lr(self) -> float:

@@ -11,7 +11,7 @@ from kernels import ops
 from tinyunet.compiler import compile
 from tinyunet.compiler.operators import BY_NAME
 from tinyunet.compiler.trace import trace
-from tinyunet.losses import dice_cross_entropy
+from tinyunet.losses import dice_cross_entropy, of_levels
 from tinyunet.nn import Parameter
 from tinyunet.optim import Optimizer
 from tinyunet.tape import Listener, listening
@@ -34,7 +34,7 @@ def compiled_gradients(
     model: UNet, optimizer: Optimizer, batch_shape: tuple[int, ...], **options: Any
 ) -> Gradients:
     """Compile the step for batches of shape (MB, D, H, W, C), with options of :func:`tinyunet.compile`."""
-    step = compile(model, dice_cross_entropy, optimizer, batch_shape, **options)
+    step = compile(model, of_levels(dice_cross_entropy, model), optimizer, batch_shape, **options)
 
     def gradients(batch: Batch, listener: Listener | None = None) -> Result:
         loss = step.gradients(batch.images, batch.labels, batch.weight, listener)
@@ -46,12 +46,13 @@ def compiled_gradients(
 
 def eager_gradients(model: UNet, optimizer: Optimizer) -> Gradients:
     """Run the model's operators one after the other: the reference, to read and to compare with."""
+    loss_of = of_levels(dice_cross_entropy, model)
 
     def gradients(batch: Batch, listener: Listener | None = None) -> Result:
         optimizer.zero_grad()
         with listening(listener) if listener else nullcontext():
             logits = model.logits(batch.images)
-            loss = dice_cross_entropy(logits, batch.labels, from_logits=True)
+            loss = loss_of(logits, batch.labels, from_logits=True)
         loss.backward(batch.weight, listener)
         sums = np.stack(ops.label_losses.dice_forward(logits.data, batch.labels))
         return Result(loss.item(), sums)

@@ -281,6 +281,10 @@ def _double(_: Arguments) -> Any:
     return np.float64
 
 
+def _byte(_: Arguments) -> Any:
+    return np.uint8
+
+
 def _dice_sums(a: Arguments) -> Shape:
     return (3, a["logits"].shape[0], a["logits"].shape[-1])
 
@@ -307,6 +311,7 @@ OPERATORS = (
     Operator(
         "binary_cross_entropy", losses.BinaryCrossEntropy, lambda _: (), _LOGITS, dtype=_double, work=(60, 60)
     ),
+    Operator("coarse_labels", losses.CoarseLabels, lambda a: (len(a["labels"]), *a["size"]), dtype=_byte),
     # The arithmetic of tensors.
     Operator("reshape", autograd.Reshape, _viewed(autograd.Reshape), differentiate=_view_backward),
     Operator("slice", autograd.Slice, _viewed(autograd.Slice)),
