@@ -10,8 +10,8 @@ The file defines one of
 - ``allreduce(array, ranks)``, where ``ranks`` has the methods of mpi4py;
 - ``rewrite(graph, options)``, a pass of the compiler, which `tinyunet.workbench` judges.
 
-In a notebook call `check` and `measure` on functions of a convolution, and those of `operator_verdict` and
-`allreduce` on the others.
+In a notebook call `check` and `measure` on functions of a convolution, and those of
+`operator_verdict`, `operator_timing` and `allreduce` on the others.
 
 ``trials``     shapes that hypothesis draws, their arrays, the reference in float64
 ``verdict``    calls a function on trials, and says what is wrong first
@@ -22,7 +22,8 @@ In a notebook call `check` and `measure` on functions of a convolution, and thos
 ``roofline``   peak and bandwidth of this machine
 ``assembly``   the hot loop
 ``definitions``       whole operators in float64, and their gradients by finite differences
-``operator_verdict``  checks and times an operator
+``operator_verdict``  checks an operator
+``operator_timing``   times it beside a copy
 ``allreduce``         checks a sum over ranks, counts its bytes, models its time
 ``ranks_of_threads``  ranks without MPI
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from kernels.workbench import allreduce, assembly, operator_verdict, student
+from kernels.workbench import allreduce, assembly, operator_timing, operator_verdict, student
 from kernels.workbench.definitions import parameters
 from kernels.workbench.timing import measure
 from kernels.workbench.trials import Trial, arrays, call
@@ -96,7 +96,7 @@ def _operator(path: Path, options: argparse.Namespace) -> None:
     for name in names:
         print(f"{name} of {operator.name}: right on every case", flush=True)
         if not options.check:
-            print(f"\n{operator_verdict.measure(operator, name, path.stem).text()}\n", flush=True)
+            print(f"\n{operator_timing.measure(operator, name, path.stem).text()}\n", flush=True)
         _list_loop(path, name, options)
     if operator.backward is None:
         print("There is no backward; backward(diff_dst, src, ...) would be checked by finite differences.")

@@ -25,6 +25,7 @@ _GUARDED = (*RUNGS.values(), conv3d, operator)
 #: What a file may define.
 EXPECTED = f"{', '.join(PASSES)}, operator, allreduce, rewrite"
 _OURS = ("kernels", "tinyunet", "examples", "importlib", "runpy")  # and what would import them unseen
+_EXPECTED_LOOPS = "expected loops of your own, NumPy or Numba"
 _LIBRARIES = ("torch", "tensorflow", "jax", "scipy", "onnxruntime", "openvino", "tinyunet")
 
 
@@ -48,18 +49,20 @@ def _refuse(name: str) -> Callable[..., Any]:
 
 def load_own(path: Path) -> ModuleType:
     """Load a file; Failure if it imports ours (`kernels.base.simd` may be), also inside a function."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError):  # `load` says what is wrong
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += (
-                [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
-            )
-            for name in names:
-                ours = name.split(".")[0] in _OURS
-                if ours and not name.startswith("kernels.base.simd"):
-                    where = f"{path}, line {getattr(node, 'lineno', 0)}"
-                    raise Failure(f"{where}: uses {name}; expected loops of your own, NumPy or Numba")
+    for line, name in _imports(path):
+        if name.split(".")[0] in _OURS and not name.startswith("kernels.base.simd"):
+            raise Failure(f"{path}, line {line}: uses {name}; {_EXPECTED_LOOPS}")
     return load(path)
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and name of what a file imports; nothing if it cannot be read, which `load` reports."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def load(path: Path | str, refused: tuple[str, ...] = _LIBRARIES) -> ModuleType:
@@ -79,11 +82,9 @@ def load(path: Path | str, refused: tuple[str, ...] = _LIBRARIES) -> ModuleType:
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise Failure(f"{path}, line {place.lineno}: {type(error).__name__}: {error}") from None
-    for value in vars(module).values():
-        origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
-        library = str(origin).partition(".")[0]
-        if library in refused:
-            raise Failure(f"{path}: uses {library}; expected loops of your own, NumPy or Numba")
+    for line, name in _imports(path):
+        if (library := name.partition(".")[0]) in refused:
+            raise Failure(f"{path}, line {line}: uses {library}; {_EXPECTED_LOOPS}")
     return module
 
 

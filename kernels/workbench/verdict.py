@@ -114,9 +114,7 @@ def _result(function: Pass, trial: Trial, inputs: Arrays) -> Array:
 def place_of(error: BaseException) -> str:
     """Return the file and line that raised an error; "in the call" if it is ours, which calls a function."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    if Path(place.filename).parent == Path(__file__).parent or place.filename.endswith(
-        "tinyunet/workbench.py"
-    ):
+    if Path(place.filename).parent.name == "workbench":
         return "in the call"
     return f"{Path(place.filename).name}, line {place.lineno}"
 

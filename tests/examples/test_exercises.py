@@ -144,7 +144,7 @@ MUTANTS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "fuse": [
         ("np.exp(np.minimum(src, 0)) - 1)", "np.exp(np.minimum(src, 0)))", "wrong only where src is negative"),
-        ("np.where(src > 0, src, np.exp(np.minimum(src, 0)) - 1)", "src * (src > 0) + (src <= 0) * np.expm1(src)", "exp of a large number overflows"),
+        ("np.where(src > 0, src, np.exp(np.minimum(src, 0)) - 1)", "src * (src > 0) + (src <= 0) * np.expm1(src)", "exp of a large number is infinite; infinity times 0"),
         ("diff_dst * np.where", "np.where", "this is the derivative alone"),
         ("np.float32(1), np.exp(np.minimum(src, 0)))", "np.float32(1), np.float32(0))", "this is backward of relu"),
         ('if node.op in ("own:elu", "own:elu_backward"):', "if False:", "the pass changes no graph"),

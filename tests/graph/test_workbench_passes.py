@@ -13,8 +13,10 @@ from tinyunet import workbench
 from tinyunet.common.errors import UserError
 from tinyunet.compiler.ir import BLOCKED
 from tinyunet.compiler.passes import PASSES
+from tinyunet.workbench import __main__ as command
+from tinyunet.workbench import nets_to_try, rewriting
 
-NETS = {name: workbench.NETS[name] for name in ("conv, norm, ReLU", "own operator between")}
+NETS = {name: nets_to_try.NETS[name] for name in ("conv, norm, ReLU", "own operator between")}
 RIGHT = '''
 """An operator that works number by number reads and writes blocks: the reorders around it go."""
 from dataclasses import replace
@@ -69,7 +71,7 @@ def test_a_right_pass_is_listed(tmp_path):
     ("name", "after"), [("fold_batch_norm", "traced"), ("fuse_epilogue", "fold_batch_norm")]
 )
 def test_the_compilers_own_passes_are_right(name, after):
-    nets = {name: workbench.NETS[name] for name in ("conv, norm, ReLU", "residual", "U-Net")}
+    nets = {name: nets_to_try.NETS[name] for name in ("conv, norm, ReLU", "residual", "U-Net")}
     assert any(change.lines for change in passed(PASSES[name], after, nets))
 
 
@@ -199,8 +201,8 @@ def test_a_pass_after_an_unknown_one():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(workbench, "NETS", NETS)
-    monkeypatch.setattr(workbench, "_TIMED", 4)
+    monkeypatch.setattr(rewriting, "NETS", NETS)
+    monkeypatch.setattr(rewriting, "_TIMED", 4)
     path = tmp_path / "mine.py"
     path.write_text(RIGHT)
     text = workbench.judge(student.load(path, refused=()))
@@ -211,11 +213,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([str(path), "--check"]) == 0  # the command of kernels hands it over
     assert handed == [("tinyunet.workbench", "tinyunet.workbench", str(path), "--check")]
     monkeypatch.setattr(sys, "argv", ["tinyunet.workbench", str(path), "--check"])
-    workbench.main(None)
+    command.main(None)
     assert "own operator between" in capsys.readouterr().out
     path.write_text(RIGHT.replace("own:squash", "own:nothing"))
     with pytest.raises(UserError, match="the pass changes no graph"):
-        workbench.main(None)
+        command.main(None)
     path.write_text(RIGHT + "\nfrom tinyunet.nn import Conv3d\nshape = 1, 4, 4, 4, 3\n"
                     "def model():\n    return Conv3d(3, 3)\n")  # fmt: skip
     with pytest.raises(Failure, match="tried: your model"):
@@ -224,7 +226,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_numbers_of_the_check_are_fresh():
     model = NETS["conv, norm, ReLU"]()
-    pair = workbench._Pair(model, False, (1, 4, 4, 4, 3), workbench._Rewritten(lambda g, o: g, "traced"))
+    pair = rewriting._Pair(model, False, (1, 4, 4, 4, 3), rewriting._Rewritten(lambda g, o: g, "traced"))
     seen = []
     pair.results = lambda compiled, images, labels: seen.append(images) or {"x": np.ones(1)}
     pair.compare()

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from kernels.workbench import Failure, allreduce, operator_verdict, student
+from kernels.workbench import Failure, allreduce, operator_timing, operator_verdict, student
 from kernels.workbench.__main__ import main
 from kernels.workbench.definitions import DEFINITIONS, gradients, parameters
 from kernels.workbench.ranks_of_threads import run
@@ -291,8 +291,8 @@ def test_ranks_that_wait_for_each_other_are_found():
 
 
 def test_the_command_takes_all_kinds(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(operator_verdict, "_TIMED", (1, 4, 8, 8, 16))
-    monkeypatch.setattr("kernels.workbench.operator_verdict.Measured.text", lambda self: f"timed {self.name}")
+    monkeypatch.setattr(operator_timing, "_TIMED", (1, 4, 8, 8, 16))
+    monkeypatch.setattr("kernels.workbench.operator_timing.Measured.text", lambda self: f"timed {self.name}")
     monkeypatch.setattr("time.perf_counter", iter(np.arange(0, 1e6)).__next__)
     assert main([str(written(tmp_path, ELU))]) == 0
     out = capsys.readouterr().out
@@ -310,4 +310,4 @@ def test_an_operator_that_does_not_work_is_not_timed():
     elu = operator_verdict.Operator("elu", DEFINITIONS["elu"], lambda src: KEPT[0], None)
     KEPT = [np.zeros((1, 64, 64, 64, 16), np.float32)]
     with pytest.raises(Failure, match="last result of the timed runs is wrong"):
-        operator_verdict.measure(elu)
+        operator_timing.measure(elu)

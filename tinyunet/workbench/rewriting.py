@@ -1,30 +1,15 @@
-"""``python -m tinyunet.workbench FILE``: check a pass of the compiler, and list what it changes.
+"""Compiles nets with and without a pass, compares what they compute, and lists what the pass changes."""
 
-The file defines ``rewrite(graph, options)``, which takes a graph (`tinyunet.compiler.ir`) and returns one.
-It may say where the pass runs, ``after = "propagate_layout"``: after this pass of the compiler (default:
-``"traced"``, before all of them). And it may bring the net to try it on: a function ``model()``, and the
-``shape`` of its input.
-
-Each net is compiled with and without the pass, for prediction and for training. Both run on the same fresh
-numbers, while NaN fills all memory in which nothing lives. Then the parameters change, and both run again.
-"""
-
-import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels.workbench import student
 from kernels.workbench.verdict import Failure, place_of
-from tinyunet import functional
-from tinyunet.autograd import Function, Tensor
-from tinyunet.commandline import Parser, run
-from tinyunet.common.errors import UserError
+from tinyunet.autograd import Tensor
 from tinyunet.common.terminal import aligned, count
 from tinyunet.compiler.compiled import Inference, TrainingStep
 from tinyunet.compiler.ir import Graph, Node, Options
@@ -32,10 +17,9 @@ from tinyunet.compiler.passes import NAMES, PASSES, Stage
 from tinyunet.compiler.passes.finish import finish
 from tinyunet.compiler.show import Figures, figures
 from tinyunet.losses import cross_entropy
-from tinyunet.nn import BatchNorm, Conv3d, Module, ReLU, Sequential
+from tinyunet.nn import Module
 from tinyunet.optim import SGD
-from tinyunet.parallel.communicator import Communicator
-from tinyunet.unet import UNet
+from tinyunet.workbench.nets_to_try import CLASSES, NETS
 
 Array = npt.NDArray[Any]
 Rewrite = Callable[[Graph, Options], Graph]
@@ -43,64 +27,7 @@ Rewrite = Callable[[Graph, Options], Graph]
 FIRST = "traced"
 _OPTIONS = Options(NAMES, "strict", deterministic=True)
 _BOUND = 1e-4  # of the largest number: what another order of sums may lose in float32
-_CLASSES = 3
 _TIMED, _ROUNDS, _LINES = 32, 9, 12
-
-
-# ---- nets to try a pass on ---------------------------------------------------------------------------------
-
-
-class Squash(Function):
-    """An operator that the compiler has no kernel for: ``x / (1 + |x|)``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Array) -> Array:
-        """Return the result."""
-        ctx.save(x)
-        return np.asarray(x / (1 + np.abs(x)))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Array) -> tuple[Array]:
-        """Return the gradient of ``x``."""
-        (x,) = ctx.saved
-        return (np.asarray(gradient / (1 + np.abs(x)) ** 2),)
-
-
-class _Between(Module):
-    """Convolutions with an operator between them that has no kernel on blocked tensors."""
-
-    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
-        self.first, self.second = Conv3d(3, 16), Conv3d(16, _CLASSES, 1)
-        self.operator = operator
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.second(self.operator(self.first(images)))
-
-
-class _Residual(Module):
-    """A sum and a concatenation, with channels that fill no block."""
-
-    def __init__(self) -> None:
-        self.first, self.second, self.last = Conv3d(3, 17), Conv3d(17, 17), Conv3d(20, _CLASSES, 1)
-        self.norm = BatchNorm(17)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = functional.relu(self.norm(self.first(images)))
-        x = x + functional.leaky_relu(self.second(x))
-        return self.last(functional.concatenate(x, images))
-
-
-#: Nets by name, each with 3 channels in and 3 classes.
-NETS: dict[str, Callable[[], Module]] = {
-    "conv, norm, ReLU": lambda: Sequential(
-        Conv3d(3, 16), BatchNorm(16), ReLU(), Conv3d(16, 16), ReLU(), Conv3d(16, _CLASSES, 1)
-    ),
-    "U-Net": lambda: UNet(3, _CLASSES, filters=8, depth=2),
-    "residual": _Residual,
-    "ELU between": lambda: _Between(functional.elu),
-    "sigmoid between": lambda: _Between(functional.sigmoid),
-    "own operator between": lambda: _Between(Squash.apply),
-}
 
 
 class _Rewritten:
@@ -209,7 +136,7 @@ class _Pair:
     def compare(self, when: str = "") -> None:
         """Run both on fresh numbers; Failure if a result differs."""
         images = self.random.standard_normal(self.shape).astype(np.float32)
-        labels = self.random.integers(0, _CLASSES, self.shape[:-1])
+        labels = self.random.integers(0, CLASSES, self.shape[:-1])
         expected = self.results(self.plain, images, labels)
         try:
             found = self.results(self.rewritten, images, labels)
@@ -409,27 +336,3 @@ def judge(module: ModuleType, only_check: bool = False) -> str:
     what = f"{best.net}, prediction of {' x '.join(map(str, large[1:4]))} voxels"
     times = f"{before:.3g} ms before, {now:.3g} ms after, {before / now:.3g} times as fast ({noise})"
     return f"{text}\n\n{what}: {times}"
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(
-        prog="python -m tinyunet.workbench",
-        description="Check a pass of the compiler on several nets, list what it changes, and time it.",
-    )
-    parser.add_argument("file", type=Path, help="a Python file that defines rewrite(graph, options)")
-    parser.add_argument("--check", action="store_true", help="check only, do not time")
-    return parser.parse_args()
-
-
-def main(communicator: Communicator) -> None:
-    """Judge a file."""
-    options = parse()
-    try:
-        print(judge(student.load(options.file, refused=()), options.check))
-    except Failure as failure:
-        raise UserError(str(failure)) from None
-
-
-if __name__ == "__main__":
-    run("tinyunet.workbench", main)
