@@ -258,7 +258,11 @@ def likely(arrays: list[Array], results: list[Array], earlier: Sequence[Array] =
     if found.size > 1 and abs(factor - 1) > 1e-5 and factor and not _wrong(found, factor * expected):
         mean = abs(factor * len(arrays) - 1) < 1e-4
         return "the mean; expected the sum" if mean else f"every number is {factor:.6g} times the sum"
-    return ""
+    if not _wrong(found, np.max(arrays, axis=0)):
+        return "the maximum; expected the sum"
+    error = float(np.abs(found - expected).max() / np.abs(expected).max())
+    words = f"the largest error is {error:.1e} of the largest number"
+    return f"{words}: numbers are sent or added with too few digits" if error < 5e-3 else ""
 
 
 def _right_where_it_divides(functions: Sequence[Allreduce], trial: Trial) -> bool:

@@ -117,8 +117,33 @@ def gradients(definition: Definition, inputs: Sequence[Array], diff_dst: Array) 
     return found
 
 
+def usual_results(name: str, inputs: Sequence[Array]) -> dict[str, Array]:
+    """Return wrong results that usual mistakes in forward give, by words."""
+    if name not in _AXES:
+        return {}
+    (src, scale, shift), axes, definition = inputs, _AXES[name], DEFINITIONS[name]
+    count = np.prod([src.shape[axis] for axis in axes])
+    x = _normalized(src, axes, _EPSILON)[0]
+    centred, std = src - src.mean(axes, keepdims=True), src.std(axes, keepdims=True)
+    found = {
+        "the scale is missing": x + shift,
+        "the shift is missing": x * scale,
+        "the shift is added before the scale": (x + shift) * scale,
+        "epsilon is added to the standard deviation, not to the variance": (
+            centred / (std + _EPSILON) * scale + shift
+        ),
+        f"epsilon is missing; expected {_EPSILON}": definition(src, scale, shift, 1e-30),
+    }
+    for epsilon in (1e-5, 1e-2):
+        found[f"epsilon is {epsilon}; expected {_EPSILON}"] = definition(src, scale, shift, epsilon)
+    if count > 1:
+        unbiased = centred / np.sqrt(std**2 * count / (count - 1) + _EPSILON)
+        found["the variance divides by N - 1; expected N"] = unbiased * scale + shift
+    return found
+
+
 def usual_mistakes(name: str, inputs: Sequence[Array], diff_dst: Array) -> dict[str, list[Any]]:
-    """Return wrong gradients that usual mistakes give, for each input (None: no mistake known), by words."""
+    """Return wrong gradients that usual mistakes in backward give, for each input (None: no mistake), by words."""
     if name not in _AXES:
         return {}
     src, scale, axes = inputs[0], inputs[1], _AXES[name]

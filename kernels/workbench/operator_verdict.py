@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from kernels.base.arguments import Array
 from kernels.workbench import diagnosis
-from kernels.workbench.definitions import DEFINITIONS, Definition, gradients, parameters, usual_mistakes
+from kernels.workbench.definitions import (
+    DEFINITIONS,
+    Definition,
+    gradients,
+    parameters,
+    usual_mistakes,
+    usual_results,
+)
 from kernels.workbench.trials import BOUND
 from kernels.workbench.verdict import Failure, array_of, called
 
@@ -240,9 +247,13 @@ def _of_large_numbers(trial: Trial) -> str:
 
 
 def _usual(operator: Operator, results: _Results, role: str, found: Array) -> str:
-    """Compare a gradient with those that usual mistakes give."""
-    if results.name != "backward":
-        return ""
+    """Compare a result or a gradient with those that usual mistakes give."""
+    if results.name == "forward":
+        arrays = [array.astype(np.float64) for array in results.inputs.values()]
+        with np.errstate(all="ignore"):
+            usual = usual_results(operator.name, arrays)
+        alike = {words: value for words, value in usual.items() if diagnosis.same(found, value)}
+        return min(alike, key=lambda words: float(np.abs(found - alike[words]).max()), default="")
     diff_dst, *arrays = (array.astype(np.float64) for array in results.inputs.values())
     place = [*results.expected].index(role)
     made = usual_mistakes(operator.name, arrays, diff_dst)

@@ -101,6 +101,14 @@ NORM_MISTAKES = {
     "one gradient": ("return diff_src, diff_scale, diff_shift", "return diff_src", "expected diff_src, diff_scale, diff_shift"),
     "instance norm": ("AXES = (0, 1, 2, 3)", "AXES = (1, 2, 3)", r"returns shape \(1, 3\); expected \(3,\)"),
     "small difference": ("variance = ((src - mean) ** 2).mean(AXES)", "variance = np.maximum((src * src).mean(AXES) - mean * mean, 0)", "digits are lost"),
+    "no scale in forward": ("return x * scale + shift", "return x + shift", "the scale is missing"),
+    "no shift": ("return x * scale + shift", "return x * scale", "the shift is missing"),
+    "shift first": ("return x * scale + shift", "return (x + shift) * scale", "the shift is added before the scale"),
+    "no mean": ("x = (src - mean) / np", "x = src / np", "wrong on"),
+    "another epsilon": ("np.sqrt(variance + np.float32(1e-3))", "np.sqrt(variance + np.float32(1e-5))", "epsilon is 1e-05; expected 0.001"),
+    "no epsilon": ("np.sqrt(variance + np.float32(1e-3))", "np.sqrt(variance)", "epsilon is missing; expected 0.001"),
+    "epsilon outside": ("np.sqrt(variance + np.float32(1e-3))", "(np.sqrt(variance) + np.float32(1e-3))", "epsilon is added to the standard deviation"),
+    "N - 1": ("variance = ((src - mean) ** 2).mean(AXES)", "variance = src.var(AXES, ddof=1)", "the variance divides by N - 1; expected N"),
     "unbiased": ("N = np.float32(src.size // src.shape[-1])", "N = np.float32(max(src.size // src.shape[-1] - 1, 1))", "wrong on"),
 }  # fmt: skip
 PART = "parts[(rank - step - 1) % N] += ranks"
@@ -108,6 +116,8 @@ RING_MISTAKES = {
     "nothing done": ("    N, rank", "    return array\n    N, rank", "each rank keeps its own array"),
     "empty stub": ("    N, rank", "    raise NotImplementedError\n    N, rank", "the stub is still empty"),
     "mean": ("    return array", "    return array / np.float32(N)", "the mean; expected the sum"),
+    "maximum": (PART + ".sendrecv(parts[(rank - step) % N], right, source=left)", "part = parts[(rank - step - 1) % N]\n        np.maximum(part, ranks.sendrecv(parts[(rank - step) % N], right, source=left), out=part)", "the maximum; expected the sum"),
+    "half precision": ("ranks.sendrecv(parts[(rank - step) % N], right, source=left)", "ranks.sendrecv(parts[(rank - step) % N].astype(np.float16), right, source=left)", "with too few digits"),
     "0.1 %": ("    return array", "    return array * np.float32(1.001)", "1.001 times the sum"),
     "NaN": ("    return array", "    return array * np.float32('nan')", "NaN or infinite"),
     "kept": ("    return array", "    return KEPT.setdefault((N, array.size), array.copy())\n\nKEPT = {}", "earlier call is kept"),
