@@ -143,7 +143,7 @@ def usual_results(name: str, inputs: Sequence[Array]) -> dict[str, Array]:
 
 
 def usual_mistakes(name: str, inputs: Sequence[Array], diff_dst: Array) -> dict[str, list[Any]]:
-    """Return wrong gradients that usual mistakes in backward give, for each input (None: no mistake known)."""
+    """Return wrong gradients that usual mistakes in backward give, for each input (None: none is known)."""
     if name not in _AXES:
         return {}
     src, scale, axes = inputs[0], inputs[1], _AXES[name]
