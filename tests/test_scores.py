@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinyunet.segmentation.scores import mean, overall, score, summary, table
+from tinyunet.segmentation.scores import confusion, mean, overall, score, score_counts, summary, table
 
 BRAIN = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
@@ -88,3 +88,23 @@ def test_the_table_has_a_row_a_case_and_the_mean():
         "mean        0.500         0.250",
     ]
     assert "mean" not in table([("a", case(0.25))])
+
+
+def test_counts_of_several_cases_score_as_one():
+    generator = np.random.default_rng(3)
+    truth, found = generator.integers(0, 4, (2, 3, 5, 6, 7)).astype(np.uint8)
+    cases = [*zip(found, truth, strict=True)]
+    assert score_counts(np.sum([confusion(*pair, 4) for pair in cases], axis=0), BRAIN) == score(
+        found, truth, BRAIN
+    )
+
+
+def test_a_lone_voxel_where_a_region_is_empty_weighs_little():
+    truth = np.zeros((2, 8, 8, 8), np.uint8)
+    truth[0, :4] = 3
+    found = truth.copy()
+    found[1, 0, 0, 0] = 3
+    cases = [*zip(found, truth, strict=True)]
+    as_one = score_counts(np.sum([confusion(*pair, 4) for pair in cases], axis=0), BRAIN)
+    assert as_one["regions"]["enhancing"] == pytest.approx(2 * 256 / (256 + 257))
+    assert mean([score(*pair, BRAIN) for pair in cases])["regions"]["enhancing"] == 0.5

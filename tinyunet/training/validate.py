@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tinyunet.common.terminal import printable
 from tinyunet.data.cases import Case, Dataset
 from tinyunet.parallel.communicator import Communicator
-from tinyunet.segmentation.scores import Scores, score
+from tinyunet.segmentation.scores import Scores, confusion, score_counts
 from tinyunet.segmentation.sliding_window import Predict, segment
 from tinyunet.training.loop import EpochResult
 from tinyunet.training.samples import Volumes
@@ -23,6 +23,7 @@ class CaseResult(NamedTuple):
 
     name: str
     scores: Scores
+    counts: NDArray[np.int64]  # of voxels by label and prediction
     prediction: NDArray[np.uint8] | None
 
 
@@ -52,8 +53,9 @@ def score_cases(
         image, _ = volumes[cases[index]]
         truth = volumes.truth(cases[index])
         prediction = segment(model, image, OVERLAP, predict=predict, shape=truth.shape)
-        scores = score(prediction, truth, dataset.labels, dataset.regions)
-        mine.append(CaseResult(cases[index].name, scores, prediction if index < keep else None))
+        counts = confusion(prediction, truth, len(dataset.labels))
+        scores = score_counts(counts, dataset.labels, dataset.regions)
+        mine.append(CaseResult(cases[index].name, scores, counts, prediction if index < keep else None))
     return communicator.broadcast_object(communicator.gather_in_turns(mine))
 
 
