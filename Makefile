@@ -1,4 +1,5 @@
 # make train   set up, then train the U-Net on the built-in data on four MPI ranks
+# make train REAL=FOLDER   the same, and segment a scan of a BraTS case at the end
 # make test    set up, then run every test
 # make docs    set up, then build the book into build/docs; all its code runs, on this machine
 # make check   the tests, ruff and mypy
@@ -6,12 +7,13 @@
 
 PYTHON ?= python3
 RANKS ?= 4
+REAL ?=
 BIN := .venv/bin
 
 .PHONY: train test docs check lint setup clean clean-cache
 
 train: setup
-	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m tinyunet.train
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m tinyunet.train $(if $(REAL),--real '$(REAL)')
 
 # For two cores. Those of commands and ranks come after the others, which have compiled the kernels: some of
 # them watch the clock. They wait for each other, too: three at a time keep two cores busy. "worksteal" runs

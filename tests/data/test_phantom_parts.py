@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tinyunet.data.phantom.anatomy import FLUID, Head, Outline, fold, outline, tissues
-from tinyunet.data.phantom.bodies import ellipsoid, inside, mirror, smooth_maximum, smooth_minimum, tube
+from tinyunet.data.phantom.anatomy import FLUID, GREY, WHITE, Head, draw_head, draw_vessels, tissues
+from tinyunet.data.phantom.bodies import inside, mirror, norm, tube
 from tinyunet.data.phantom.fields import Grid, RandomFields
-from tinyunet.data.phantom.tumour import draw_tumour
+from tinyunet.data.phantom.tumour import draw_tumour, grow
 
 GRID = Grid((32, 36, 28))
-coordinates = st.floats(-100, 100, width=32)
 
 
 def points(*rows: tuple[float, float, float]) -> np.ndarray:
@@ -27,25 +24,6 @@ class TestGrid:
         assert np.allclose(positions.reshape(3, -1).mean(axis=1), 0, atol=1e-3)
         assert np.array_equal(positions[:, 1, 1, 1] - positions[:, 0, 0, 0], [5.5, 5.5, 5.5])
         assert positions[1, 0, -1, 0] == 5.5 * 35 / 2
-
-    def test_gradient_of_a_plane(self) -> None:
-        plane = np.array([1, -2, 0.5], np.float32) @ GRID.positions
-        assert np.allclose(GRID.gradient(plane), [[1], [-2], [0.5]], atol=1e-3)
-
-    def test_interpolation_is_exact_on_voxels_and_linear_between(self) -> None:
-        fields = np.random.default_rng(0).standard_normal((2, 32 * 36 * 28), np.float32)
-        assert np.allclose(GRID.interpolate(fields, GRID.positions), fields, atol=1e-4)
-        plane = (np.array([1, -2, 0.5], np.float32) @ GRID.positions)[None]
-        somewhere = np.random.default_rng(1).uniform(-60, 60, (3, 50)).astype(np.float32)
-        expected = np.array([1, -2, 0.5]) @ somewhere
-        assert np.allclose(GRID.interpolate(plane, somewhere)[0], expected, atol=1e-2)
-
-    def test_interpolation_goes_on_from_the_other_side(self) -> None:
-        field = np.random.default_rng(0).standard_normal((1, 32 * 36 * 28), np.float32)
-        period = np.array(GRID.shape, np.float32)[:, None] * 5.5
-        here = np.random.default_rng(1).uniform(-60, 60, (3, 20)).astype(np.float32)
-        there = GRID.interpolate(field, here - period)
-        assert np.allclose(GRID.interpolate(field, here), there, atol=1e-3)
 
     def test_smoothing_keeps_the_sum_and_spreads(self) -> None:
         field = np.zeros(32 * 36 * 28, np.float32)
@@ -65,19 +43,15 @@ class TestFields:
 
     @pytest.mark.parametrize("wavelength", [5, 20, 60, 110])
     def test_mean_and_deviation(self, wavelength: float) -> None:
-        for field in (self.fields().clouds(wavelength), self.fields().waves(wavelength, 0.2)):
-            assert field.dtype == np.float32
-            assert field.mean() == pytest.approx(0, abs=1e-3)
-            assert field.std() == pytest.approx(1, abs=1e-3)
-
-    def test_waves_go_up_and_down_every_wavelength(self) -> None:
-        field = self.fields().waves(25, 0.1)
-        # For one wavelength, the mean square slope is (2 pi / wavelength)^2; differences lose some.
-        slope = np.sqrt((GRID.gradient(field) ** 2).sum(axis=0).mean())
-        assert slope == pytest.approx(2 * np.pi / 25, rel=0.3)
+        field = self.fields().clouds(wavelength)
+        assert field.dtype == np.float32
+        assert field.mean() == pytest.approx(0, abs=1e-3)
+        assert field.std() == pytest.approx(1, abs=1e-3)
 
     def test_longer_clouds_are_smoother(self) -> None:
-        slopes = [np.std(GRID.gradient(self.fields().clouds(length))) for length in (25, 50, 75)]
+        slopes = [
+            np.std(np.gradient(self.fields().clouds(length).reshape(GRID.shape))) for length in (25, 50, 75)
+        ]
         assert slopes[0] > 1.5 * slopes[1] > 1.8 * slopes[2]
 
     def test_each_field_is_another(self) -> None:
@@ -89,31 +63,10 @@ class TestFields:
 class TestShapes:
     """Signed distances."""
 
-    @given(x=coordinates, y=coordinates, z=coordinates)
-    def test_ball(self, x: float, y: float, z: float) -> None:
-        distance = ellipsoid(points((x, y, z)), (1, 2, 3), (10, 10, 10))[0]
-        expected = np.linalg.norm([x - 1, y - 2, z - 3]) - 10
-        if expected > -9.9:  # the middle has no direction
-            assert distance == pytest.approx(expected, abs=1e-3, rel=1e-4)
-
-    def test_ellipsoid_is_exact_to_first_order(self) -> None:
-        radii = (10.0, 20.0, 30.0)
-        tips = points((10.1, 0, 0), (0, 19.9, 0), (0, 0, -30.1))
-        assert np.allclose(ellipsoid(tips, (0, 0, 0), radii), [0.1, -0.1, 0.1], atol=2e-3)
-
     def test_tube(self) -> None:
         nodes = ((0, 0, 0, 2), (10, 0, 0, 4), (10, 10, 0, 4))
         at = points((5, 8, 0), (-3, 4, 0), (10, 5, 7), (5, 0, 0))
         assert np.allclose(tube(at, nodes), [1, 3, 3, -3], atol=1e-5)
-
-    @given(a=coordinates, b=coordinates)
-    def test_smooth_union_and_intersection(self, a: float, b: float) -> None:
-        pair = np.array([a], np.float32), np.array([b], np.float32)
-        union, intersection = smooth_minimum(*pair, 8)[0], smooth_maximum(*pair, 8)[0]
-        assert min(a, b) - 2 <= union <= min(a, b)
-        assert max(a, b) <= intersection <= max(a, b) + 2
-        if abs(a - b) >= 8:
-            assert (union, intersection) == (min(a, b), max(a, b))
 
     def test_inside(self) -> None:
         distance = np.array([-9, -1, 0, 0.5, 1, 9], np.float32)
@@ -125,40 +78,95 @@ class TestShapes:
         assert at[0, 0] == -1
 
 
+def head(seed: int) -> Head:
+    return draw_head(RandomFields(np.random.default_rng(seed), GRID))
+
+
+def unmoved(seed: int) -> Head:
+    """A head that lies exactly as the atlas does."""
+    moved = head(seed)
+    everywhere = np.arange(GRID.positions.shape[1])
+    return moved._replace(voxels=everywhere, points=GRID.positions, depth=np.full(len(everywhere), 50.0))
+
+
 class TestBrain:
-    """Anatomy in atlas space, without pose or warp."""
+    """Anatomy: two brains of an atlas, and what is near them."""
 
-    def test_size_of_the_brain(self) -> None:
-        extents = [(-70, 0, 0), (70, 0, 0), (0, -104, 10), (0, 72, 10), (0, -18, 82)]
-        assert np.all(np.abs(outline(points(*extents)).cerebrum) < 8)
+    @pytest.mark.parametrize("brain", [0, 1])
+    def test_places_in_the_atlas(self, brain: int) -> None:
+        at = points((8, -8, 22), (25, -30, 35), (20, -60, -40), (0, -25, -30), (90, 60, 60))
+        found = tissues(head(0)._replace(brain=brain), at)
+        assert found[FLUID, 0] > 0.5  # a ventricle
+        assert found[WHITE, 1] > 0.5  # the centrum semiovale
+        assert np.allclose(found[:, :4].sum(0), 1, atol=0.2)  # cerebellum and pons are there, too
+        assert not found[:, 4].any()
 
-    def test_places_of_the_parts(self) -> None:
-        surfaces = outline(points((40, -20, 20), (20, -60, -35), (0, -25, -30), (80, 80, 80)))
-        assert (surfaces.cerebrum < 0).tolist() == [True, False, False, False]
-        assert (surfaces.cerebellum < 0).tolist() == [False, True, False, False]
-        assert (surfaces.stem < 0).tolist() == [False, False, True, False]
-        assert (surfaces.brain < 0).tolist() == [True, True, True, False]
+    def test_shares_sum_to_one_in_the_brain(self) -> None:
+        for seed in range(4):
+            drawn = head(seed)
+            shares = tissues(drawn, drawn.points)
+            assert shares.min() >= 0
+            assert shares.sum(0).max() <= 1 + 1e-5
+            assert np.median(shares.sum(0)[drawn.depth > GRID.spacing]) == pytest.approx(1, abs=1e-3)
+            assert np.all(shares.mean(axis=1) > 0.05)  # each tissue is there
 
-    def test_shares_sum_to_one_and_ventricles_are_fluid(self) -> None:
-        fields = RandomFields(np.random.default_rng(0), GRID)
-        surfaces = outline(GRID.positions)
-        voxels = np.flatnonzero(surfaces.brain < 4)
-        at = GRID.positions[:, voxels]
-        head = Head(fields, voxels, at, Outline(*(distance[voxels] for distance in surfaces)))
-        shares = tissues(head, fold(head, surfaces.cerebrum))
-        assert shares.min() >= -1e-6
-        assert np.allclose(shares.sum(axis=0), 1, atol=1e-5)
-        assert np.all(shares.mean(axis=1) > 0.01)  # each tissue is there
-        ventricle = np.linalg.norm(at - [[8], [-8], [21]], axis=0).argmin()
-        assert shares[FLUID, ventricle] > 0.5
+    def test_atrophy_gives_fluid_more_of_what_it_shares(self) -> None:
+        drawn = head(1)
+        young, old = (tissues(drawn, drawn.points, atrophy) for atrophy in (0.7, 1.8))
+        shared = (young[FLUID] > 0.05) & (young[FLUID] < 0.95) & (drawn.depth > GRID.spacing)
+        assert np.all(old[FLUID, shared] > young[FLUID, shared])
+        assert np.allclose(old.sum(0)[shared], young.sum(0)[shared], atol=0.05)
+        ratio = young[GREY, shared] / np.maximum(young[GREY, shared] + young[WHITE, shared], 1e-6)
+        same = old[GREY, shared] / np.maximum(old[GREY, shared] + old[WHITE, shared], 1e-6)
+        assert np.allclose(ratio, same, atol=1e-3)
 
-    def test_a_tumour_pushes_and_never_turns_space_inside_out(self) -> None:
+    def test_depth_is_below_the_surface(self) -> None:
+        drawn = head(2)
+        assert np.all(drawn.depth[tissues(drawn, drawn.points).sum(0) < 0.4] == 0)
+        assert 35 < drawn.depth.max() < 70
+
+    def test_heads_differ(self) -> None:
+        heads = [head(seed) for seed in range(8)]
+        assert {each.brain for each in heads} == {0, 1}
+        assert len({len(each.voxels) for each in heads}) == 8
+
+    def test_veins_lie_at_the_surface_and_arteries_below(self) -> None:
+        veins, arteries = draw_vessels(unmoved(0))
+        for vessel, at in ((veins, (0, -30, 78)), (veins, (0, -101, -8)), (arteries, (0, -18, -20))):
+            assert vessel[norm(GRID.positions - points(at)).argmin()] < 3
+            assert vessel[norm(GRID.positions - points((30, 20, 40))).argmin()] > 20
+
+
+class TestTumour:
+    """Where a tumour grows, and what it does to its surroundings."""
+
+    def test_pushes_and_never_turns_space_inside_out(self) -> None:
         for seed in range(10):
-            tumour = draw_tumour(np.random.default_rng(seed))
+            drawn = head(seed)
+            tumour = draw_tumour(drawn, tissues(drawn, drawn.points))
             direction = np.array([[0.6], [0], [0.8]])
             radii = np.linspace(0, 100, 400)
             at = (tumour.centre + direction * radii).astype(np.float32)
-            came_from = np.linalg.norm(tumour.displace(at) - tumour.centre, axis=0)
+            came_from = norm(tumour.displace(at, np.full(400, 50)) - tumour.centre)
             assert np.all(np.diff(came_from) > 0)
             assert np.all(came_from <= radii + 1e-3)
-            assert (radii - came_from).max() > 1
+            assert (radii - came_from).max() > 0.5
+            assert np.array_equal(tumour.displace(at, np.zeros(400)), at)  # the skull holds the surface
+
+    def test_kinds(self) -> None:
+        enhancing: dict[str, list[float]] = {}
+        for seed in range(30):
+            drawn = head(seed)
+            shares = tissues(drawn, drawn.points)
+            tumour = draw_tumour(drawn, shares)
+            growth = grow(tumour, drawn, shares)
+            whole = np.sum(growth, axis=0)
+            assert np.min(growth) >= 0
+            assert whole.max() <= 1 + 1e-5
+            assert not whole[shares.sum(0) == 0].any()
+            share = growth.enhancing.sum() / (growth.core.sum() + growth.enhancing.sum())
+            enhancing.setdefault(tumour.kind, []).append(float(share))
+        assert set(enhancing) == {"ring", "solid", "patchy", "low grade"}
+        assert max(enhancing["low grade"]) == 0
+        assert min(enhancing["solid"]) > 0.4
+        assert 0.1 < np.mean(enhancing["ring"]) < 0.7

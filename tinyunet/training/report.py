@@ -22,7 +22,7 @@ from tinyunet.training.resume import first_usable, saved_settings
 from tinyunet.training.samples import Volumes
 from tinyunet.training.settings import Settings, configuration
 from tinyunet.training.start import place_of
-from tinyunet.training.validate import CaseResult, score_cases
+from tinyunet.training.validate import CaseResult, dice_table, score_cases
 from tinyunet.viz.page import Head, Page, make_page
 
 _SHOWN = 4  # cases of a run: they share the 15 MB of a page
@@ -35,16 +35,19 @@ def make_report(
     dataset: Dataset,
     history: Sequence[Mapping[str, Any]],
     settings: Settings,
+    others: Sequence[Head] = (),
 ) -> Page:
-    """Return the page of a run: cases with their results, which have a segmentation each, and a note."""
-    heads = []
-    for case, (case_name, scores, prediction), note in shown:
+    """Return the page of a run: cases with their results, which have a segmentation each, and a note.
+
+    ``others`` are scans that are no part of the data; they come first.
+    """
+    heads = [*others]
+    for case, (case_name, scores, _, prediction), note in shown:
         assert prediction is not None
         image, truth, geometry = load_case(case)
-        rows = [[n, f"{dice:.3f}"] for group in scores.values() for n, dice in group.items()]
         labels = {"prediction": prediction, "truth": truth}
         note = f"{note}: mean Dice {overall(scores):.3f}"
-        heads.append(Head(case_name, image, labels, geometry.spacing, note, [["", "Dice"], *rows]))
+        heads.append(Head(case_name, image, labels, geometry.spacing, note, dice_table(scores)))
     title = f"Training of {name}"
     return make_page(title, heads, dataset.labels, dataset.modalities, history, configuration(settings))
 

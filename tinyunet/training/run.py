@@ -17,7 +17,7 @@ from tinyunet.optim import Adam
 from tinyunet.parallel.buckets import backward_order
 from tinyunet.parallel.communicator import Communicator
 from tinyunet.segmentation import checkpoint
-from tinyunet.segmentation.scores import mean, overall, summary, table
+from tinyunet.segmentation.scores import Scores, overall, score_counts, summary, table
 from tinyunet.segmentation.sliding_window import predictor
 from tinyunet.training import estimate
 from tinyunet.training.compilation import compile_kernels
@@ -26,6 +26,7 @@ from tinyunet.training.folder import BEST, LATEST, PREVIOUS, RunFolder
 from tinyunet.training.loop import StepResult, Trainer
 from tinyunet.training.pauses import Pause, Pauses
 from tinyunet.training.progress import Job, Progress
+from tinyunet.training.real_scan import find_scan, segment_scan
 from tinyunet.training.resume import Resumed, begin, check_same_data
 from tinyunet.training.samples import Loader
 from tinyunet.training.settings import Settings, configuration
@@ -69,6 +70,8 @@ def train(
             work = data.workload(job, model, shapes[0])
             needed = estimate.memory(work)
             estimate.check_memory(needed, work.ranks_here)
+            if settings.real:
+                find_scan(settings.real, data)
         parameters = backward_order(model, (*shapes[0], len(data.dataset.modalities)))
         optimizer = Adam(parameters, settings.lr, local=communicator.local, ema=settings.ema)
         with communicator.together():
@@ -160,7 +163,7 @@ class Run:
             result = trainer.epoch(epoch, self._pause, self._note)
             trainer.optimizer.exchange_average()
             try:
-                validation = mean([case.scores for case in self._score(self._data.validation)])
+                validation = self._validate()
                 best = overall(validation) > self._best_score
                 if best:
                     self._best_epoch, self._best_score = epoch, overall(validation)
@@ -242,6 +245,12 @@ class Run:
             return "nothing was written"
         return f"{self._where}/{LATEST} holds {self._saved}; go on with --resume {self._where}"
 
+    def _validate(self) -> Scores:
+        """Score the validation cases as one: their voxels are counted together."""
+        dataset, cases = self._data.dataset, self._score(self._data.validation)
+        counts = np.sum([case.counts for case in cases], axis=0)
+        return score_counts(counts, dataset.labels, dataset.regions)
+
     def _score(self, cases: list[Case], keep: int = 0) -> list[CaseResult]:
         """Score cases, unless a signal asks any rank to end meanwhile."""
         dataset, volumes, pauses = self._data.dataset, self._data.volumes, self._trainer.pauses
@@ -314,7 +323,7 @@ class Run:
             draw_learning_curves(curves, self._history)
         with attempt(predictions := self._folder / "predictions.png"):
             pictured = []
-            for case, (name, scores, prediction) in zip(self._data.test, cases, strict=True):
+            for case, (name, scores, _, prediction) in zip(self._data.test, cases, strict=True):
                 if prediction is not None:
                     image, labels, geometry = load_case(case)
                     note = f"mean Dice {overall(scores):.2f}"
@@ -334,7 +343,14 @@ class Run:
                 (result,) = score_cases(self._model, [case], *how)
             which = "best" if index == order[0] else "worst"
             shown.append((case, result, f"the {which} of {count(len(cases), 'test case')}"))
-        make_report(path.parent.name, shown, self._data.dataset, self._history, self._settings).write(path)
+        others = []
+        if self._settings.real:
+            scan = find_scan(self._settings.real, self._data)
+            others.append(head := segment_scan(scan, self._data, self._model, self._predict))
+            dice = ", ".join(f"{name} {value}" for name, value in head.scores[1:])
+            self._progress.line(printable(f"{head.name}, {head.note}: {dice or 'no labels to compare with'}"))
+        page = make_report(path.parent.name, shown, self._data.dataset, self._history, self._settings, others)
+        page.write(path)
 
 
 def _place(state: Mapping[str, Any]) -> str:

@@ -59,6 +59,12 @@ def score_cases(
     return communicator.broadcast_object(communicator.gather_in_turns(mine))
 
 
+def dice_table(scores: Scores) -> list[list[str]]:
+    """Return a table of Dice for the page, a row for each class and region."""
+    rows = [(name, dice) for group in scores.values() for name, dice in group.items()]
+    return [["", "Dice"], *([name, f"{dice:.3f}"] for name, dice in rows)]
+
+
 def epoch_heads(scores: Scores) -> str:
     """Return the heads of the columns that :func:`epoch_row` fills."""
     names = map(printable, scores["regions"] or scores["classes"])

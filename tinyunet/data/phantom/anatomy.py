@@ -1,54 +1,61 @@
-"""A brain: its outline, folded cortex, nuclei, ventricles, cerebellum and stem.
+"""A head: real anatomy, bent, stretched and turned anew for each, with its large vessels.
 
-Points are in atlas space: millimetres right, front and up from the anterior commissure, as in the
-Talairach and MNI atlases, from which sizes and places of the parts were read by eye.
+The atlas has two brains, in millimetres right, front and up from the anterior commissure: the average of
+152 people (ICBM 2009a, symmetric), and one person, scanned 27 times (Colin 27). Each voxel of 2 mm holds the
+shares of fluid, grey and white matter. ``examples/make_atlas.py`` made the file from both T1 templates.
+
+Sources: V. Fonov et al., "Unbiased average age-appropriate atlases for pediatric studies", NeuroImage 54
+(2011); C. Holmes et al., "Enhancement of MR images using registration for signal averaging", J. Comput.
+Assist. Tomogr. 22 (1998). Templates: copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre,
+Montreal Neurological Institute, McGill University. They may be used, copied, modified and distributed for any
+purpose without fee, provided that this notice appears in all copies; they come without any warranty.
 """
 
-from typing import NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from tinyunet.data.phantom.bodies import ellipsoid, inside, mirror, norm, smooth_maximum, smooth_minimum, tube
+from tinyunet.data.phantom.bodies import Nodes, mirror, tube
 from tinyunet.data.phantom.fields import Array, RandomFields
 
-# Rows of an array of tissue shares, shape=(4, voxels). DEEP is the grey of the nuclei.
-WHITE, GREY, DEEP, FLUID = range(4)
+Scalar = TypeVar("Scalar", bound=np.generic)
 
-_FOLD_WAVELENGTH = 20.0  # a wave of the cortex: from one sulcus to the next but one
-_CORTEX_THICKNESS = 4.0
+# Rows of an array of tissue shares, shape=(3, voxels).
+FLUID, GREY, WHITE = range(3)
 
-# Centre and radii of the right one of each pair of nuclei, and how much of it is grey.
-_NUCLEI = (
-    ((13.0, 14.0, 7.0), (6.0, 13.0, 9.0), 1.0),  # caudate
-    ((27.0, 3.0, 1.0), (7.0, 18.0, 12.0), 1.0),  # putamen
-    ((19.0, -4.0, -1.0), (5.0, 9.0, 7.0), 0.5),  # pallidum
-    ((11.0, -20.0, 7.0), (11.0, 16.0, 10.0), 0.8),  # thalamus
+# Large vessels of the right half: (x, y, z, radius). Skull-stripping often leaves the veins at the surface.
+_VEINS: tuple[Nodes, ...] = (
+    (  # superior sagittal sinus
+        (0, 62, 18, 2),
+        (0, 46, 48, 2.5),
+        (0, 10, 71, 3),
+        (0, -30, 78, 3.5),
+        (0, -70, 58, 4),
+        (0, -97, 22, 4),
+        (0, -103, -8, 4.5),
+    ),
+    (  # transverse and sigmoid sinus
+        (0, -101, -10, 4.5),
+        (35, -92, -24, 4),
+        (56, -68, -32, 4),
+        (56, -50, -38, 4.5),
+        (46, -48, -50, 4),
+    ),
+    ((0, -46, 4, 1.5), (0, -70, 6, 2), (0, -100, -8, 3)),  # straight sinus
 )
-
-# The right lateral ventricle: frontal horn, body, atrium, occipital horn; then the temporal horn.
-_LATERAL_VENTRICLE = (
-    (6.0, 32.0, 3.0, 3.5),
-    (7.0, 16.0, 13.0, 5.5),
-    (8.0, -8.0, 21.0, 4.5),
-    (13.0, -30.0, 18.0, 5.0),
-    (23.0, -44.0, 8.0, 6.0),
-    (23.0, -66.0, 5.0, 2.0),
+# Basilar, internal carotid and middle cerebral artery.
+_ARTERY: Nodes = (
+    (0, -24, -48, 2),
+    (0, -17, -18, 2),
+    (0, -17, -16, 1.5),
+    (12, 3, -18, 1.8),
+    (30, 5, -17, 1.6),
+    (42, 4, -8, 1.3),
 )
-_TEMPORAL_HORN = ((23.0, -44.0, 8.0, 6.0), (35.0, -30.0, -9.0, 3.0), (32.0, -10.0, -18.0, 3.0))
-
-
-class Outline(NamedTuple):
-    """Signed distances to the surfaces of the brain's three parts, each of shape=(P,)."""
-
-    cerebrum: Array
-    cerebellum: Array
-    stem: Array
-
-    @property
-    def brain(self) -> Array:
-        """Distance to all three together, the clefts between them filled."""
-        return smooth_minimum(smooth_minimum(self.cerebrum, self.cerebellum, 12), self.stem, 12)
 
 
 class Head(NamedTuple):
@@ -56,150 +63,97 @@ class Head(NamedTuple):
 
     fields: RandomFields  # their generator draws everything else of the head, too
     voxels: NDArray[np.intp]  # indices in the grid, shape=(P,)
-    points: Array  # in atlas space, shape=(3, P)
-    surfaces: Outline
+    brain: int  # number of the brain in the atlas
+    points: Array  # in the atlas, without a tumour, shape=(3, P)
+    depth: Array  # millimetres below the surface of the brain, 0 outside, shape=(P,)
 
     @property
     def width(self) -> float:
         """Millimetres over which a surface blurs; a scanner's point spread is wider than its grid."""
         return 1.15 * self.fields.grid.spacing
 
+    def clouds(self, wavelength: float) -> Array:
+        """Draw a random field of deviation 1 at the voxels of the head, shape=(P,)."""
+        return self.fields.clouds(wavelength)[self.voxels]
 
-class Folding(NamedTuple):
-    """The sulci of a head, each array of shape=(P,)."""
-
-    distance: Array  # to the nearest wall: the sheet of fluid in the middle of a sulcus
-    depth: Array  # how far below the surface the walls reach
-    roughness: Array  # a slow random field along the surface, of deviation 1
-
-
-def outline(points: Array) -> Outline:
-    """Evaluate the outline of the brain at points of atlas space, shape=(3, P)."""
-    hemispheres = ellipsoid(mirror(points), (22, -60, -34), (30, 29, 22))
-    vermis = ellipsoid(points, (0, -58, -33), (14, 24, 20))
-    midbrain = ellipsoid(mirror(points), (6, -24, -10), (12, 12, 14))
-    pons = ellipsoid(points, (0, -25, -30), (17, 14, 15))
-    medulla = tube(points, ((0, -34, -42, 10), (0, -46, -80, 8)))
-    stem = smooth_minimum(smooth_minimum(midbrain, pons, 8), medulla, 8)
-    return Outline(cerebrum(points), smooth_minimum(hemispheres, vermis, 5), stem)
+    def volume(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
+        """Return values of the head, shape=(P,), as a volume with 0 elsewhere, shape=grid.shape."""
+        volume = np.zeros(self.fields.grid.shape, values.dtype)
+        volume.reshape(-1)[self.voxels] = values
+        return volume
 
 
-def cerebrum(points: Array) -> Array:
-    """Distance to the surface of the two hemispheres together."""
-    y, z = points[1:]
-    pair = mirror(points)
-    back = ellipsoid(pair, (9, -31, 12), (59, 69, 68))
-    front = ellipsoid(pair, (8, 14, 16), (49, 52, 58))
-    # From below it is flat: the orbits in front, the tentorium behind.
-    rise = np.clip(-0.12 * (y + 10), 0, 7) + np.maximum(y - 15, 0) ** 2 / 130
-    upper = smooth_maximum(smooth_minimum(back, front, 16), rise - 22 - z, 16)
-    temporal_lobes = ellipsoid(pair, (43, -18, -20), (23, 43, 25))
-    base = ellipsoid(pair, (0, -12, -8), (26, 26, 18))
-    return smooth_minimum(smooth_minimum(upper, temporal_lobes, 8), base, 6)
+class Vessels(NamedTuple):
+    """Distances to the walls of large vessels in millimetres, each of shape=(P,)."""
+
+    veins: Array
+    arteries: Array
 
 
-def callosum_height(points: Array) -> Array:
-    """How far up the arch of the corpus callosum a point lies: below 1 the hemispheres are joined."""
-    _, y, z = points
-    return np.sqrt(((y + 3) / 42) ** 2 + ((z + 2) / 29) ** 2)
+@cache
+def _atlas() -> tuple[NDArray[np.uint8], Array, float]:
+    """Return the shares from 0 to 15, shape=(2, 3, X, Y, Z), the first voxel's point, and the spacing."""
+    with np.load(Path(__file__).with_name("atlas.npz")) as file:
+        return file["shares"], file["first"].astype(np.float32)[:, None], float(file["spacing"])
 
 
-def fold(head: Head, surface: Array) -> Folding:
-    """Draw the sulci of a head, whose ``surface`` is the distance to the cerebrum at every voxel of the grid.
+def draw_head(fields: RandomFields) -> Head:
+    """Draw a head: which brain, its size, position, tilt and shape."""
+    generator, grid = fields.generator, fields.grid
+    points = _pose(fields)
+    brain = int(generator.integers(len(_atlas()[0])))
+    all_tissue = _atlas()[0][brain].sum(0, np.uint8)[None]
+    inside = (_look_up(all_tissue, points) > 0.5).reshape(grid.shape)
+    depth = ndimage.distance_transform_edt(inside).astype(np.float32).reshape(-1) * np.float32(grid.spacing)
+    voxels = np.flatnonzero(ndimage.binary_dilation(inside, iterations=2))
+    return Head(fields, voxels, brain, points[:, voxels], depth[voxels])
 
-    A sulcus goes in where a random field of one wavelength crosses zero on the surface of the
-    cerebrum. A voxel reads the field at the surface above it, so that sulci stand upright; divided
-    by its slope the field is the distance to the wall.
+
+def _pose(fields: RandomFields) -> Array:
+    """Draw where each voxel of the grid lies in the atlas, shape=(3, voxels)."""
+    generator, grid = fields.generator, fields.grid
+    a, b, c = generator.normal(0, [0.08, 0.06, 0.08])
+    nod = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    tilt = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    shake = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    scale = generator.uniform(0.85, 0.93) * generator.uniform(0.96, 1.04, 3)
+    flip = np.diag([generator.choice([-1, 1]), 1, 1])
+    linear = flip @ np.diag(1 / scale) @ nod @ tilt @ shake
+    centre = np.array([0, -18, 8]) + generator.normal(0, 2, 3)
+    points = linear.astype(np.float32) @ grid.positions + centre.astype(np.float32)[:, None]
+    for axis in points:
+        axis += 3 * fields.clouds(90) + 0.75 * fields.clouds(45)
+    return points
+
+
+def _look_up(volumes: NDArray[np.uint8], points: Array) -> Array:
+    """Interpolate volumes of the atlas, shape=(V, X, Y, Z), at its points; shape=(V, P), from 0 to 1."""
+    _, first, spacing = _atlas()
+    index = (points - first) / np.float32(spacing)
+    found: list[Array] = [
+        ndimage.map_coordinates(each, index, np.float32, order=1, mode="constant") for each in volumes
+    ]
+    return (np.stack(found) / 15).astype(np.float32)
+
+
+def tissues(head: Head, points: Array, atrophy: float = 1.0) -> Array:
+    """Return the shares of fluid, grey and white matter at points of the atlas, shape=(3, P).
+
+    They sum to 1 in the brain, and less outside. With the years fluid takes more of the voxels that it shares
+    with tissue: ``atrophy`` above 1.
     """
-    fields, voxels = head.fields, head.voxels
-    grid = fields.grid
-    outwards = grid.gradient(surface)[:, voxels]
-    outwards /= norm(outwards) + 0.05
-    # Three quarters of the way only: sulci bend.
-    way = np.clip(-surface[voxels], 0, 25) * 0.75
-    above = grid.positions[:, voxels] + outwards * way
-    waves = fields.waves(_FOLD_WAVELENGTH, 0.13)
-    slope = norm(grid.gradient(waves))
-    height, slope, roughness = grid.interpolate(np.stack([waves, slope, fields.clouds(30)]), above)
-    typical_slope = np.float32(2 * np.pi / _FOLD_WAVELENGTH)
-    distance = np.abs(height) / np.maximum(slope, np.float32(0.45) * typical_slope)
-    # Shallow from below, and none where the nuclei are.
-    depth = (22 + 5 * roughness) * (1 - 0.6 * np.clip(-outwards[2], 0, 1))
-    x, y, z = head.points
-    middle = np.sqrt((x / 31) ** 2 + ((y + 8) / 38) ** 2 + ((z + 2) / 28) ** 2)
-    depth *= np.clip(4 * middle - 4, 0, 1)
-    return Folding(distance, depth, roughness)
+    shares = np.minimum(_look_up(_atlas()[0][head.brain], points), 1)
+    fluid = 1 - (1 - shares[FLUID]) ** np.float32(atrophy)
+    shares[GREY:] *= (1 - fluid) / np.maximum(1 - shares[FLUID], np.float32(1e-3))
+    shares[FLUID] = fluid
+    return (shares / np.maximum(shares.sum(0), 1)).astype(np.float32)
 
 
-def tissues(head: Head, folding: Folding) -> Array:
-    """Return the shares of white matter, grey matter, deep grey and fluid in each voxel; they sum to 1.
-
-    The head's generator draws how wide sulci and ventricles are. shape=(4, P).
-    """
-    points, surfaces, width = head.points, head.surfaces, head.width
-    atrophy = head.fields.generator.uniform(0, 1)
-    pair = mirror(points)
-    shares = _cortex(head, folding, atrophy)
-    for centre, radii, grey in _NUCLEI:
-        _put(shares, inside(ellipsoid(pair, centre, radii), width), (1 - grey, 0, grey, 0))
-
-    below = inside(surfaces.cerebellum, width) * (1 - inside(surfaces.cerebrum, width))
-    leaves, gaps = _foliage(head)
-    _put(shares, below, (1 - leaves, leaves * (1 - gaps), 0, leaves * gaps))
-    _put(shares, inside(surfaces.stem, width), (0.8, 0, 0.2, 0))
-
-    lateral = np.minimum(tube(pair, _LATERAL_VENTRICLE), tube(pair, _TEMPORAL_HORN))
-    third = ellipsoid(points, (0, -8, 0), (2.2 + atrophy, 14, 11))
-    fourth = ellipsoid(points, (0, -47, -34), (6, 5, 9))
-    ventricles = np.minimum(np.minimum(lateral - (2.6 * atrophy - 0.6), third), fourth)
-    _put(shares, inside(ventricles, width), (0, 0, 0, 1))
-    return shares
-
-
-def _cortex(head: Head, folding: Folding, atrophy: float) -> Array:
-    """Return the shares of a cerebrum without nuclei: a grey ribbon along every wet surface."""
-    x, y, z = head.points
-    x = np.abs(x)
-    depth = -head.surfaces.cerebrum
-    sulci = np.hypot(folding.distance, np.maximum(depth - folding.depth, 0))
-    # The Sylvian fissure rises to the back; at its floor the insula stands upright.
-    sylvian = np.sqrt((z + 4 + y / 2) ** 2 / 1.25 + np.maximum(36 - x, 0) ** 2 + np.maximum(-40 - y, 0) ** 2)
-    beyond_y, beyond_z = np.maximum(np.abs(y - 2) - 22, 0), np.maximum(np.abs(z - 1) - 13, 0)
-    insula = np.sqrt((x - 38) ** 2 + beyond_y**2 + beyond_z**2)
-    clefts = np.minimum(sylvian, insula)
-    height = callosum_height(head.points)
-    between_hemispheres = np.hypot(x, 29 * np.maximum(1 - height, 0))
-
-    wet = np.minimum(np.minimum(depth, sulci), np.minimum(clefts, between_hemispheres))
-    grey = inside(wet - (_CORTEX_THICKNESS + 0.4 * folding.roughness), head.width)
-    callosum = inside(29 * np.maximum(height - 1, -1), head.width) * inside(x - 14, 6)
-    grey *= 1 - callosum
-
-    walls = inside(np.minimum(sulci, clefts) - (0.45 + 0.7 * atrophy), 1.2 * head.width)
-    fluid = np.maximum(walls, inside(between_hemispheres - 1, head.width))
-    fluid = np.maximum(fluid, inside(depth + 0.6 + 0.6 * folding.roughness, head.width))
-    # Fluid thins out towards the floor of a sulcus.
-    open_to = (8 + folding.depth - depth) / 8 + (clefts < 4) + (between_hemispheres < 4)
-    fluid *= np.clip(open_to, 0, 1)
-    return np.stack([(1 - grey) * (1 - fluid), grey * (1 - fluid), np.zeros_like(fluid), fluid])
-
-
-def _foliage(head: Head) -> tuple[Array, Array]:
-    """Return the shares of the cerebellum's grey leaves, and of the fluid between them."""
-    grid, surface = head.fields.grid, head.surfaces.cerebellum
-    leaves, gaps = np.zeros((2, len(surface)), np.float32)
-    here = np.flatnonzero(surface < head.width)
-    # The leaves run from left to right: waves stretched that way.
-    stretched = grid.positions[:, head.voxels[here]] * np.array([[0.3], [1], [1]], np.float32)
-    waves = grid.interpolate(head.fields.waves(11, 0.2)[None], stretched)[0]
-    depth = -surface[here]
-    leaves[here] = inside(depth - 12 - 4 * waves, 2 * head.width)
-    gaps[here] = np.clip(waves / 3 * inside(depth - 11, 4), 0, 0.4)
-    return leaves, gaps
-
-
-def _put(shares: Array, amount: Array, mixture: tuple[Array | float, ...]) -> None:
-    """Let another mixture of tissues take ``amount`` of each voxel, in place."""
-    shares *= 1 - amount
-    for row, part in zip(shares, mixture, strict=True):
-        row += amount * part
+def draw_vessels(head: Head) -> Vessels:
+    """Draw how wide the large vessels are; one of the two transverse sinuses may be narrow."""
+    generator, points = head.fields.generator, mirror(head.points)
+    sagittal, transverse, straight = (tube(points, vein) for vein in _VEINS)
+    narrow = generator.choice([-1, 1]) * head.points[0] > 0
+    transverse += np.float32(2.5 * generator.uniform()) * narrow
+    veins = np.minimum(np.minimum(sagittal, straight), transverse) - np.float32(generator.uniform(-1.2, 1.2))
+    return Vessels(veins, tube(points, _ARTERY) - np.float32(generator.uniform(-0.5, 0.5)))

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from tinyunet.common.errors import DataError, said
 from tinyunet.common.files import read_json
-from tinyunet.data.phantom.anatomy import WHITE, Head, Outline, fold, outline, tissues
-from tinyunet.data.phantom.fields import Array, Grid, RandomFields
+from tinyunet.data.phantom.anatomy import draw_head, tissues
+from tinyunet.data.phantom.fields import Grid, RandomFields
 from tinyunet.data.phantom.scanner import MODALITIES, scan
 from tinyunet.data.phantom.tumour import draw_tumour, grow
 
 LABELS = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
 
-_VERSION = 1  # part of what a folder is recognised by: raised whenever the same seed gives other heads
+_VERSION = 2  # part of what a folder is recognised by: raised whenever the same seed gives other heads
 _SMALLEST = 16
 
 
@@ -31,55 +31,28 @@ def make_case(
 
     ``shape`` counts voxels from left to right, back to front and bottom to top. They are cubes just large
     enough for a head; ValueError if they are too few. The image, shape=(*shape, 4) int16, has FLAIR, T1w,
-    t1gd and T2w, and 0 outside the brain; the labels, shape=shape uint8, 1 edema, 2 necrotic core and 3
-    enhancing rim. The affine, shape=(4, 4), leads from voxel indices to millimetres.
+    t1gd and T2w, and 0 outside the brain; the labels, shape=shape uint8, 1 edema, 2 core that does not
+    enhance and 3 enhancing tumour; not each tumour has all three. The affine, shape=(4, 4), leads from voxel
+    indices to millimetres.
     """
     if min(shape) < _SMALLEST:
         raise ValueError(f"shape: {shape}; expected {_SMALLEST} voxels or more along each axis")
     grid = Grid(shape)
     generator = np.random.default_rng([seed, index])
-    fields = RandomFields(generator, grid)
-    at_rest = _pose(fields)
-    tumour = draw_tumour(generator)
-    # The skull holds the surface where it is; inside, the tumour displaces tissue.
-    everywhere = outline(at_rest)
-    voxels = np.flatnonzero(everywhere.brain < 4)
-    surfaces = Outline(*(distance[voxels] for distance in everywhere))
-    head = Head(fields, voxels, tumour.displace(at_rest[:, voxels]), surfaces)
-    folding = fold(head, everywhere.cerebrum)
-    shares = tissues(head, folding)
-    growth = grow(tumour, head, white=shares[WHITE])
+    head = draw_head(RandomFields(generator, grid))
+    tumour = draw_tumour(head, tissues(head, head.points))
+    atrophy = float(np.exp(generator.normal(0.15, 0.35)))
+    shares = tissues(head, tumour.displace(head.points, head.depth), atrophy)
+    growth = np.stack(grow(tumour, head, shares))
+    image, there = scan(head, np.concatenate([shares * (1 - growth.sum(0)), growth]))
 
-    labels = np.zeros(len(voxels), np.uint8)
-    labels[growth.edema > 0.5] = 1
-    labels[growth.necrosis + growth.enhancing > 0.5] = 3
-    labels[growth.necrosis > 0.5] = 2
-    diseased = np.stack(growth)
-    shares = np.concatenate([shares * (1 - diseased.sum(0)), diseased])
-    # As a skull-stripping program leaves it: the brain with a rim of fluid, not quite even.
-    brain = (surfaces.brain < 1.4 - 0.7 * folding.roughness) | (labels > 0)
-    image = scan(head, shares, brain)
-    volume = np.zeros(grid.positions.shape[1], np.uint8)
-    volume[voxels] = labels
+    edema, core, enhancing = growth
+    labels = np.where(edema > 0.5, 1, 0)
+    labels = np.where(core + enhancing > 0.5, np.where(enhancing > core, 3, 2), labels) * there
     affine = np.diag([grid.spacing] * 3 + [1.0])
     affine[:3, 3] = [-grid.spacing * (size - 1) / 2 for size in shape]
-    return image, volume.reshape(shape), affine
-
-
-def _pose(fields: RandomFields) -> Array:
-    """Draw a head's size, position, tilt and shape; return each voxel's point of atlas space."""
-    generator, grid = fields.generator, fields.grid
-    a, b, c = generator.normal(0, [0.07, 0.05, 0.07])
-    nod = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    tilt = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    shake = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    scale = generator.uniform(0.87, 0.95) * generator.uniform(0.96, 1.04, 3)
-    linear = np.diag(1 / scale) @ nod @ tilt @ shake
-    centre = np.array([0, -17, 10]) + generator.normal(0, 2, 3)
-    points = linear.astype(np.float32) @ grid.positions + centre.astype(np.float32)[:, None]
-    for axis in points:
-        axis += 2.2 * fields.clouds(70)
-    return points
+    volume = np.stack([head.volume(sequence) for sequence in image.T], axis=-1)
+    return volume, head.volume(labels.astype(np.uint8)), affine
 
 
 def folder_name(cases: int, shape: tuple[int, int, int], seed: int) -> str:

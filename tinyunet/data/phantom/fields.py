@@ -1,6 +1,5 @@
 """A grid of voxels in millimetres, and smooth random fields over it."""
 
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,10 +32,6 @@ class Grid:
         axes = [self.spacing * (np.arange(size) - (size - 1) / 2) for size in self.shape]
         return np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1).astype(np.float32)
 
-    def gradient(self, field: Array) -> Array:
-        """Change of a field a millimetre along each axis. shape=(3, voxels)."""
-        return np.array(np.gradient(field.reshape(self.shape), np.float32(self.spacing))).reshape(3, -1)
-
     def smooth(self, field: Array, share: float) -> Array:
         """Give ``share`` of each voxel's value to its six neighbours, axis after axis."""
         volume = field.reshape(self.shape)
@@ -47,27 +42,6 @@ class Grid:
             volume = (1 - share) * volume
             volume += neighbours
         return volume.reshape(-1)
-
-    def interpolate(self, fields: Array, points: Array) -> Array:
-        """Evaluate fields, shape=(F, voxels), at points, shape=(3, P) in millimetres, linearly. shape=(F, P).
-
-        Beyond an edge the other side follows.
-        """
-        sizes = np.array(self.shape)[:, None]
-        index = points / self.spacing + np.float32((sizes - 1) / 2)
-        low = np.floor(index)
-        share = index - low
-        steps = np.array([self.shape[1] * self.shape[2], self.shape[2], 1])[:, None]
-        below = low.astype(np.intp) % sizes
-        corner = [below * steps, (below + 1) % sizes * steps]
-        weight = [1 - share, share]
-        values = np.zeros((len(fields), points.shape[1]), np.float32)
-        for a, b, c in itertools.product((0, 1), repeat=3):
-            voxel = corner[a][0] + corner[b][1] + corner[c][2]
-            part = weight[a][0] * weight[b][1] * weight[c][2]
-            for value, field in zip(values, fields, strict=True):
-                value += part * field.take(voxel)  # several times faster than field[voxel]
-        return values
 
 
 class RandomFields:
@@ -85,18 +59,7 @@ class RandomFields:
 
     def clouds(self, wavelength: float) -> Array:
         """Draw a field with structures of about ``wavelength`` millimetres and larger."""
-        return self._shaped(np.exp(-0.5 * (self._frequency * wavelength) ** 2))
-
-    def waves(self, wavelength: float, bandwidth: float) -> Array:
-        """Draw a field that goes up and down every ``wavelength`` millimetres.
-
-        Its zeros form a labyrinth of walls half a wavelength apart. ``bandwidth`` is relative.
-        """
-        resolved = max(wavelength, 3 * self.grid.spacing)
-        distance = (self._frequency * resolved - 1) / bandwidth
-        return self._shaped(np.exp(-0.5 * distance**2))
-
-    def _shaped(self, amplitude: Array) -> Array:
+        amplitude = np.exp(-0.5 * (self._frequency * wavelength) ** 2)
         kept = amplitude > 0.01
         kept[0, 0, 0] = False  # the mean
         real, imaginary = self.generator.standard_normal((2, np.count_nonzero(kept)), np.float32)
