@@ -48,8 +48,8 @@ def test_a_scan_without_labels(dataset, command, tmp_path):
     assert not head["scores"]
 
 
-@pytest.mark.parametrize(("given", "expected"), [("nowhere", "nowhere: no such file"), (".", "no such|holds")])
-def test_a_scan_that_is_not_there_is_refused_at_once(given, expected, dataset, command, tmp_path):
+@pytest.mark.parametrize("given", ["nowhere", "."])
+def test_a_scan_that_is_not_there_is_refused_at_once(given, dataset, command, tmp_path):
     path = Path(tmp_path / given)
     done = command("train", "--data-path", dataset, *SMALL, "--output", tmp_path / "runs", "--real", path)
     assert done.code == 2
